@@ -1,0 +1,39 @@
+# Each target sets up what it needs: a virtual environment in .venv with the tested versions.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+BACKBONE := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo test quality style bench clean
+
+demo: $(VENV)/installed $(BACKBONE)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
+	    $(BIN)/accelerate launch run_prompt_tuning.py examples/complaints.yaml
+	$(BIN)/python examples/show_results.py outputs/complaints
+
+test: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+quality: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# DATA is a folder with the files that benchmarks/README.md names.
+bench: $(VENV)/installed $(BACKBONE)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/raft_folds.py --data $(DATA)
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(BACKBONE): | $(VENV)/installed
+	$(BIN)/python examples/get_backbone.py $(dir $@)
+
+clean:
+	rm -rf $(VENV) .cache outputs build *.egg-info

@@ -1,0 +1,23 @@
+"""Prompt tuning for the Hugging Face Trainer."""
+
+from .collator import DataCollatorForPromptTuning
+from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
+from .errors import PromptTuningError
+from .modeling import PromptTuningModelForCausalLM, PromptTuningModelForSeq2SeqLM, get_prompt_tuning_model
+from .template import PromptTemplate
+from .trainer import PromptTuningTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataCollatorForPromptTuning",
+    "PromptTemplate",
+    "PromptTuningArguments",
+    "PromptTuningConfig",
+    "PromptTuningError",
+    "PromptTuningInit",
+    "PromptTuningModelForCausalLM",
+    "PromptTuningModelForSeq2SeqLM",
+    "PromptTuningTrainer",
+    "get_prompt_tuning_model",
+]

@@ -1,0 +1,222 @@
+"""What the command takes: four groups of arguments, from a YAML or JSON file, from flags, or from both."""
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from .config import PromptTuningArguments, PromptTuningConfig
+from .data import split_names
+from .errors import PromptTuningError
+from .template import PromptTemplate
+
+
+@dataclass
+class ModelArguments:
+    """The frozen backbone."""
+
+    model_name_or_path: str = field(metadata={"help": "The backbone's Hub id or folder."})
+    model_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    gguf_file: str | None = field(default=None, metadata={"help": "Load this GGUF file of the backbone."})
+    dtype: str = field(
+        default="auto", metadata={"help": "auto, float32, bfloat16 or float16; the prompt is float32 all the same."}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, …"})
+    task_type: str | None = field(
+        default=None, metadata={"help": "CAUSAL_LM or SEQ_2_SEQ_LM; read from the backbone's config by default."}
+    )
+    token: str | None = field(default=None, metadata={"help": "A Hub token, for private repositories."})
+
+
+@dataclass
+class DataArguments:
+    """The data, and how a row becomes text."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set's Hub id."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_revision: str | None = field(
+        default=None,
+        metadata={"help": "Its revision; refs/convert/parquet for data sets that are scripts."},
+    )
+    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl or parquet."})
+    validation_file: str | None = field(default=None, metadata={"help": "As train_file."})
+    test_file: str | None = field(default=None, metadata={"help": "As train_file; for --do_predict."})
+    column_names: list[str] | None = field(
+        default=None, metadata={"help": "The columns of a csv or tsv file that has no header line."}
+    )
+    validation_split_percentage: int | None = field(
+        default=None, metadata={"help": "Take this share of the training rows for validation, if there is none."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn by the seed."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, drawn by the seed."})
+    source_template: str | None = field(
+        default=None, metadata={"help": 'The source, e.g. "Tweet text : {Tweet text} Label :".'}
+    )
+    target_template: str | None = field(default=None, metadata={"help": 'Free text\'s target, e.g. "{summary}".'})
+    label_column: str | None = field(default=None, metadata={"help": "Classification: the label's column."})
+    label_words: str | None = field(
+        default=None, metadata={"help": 'Each label\'s words, e.g. {"0": "negative", "1": "positive"}.'}
+    )
+    max_source_length: int | None = field(
+        default=512, metadata={"help": "Cut the source (its longest field) to so many tokens."}
+    )
+    max_target_length: int | None = field(
+        default=None, metadata={"help": "Refuse longer targets, and generate at most so many tokens."}
+    )
+
+    def template(self) -> PromptTemplate:
+        """The template that these arguments describe.
+
+        Raises:
+            PromptTuningError: no source template, or label words that are no JSON object.
+        """
+        if self.source_template is None:
+            raise PromptTuningError('source_template is not given; e.g. --source_template "Text : {text} Label :".')
+        words = None
+        if self.label_words is not None:
+            try:
+                words = json.loads(self.label_words)
+                if not isinstance(words, dict):
+                    raise ValueError("not an object")
+            except ValueError as error:
+                raise PromptTuningError(
+                    f"label_words is {self.label_words!r}, not a JSON object ({error}); "
+                    'write e.g. {"0": "negative", "1": "positive"}.'
+                ) from error
+        return PromptTemplate(
+            source=self.source_template,
+            target=self.target_template,
+            label_column=self.label_column,
+            label_words=words,
+            max_source_length=self.max_source_length,
+            max_target_length=self.max_target_length,
+        )
+
+
+@dataclass
+class PromptArguments:
+    """The soft prompt."""
+
+    num_virtual_tokens: int | None = field(
+        default=None, metadata={"help": "P, how many vectors. Default 20, or as many as init_prompt has."}
+    )
+    prompt_tuning_init: str | None = field(
+        default=None,
+        metadata={
+            "help": "TEXT, SAMPLE_VOCAB, FIRST_VOCAB, CLASS_LABELS, RANDOM or PROMPT. Default TEXT where a text is "
+            "given, PROMPT where a prompt is, else SAMPLE_VOCAB."
+        },
+    )
+    prompt_tuning_init_text: str | None = field(default=None, metadata={"help": "The words that TEXT starts from."})
+    random_range: float = field(default=0.5, metadata={"help": "RANDOM is uniform in ± this."})
+    vocab_sample_size: int = field(default=5000, metadata={"help": "SAMPLE_VOCAB draws from so many common tokens."})
+    init_prompt: str | None = field(
+        default=None, metadata={"help": "PROMPT: a prompt's folder, its Hub id, or a .npy file of [P, H]."}
+    )
+    backbone_dropout: bool = field(default=False, metadata={"help": "Keep the backbone's dropout on in training."})
+
+    def config(self, task_type: str | None) -> PromptTuningConfig:
+        """The prompt's config."""
+        return PromptTuningConfig(task_type=task_type, **dataclasses.asdict(self))
+
+
+Arguments = tuple[ModelArguments, DataArguments, PromptArguments, PromptTuningArguments]
+GROUPS = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+    """`[CONFIG.yaml|CONFIG.json] [--flag value …]`; a flag overrides the file, and both are cast by the field.
+
+    What was not said is filled in: training data given means training; validation data given means evaluating (once
+    before training, too) and saving each epoch.
+
+    Args:
+        argv: default `sys.argv[1:]`.
+
+    Raises:
+        PromptTuningError: a file that is not there or holds no mapping, an unknown key (the nearest one is named), a
+            value that its field cannot hold.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(GROUPS, allow_abbrev=False, prog="run_prompt_tuning.py")
+    from_file: dict[str, Any] = {}
+    if argv and not argv[0].startswith("-"):
+        from_file = _read_file(Path(argv.pop(0)))
+        known = {f.name for group in GROUPS for f in dataclasses.fields(group)}
+        for key in from_file:
+            if key not in known:
+                raise PromptTuningError(_unknown(f"the key {key!r}", key, known))
+    flags = [flag for key, value in from_file.items() for flag in _as_flags(key, value)] + argv
+    said = set(from_file) | {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
+    flags += _unsaid(said, flags, parser)
+    *parsed, rest = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
+    if rest:
+        known = {f.name for group in GROUPS for f in dataclasses.fields(group)}
+        raise PromptTuningError(_unknown(f"the argument {rest[0]!r}", rest[0].lstrip("-").split("=")[0], known))
+    model, data, prompt, training = parsed
+    resume = training.resume_from_checkpoint
+    if isinstance(resume, str) and resume.lower() in ("true", "false"):
+        training.resume_from_checkpoint = resume.lower() == "true"
+    return model, data, prompt, training
+
+
+class _Parser(HfArgumentParser):
+    """argparse prints its usage (four screens of it) and exits; here a bad value is an error like any other."""
+
+    def error(self, message: str) -> None:
+        raise PromptTuningError(f"{message}. See --help.")
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    if file.suffix not in (".yaml", ".yml", ".json"):
+        raise PromptTuningError(f"the first argument {str(file)!r} is neither a flag nor a .yaml or .json file.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PromptTuningError(
+            f"the config {str(file)!r} cannot be read: {error.strerror}. Check the path."
+        ) from error
+    try:
+        values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise PromptTuningError(f"the config {str(file)!r} is not {file.suffix[1:]}: {error}") from error
+    if not isinstance(values, dict):
+        raise PromptTuningError(f"the config {str(file)!r} is no mapping of argument names to values.")
+    return {str(key): value for key, value in values.items()}
+
+
+def _as_flags(key: str, value: Any) -> list[str]:
+    """A file's entry as the flag that says the same, so that both go through one parser."""
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        return [f"--{key}={json.dumps(value)}"]
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)] if value else []
+    return [f"--{key}={value}"]
+
+
+def _unsaid(said: set[str], flags: list[str], parser: _Parser) -> list[str]:
+    """Flags for what follows from the data that was given, unless it was said otherwise."""
+    given, _ = parser.parse_known_args(flags)
+    splits = split_names(given.dataset_name, given.dataset_config_name, given.dataset_revision)
+    has_train = given.train_file is not None or "train" in splits
+    has_validation = bool(given.validation_file or given.validation_split_percentage or "validation" in splits)
+    defaults = {"do_train": "true"} if has_train else {}
+    if has_validation:
+        defaults["do_eval"] = "true"
+        if given.do_train or ("do_train" not in said and has_train):
+            defaults |= {"eval_strategy": "epoch", "save_strategy": "epoch", "eval_on_start": "true"}
+    return [f"--{name}={value}" for name, value in defaults.items() if name not in said]
+
+
+def _unknown(what: str, key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.0)
+    return f"{what} is not known; did you mean {near[0]!r}?"

@@ -1,0 +1,133 @@
+"""The pieces that the command is put together from."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.trainer_utils import PredictionOutput
+
+from .arguments import ModelArguments
+from .config import PromptTuningArguments
+from .errors import PromptTuningError
+from .plots import plot_loss
+from .trainer import PromptTuningTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def set_up_logging(args: PromptTuningArguments) -> None:
+    """Logs of this package and of transformers, at the level that the arguments ask for on this process."""
+    level = args.get_process_log_level()
+    logging.basicConfig(format="%(levelname)s:%(name)s:%(message)s", level=logging.WARNING)
+    logging.getLogger("hf_prompt_tuning").setLevel(level)
+    transformers.utils.logging.set_verbosity(level)
+    if args.device.type == "cpu" and torch.get_num_threads() == 1 and (os.cpu_count() or 1) > 1:
+        logger.warning(
+            "Only one of %d CPU cores is used: accelerate launch sets OMP_NUM_THREADS to 1 where it is not set. "
+            "Set it, e.g. OMP_NUM_THREADS=%d accelerate launch …",
+            os.cpu_count(),
+            os.cpu_count(),
+        )
+
+
+def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The backbone and its tokenizer.
+
+    Raises:
+        PromptTuningError: they cannot be found or loaded, or the backbone is of neither task type.
+    """
+    source = {"revision": args.model_revision, "token": args.token}
+    source = {name: value for name, value in source.items() if value is not None}
+    if args.gguf_file is not None:
+        source["gguf_file"] = args.gguf_file
+    options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
+    if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        raise PromptTuningError(f"task_type is {args.task_type!r}; give CAUSAL_LM or SEQ_2_SEQ_LM, or leave it out.")
+    try:
+        config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
+        seq2seq = config.is_encoder_decoder if args.task_type is None else args.task_type == "SEQ_2_SEQ_LM"
+        auto_class = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+        backbone = auto_class.from_pretrained(args.model_name_or_path, dtype=args.dtype, **options, **source)
+        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **source)
+    except (OSError, ValueError, ImportError) as error:
+        raise PromptTuningError(
+            f"the backbone {args.model_name_or_path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if args.gguf_file is not None:
+        _forget_quantization(backbone)
+    return backbone, tokenizer
+
+
+def _forget_quantization(backbone: PreTrainedModel) -> None:
+    """A GGUF file's weights are dequantized when they are loaded, but the model still calls itself quantized.
+
+    Trainer refuses such a model, because GGUF is no method that it knows to train.
+    """
+    for holder, name in (
+        (backbone, "hf_quantizer"),
+        (backbone, "is_quantized"),
+        (backbone.config, "quantization_config"),
+    ):
+        if name in vars(holder):
+            delattr(holder, name)
+
+
+def save_pictures(trainer: PromptTuningTrainer) -> None:
+    """`loss.png`, in the output folder of the main process."""
+    if trainer.is_world_process_zero():
+        plot_loss(trainer.state.log_history, Path(trainer.args.output_dir) / "loss.png")
+
+
+def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, data: Dataset) -> Path | None:
+    """`predictions.jsonl`: each row's input, prediction, score of every label, and reference.
+
+    Scores are log-likelihoods of a label's words and EOS; the reference is null for a row without a label.
+
+    Args:
+        trainer: the one that predicted.
+        output: what it predicted.
+        data: the raw rows, in the same order.
+    """
+    if not trainer.is_world_process_zero():
+        return None
+    template = trainer.model.info.template
+    file = Path(trainer.args.output_dir) / "predictions.jsonl"
+    with file.open("w", encoding="utf-8") as lines:
+        for row, predicted, reference in zip(data, output.predictions, output.label_ids, strict=True):
+            record = {"input": template.source_text(row)}
+            if template.is_classification:
+                words = [template.label_words[label] for label in template.labels]
+                record["prediction"] = words[int(np.argmax(predicted))]
+                record["scores"] = dict(zip(words, map(float, predicted), strict=True))
+                record["reference"] = words[reference] if reference >= 0 else None
+            else:
+                record |= {"prediction": predicted, "reference": reference}
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return file
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs the command. Refused input ends it with one line and exit code 2, a loss that is not finite with 3."""
+    try:
+        main()
+    except PromptTuningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)

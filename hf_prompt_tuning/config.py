@@ -1,0 +1,163 @@
+"""What a prompt is made of and how it is trained: PEFT's config, transformers' arguments, the paper's choices."""
+
+import dataclasses
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+from transformers import TrainingArguments
+
+from .errors import PromptTuningError
+
+
+class PromptTuningInit(enum.StrEnum):
+    """How the P vectors start (Lester et al. 2021, section 3.2, and the other codebases' ways)."""
+
+    TEXT = "TEXT"
+    SAMPLE_VOCAB = "SAMPLE_VOCAB"
+    FIRST_VOCAB = "FIRST_VOCAB"
+    CLASS_LABELS = "CLASS_LABELS"
+    RANDOM = "RANDOM"
+    PROMPT = "PROMPT"
+
+
+@dataclass
+class PromptTuningConfig(peft.PromptTuningConfig):
+    """PEFT's prompt-tuning config with more ways to start.
+
+    What PEFT has no word for never reaches `adapter_config.json` (see `to_dict`); it is kept in `prompt_tuning.json`.
+
+    Args:
+        num_virtual_tokens: P, the number of learned vectors. Default 20, or the length of `init_prompt`.
+        prompt_tuning_init: one of `PromptTuningInit`. Default `TEXT` where a text is given, `PROMPT` where a prompt is
+            given, else `SAMPLE_VOCAB`.
+        prompt_tuning_init_text: the words for `TEXT`, repeated or cut to P tokens.
+        random_range: `RANDOM` is uniform in ±random_range.
+        vocab_sample_size: `SAMPLE_VOCAB` draws from this many most common tokens.
+        init_prompt: for `PROMPT`, a prompt's folder, its Hub id, or a `.npy` file of [P, H].
+        label_words: for `CLASS_LABELS`, each label's words; `get_prompt_tuning_model` takes them from the template.
+        tokenizer: in place of `tokenizer_name_or_path`; never saved.
+        backbone_dropout: keep the backbone's dropout on while the prompt trains.
+
+    Raises:
+        PromptTuningError: P < 1, an unknown initialisation, or one that lacks what it needs.
+    """
+
+    num_virtual_tokens: int | None = None
+    prompt_tuning_init: PromptTuningInit | str | None = None
+    random_range: float = 0.5
+    vocab_sample_size: int = 5000
+    init_prompt: str | None = None
+    label_words: list[str] | None = None
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+    backbone_dropout: bool = False
+
+    def __post_init__(self):
+        # PEFT's own check refuses TEXT without a `tokenizer_name_or_path`; here the tokenizer itself may come instead.
+        super(peft.PromptTuningConfig, self).__post_init__()
+        self.peft_type = peft.PeftType.PROMPT_TUNING
+        self.prompt_tuning_init = self._checked_init()
+        if self.num_virtual_tokens is None and self.prompt_tuning_init != PromptTuningInit.PROMPT:
+            self.num_virtual_tokens = 20
+        if self.num_virtual_tokens is not None and (
+            type(self.num_virtual_tokens) is not int or self.num_virtual_tokens < 1
+        ):
+            raise PromptTuningError(
+                f"num_virtual_tokens is {self.num_virtual_tokens!r}; a prompt has at least 1 virtual token. "
+                "Give a whole number of 1 or more (20 is a good start)."
+            )
+
+    def _checked_init(self) -> PromptTuningInit:
+        init = self.prompt_tuning_init
+        if init is None:
+            if self.prompt_tuning_init_text is not None:
+                init = PromptTuningInit.TEXT
+            else:
+                init = PromptTuningInit.SAMPLE_VOCAB if self.init_prompt is None else PromptTuningInit.PROMPT
+        try:
+            init = PromptTuningInit(init)
+        except ValueError:
+            known = ", ".join(i.value for i in PromptTuningInit)
+            raise PromptTuningError(f"prompt_tuning_init is {init!r}; use one of {known}.") from None
+        if init == PromptTuningInit.TEXT and not self.prompt_tuning_init_text and not self.inference_mode:
+            raise PromptTuningError(
+                f"prompt_tuning_init is TEXT and prompt_tuning_init_text is {self.prompt_tuning_init_text!r}. "
+                "Give the words to start from, or use SAMPLE_VOCAB."
+            )
+        if init == PromptTuningInit.PROMPT and not self.init_prompt and not self.inference_mode:
+            raise PromptTuningError(
+                "prompt_tuning_init is PROMPT and init_prompt is not given. Give a prompt's folder, its Hub id, "
+                "or a .npy file of [P, H]."
+            )
+        return init
+
+    @classmethod
+    def from_peft(cls, config: peft.PromptTuningConfig) -> "PromptTuningConfig":
+        """This class's config with the values of PEFT's (itself where it is one already)."""
+        if isinstance(config, cls):
+            return config
+        if not isinstance(config, peft.PromptTuningConfig):
+            raise PromptTuningError(
+                f"got a {type(config).__name__}; this model holds soft prompts: give a PromptTuningConfig."
+            )
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """PEFT's fields and values alone, as `adapter_config.json` holds them.
+
+        PEFT warns of keys that it does not know and refuses `TEXT` without a tokenizer's name, so an initialisation
+        that only we know is written as `RANDOM`: PEFT reads the trained vectors and never initialises anew.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(peft.PromptTuningConfig)}
+        if self.prompt_tuning_init != PromptTuningInit.SAMPLE_VOCAB:
+            values["prompt_tuning_init"] = PromptTuningInit.RANDOM
+        values["prompt_tuning_init"] = values["prompt_tuning_init"].value
+        values.update(prompt_tuning_init_text=None, tokenizer_name_or_path=None, tokenizer_kwargs=None)
+        return values
+
+    def initialization(self) -> dict[str, Any]:
+        """How the prompt started, in the words of `prompt_tuning.json`."""
+        known = {"num_virtual_tokens": self.num_virtual_tokens, "prompt_tuning_init": self.prompt_tuning_init.value}
+        detail = {
+            PromptTuningInit.TEXT: "prompt_tuning_init_text",
+            PromptTuningInit.RANDOM: "random_range",
+            PromptTuningInit.SAMPLE_VOCAB: "vocab_sample_size",
+            PromptTuningInit.CLASS_LABELS: "label_words",
+        }.get(self.prompt_tuning_init)
+        return known | ({detail: getattr(self, detail)} if detail else {})
+
+
+@dataclass
+class PromptTuningArguments(TrainingArguments):
+    """`TrainingArguments` whose defaults teach a prompt: AdamW at 3e-2, linear schedule, no weight decay.
+
+    The backbone is frozen and only P·H numbers move, so the rate is a thousand times that of full fine-tuning.
+    """
+
+    learning_rate: float = field(default=3e-2, metadata={"help": "The peak learning rate of the prompt."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training data."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Log every so many update steps (below 1: a share of the run)."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations without a better metric, and keep the best prompt."},
+    )
+    predict_with_generate: bool = field(
+        default=True,
+        metadata={"help": "Evaluate free text by generating it (exact match, ROUGE-L), not by loss alone."},
+    )
+
+    def __post_init__(self):
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise PromptTuningError(
+                    f"early_stopping_patience is {self.early_stopping_patience}; it counts evaluations: "
+                    "give 1 or more."
+                )
+            self.load_best_model_at_end = True
+            if self.eval_strategy == "no":
+                self.eval_strategy = self.save_strategy = "epoch"
+        super().__post_init__()

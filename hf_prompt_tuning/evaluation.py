@@ -1,0 +1,113 @@
+"""How good a prompt is: token-weighted loss, labels by rank, texts by generation."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from .layouts.base import IGNORED
+
+METRICS = Path(__file__).parent / "metrics"
+
+
+def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The negative log-likelihood of each example's labelled tokens, and how many there are.
+
+    Args:
+        model: a prompt-tuning model (or its wrapper).
+        batch: `input_ids`, `attention_mask` [B, T] and `labels`.
+
+    Returns:
+        [B] fp32 and [B] long.
+    """
+    with torch.no_grad():
+        output = model(**batch, only_labelled=True)
+    nll = torch.nn.functional.cross_entropy(output.logits.float(), output.targets, reduction="none")
+    size = len(batch["input_ids"])
+    summed = torch.zeros(size, device=nll.device).index_add(0, output.rows, nll)
+    return summed, torch.bincount(output.rows, minlength=size)
+
+
+def rank_labels(
+    model: Callable, batch: dict[str, Tensor], label_token_ids: Sequence[Sequence[int]], is_encoder_decoder: bool
+) -> Tensor:
+    """The log-likelihood of every label's words (and EOS) behind every source.
+
+    Args:
+        model: a prompt-tuning model (or its wrapper).
+        batch: `input_ids`, `attention_mask` and `labels` as the collator makes them; of `input_ids` only the source
+            (where `labels` is -100, for causal models) is read.
+        label_token_ids: L sequences of token ids.
+        is_encoder_decoder: the labels are the decoder's, and all of `input_ids` is source.
+
+    Returns:
+        [B, L] fp32, summed over each label's tokens.
+    """
+    device = batch["input_ids"].device
+    sources = None if is_encoder_decoder else _sources(batch)
+    scores = []
+    for token_ids in label_token_ids:
+        words = torch.tensor(token_ids, device=device)
+        if sources is None:
+            rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            rows["labels"] = words.expand(len(batch["input_ids"]), -1)
+        else:
+            rows = _behind(sources, words)
+        scores.append(-label_nll(model, rows)[0])
+    return torch.stack(scores, dim=1)
+
+
+def _sources(batch: dict[str, Tensor]) -> list[Tensor]:
+    is_source = batch["attention_mask"].bool() & (batch["labels"] == IGNORED)
+    return [ids[keep] for ids, keep in zip(batch["input_ids"], is_source, strict=True)]
+
+
+def _behind(sources: list[Tensor], words: Tensor) -> dict[str, Tensor]:
+    """Rows of source + words, padded at the right."""
+    rows = [torch.cat([source, words]) for source in sources]
+    labels = [torch.cat([torch.full_like(source, IGNORED), words]) for source in sources]
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
+
+
+def loss_metrics(nll: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    """Loss and perplexity, weighted by tokens; nothing where nothing was labelled."""
+    if not tokens.sum():
+        return {}
+    loss = float(nll.sum(dtype=np.float64) / tokens.sum())
+    return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0)))}
+
+
+def classification_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """Accuracy and macro F1 of the rows that have a label.
+
+    Args:
+        scores: [N, L].
+        references: [N], -1 for a row without a label.
+    """
+    known = references >= 0
+    if not known.any():
+        return {}
+    metric = evaluate.load(str(METRICS / "classification.py"), keep_in_memory=True)
+    return metric.compute(predictions=scores[known].argmax(1), references=references[known])
+
+
+def text_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Exact match and ROUGE-L."""
+    metric = evaluate.load(str(METRICS / "text.py"), keep_in_memory=True)
+    return metric.compute(predictions=list(predictions), references=list(references))
+
+
+def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts of [N, T] token ids; -100 is left out, special tokens too."""
+    rows: list[Any] = [[int(i) for i in row if i != IGNORED] for row in token_ids]
+    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]

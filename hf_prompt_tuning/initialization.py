@@ -1,0 +1,159 @@
+"""How a prompt starts: [P, H] in fp32, from words, from the vocabulary, at random, or from another prompt.
+
+An initialisation from tokens takes what the embedding *module* returns for them, not rows of its weight: Gemma scales
+its embeddings in the module, and a prompt started from tokens X must behave exactly like X prepended.
+"""
+
+import re
+import unicodedata
+
+import torch
+from peft.utils.integrations import gather_params_ctx
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from .config import PromptTuningConfig, PromptTuningInit
+from .errors import PromptTuningError
+from .prompt_files import read_prompt_vectors
+from .tokenization import continuation_ids
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
+    """The P vectors that training starts from (Lester et al. 2021, section 3.2).
+
+    Args:
+        config: says how; its `tokenizer` is needed by `TEXT` and `CLASS_LABELS`, and lets `SAMPLE_VOCAB` leave out
+            special and byte tokens. Its `num_virtual_tokens` is set where `PROMPT` takes it from the other prompt.
+        embed: the backbone's input embedding module, [V, H].
+
+    Returns:
+        [P, H], fp32, on the embedding's device.
+
+    Raises:
+        PromptTuningError: the text is empty, a tokenizer or label words are missing, or the other prompt does not fit.
+    """
+    init = config.prompt_tuning_init
+    if init == PromptTuningInit.RANDOM:
+        vectors = torch.empty(config.num_virtual_tokens, embed.embedding_dim)
+        return vectors.uniform_(-config.random_range, config.random_range).to(embed.weight.device)
+    if init == PromptTuningInit.PROMPT:
+        return _from_prompt(config, embed)
+    if init == PromptTuningInit.CLASS_LABELS:
+        return _from_class_labels(config, embed)
+    if init == PromptTuningInit.TEXT:
+        token_ids = _text_ids(config)
+    elif init == PromptTuningInit.FIRST_VOCAB:
+        if config.num_virtual_tokens > embed.num_embeddings:
+            raise PromptTuningError(
+                f"FIRST_VOCAB takes the first {config.num_virtual_tokens} rows of a vocabulary of "
+                f"{embed.num_embeddings}; lower num_virtual_tokens."
+            )
+        token_ids = list(range(config.num_virtual_tokens))
+    else:
+        token_ids = _sampled_ids(config, embed, config.num_virtual_tokens)
+    return _embedded(token_ids, embed)
+
+
+def _embedded(token_ids: list[int], embed: nn.Embedding) -> Tensor:
+    """[len(token_ids), H] in fp32: what the model itself would see for these tokens."""
+    ids = torch.tensor(token_ids, device=embed.weight.device)
+    # Under ZeRO-3 each process holds a shard of the embedding; this gathers it.
+    with torch.no_grad(), gather_params_ctx(embed.parameters()):
+        return embed(ids).float().clone()
+
+
+def _tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase:
+    if config.tokenizer is not None:
+        return config.tokenizer
+    if config.tokenizer_name_or_path is None:
+        raise PromptTuningError(
+            f"prompt_tuning_init is {config.prompt_tuning_init.value}, which needs a tokenizer. "
+            "Give tokenizer=… to get_prompt_tuning_model."
+        )
+    from transformers import AutoTokenizer
+
+    # As in PEFT: a config may name a tokenizer, never ask for its code to be run.
+    kwargs = {k: v for k, v in (config.tokenizer_kwargs or {}).items() if k != "trust_remote_code"}
+    return AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **kwargs)
+
+
+def _text_ids(config: PromptTuningConfig) -> list[int]:
+    """The text's tokens, repeated or cut to P."""
+    text_ids = _tokenizer(config)(config.prompt_tuning_init_text, add_special_tokens=False)["input_ids"]
+    if not text_ids:
+        raise PromptTuningError(
+            f"prompt_tuning_init_text {config.prompt_tuning_init_text!r} tokenizes to nothing; give some words."
+        )
+    repeats = -(-config.num_virtual_tokens // len(text_ids))
+    return (text_ids * repeats)[: config.num_virtual_tokens]
+
+
+def common_token_ids(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, how_many: int) -> list[int]:
+    """The `how_many` lowest token ids that are words or parts of words.
+
+    Tokenizers number their tokens by frequency (BPE by the order of merges), so the lowest ids are the most common
+    ones; special, added and byte tokens, and white space, are left out. Without a tokenizer: simply the lowest ids.
+    """
+    if tokenizer is None:
+        return list(range(min(how_many, vocab_size)))
+    left_out = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    ids = []
+    for token_id in range(min(vocab_size, len(tokenizer))):
+        if token_id not in left_out and _is_text(token_id, tokenizer):
+            ids.append(token_id)
+            if len(ids) == how_many:
+                break
+    return ids
+
+
+def _is_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+    token = tokenizer.convert_ids_to_tokens(token_id)
+    if token is None or BYTE_TOKEN.fullmatch(token):
+        return False
+    text = tokenizer.decode([token_id]).strip()
+    # A lone byte of a longer character decodes to U+FFFD; categories C* are control and unassigned characters.
+    return bool(text) and not any(c == "\ufffd" or unicodedata.category(c).startswith("C") for c in text)
+
+
+def _sampled_ids(config: PromptTuningConfig, embed: nn.Embedding, how_many: int) -> list[int]:
+    """Different tokens drawn from the most common ones, by torch's generator (so by the run's seed)."""
+    tokenizer = None if config.tokenizer is None and config.tokenizer_name_or_path is None else _tokenizer(config)
+    pool = common_token_ids(tokenizer, embed.num_embeddings, config.vocab_sample_size)
+    if how_many > len(pool):
+        raise PromptTuningError(
+            f"SAMPLE_VOCAB draws {how_many} different tokens from {len(pool)}; "
+            "raise vocab_sample_size or lower num_virtual_tokens."
+        )
+    return [pool[i] for i in torch.randperm(len(pool))[:how_many].tolist()]
+
+
+def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
+    """The mean of each label's token embeddings, and the rest sampled from the vocabulary (section 3.2)."""
+    if not config.label_words:
+        raise PromptTuningError(
+            "prompt_tuning_init is CLASS_LABELS and there are no label words. "
+            "Give get_prompt_tuning_model a template with label_words, or use SAMPLE_VOCAB."
+        )
+    tokenizer = _tokenizer(config)
+    words = config.label_words[: config.num_virtual_tokens]
+    means = [_embedded(continuation_ids(tokenizer, " " + w), embed).mean(0, keepdim=True) for w in words]
+    rest = config.num_virtual_tokens - len(means)
+    if rest:
+        means.append(_embedded(_sampled_ids(config, embed, rest), embed))
+    return torch.cat(means)
+
+
+def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
+    """Another prompt's vectors (the paper's prompt transfer; SPoT, Vu et al. 2022)."""
+    vectors = read_prompt_vectors(config.init_prompt)
+    if config.num_virtual_tokens is None:
+        config.num_virtual_tokens = len(vectors)
+    if vectors.shape != (config.num_virtual_tokens, embed.embedding_dim):
+        raise PromptTuningError(
+            f"init_prompt {config.init_prompt!r} holds {vectors.shape[0]} vectors of width {vectors.shape[1]}; "
+            f"this prompt has {config.num_virtual_tokens} of width {embed.embedding_dim}. Set num_virtual_tokens to "
+            f"{vectors.shape[0]}, and use a prompt of a backbone of the same width."
+        )
+    return vectors.to(embed.weight.device)

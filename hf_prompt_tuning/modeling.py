@@ -1,0 +1,237 @@
+"""A language model behind a soft prompt: forward and generate, for causal and for encoder-decoder models."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import torch
+from peft import PeftModelForCausalLM, PeftModelForSeq2SeqLM
+from peft import PromptTuningConfig as PeftPromptTuningConfig
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import ModelOutput
+
+from .config import PromptTuningConfig
+from .errors import PromptTuningError
+from .layouts import Examples, LabelledLogits, PaddedLayout
+from .layouts.base import IGNORED
+from .layouts.padded import as_it_came, padded_rows
+from .soft_prompts import SoftPrompts
+from .template import PromptTemplate
+
+
+@dataclasses.dataclass
+class LabelledOutput(ModelOutput):
+    """What `forward(..., only_labelled=True)` gives: the loss and the predictions of the K labelled tokens.
+
+    Attributes:
+        loss: scalar.
+        logits: [K, V].
+        targets: [K] long, the tokens that stand there.
+        rows: [K] long, the example of each.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    targets: Tensor | None = None
+    rows: Tensor | None = None
+
+
+class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
+    """A causal language model behind a soft prompt.
+
+    Made by `get_prompt_tuning_model` or `from_pretrained`; a `peft.PeftModelForCausalLM` in every respect, except that
+    results do not depend on where a batch is padded.
+    """
+
+    task_type = "CAUSAL_LM"
+    layout = PaddedLayout()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        only_labelled: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """The backbone's output behind the prompt.
+
+        Args:
+            input_ids: [B, T] long.
+            attention_mask: [B, T], zero on pads, which may stand anywhere.
+            inputs_embeds: [B, T, H] in place of `input_ids`.
+            labels: [B, T] long, -100 where nothing is predicted; the first token's label counts too.
+            only_labelled: return a `LabelledOutput` of the K labelled tokens (what our trainer asks for) in place of
+                PEFT's logits [B, P+T, V].
+            num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
+            label_smoothing: as in `torch.nn.functional.cross_entropy`.
+            **kwargs: to the backbone.
+
+        Raises:
+            PromptTuningError: neither or both of ids and embeddings, a mask that is not [B, T], positions that are not
+                the natural ones, or attentions asked for with pads at the left.
+        """
+        examples = self._examples(input_ids, inputs_embeds, attention_mask, labels)
+        if only_labelled:
+            found = self.layout.labelled_logits(self.base_model, self.prompt, examples)
+            loss = self._loss(found, num_items_in_batch, label_smoothing)
+            return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
+        self._check_positions(kwargs.pop("position_ids", None), attention_mask)
+        if examples.order is not None and kwargs.get("output_attentions"):
+            raise PromptTuningError("output_attentions is given for rows padded at the left; pad them at the right.")
+        embeds, mask = padded_rows(self.prompt, examples)
+        return_dict = kwargs.pop("return_dict", None)
+        outputs = self.base_model(inputs_embeds=embeds, attention_mask=mask, return_dict=True, **kwargs)
+        values: dict[str, Any] = {}
+        if labels is not None:
+            rows, columns = (examples.labels != IGNORED).nonzero(as_tuple=True)
+            predictions = outputs.logits[rows, len(self.prompt) + columns - 1]
+            found = LabelledLogits(predictions, examples.labels[rows, columns], rows)
+            values["loss"] = self._loss(found, num_items_in_batch, label_smoothing)
+        values |= {name: self._as_it_came(value, examples.order) for name, value in outputs.items() if name != "loss"}
+        result = type(outputs)(**values)
+        return result.to_tuple() if return_dict is False else result
+
+    def _as_it_came(self, value: Any, order: Tensor | None) -> Any:
+        """Logits and hidden states ([B, P+T, ...], or a tuple of them) in the order of the caller's columns."""
+        if isinstance(value, Tensor) and value.dim() == 3:
+            return as_it_came(value, len(self.prompt), order)
+        if isinstance(value, tuple) and value and isinstance(value[0], Tensor) and value[0].dim() == 3:
+            return tuple(as_it_came(v, len(self.prompt), order) for v in value)
+        return value
+
+    @staticmethod
+    def _check_positions(position_ids: Tensor | None, mask: Tensor | None) -> None:
+        if position_ids is None:
+            return
+        if mask is None:
+            natural = torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids)
+            real = torch.ones_like(position_ids, dtype=torch.bool)
+        else:
+            natural, real = mask.long().cumsum(-1) - 1, mask.bool()
+        if not torch.equal(position_ids.expand_as(natural)[real], natural[real]):
+            raise PromptTuningError(
+                "position_ids are given that do not count each row's tokens from 0 (packed rows, perhaps). "
+                "Give one example a row, without position_ids."
+            )
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generates behind the prompt; arguments and result as in transformers' `generate`.
+
+        Args:
+            input_ids: [B, T] long (also as the first positional argument, or `inputs`); the result starts with it, as
+                with PEFT's.
+            attention_mask: [B, T]; pads may stand at either side.
+            inputs_embeds: [B, T, H] in place of `input_ids`; the result is then the new tokens alone.
+        """
+        if input_ids is None and inputs_embeds is None:
+            input_ids = kwargs.pop("inputs", None)
+        examples = self._examples(input_ids, inputs_embeds, attention_mask)
+        embeds, mask = padded_rows(self.prompt, examples, pads="left")
+        if input_ids is not None:
+            kwargs["input_ids"] = input_ids
+        # Said aloud because a finished Trainer leaves the config's `use_cache` False.
+        kwargs.setdefault("use_cache", True)
+        return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+
+class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
+    """An encoder-decoder language model with a soft prompt in front of the encoder's input (as in the paper's T5)."""
+
+    task_type = "SEQ_2_SEQ_LM"
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        only_labelled: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """The backbone's output; as in `PromptTuningModelForCausalLM`, with `labels` [B, T'] for the decoder."""
+        examples = self._examples(input_ids, inputs_embeds, attention_mask)
+        embeds, mask = padded_rows(self.prompt, examples)
+        if labels is not None:
+            # A collator may have padded them at the left, which would shift the decoder's positions.
+            started = (labels != IGNORED).cumsum(1) > 0
+            labels = Examples.align(labels.unsqueeze(-1), started, labels).labels
+        return_dict = kwargs.pop("return_dict", None)
+        if only_labelled:
+            kwargs["use_cache"] = False
+        outputs = self.base_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, return_dict=True, **kwargs)
+        if labels is not None:
+            rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+            found = LabelledLogits(outputs.logits[rows, columns], labels[rows, columns], rows)
+            outputs.loss = self._loss(found, num_items_in_batch, label_smoothing)
+            if only_labelled:
+                return LabelledOutput(loss=outputs.loss, logits=found.logits, targets=found.targets, rows=rows)
+        return outputs.to_tuple() if return_dict is False else outputs
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generates the target; arguments and result as in transformers' `generate`."""
+        if input_ids is None and inputs_embeds is None:
+            input_ids = kwargs.pop("inputs", None)
+        examples = self._examples(input_ids, inputs_embeds, attention_mask)
+        embeds, mask = padded_rows(self.prompt, examples)
+        kwargs.setdefault("use_cache", True)
+        return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+
+def get_prompt_tuning_model(
+    backbone: PreTrainedModel,
+    config: PeftPromptTuningConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: PromptTemplate | None = None,
+    adapter_name: str = "default",
+) -> PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM:
+    """A backbone, frozen, with a new soft prompt in front of its input.
+
+    Args:
+        backbone: a causal or encoder-decoder model that takes `inputs_embeds`; frozen in place.
+        config: ours or PEFT's; its `task_type` is taken from the backbone where it is not given.
+        tokenizer: for the initialisations that need one.
+        template: saved with the prompt, and gives `CLASS_LABELS` its words.
+        adapter_name: what to call the prompt.
+
+    Raises:
+        PromptTuningError: the backbone takes no `inputs_embeds`, is of another task type, or the prompt cannot be
+            initialised as asked.
+    """
+    config = PromptTuningConfig.from_peft(config)
+    config.tokenizer = tokenizer if tokenizer is not None else config.tokenizer
+    if config.label_words is None and template is not None and template.label_words:
+        config.label_words = list(template.label_words.values())
+    cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
+    config.task_type = config.task_type or cls.task_type
+    if config.task_type != cls.task_type:
+        raise PromptTuningError(
+            f"task_type is {config.task_type}, and {type(backbone).__name__} is a {cls.task_type} model; "
+            "leave task_type out, or load the backbone with the other Auto class."
+        )
+    if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
+        raise PromptTuningError(
+            f"{type(backbone).__name__} takes no inputs_embeds, through which a prompt is given; use another backbone."
+        )
+    model = cls(backbone, config, adapter_name)
+    if template is not None:
+        model.info.template = template
+    return model

@@ -1,0 +1,237 @@
+"""What the two model classes share: prompts are made, the backbone is frozen, prompts are saved and loaded."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PromptEmbedding
+from peft import PromptTuningConfig as PeftPromptTuningConfig
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+from transformers import PreTrainedModel
+
+from .backbone import describe_backbone, turn_off_dropout
+from .card import write_card
+from .config import PromptTuningConfig
+from .errors import PromptTuningError
+from .initialization import initial_prompt
+from .layouts import Examples, LabelledLogits
+from .layouts.base import IGNORED
+from .prompt_files import PromptInfo, read_prompt
+
+
+class SoftPrompts:
+    """What both model classes share: making prompts, freezing the backbone, saving and loading.
+
+    A prompt is a PEFT adapter; several prompts on one backbone are several adapters, and the active one is used.
+    """
+
+    task_type: str
+
+    def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
+        """Adds a prompt, initialised as its config says. Not made active (see PEFT's `set_adapter`).
+
+        Raises:
+            PromptTuningError: the config is no soft prompt's, or its initialisation cannot be done.
+        """
+        config = PromptTuningConfig.from_peft(peft_config)
+        # Filled in here because PEFT guesses them: it takes the hidden size for the embeddings' width (wrong for a
+        # projected OPT), and gives up where it finds no number of heads (MPT, xglm, mamba), which no prompt needs.
+        backbone_config = self.base_model.config.get_text_config()
+        config.token_dim = self.base_model.get_input_embeddings().embedding_dim
+        config.num_layers = getattr(backbone_config, "num_hidden_layers", None) or 1
+        config.num_attention_heads = getattr(backbone_config, "num_attention_heads", None) or 1
+        # One prompt, in the encoder; PEFT's default for encoder-decoders makes a second half that nothing trains.
+        config.num_transformer_submodules = 1
+        config.base_model_name_or_path = config.base_model_name_or_path or self.base_model.name_or_path or None
+        super().add_adapter(adapter_name, config, *args, **kwargs)
+
+    def _setup_prompt_encoder(self, adapter_name: str) -> None:
+        # PEFT calls this from `add_adapter`. Its own version guesses the embedding from the parameters' shapes and
+        # initialises in its own three ways.
+        config = self.peft_config[adapter_name]
+        for parameter in self.base_model.parameters():
+            parameter.requires_grad = False
+        if not config.backbone_dropout:
+            turn_off_dropout(self.base_model)
+        if not hasattr(self, "prompt_encoder"):
+            self.prompt_encoder = nn.ModuleDict()
+            self.prompt_tokens = {}
+            self.prompt_info: dict[str, PromptInfo] = {}
+        self.word_embeddings = self.base_model.get_input_embeddings()
+        if config.inference_mode:
+            vectors = torch.zeros(config.num_virtual_tokens, config.token_dim)
+        else:
+            vectors = initial_prompt(config, self.word_embeddings)
+        vectors = vectors.to(self.word_embeddings.weight.device, torch.float32)
+        encoder = PromptEmbedding(PeftPromptTuningConfig(**config.to_dict() | {"prompt_tuning_init": "RANDOM"}), None)
+        encoder.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
+        self.prompt_encoder[adapter_name] = encoder
+        self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)
+        self.prompt_info[adapter_name] = PromptInfo(
+            initialization=config.initialization(), backbone=describe_backbone(self.base_model, config.revision)
+        )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Removes a prompt."""
+        super().delete_adapter(adapter_name)
+        del self.prompt_info[adapter_name]
+
+    @property
+    def prompt(self) -> Tensor:
+        """The active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
+        weight = self.prompt_encoder[self.active_adapter].embedding.weight
+        return weight[:0] if self._adapters_disabled else weight
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within this context the backbone stands alone, with no prompt in front."""
+        before, self._adapters_disabled = self._adapters_disabled, True
+        try:
+            yield
+        finally:
+            self._adapters_disabled = before
+
+    @property
+    def info(self) -> PromptInfo:
+        """What the active prompt says of itself (template, metrics, …); saved with it."""
+        return self.prompt_info[self.active_adapter]
+
+    def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
+        """Lets the named prompts train, or not."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self.prompt_encoder[name].requires_grad_(requires_grad)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        **hub: Any,
+    ) -> "SoftPrompts":
+        """A saved prompt on its backbone.
+
+        Args:
+            model: the backbone, already loaded.
+            model_id: the prompt's folder or Hub id; PEFT's prompt-tuning adapters too.
+            adapter_name: what to call it.
+            is_trainable: go on training it.
+            **hub: `revision`, `token`, `cache_dir`, `subfolder`.
+
+        Raises:
+            PromptTuningError: a file is missing or damaged, or the widths of prompt and backbone differ.
+        """
+        _, config, _ = read_prompt(model_id, **hub)
+        if config.task_type not in (None, cls.task_type):
+            raise PromptTuningError(
+                f"{model_id} is a prompt of task type {config.task_type}, and {cls.__name__} is for {cls.task_type}; "
+                "load it with the other class."
+            )
+        config.inference_mode = True  # nothing to initialise: the vectors come from the file
+        prompt_model = cls(model, config, adapter_name)
+        prompt_model.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **hub)
+        config.inference_mode = not is_trainable
+        prompt_model.set_requires_grad(adapter_name, is_trainable)
+        return prompt_model
+
+    def load_adapter(
+        self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, **kwargs: Any
+    ) -> _IncompatibleKeys:
+        """Loads a saved prompt under `adapter_name`, in place of one of that name where there is one.
+
+        Args and errors as in `from_pretrained`.
+        """
+        hub, _ = self._split_kwargs(kwargs)
+        vectors, config, info = read_prompt(model_id, **hub)
+        width = self.word_embeddings.embedding_dim
+        if vectors.shape[1] != width:
+            raise PromptTuningError(
+                f"{model_id} holds vectors of width {vectors.shape[1]}, and this backbone's embeddings have {width}. "
+                f"The prompt was trained on {config.base_model_name_or_path or 'another backbone'}; load that one."
+            )
+        if adapter_name not in self.peft_config:
+            config.inference_mode = True
+            self.add_adapter(adapter_name, config)
+            self.peft_config[adapter_name].inference_mode = not is_trainable
+            self.set_requires_grad(adapter_name, is_trainable)
+        weight = self.prompt_encoder[adapter_name].embedding.weight
+        if weight.shape != vectors.shape:
+            raise PromptTuningError(
+                f"{model_id} holds {len(vectors)} virtual tokens, and the prompt {adapter_name!r} has {len(weight)}. "
+                "Load it under another adapter_name."
+            )
+        with torch.no_grad():
+            weight.copy_(vectors)
+        if info.backbone:
+            self.prompt_info[adapter_name] = info
+        if not is_trainable:
+            self.eval()
+        return _IncompatibleKeys([], [])
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Saves prompts as PEFT does, each with its `prompt_tuning.json` and card.
+
+        The prompt named "default" goes into `save_directory` itself, others into a folder of their name.
+
+        Raises:
+            PromptTuningError: `safe_serialization=False`; a prompt is never pickled.
+        """
+        if not safe_serialization:
+            raise PromptTuningError(
+                "safe_serialization is False; prompts are saved as safetensors only. Leave it out."
+            )
+        # Never the embedding layers: they belong to the backbone, and PEFT's check for them asks the Hub.
+        kwargs["save_embedding_layers"] = False
+        super().save_pretrained(
+            str(save_directory), selected_adapters=selected_adapters, is_main_process=is_main_process, **kwargs
+        )
+        if is_main_process:
+            for name in selected_adapters or list(self.peft_config):
+                folder = Path(save_directory) if name == "default" else Path(save_directory) / name
+                self.prompt_info[name].write(folder)
+                write_card(folder, self.peft_config[name], self.prompt_info[name], self.get_nb_trainable_parameters())
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """PEFT calls this with every save; the card is written by `save_pretrained`, once all it tells is known."""
+
+    def _examples(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None, labels: Tensor | None = None
+    ) -> Examples:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise PromptTuningError("give either input_ids or inputs_embeds (of the text alone, without the prompt).")
+        if mask is not None and mask.dim() != 2:
+            raise PromptTuningError(
+                f"attention_mask has shape {list(mask.shape)}; give one of [B, T]: the layout makes any other."
+            )
+        embeds = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        examples = Examples.align(embeds, mask, labels)
+        if labels is not None and not len(self.prompt):
+            # Without a prompt nothing stands before the first token to predict it.
+            first = torch.arange(labels.shape[1], device=labels.device) == 0
+            examples = dataclasses.replace(examples, labels=examples.labels.masked_fill(first, IGNORED))
+        return examples
+
+    def _loss(
+        self, predictions: LabelledLogits, num_items_in_batch: Tensor | int | None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """The mean over labelled tokens; with `num_items_in_batch` (gradient accumulation), their sum over that."""
+        total = nn.functional.cross_entropy(
+            predictions.logits.float(), predictions.targets, reduction="sum", label_smoothing=label_smoothing
+        )
+        if num_items_in_batch is None:
+            num_items_in_batch = max(len(predictions.targets), 1)
+        elif isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.to(total.device)
+        return total / num_items_in_batch

@@ -1,0 +1,226 @@
+"""From words to token ids: where the source is cut, where the target starts, and where it ends."""
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from datasets import ClassLabel, Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from .errors import PromptTuningError
+from .layouts.base import IGNORED
+from .template import PromptTemplate, label_key
+
+logger = logging.getLogger(__name__)
+
+ANCHORS = ("a", ":", "\n")
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of `text` as they follow other text, without special tokens.
+
+    Tokenizers differ at a text's start: GPT-2's marks a leading space on the word, Llama's adds one of its own to
+    whatever it is given, T5's drops it. So the text is tokenized behind an anchor, and the anchor's tokens are taken
+    off again; an anchor that would melt into the text is passed over.
+    """
+    for anchor in ANCHORS:
+        head = tokenizer(anchor, add_special_tokens=False)["input_ids"]
+        both = tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
+        if both[: len(head)] == head:
+            return both[len(head) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class PromptTokenizer:
+    """Turns rows into token ids by a template, for a causal or an encoder-decoder backbone.
+
+    Causal: `input_ids` is source + target, `labels` is `IGNORED` on the source. No token reaches across the border,
+    because the two are tokenized apart; white space at the source's end goes to the target's start.
+    Encoder-decoder: `input_ids` is the source with the tokenizer's own special tokens, `labels` the target.
+    Both: the target ends with EOS.
+
+    Args:
+        template: with its label words, where it classifies.
+        tokenizer: the backbone's.
+        is_encoder_decoder: the backbone's kind.
+    """
+
+    def __init__(self, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool):
+        if tokenizer.eos_token_id is None:
+            raise PromptTuningError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no EOS token, which ends every target; "
+                "set tokenizer.eos_token."
+            )
+        self.template = template
+        self.tokenizer = tokenizer
+        self.is_encoder_decoder = is_encoder_decoder
+        self.label_token_ids  # noqa: B018  (finds labels that share their tokens before any training)
+
+    @cached_property
+    def _leading_special_ids(self) -> list[int]:
+        """What the tokenizer puts in front of a text (BOS, for most that put anything)."""
+        probe = self.tokenizer("a", return_special_tokens_mask=True)
+        first_word = probe["special_tokens_mask"].index(0)
+        return probe["input_ids"][:first_word]
+
+    @cached_property
+    def label_token_ids(self) -> list[list[int]]:
+        """The target tokens of each of the template's labels, EOS at the end."""
+        if not self.template.is_classification:
+            return []
+        ids: list[list[int]] = []
+        for label, words in self.template.label_words.items():
+            tokens = self.target_ids(words)
+            if tokens in ids:
+                raise PromptTuningError(
+                    f"the words of labels {self.template.labels[ids.index(tokens)]!r} and {label!r} "
+                    f"are the same tokens ({words!r}); give them words that this tokenizer tells apart."
+                )
+            ids.append(tokens)
+        return ids
+
+    def _source_ids(self, text: str) -> list[int]:
+        if self.is_encoder_decoder:
+            return self.tokenizer(text)["input_ids"]
+        # Not the tokenizer's own trailing special tokens (an EOS would end the text before its target).
+        ids = self.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
+        return self._leading_special_ids + ids
+
+    def source_ids(self, row: Mapping[str, Any]) -> tuple[list[int], bool]:
+        """The source's tokens, and whether it had to be cut.
+
+        Fields are cut longest first, at their ends; the template's own words stay whole.
+
+        Raises:
+            PromptTuningError: the text is empty, or the template's words alone are longer than `max_source_length`.
+        """
+        limit = self.template.max_source_length
+        text = self.template.source_text(row)
+        if self.template.source and not text.strip():
+            raise PromptTuningError(f"the source {self.template.source!r} is empty here; remove the row or fill it.")
+        ids = self._source_ids(text)
+        if not ids and self.template.source:
+            raise PromptTuningError(f"the source {text!r} tokenizes to nothing; remove the row.")
+        if limit is None or len(ids) <= limit:
+            return ids, False
+        # The longest cap on the fields' characters at which the whole source fits, by doubling and then halving.
+        fits = self._source_ids(self.template.source_text(row, 0))
+        if len(fits) > limit:
+            raise PromptTuningError(
+                f"the template's own words take {len(fits)} tokens and max_source_length is {limit}; "
+                f"raise it above {len(fits)}."
+            )
+        low, high = 0, limit
+        while len(ids := self._source_ids(self.template.source_text(row, high))) <= limit and high < len(text):
+            low, high, fits = high, 2 * high, ids
+        while high - low > 1:
+            middle = (low + high) // 2
+            ids = self._source_ids(self.template.source_text(row, middle))
+            if len(ids) <= limit:
+                low, fits = middle, ids
+            else:
+                high = middle
+        return fits, True
+
+    def target_ids(self, text: str) -> list[int]:
+        """The target's tokens, EOS at the end.
+
+        Raises:
+            PromptTuningError: it is empty, or longer than `max_target_length`.
+        """
+        eos = self.tokenizer.eos_token_id
+        if self.is_encoder_decoder:
+            ids = self.tokenizer(text_target=text)["input_ids"]
+            words = self.tokenizer(text_target=text, add_special_tokens=False)["input_ids"]
+        else:
+            words = ids = continuation_ids(self.tokenizer, self._separator(text) + text)
+        if not text.strip() or not words:
+            raise PromptTuningError(f"the target {text!r} tokenizes to nothing; give the row a target or remove it.")
+        if ids[-1] != eos:
+            ids = [*ids, eos]
+        limit = self.template.max_target_length
+        if limit is not None and len(ids) > limit:
+            raise PromptTuningError(
+                f"the target {text[:60]!r} takes {len(ids)} tokens and max_target_length is {limit}. "
+                "Targets are never cut: raise max_target_length or remove the row."
+            )
+        return ids
+
+    def _separator(self, text: str) -> str:
+        """The white space in front of a causal target: its own, the source template's, or the separator."""
+        source = self.template.source
+        if text[:1].isspace():
+            return ""
+        return source[len(source.rstrip()) :] or self.template.separator
+
+    def encode(self, row: Mapping[str, Any], require_target: bool = True) -> dict[str, Any]:
+        """One row's `input_ids`, `labels`, `length`, `label` (index of the gold label, -1 without) and `was_cut`.
+
+        A row without a label has the source's `input_ids` and nothing to predict; where `require_target` is set it
+        is refused.
+        """
+        source, was_cut = self.source_ids(row)
+        text = self.template.target_text(row)
+        if text is None and require_target:
+            raise PromptTuningError(
+                f"the row has no label (column {self.template.label_column!r} holds "
+                f"{row.get(self.template.label_column)!r}); training rows need one."
+            )
+        target = [] if text is None else self.target_ids(text)
+        encoded: dict[str, Any] = {"was_cut": was_cut}
+        if self.is_encoder_decoder:
+            encoded |= {"input_ids": source, "labels": target, "length": len(source)}
+        else:
+            encoded |= {"input_ids": source + target, "labels": [IGNORED] * len(source) + target}
+            encoded["length"] = len(encoded["input_ids"])
+        if self.template.is_classification:
+            encoded["label"] = -1 if text is None else self.template.label_index(row)
+        return encoded
+
+    def _names_without_words(self, data: Dataset | IterableDataset) -> set[str]:
+        """A ClassLabel's values that are no candidates, such as RAFT's `Unlabeled`: their rows have no label."""
+        feature = (data.features or {}).get(self.template.label_column)
+        if not isinstance(feature, ClassLabel):
+            return set()
+        return {str(i) for i in range(feature.num_classes)} - set(self.template.labels)
+
+    def encode_dataset(
+        self, data: Dataset | IterableDataset, name: str, require_target: bool = True
+    ) -> Dataset | IterableDataset:
+        """Every row of `data` encoded; errors name the row, and how many were cut is logged once.
+
+        Args:
+            data: raw columns.
+            name: what the messages call it ("training", "evaluation", …).
+            require_target: refuse rows without a label.
+        """
+        columns = data.column_names
+        if columns is not None:
+            self.template.check_columns(columns, name)
+
+        unlabelled = set() if require_target else self._names_without_words(data)
+
+        def encode(row: dict[str, Any], index: int) -> dict[str, Any]:
+            if unlabelled and label_key(row.get(self.template.label_column)) in unlabelled:
+                row = row | {self.template.label_column: None}
+            try:
+                return self.encode(row, require_target)
+            except PromptTuningError as error:
+                raise PromptTuningError(f"row {index + 1} of the {name} data: {error}") from error
+
+        if isinstance(data, IterableDataset):
+            return data.map(encode, with_indices=True, remove_columns=columns)
+        encoded = data.map(
+            encode, with_indices=True, remove_columns=columns, load_from_cache_file=False, desc=f"Tokenizing {name}"
+        )
+        cut = sum(encoded["was_cut"])
+        if cut:
+            logger.warning(
+                "%d of %d %s rows were cut to max_source_length=%d tokens.",
+                cut,
+                len(encoded),
+                name,
+                self.template.max_source_length,
+            )
+        return encoded.remove_columns("was_cut")

@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Tunes a soft prompt for a frozen language model.
+
+    accelerate launch run_prompt_tuning.py CONFIG.yaml [--flag value ...]
+
+Every argument is told by --help. Copy this file and change it where your task needs more.
+"""
+
+from transformers.utils.logging import get_logger
+
+from hf_prompt_tuning import PromptTuningTrainer, get_prompt_tuning_model
+from hf_prompt_tuning.arguments import parse_arguments
+from hf_prompt_tuning.cli import load_backbone, run, save_pictures, save_predictions, set_up_logging
+from hf_prompt_tuning.data import load_splits
+
+logger = get_logger(__name__)
+
+
+def main() -> None:
+    model_args, data_args, prompt_args, training_args = parse_arguments()
+    set_up_logging(training_args)
+
+    # Rows of text, and how a row becomes a source and a target.
+    with training_args.main_process_first(desc="loading the data"):
+        splits = load_splits(data_args, training_args.seed)
+    train, validation = splits.get("train"), splits.get("validation")
+    template = data_args.template().with_label_words(train, validation)
+
+    # The frozen backbone with a new prompt in front of its input.
+    config = prompt_args.config(model_args.task_type)
+    backbone, tokenizer = load_backbone(model_args)
+    model = get_prompt_tuning_model(backbone, config, tokenizer=tokenizer, template=template)
+
+    trainer = PromptTuningTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train if training_args.do_train else None,
+        eval_dataset=validation if training_args.do_eval else None,
+        processing_class=tokenizer,
+        template=template,
+    )
+    if trainer.is_world_process_zero():
+        model.print_trainable_parameters()
+
+    if training_args.do_train:
+        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    trainer.save_model()
+    save_pictures(trainer)
+
+    if training_args.do_predict:
+        test = splits.get("test", validation)
+        output = trainer.predict(test)
+        trainer.log_metrics("test", output.metrics)
+        trainer.save_metrics("test", output.metrics)
+        save_predictions(trainer, output, test)
+
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,143 @@
+"""The command as a user runs it: another process, a model on disk, files in, files out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .conftest import make_tokenizer, tiny_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_model("llama").save_pretrained(folder)
+    make_tokenizer("gpt2").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path, messages, backbone):
+    for name, rows in (("train", messages), ("validation", messages[:6]), ("test", [*messages[6:], {"message": "x"}])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = {
+        "model_name_or_path": str(backbone),
+        "train_file": str(tmp_path / "train.jsonl"),
+        "validation_file": str(tmp_path / "validation.jsonl"),
+        "source_template": "Message : {message} Label :",
+        "label_column": "label",
+        "label_words": {1: "complaint", 2: "no complaint"},
+        "num_virtual_tokens": 4,
+        "prompt_tuning_init_text": "Classify the message",
+        "learning_rate": "3e-2",
+        "num_train_epochs": 2,
+        "output_dir": str(tmp_path / "out"),
+        "logging_steps": 1,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def command(*words, cwd=ROOT):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_accelerate_launch_leaves_a_prompt_results_and_predictions(files):
+    done = command(
+        "-m", "accelerate.commands.launch", "run_prompt_tuning.py", files / "config.yaml",
+        "--do_predict", "--test_file", files / "test.jsonl", "--num_train_epochs", "3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "trainable params: 128 ||" in done.stdout
+    out = files / "out"
+    assert {f.name for f in out.iterdir() if f.is_file()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "all_results.json",
+        "eval_results.json",
+        "loss.png",
+        "predictions.jsonl",
+        "prompt_tuning.json",
+        "test_results.json",
+        "train_results.json",
+        "trainer_state.json",
+    }
+    assert {f.name for f in out.iterdir() if f.is_dir()} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    results = json.loads((out / "all_results.json").read_text())
+    assert {"train_loss", "eval_accuracy", "eval_f1", "eval_perplexity", "test_accuracy"} <= set(results)
+    logged = [log for log in json.loads((out / "trainer_state.json").read_text())["log_history"] if "eval_loss" in log]
+    assert [log["step"] for log in logged] == [0, 2, 4, 6]
+    assert results["eval_loss"] == pytest.approx(logged[-1]["eval_loss"])
+    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 7
+    first, last = predictions[0], predictions[-1]
+    assert first["input"] == "Message : line down again Label :"
+    assert set(first["scores"]) == {"complaint", "no complaint"}
+    assert first["prediction"] == max(first["scores"], key=first["scores"].get)
+    assert (first["reference"], last["reference"]) == ("complaint", None)
+    right = sum(p["prediction"] == p["reference"] for p in predictions[:6])
+    assert results["test_accuracy"] == pytest.approx(right / 6)
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_module_is_the_same_command_from_anywhere(files):
+    done = command(
+        "-m", "hf_prompt_tuning", files / "config.yaml", "--max_steps", "1", "--save_strategy", "no",
+        "--eval_strategy", "no", "--max_train_samples", "4", cwd=files,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (files / "out/adapter_model.safetensors").exists()
+
+
+def test_a_prompt_can_be_evaluated_and_used_without_training(files):
+    first = command("run_prompt_tuning.py", files / "config.yaml", "--save_strategy", "no")
+    assert first.returncode == 0, first.stderr
+    again = command(
+        "run_prompt_tuning.py", files / "config.yaml", "--do_train", "false",
+        "--prompt_tuning_init", "PROMPT", "--init_prompt", files / "out", "--output_dir", files / "again",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    loss = [json.loads((files / name / "eval_results.json").read_text())["eval_loss"] for name in ("out", "again")]
+    assert loss[0] == pytest.approx(loss[1], rel=1e-5)
+
+
+def test_free_text_end_to_end(files, messages):
+    rows = [{"message": row["message"], "answer": row["message"].split()[0]} for row in messages]
+    (files / "free.csv").write_text("message,answer\n" + "\n".join(f"{r['message']},{r['answer']}" for r in rows))
+    config = yaml.safe_load((files / "config.yaml").read_text())
+    config = {k: v for k, v in config.items() if not k.startswith("label")} | {"target_template": "{answer}"}
+    config |= {"train_file": str(files / "free.csv"), "validation_file": str(files / "free.csv"), "do_predict": True}
+    (files / "free.yaml").write_text(yaml.safe_dump(config))
+    done = command("run_prompt_tuning.py", files / "free.yaml", "--num_train_epochs", "1")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((files / "out/all_results.json").read_text())
+    assert {"eval_exact_match", "eval_rougeL", "test_rougeL"} <= set(results)
+    first = json.loads((files / "out/predictions.jsonl").read_text().splitlines()[0])
+    assert first["reference"] == "never" and isinstance(first["prediction"], str)
+
+
+def test_bad_input_is_one_line(files):
+    for flags, message in [
+        (
+            ["--source_template", "{text} Label :"],
+            "error: the template's field {text} is no column of the training data",
+        ),
+        (["--num_virtual_tokens", "0"], "error: num_virtual_tokens is 0"),
+        (["--train_file", "nowhere.csv"], "error: the data file 'nowhere.csv' is not there"),
+        (["--model_name_or_path", str(files)], "error: the backbone"),
+    ]:
+        done = command("run_prompt_tuning.py", files / "config.yaml", *flags)
+        assert done.returncode == 2
+        assert done.stderr.strip().splitlines()[-1].startswith(message)
+        assert "Traceback" not in done.stderr
+    assert not (files / "out").exists()

@@ -1,0 +1,97 @@
+"""Files become rows, with values as they are written."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning.arguments import DataArguments
+from hf_prompt_tuning.data import load_splits, read_file
+
+ROWS = [{"text": "NA", "label": 1}, {"text": "null, or \U0001f600", "label": 0}]
+
+
+def test_every_kind_of_file(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\nNA,1\n"null, or \U0001f600",0\n', encoding="utf-8")
+    (tmp_path / "a.tsv").write_text("text\tlabel\nNA\t1\nnull, or \U0001f600\t0\n", encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.csv", "a.tsv", "a.json", "a.jsonl", "a.parquet"):
+        assert read_file(tmp_path / name).to_list() == ROWS
+
+
+def test_a_file_without_a_header(tmp_path):
+    (tmp_path / "a.tsv").write_text('a "quoted word\t1\nno header\t0\n')
+    rows = read_file(tmp_path / "a.tsv", ["text", "label"]).to_list()
+    assert rows == [{"text": 'a "quoted word', "label": 1}, {"text": "no header", "label": 0}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "x", "ends in '.txt'; give one of .csv"),
+        ("a.csv", "", "is empty"),
+        ("a.csv", "text,label\n", "has no rows"),
+        ("a.jsonl", "no json", "cannot be read as jsonl"),
+        ("a.parquet", "no parquet", "cannot be read as parquet"),
+        ("none.csv", None, "is not there"),
+    ],
+)
+def test_files_that_are_not_what_their_names_say(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(PromptTuningError, match=message):
+        read_file(tmp_path / name)
+
+
+def test_column_names_are_for_tables(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]))
+    with pytest.raises(PromptTuningError, match="column_names are for csv and tsv"):
+        read_file(tmp_path / "a.jsonl", ["a"])
+
+
+def test_splits_and_samples(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"n": n}) for n in range(100)))
+    splits = load_splits(DataArguments(train_file=str(file), validation_split_percentage=20), seed=1)
+    assert (len(splits["train"]), len(splits["validation"])) == (80, 20)
+    assert not set(splits["train"]["n"]) & set(splits["validation"]["n"])
+    args = DataArguments(train_file=str(file), validation_file=str(file), max_train_samples=7, max_eval_samples=200)
+    few = load_splits(args, seed=1)
+    assert (len(few["train"]), len(few["validation"])) == (7, 100)
+    assert few["train"]["n"] != list(range(7))
+    assert few["train"]["n"][:] == load_splits(args, seed=1)["train"]["n"][:]
+    assert few["train"]["n"][:] != load_splits(args, seed=2)["train"]["n"][:]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "there is no data"),
+        ({"validation_split_percentage": 100, "train_file": "FILE"}, "validation_split_percentage is 100"),
+        ({"max_train_samples": 0, "train_file": "FILE"}, "the limit on train samples is 0"),
+    ],
+)
+def test_refusals(tmp_path, values, message):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(ROWS[0]))
+    values = {k: str(file) if v == "FILE" else v for k, v in values.items()}
+    with pytest.raises(PromptTuningError, match=message):
+        load_splits(DataArguments(**values), seed=0)
+
+
+def test_a_local_data_set_by_name(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "validation.jsonl").write_text(json.dumps(ROWS[1]))
+    splits = load_splits(DataArguments(dataset_name=str(tmp_path)), seed=0)
+    assert splits["validation"].to_list() == ROWS[1:]
+
+
+def test_a_data_set_that_is_a_script(tmp_path):
+    folder = tmp_path / "raft"
+    folder.mkdir()
+    (folder / "raft.py").write_text("")
+    with pytest.raises(PromptTuningError, match="cannot be loaded"):
+        load_splits(DataArguments(dataset_name=str(folder)), seed=0)
