@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.quantization_config import QuantizationMethod
 
 
 def turn_off_dropout(backbone: PreTrainedModel) -> None:
@@ -18,6 +19,19 @@ def turn_off_dropout(backbone: PreTrainedModel) -> None:
         for name, value in list(vars(holder).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(holder, name, 0.0)
+
+
+def forget_gguf(backbone: PreTrainedModel) -> None:
+    """Takes the mark of a quantized model off a backbone that was loaded from a GGUF file.
+
+    Its weights are dequantized as they are loaded, and Trainer refuses a model that is marked so.
+    """
+    method = getattr(getattr(backbone.config, "quantization_config", None), "quant_method", None)
+    if method != QuantizationMethod.GGUF:
+        return
+    del backbone.config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(backbone).pop(name, None)
 
 
 def describe_backbone(backbone: PreTrainedModel, revision: str | None = None) -> dict[str, Any]:

@@ -68,23 +68,7 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
         raise PromptTuningError(
             f"the backbone {args.model_name_or_path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
-    if args.gguf_file is not None:
-        _forget_quantization(backbone)
     return backbone, tokenizer
-
-
-def _forget_quantization(backbone: PreTrainedModel) -> None:
-    """A GGUF file's weights are dequantized when they are loaded, but the model still calls itself quantized.
-
-    Trainer refuses such a model, because GGUF is no method that it knows to train.
-    """
-    for holder, name in (
-        (backbone, "hf_quantizer"),
-        (backbone, "is_quantized"),
-        (backbone.config, "quantization_config"),
-    ):
-        if name in vars(holder):
-            delattr(holder, name)
 
 
 def save_pictures(trainer: PromptTuningTrainer) -> None:

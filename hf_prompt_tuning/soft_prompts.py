@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
 
-from .backbone import describe_backbone, turn_off_dropout
+from .backbone import describe_backbone, forget_gguf, turn_off_dropout
 from .card import write_card
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
@@ -55,6 +55,7 @@ class SoftPrompts:
         config = self.peft_config[adapter_name]
         for parameter in self.base_model.parameters():
             parameter.requires_grad = False
+        forget_gguf(self.base_model)
         if not config.backbone_dropout:
             turn_off_dropout(self.base_model)
         if not hasattr(self, "prompt_encoder"):
