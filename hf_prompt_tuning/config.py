@@ -145,6 +145,16 @@ class PromptTuningArguments(TrainingArguments):
         default=None,
         metadata={"help": "Stop after so many evaluations without a better metric, and keep the best prompt."},
     )
+    layout: str = field(
+        default="auto",
+        metadata={"help": "auto, packed, cached or padded: how prompts and examples are laid out. Changes cost only."},
+    )
+    max_packed_tokens: int | None = field(
+        default=None, metadata={"help": "A packed row's token budget; more examples make more rows. Default 2048."}
+    )
+    check_layout: bool = field(
+        default=True, metadata={"help": "Compare the layout with padded on two rows of the first batch."}
+    )
     predict_with_generate: bool = field(
         default=True,
         metadata={"help": "Evaluate free text by generating it (exact match, ROUGE-L), not by loss alone."},
@@ -161,3 +171,6 @@ class PromptTuningArguments(TrainingArguments):
             if self.eval_strategy == "no":
                 self.eval_strategy = self.save_strategy = "epoch"
         super().__post_init__()
+        if self.device.type == "cpu":
+            # Pinned memory is for copies to an accelerator; without one, torch warns at every epoch.
+            self.dataloader_pin_memory = False

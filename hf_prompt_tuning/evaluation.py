@@ -8,7 +8,6 @@ import evaluate
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from .layouts.base import IGNORED
@@ -49,34 +48,11 @@ def rank_labels(
     Returns:
         [B, L] fp32, summed over each label's tokens.
     """
-    device = batch["input_ids"].device
-    sources = None if is_encoder_decoder else _sources(batch)
-    scores = []
-    for token_ids in label_token_ids:
-        words = torch.tensor(token_ids, device=device)
-        if sources is None:
-            rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            rows["labels"] = words.expand(len(batch["input_ids"]), -1)
-        else:
-            rows = _behind(sources, words)
-        scores.append(-label_nll(model, rows)[0])
-    return torch.stack(scores, dim=1)
-
-
-def _sources(batch: dict[str, Tensor]) -> list[Tensor]:
-    is_source = batch["attention_mask"].bool() & (batch["labels"] == IGNORED)
-    return [ids[keep] for ids, keep in zip(batch["input_ids"], is_source, strict=True)]
-
-
-def _behind(sources: list[Tensor], words: Tensor) -> dict[str, Tensor]:
-    """Rows of source + words, padded at the right."""
-    rows = [torch.cat([source, words]) for source in sources]
-    labels = [torch.cat([torch.full_like(source, IGNORED), words]) for source in sources]
-    return {
-        "input_ids": pad_sequence(rows, batch_first=True),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-    }
+    mask = batch["attention_mask"]
+    if not is_encoder_decoder:
+        mask = mask * (batch["labels"] == IGNORED)
+    with torch.no_grad():
+        return model(input_ids=batch["input_ids"], attention_mask=mask, candidates=label_token_ids).scores
 
 
 def loss_metrics(nll: np.ndarray, tokens: np.ndarray) -> dict[str, float]:

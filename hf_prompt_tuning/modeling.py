@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,11 +14,22 @@ from transformers.modeling_outputs import ModelOutput
 
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
-from .layouts import Examples, LabelledLogits, PaddedLayout
-from .layouts.base import IGNORED
-from .layouts.padded import as_it_came, padded_rows
+from .layouts import Candidates, Examples, LabelledLogits, Layout, Prompts, choose
+from .layouts.base import IGNORED, projected_at
+from .layouts.padded import as_it_came, continued, padded_rows, predicting_columns
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
+
+
+@dataclasses.dataclass
+class RankingOutput(ModelOutput):
+    """What `forward(..., candidates=…)` gives.
+
+    Attributes:
+        scores: [B, L] fp32, the log-likelihood of each candidate's words behind each row.
+    """
+
+    scores: Tensor | None = None
 
 
 @dataclasses.dataclass
@@ -45,7 +57,31 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     """
 
     task_type = "CAUSAL_LM"
-    layout = PaddedLayout()
+
+    def use_layout(self, name: str = "auto", max_packed_tokens: int | None = None, check: bool = True) -> None:
+        """How labelled tokens and candidates are computed from now on; it changes the cost, never the result.
+
+        Args:
+            name: "auto" (the default: the fastest that is exact for this backbone), "packed", "cached" or "padded".
+            max_packed_tokens: a packed row's token budget.
+            check: compare the choice with "padded" on two rows of the first batch.
+        """
+        self._layout_request = (name, max_packed_tokens, check)
+        self._chosen_layouts: dict[tuple, Layout] = {}
+
+    def _layout(self, prompts: Prompts, examples: Examples) -> Layout:
+        name, max_packed_tokens, check = self.__dict__.get("_layout_request") or ("auto", None, True)
+        if "_chosen_layouts" not in self.__dict__:
+            self._chosen_layouts = {}
+        backbone = self.base_model
+        # What a layout can do depends on these two, and both may change between batches.
+        state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
+        if state not in self._chosen_layouts:
+            # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare.
+            dropout = backbone.training and self.active_peft_config.backbone_dropout
+            batch = (prompts, examples) if check and not dropout else None
+            self._chosen_layouts[state] = choose(name, backbone, max_packed_tokens, batch)
+        return self._chosen_layouts[state]
 
     def forward(
         self,
@@ -54,6 +90,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         only_labelled: bool = False,
+        candidates: Sequence[Sequence[int]] | None = None,
+        adapter_names: Sequence[str] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
         **kwargs: Any,
@@ -65,36 +103,49 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             attention_mask: [B, T], zero on pads, which may stand anywhere.
             inputs_embeds: [B, T, H] in place of `input_ids`.
             labels: [B, T] long, -100 where nothing is predicted; the first token's label counts too.
-            only_labelled: return a `LabelledOutput` of the K labelled tokens (what our trainer asks for) in place of
-                PEFT's logits [B, P+T, V].
+            only_labelled: return a `LabelledOutput` of the K labelled tokens, computed in the fastest layout (what our
+                trainer asks for), in place of PEFT's logits [B, P+T, V].
+            candidates: L sequences of token ids; return a `RankingOutput` of their scores behind each row.
+            adapter_names: a prompt for each row, "__base__" for none; with `only_labelled` or `candidates`.
             num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
-            **kwargs: to the backbone.
+            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them.
 
         Raises:
             PromptTuningError: neither or both of ids and embeddings, a mask that is not [B, T], positions that are not
-                the natural ones, or attentions asked for with pads at the left.
+                the natural ones, unknown names, or attentions asked for with pads at the left.
         """
-        examples = self._examples(input_ids, inputs_embeds, attention_mask, labels)
-        if only_labelled:
-            found = self.layout.labelled_logits(self.base_model, self.prompt, examples)
+        prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, labels, adapter_names)
+        self._check_positions(kwargs.pop("position_ids", None), attention_mask)
+        if only_labelled or candidates is not None:
+            if given := [name for name, value in kwargs.items() if value is not None]:
+                raise PromptTuningError(f"{given[0]} is given with only_labelled or candidates; leave it out.")
+            if candidates is not None:
+                return RankingOutput(scores=self._rank(prompts, examples, self._candidates(candidates)))
+            layout = self._layout(prompts, examples)
+            found = layout.labelled_logits(self.base_model, prompts, examples)
             loss = self._loss(found, num_items_in_batch, label_smoothing)
             return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
-        self._check_positions(kwargs.pop("position_ids", None), attention_mask)
+        if adapter_names is not None:
+            raise PromptTuningError("adapter_names is given without only_labelled or candidates; use set_adapter.")
         if examples.order is not None and kwargs.get("output_attentions"):
             raise PromptTuningError("output_attentions is given for rows padded at the left; pad them at the right.")
-        embeds, mask = padded_rows(self.prompt, examples)
+        embeds, mask = padded_rows(prompts, examples)
         return_dict = kwargs.pop("return_dict", None)
         outputs = self.base_model(inputs_embeds=embeds, attention_mask=mask, return_dict=True, **kwargs)
         values: dict[str, Any] = {}
         if labels is not None:
-            rows, columns = (examples.labels != IGNORED).nonzero(as_tuple=True)
-            predictions = outputs.logits[rows, len(self.prompt) + columns - 1]
-            found = LabelledLogits(predictions, examples.labels[rows, columns], rows)
+            rows, columns = predicting_columns(prompts, examples.labels)
+            targets = examples.labels[examples.labels != IGNORED]
+            found = LabelledLogits(outputs.logits[rows, columns], targets, rows)
             values["loss"] = self._loss(found, num_items_in_batch, label_smoothing)
         values |= {name: self._as_it_came(value, examples.order) for name, value in outputs.items() if name != "loss"}
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
+
+    def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
+        layout = self._layout(prompts, continued(sources, candidates.ids[0], candidates.embeds[0]))
+        return layout.candidate_scores(self.base_model, prompts, sources, candidates)
 
     def _as_it_came(self, value: Any, order: Tensor | None) -> Any:
         """Logits and hidden states ([B, P+T, ...], or a tuple of them) in the order of the caller's columns."""
@@ -136,8 +187,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         """
         if input_ids is None and inputs_embeds is None:
             input_ids = kwargs.pop("inputs", None)
-        examples = self._examples(input_ids, inputs_embeds, attention_mask)
-        embeds, mask = padded_rows(self.prompt, examples, pads="left")
+        prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask)
+        embeds, mask = padded_rows(prompts, examples, pads="left")
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
         # Said aloud because a finished Trainer leaves the config's `use_cache` False.
@@ -157,28 +208,51 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         only_labelled: bool = False,
+        candidates: Sequence[Sequence[int]] | None = None,
+        adapter_names: Sequence[str] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """The backbone's output; as in `PromptTuningModelForCausalLM`, with `labels` [B, T'] for the decoder."""
-        examples = self._examples(input_ids, inputs_embeds, attention_mask)
-        embeds, mask = padded_rows(self.prompt, examples)
+        embeds, mask = padded_rows(
+            *self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
+        )
+        if candidates is not None:
+            return RankingOutput(scores=self._rank(embeds, mask, candidates))
         if labels is not None:
             # A collator may have padded them at the left, which would shift the decoder's positions.
             started = (labels != IGNORED).cumsum(1) > 0
             labels = Examples.align(labels.unsqueeze(-1), started, labels).labels
-        return_dict = kwargs.pop("return_dict", None)
         if only_labelled:
-            kwargs["use_cache"] = False
+            found = self._labelled_logits(labels, inputs_embeds=embeds, attention_mask=mask, use_cache=False, **kwargs)
+            loss = self._loss(found, num_items_in_batch, label_smoothing)
+            return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
+        return_dict = kwargs.pop("return_dict", None)
         outputs = self.base_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, return_dict=True, **kwargs)
         if labels is not None:
             rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
             found = LabelledLogits(outputs.logits[rows, columns], labels[rows, columns], rows)
             outputs.loss = self._loss(found, num_items_in_batch, label_smoothing)
-            if only_labelled:
-                return LabelledOutput(loss=outputs.loss, logits=found.logits, targets=found.targets, rows=rows)
         return outputs.to_tuple() if return_dict is False else outputs
+
+    def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
+        """The decoder's predictions of `labels` [B, T'], [K, V]."""
+        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+        decoder_input_ids = self.base_model.prepare_decoder_input_ids_from_labels(labels=labels)
+        with projected_at(self.base_model, rows, columns):
+            logits = self.base_model(decoder_input_ids=decoder_input_ids, **inputs).logits[0]
+        return LabelledLogits(logits, labels[rows, columns], rows)
+
+    def _rank(self, embeds: Tensor, mask: Tensor, candidates: Sequence[Sequence[int]]) -> Tensor:
+        """[B, L] fp32: the encoder once, then the decoder for each candidate."""
+        encoded = self.base_model.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True)
+        scores = []
+        for words in candidates:
+            labels = torch.tensor(words, device=embeds.device).expand(len(embeds), -1)
+            found = self._labelled_logits(labels, encoder_outputs=encoded, attention_mask=mask, use_cache=False)
+            scores.append(found.log_likelihood(len(embeds)))
+        return torch.stack(scores, dim=1)
 
     def generate(
         self,
@@ -190,8 +264,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         """Generates the target; arguments and result as in transformers' `generate`."""
         if input_ids is None and inputs_embeds is None:
             input_ids = kwargs.pop("inputs", None)
-        examples = self._examples(input_ids, inputs_embeds, attention_mask)
-        embeds, mask = padded_rows(self.prompt, examples)
+        embeds, mask = padded_rows(*self._inputs(input_ids, inputs_embeds, attention_mask))
         kwargs.setdefault("use_cache", True)
         return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 

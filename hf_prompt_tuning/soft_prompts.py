@@ -1,7 +1,7 @@
 """What the two model classes share: prompts are made, the backbone is frozen, prompts are saved and loaded."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from .card import write_card
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
 from .initialization import initial_prompt
-from .layouts import Examples, LabelledLogits
+from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
 from .prompt_files import PromptInfo, read_prompt
+
+NO_PROMPT = "__base__"
+"""PEFT's name for a row without an adapter."""
 
 
 class SoftPrompts:
@@ -207,9 +210,33 @@ class SoftPrompts:
     def create_or_update_model_card(self, output_dir: str) -> None:
         """PEFT calls this with every save; the card is written by `save_pretrained`, once all it tells is known."""
 
-    def _examples(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None, labels: Tensor | None = None
-    ) -> Examples:
+    def _prompts(self, batch: int, adapter_names: Sequence[str] | None) -> Prompts:
+        """The prompts of `batch` rows: the active one, or those of their names (`"__base__"` is none, as in PEFT)."""
+        if adapter_names is None:
+            return Prompts.one(self.prompt, batch)
+        if len(adapter_names) != batch:
+            raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {batch} rows; give one a row.")
+        distinct = list(dict.fromkeys(adapter_names))
+        if unknown := [name for name in distinct if name not in self.prompt_encoder and name != NO_PROMPT]:
+            raise PromptTuningError(
+                f"adapter_names has {unknown[0]!r}; there are {', '.join(map(repr, self.prompt_encoder))} "
+                f"and {NO_PROMPT!r} for no prompt."
+            )
+        vectors = [
+            self.prompt[:0] if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight for name in distinct
+        ]
+        of = torch.tensor([distinct.index(name) for name in adapter_names], device=self.prompt.device)
+        return Prompts(tuple(vectors), of)
+
+    def _inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        mask: Tensor | None,
+        labels: Tensor | None = None,
+        adapter_names: Sequence[str] | None = None,
+    ) -> tuple[Prompts, Examples]:
+        """A caller's batch as the layouts take it."""
         if (input_ids is None) == (inputs_embeds is None):
             raise PromptTuningError("give either input_ids or inputs_embeds (of the text alone, without the prompt).")
         if mask is not None and mask.dim() != 2:
@@ -217,12 +244,17 @@ class SoftPrompts:
                 f"attention_mask has shape {list(mask.shape)}; give one of [B, T]: the layout makes any other."
             )
         embeds = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        examples = Examples.align(embeds, mask, labels)
-        if labels is not None and not len(self.prompt):
+        prompts, examples = self._prompts(len(embeds), adapter_names), Examples.align(embeds, mask, labels)
+        if labels is not None and not all(map(len, prompts.vectors)):
             # Without a prompt nothing stands before the first token to predict it.
-            first = torch.arange(labels.shape[1], device=labels.device) == 0
-            examples = dataclasses.replace(examples, labels=examples.labels.masked_fill(first, IGNORED))
-        return examples
+            alone = examples.labels.clone()
+            alone[prompts.lengths() == 0, 0] = IGNORED
+            examples = dataclasses.replace(examples, labels=alone)
+        return prompts, examples
+
+    def _candidates(self, token_ids: Sequence[Sequence[int]]) -> Candidates:
+        ids = tuple(torch.tensor(words, device=self.word_embeddings.weight.device) for words in token_ids)
+        return Candidates(ids, tuple(self.word_embeddings(words) for words in ids))
 
     def _loss(
         self, predictions: LabelledLogits, num_items_in_batch: Tensor | int | None, label_smoothing: float = 0.0

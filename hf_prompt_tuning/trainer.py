@@ -99,6 +99,9 @@ class PromptTuningTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
+        if hasattr(self.model, "use_layout"):
+            names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
+            self.model.use_layout(**{k: getattr(args, name) for k, name in names.items() if hasattr(args, name)})
         # Our `forward` divides by `num_items_in_batch`, whatever the backbone's takes; and the first token's label
         # counts, because the prompt's last vector predicts it. Smoothing is done where the logits are.
         self.model_accepts_loss_kwargs = True

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_prompt_tuning.layouts import Examples, PaddedLayout
+from hf_prompt_tuning.layouts import Examples, PaddedLayout, Prompts
 from hf_prompt_tuning.layouts.base import IGNORED
 from hf_prompt_tuning.layouts.padded import as_it_came, padded_rows
 
@@ -20,18 +20,18 @@ def test_rows_are_prompt_text_pads_whichever_side_was_padded():
     right = Examples.align(column(7.0, 8.0, 0.0), torch.tensor([[1, 1, 0]]), torch.tensor([[7, 8, IGNORED]]))
     left = Examples.align(column(0.0, 7.0, 8.0), torch.tensor([[0, 1, 1]]), torch.tensor([[IGNORED, 7, 8]]))
     for examples in (right, left):
-        embeds, mask = padded_rows(prompt, examples)
+        embeds, mask = padded_rows(Prompts.one(prompt, 1), examples)
         assert embeds[0, :, 0].tolist() == [1, 2, 7, 8, 0]
         assert mask.tolist() == [[1, 1, 1, 1, 0]]
         assert examples.labels.tolist() == [[7, 8, IGNORED]]
-    embeds, mask = padded_rows(prompt, left, pads="left")
+    embeds, mask = padded_rows(Prompts.one(prompt, 1), left, pads="left")
     assert embeds[0, :, 0].tolist() == [0, 1, 2, 7, 8]
     assert mask.tolist() == [[0, 1, 1, 1, 1]]
 
 
 def test_outputs_return_to_the_columns_they_came_from():
     left = Examples.align(column(0.0, 7.0, 8.0), torch.tensor([[0, 1, 1]]))
-    rows, _ = padded_rows(torch.tensor([[1.0], [2.0]]), left)
+    rows, _ = padded_rows(Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)
     assert as_it_came(rows, 2, left.order)[0, :, 0].tolist() == [1, 2, 0, 7, 8]
 
 
@@ -44,16 +44,22 @@ def test_pads_between_tokens_are_taken_out_and_their_labels_with_them():
 class Counter(torch.nn.Module):
     """A backbone whose logits at a position say which column it is."""
 
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Identity()
+
+    def get_output_embeddings(self):
+        return self.head
+
     def forward(self, inputs_embeds, attention_mask, use_cache):
-        logits = torch.zeros(*inputs_embeds.shape[:2], 10)
-        logits[..., 0] = torch.arange(inputs_embeds.shape[1])
-        return type("Output", (), {"logits": logits})
+        columns = torch.arange(inputs_embeds.shape[1], dtype=torch.float)
+        return type("Output", (), {"logits": self.head(columns[None, :, None].expand(*inputs_embeds.shape[:2], 1))})
 
 
 def test_each_label_is_predicted_by_the_column_before_it():
     labels = torch.tensor([[3, IGNORED, 4], [IGNORED, 5, IGNORED]])
     examples = Examples.align(torch.zeros(2, 3, 1), torch.tensor([[1, 1, 1], [1, 1, 0]]), labels)
-    found = PaddedLayout().labelled_logits(Counter(), torch.zeros(2, 1), examples)
+    found = PaddedLayout().labelled_logits(Counter(), Prompts.one(torch.zeros(2, 1), 2), examples)
     assert found.logits[:, 0].tolist() == [1, 3, 2]  # the first label by the prompt's last vector
     assert found.targets.tolist() == [3, 4, 5]
     assert found.rows.tolist() == [0, 0, 1]

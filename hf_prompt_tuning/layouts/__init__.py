@@ -1,6 +1,19 @@
 """How prompts and examples are laid out in the rows that the backbone sees."""
 
-from .base import Examples, LabelledLogits, Layout
+from .base import Candidates, Examples, LabelledLogits, Layout, Prompts
+from .cached import CachedLayout
+from .choose import choose
+from .packed import PackedLayout
 from .padded import PaddedLayout
 
-__all__ = ["Examples", "LabelledLogits", "Layout", "PaddedLayout"]
+__all__ = [
+    "CachedLayout",
+    "Candidates",
+    "Examples",
+    "LabelledLogits",
+    "Layout",
+    "PackedLayout",
+    "PaddedLayout",
+    "Prompts",
+    "choose",
+]

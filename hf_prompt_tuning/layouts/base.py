@@ -1,5 +1,7 @@
-"""What a layout gets and gives. Letters: B rows, T input length, P virtual tokens, H width, V vocabulary, K labels."""
+"""What a layout gets and gives. The letters are those of docs/notation.md."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +55,66 @@ class Examples:
             order,
         )
 
+    def select(self, rows: Tensor) -> "Examples":
+        """The examples `rows` ([B'] long), without the columns that only pads are left in."""
+        mask = self.mask[rows]
+        width = int(mask.sum(1).max()) if len(rows) else 0
+        labels = None if self.labels is None else self.labels[rows, :width]
+        return Examples(self.embeds[rows, :width], mask[:, :width], labels)
+
+    def needed(self) -> "Examples":
+        """Without the tokens that predict no label: each row's last labelled token, and all behind it."""
+        labelled = self.labels != IGNORED
+        predicts_later = labelled.flip(1).cumsum(1).flip(1) - labelled.long() > 0
+        return Examples(self.embeds, self.mask & predicts_later, self.labels)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a batch: G of them, and which one each example has.
+
+    Attributes:
+        vectors: G tensors of [P_g, H]; lengths may differ, and 0 is no prompt.
+        of: [B] long, the prompt (0 … G-1) of each example.
+    """
+
+    vectors: tuple[Tensor, ...]
+    of: Tensor
+
+    @classmethod
+    def one(cls, vectors: Tensor, batch: int) -> "Prompts":
+        """The same prompt for all of `batch` examples."""
+        return cls((vectors,), torch.zeros(batch, dtype=torch.long, device=vectors.device))
+
+    def lengths(self) -> Tensor:
+        """[B] long: how many virtual tokens stand before each example."""
+        return torch.tensor([len(v) for v in self.vectors], device=self.of.device)[self.of]
+
+    def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each prompt that is used, with the examples ([B_g] long) that have it."""
+        for g, vectors in enumerate(self.vectors):
+            rows = (self.of == g).nonzero()[:, 0]
+            if len(rows):
+                yield vectors, rows
+
+    def select(self, rows: Tensor) -> "Prompts":
+        """The prompts of the examples `rows`, those that none of them has left out."""
+        used, of = self.of[rows].unique(return_inverse=True)
+        return Prompts(tuple(self.vectors[g] for g in used.tolist()), of)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The words of L labels, EOS at the end.
+
+    Attributes:
+        ids: L tensors of [W_l] long.
+        embeds: L tensors of [W_l, H].
+    """
+
+    ids: tuple[Tensor, ...]
+    embeds: tuple[Tensor, ...]
+
 
 @dataclass(frozen=True)
 class LabelledLogits:
@@ -68,9 +130,21 @@ class LabelledLogits:
     targets: Tensor
     rows: Tensor
 
+    @classmethod
+    def concatenate(cls, parts: "list[LabelledLogits]") -> "LabelledLogits":
+        """The predictions of several passes as one."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "targets", "rows")))
+
+    def log_likelihood(self, batch: int) -> Tensor:
+        """[B] fp32: the summed log-likelihood of each example's labelled tokens."""
+        nll = torch.nn.functional.cross_entropy(self.logits.float(), self.targets, reduction="none")
+        return torch.zeros(batch, device=nll.device).index_add(0, self.rows, -nll)
+
 
 class Layout(Protocol):
-    """Lays out one prompt and a batch of examples, runs the backbone, and picks the predictions of the labels.
+    """Lays out prompts and a batch of examples, runs a causal backbone, and picks the predictions that are asked for.
 
     Layouts differ in cost, never in result: loss and prompt gradient agree to rounding. All of them count the same
     labels, the one on an example's first token (which the prompt's last vector predicts) included.
@@ -78,9 +152,40 @@ class Layout(Protocol):
 
     name: str
 
-    def labelled_logits(self, backbone: nn.Module, prompt: Tensor, examples: Examples) -> LabelledLogits:
-        """Predictions of `examples.labels` by a causal `backbone` behind `prompt` ([P, H], any float dtype)."""
+    def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
+        """The predictions of `examples.labels`."""
         ...
+
+    def candidate_scores(
+        self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
+    ) -> Tensor:
+        """[B, L] fp32: the log-likelihood of each candidate's words behind each source."""
+        ...
+
+
+@contextmanager
+def projected_at(backbone: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Within this context the backbone projects only K positions onto the vocabulary: its logits are [1, K, V].
+
+    The vocabulary is often wider than all layers together, and few positions are labelled. `logits_to_keep` does not
+    serve: not every model takes it, and it keeps the same columns of every row. Choosing in front of the output
+    embeddings works for each of them, whatever they do to the logits afterwards.
+
+    Args:
+        backbone: a model with output embeddings, called once within the context.
+        rows: [K] long, of the batch that the backbone sees.
+        columns: [K] long.
+    """
+
+    def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *others = inputs
+        return hidden[rows, columns][None], *others
+
+    handle = backbone.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def take_columns(x: Tensor, order: Tensor) -> Tensor:

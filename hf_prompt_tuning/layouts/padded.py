@@ -10,27 +10,35 @@ It computes B·(P+T) tokens and needs nothing of the model but `inputs_embeds`.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from .base import IGNORED, Examples, LabelledLogits, take_columns
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, take_columns
 
 
-def padded_rows(prompt: Tensor, examples: Examples, pads: str = "right") -> tuple[Tensor, Tensor]:
+def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tuple[Tensor, Tensor]:
     """Rows `[prompt | text | pads]`, or `[pads | prompt | text]` where `pads` is "left" (as generation needs).
 
     Args:
-        prompt: [P, H]; cast to the embeddings' dtype here, where it joins them.
+        prompts: P is the longest's length; cast to the embeddings' dtype here, where they join them.
         examples: a batch of [B, T, H].
 
     Returns:
         inputs_embeds [B, P+T, H] and attention_mask [B, P+T] long.
     """
-    batch = examples.embeds.shape[0]
-    prompts = prompt.to(examples.embeds.dtype).expand(batch, -1, -1)
-    embeds = torch.cat([prompts, examples.embeds], dim=1)
-    mask = torch.cat([examples.mask.new_ones(prompts.shape[:2]), examples.mask], dim=1)
-    if pads == "left" and not bool(mask.all()):
-        order = torch.argsort(mask, dim=1, stable=True)
-        embeds, mask = take_columns(embeds, order), mask.gather(1, order)
+    dtype = examples.embeds.dtype
+    if len(prompts.vectors) == 1:
+        heads = prompts.vectors[0].to(dtype).expand(len(prompts.of), -1, -1)
+    else:
+        heads = pad_sequence([v.to(dtype) for v in prompts.vectors], batch_first=True)[prompts.of]
+    columns = torch.arange(heads.shape[1], device=heads.device)
+    embeds = torch.cat([heads, examples.embeds], dim=1)
+    mask = torch.cat([columns < prompts.lengths()[:, None], examples.mask], dim=1)
+    if not bool(mask.all()):
+        rows = Examples.align(embeds, mask)
+        embeds, mask = rows.embeds, rows.mask
+        if pads == "left":
+            order = torch.argsort(mask, dim=1, stable=True)
+            embeds, mask = take_columns(embeds, order), mask.gather(1, order)
     return embeds, mask.long()
 
 
@@ -42,15 +50,50 @@ def as_it_came(x: Tensor, num_virtual_tokens: int, order: Tensor | None) -> Tens
     return torch.cat([x[:, :num_virtual_tokens], text], dim=1)
 
 
+def predicting_columns(prompts: Prompts, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns ([K] long each) of the positions that predict the labels [B, T], in padded rows.
+
+    The token at column t of an example stands at column P+t of its row; the column before it predicts it.
+    """
+    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    return rows, prompts.lengths()[rows] + columns - 1
+
+
 class PaddedLayout:
     """See the module's text. The other layouts are tested against this one."""
 
     name = "padded"
 
-    def labelled_logits(self, backbone: nn.Module, prompt: Tensor, examples: Examples) -> LabelledLogits:
-        """The labelled tokens' predictions, [K, V] of the [B, P+T, V] that the backbone computes."""
-        embeds, mask = padded_rows(prompt, examples)
-        logits = backbone(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
-        rows, columns = (examples.labels != IGNORED).nonzero(as_tuple=True)
-        # The token at column t of an example stands at column P+t of its row; the column before it predicts it.
-        return LabelledLogits(logits[rows, len(prompt) + columns - 1], examples.labels[rows, columns], rows)
+    def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
+        """The labelled tokens' predictions, [K, V]."""
+        embeds, mask = padded_rows(prompts, examples)
+        rows, columns = predicting_columns(prompts, examples.labels)
+        with projected_at(backbone, rows, columns):
+            logits = backbone(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits[0]
+        return LabelledLogits(logits, examples.labels[examples.labels != IGNORED], rows)
+
+    def candidate_scores(
+        self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
+    ) -> Tensor:
+        """[B, L]: one pass of B rows for each candidate."""
+        scores = [
+            self.labelled_logits(backbone, prompts, continued(sources, ids, embeds)).log_likelihood(len(sources.mask))
+            for ids, embeds in zip(candidates.ids, candidates.embeds, strict=True)
+        ]
+        return torch.stack(scores, dim=1)
+
+
+def continued(sources: Examples, ids: Tensor, embeds: Tensor) -> Examples:
+    """Every source with the same words behind it, labelled.
+
+    Args:
+        sources: [B, T].
+        ids: [W] long.
+        embeds: [W, H].
+    """
+    batch = len(sources.mask)
+    return Examples.align(
+        torch.cat([sources.embeds, embeds.to(sources.embeds.dtype).expand(batch, -1, -1)], dim=1),
+        torch.cat([sources.mask, sources.mask.new_ones(batch, len(ids))], dim=1),
+        torch.cat([torch.full(sources.mask.shape, IGNORED, device=ids.device), ids.expand(batch, -1)], dim=1),
+    )

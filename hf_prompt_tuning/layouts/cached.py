@@ -1,0 +1,121 @@
+"""The prompt once, through the model's KV cache, which keeps its gradient; then the examples, behind the cache.
+
+For P = 2 and two examples, of four and of two tokens:
+
+    first pass    p0 p1
+    second pass   (p0 p1) a0 a1 a2 a3
+                  (p0 p1) b0 b1 ·  ·       in brackets: keys and values from the cache, the same for every row
+
+It computes G·P + B·T tokens, and needs a causal model with a cache. ALiBi, windows and learned positions are the model's own
+business, because each row is an ordinary continuation.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at
+
+
+class CachedLayout:
+    """See the module's text."""
+
+    name = "cached"
+
+    def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
+        """The labelled tokens' predictions, [K, V]; first tokens are predicted by the prompt's own pass."""
+        needed, parts = examples.needed(), []
+        for vectors, rows in prompts.groups():
+            group = needed.select(rows)
+            labels = examples.labels[rows]
+            first = (labels[:, 0] != IGNORED).nonzero()[:, 0]
+            logits, cache = self._prompt_pass(backbone, vectors.to(examples.embeds.dtype), len(first))
+            if len(first):
+                parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
+            in_group, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+            if len(in_group):
+                if cache is not None:
+                    # Not `batch_repeat_interleave`, which fails on the caches of linear attention.
+                    cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=rows.device))
+                logits, _ = _text_pass(backbone, len(vectors), group, cache, in_group, columns)
+                parts.append(LabelledLogits(logits, labels[in_group, columns + 1], rows[in_group]))
+        if not parts:
+            # Nothing is labelled: no predictions, still connected to the prompt (a rank whose batch is empty).
+            logits, _ = self._prompt_pass(backbone, prompts.vectors[0].to(examples.embeds.dtype), 0)
+            none = torch.empty(0, dtype=torch.long, device=prompts.of.device)
+            parts.append(LabelledLogits(logits, none, none))
+        return LabelledLogits.concatenate(parts)
+
+    def candidate_scores(
+        self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
+    ) -> Tensor:
+        """[B, L]: each source once, in groups of equal length (pads must not come between a source and its words)."""
+        scores = torch.empty(len(sources.mask), len(candidates.ids), device=sources.embeds.device)
+        lengths = sources.mask.sum(1)
+        for vectors, rows in prompts.groups():
+            for length in lengths[rows].unique().tolist():
+                same = rows[lengths[rows] == length]
+                group = sources.select(same)
+                # With the source as a longer prompt, all candidates are the examples behind it.
+                logits, cache = self._source_pass(backbone, vectors.to(group.embeds.dtype), group)
+                scores[same] = self._behind(backbone, len(vectors) + length, logits, cache, candidates)
+        return scores
+
+    @staticmethod
+    def _prompt_pass(backbone: nn.Module, vectors: Tensor, copies: int) -> tuple[Tensor, object]:
+        """`copies` of the last position's prediction ([copies, V]), and the cache; no cache without a prompt."""
+        if not len(vectors):
+            return vectors.new_empty(0, 1), None
+        zeros = torch.zeros(copies, dtype=torch.long, device=vectors.device)
+        with projected_at(backbone, zeros, zeros + len(vectors) - 1):
+            outputs = backbone(inputs_embeds=vectors[None], use_cache=True)
+        return outputs.logits[0], outputs.past_key_values
+
+    @staticmethod
+    def _source_pass(backbone: nn.Module, vectors: Tensor, group: Examples) -> tuple[Tensor, object]:
+        """The last position's prediction of each row, [B', V], and the cache of prompt and source."""
+        batch, length = group.mask.shape
+        logits, cache = CachedLayout._prompt_pass(backbone, vectors, 1)
+        if cache is not None:
+            cache.reorder_cache(torch.zeros(batch, dtype=torch.long, device=group.mask.device))
+        if not length:
+            return logits.expand(batch, -1), cache
+        rows = torch.arange(batch, device=group.mask.device)
+        return _text_pass(backbone, len(vectors), group, cache, rows, torch.full_like(rows, length - 1))
+
+    @staticmethod
+    def _behind(backbone: nn.Module, before: int, logits: Tensor, cache: object, candidates: Candidates) -> Tensor:
+        """[B', L]: each candidate's score behind a cache of B' rows of `before` tokens."""
+        batch, many = len(logits), len(candidates.ids)
+        firsts = torch.stack([ids[0] for ids in candidates.ids])
+        scores = logits.float().log_softmax(-1)[:, firsts]
+        width = max(len(ids) for ids in candidates.ids) - 1
+        if not width:
+            return scores
+        words = torch.nn.utils.rnn.pad_sequence([e[:-1] for e in candidates.embeds], batch_first=True)
+        targets = torch.nn.utils.rnn.pad_sequence(
+            [ids[1:] for ids in candidates.ids], batch_first=True, padding_value=IGNORED
+        )
+        device = logits.device
+        cache.reorder_cache(torch.arange(batch, device=device).repeat_interleave(many))
+        group = Examples(
+            words.to(logits.dtype).repeat(batch, 1, 1), (targets != IGNORED).repeat(batch, 1), targets.repeat(batch, 1)
+        )
+        rows, columns = (group.labels != IGNORED).nonzero(as_tuple=True)
+        logits, _ = _text_pass(backbone, before, group, cache, rows, columns)
+        rest = LabelledLogits(logits, group.labels[rows, columns], rows).log_likelihood(batch * many)
+        return scores + rest.view(batch, many)
+
+
+def _text_pass(
+    backbone: nn.Module, before: int, group: Examples, cache: object, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, object]:
+    """Predictions ([K, V]) at rows and columns of a group that follows `before` cached tokens, and the cache."""
+    seen = group.mask.new_ones(len(group.mask), before)
+    with projected_at(backbone, rows, columns):
+        outputs = backbone(
+            inputs_embeds=group.embeds,
+            attention_mask=torch.cat([seen, group.mask], dim=1).long(),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return outputs.logits[0], outputs.past_key_values

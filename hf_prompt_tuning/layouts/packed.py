@@ -1,0 +1,237 @@
+"""Prompts and examples in one row: nothing is computed twice, and no pad at all.
+
+For P = 2 and two examples, of four and of two tokens:
+
+    token      p0 p1 a0 a1 a2 a3 b0 b1
+    position   0  1  2  3  4  5  2  3        an example's positions start behind its prompt
+
+    p0         x                             each line: what the token sees
+    p1         x  x
+    a0         x  x  x
+    a1         x  x  x  x
+    a2         x  x  x  x  x
+    a3         x  x  x  x  x  x
+    b0         x  x              x
+    b1         x  x              x  x
+
+It computes G·P + N tokens, and needs a causal model that takes `position_ids` and a mask of its own. Rows have a token budget,
+because the mask is quadratic in a row's length; a row that is full is followed by another, each with the prompts it needs.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at
+from .blocks import MIN_BLOCK, cut, in_blocks
+from .masks import Reach, ancestors, sees, tree_mask
+
+
+@dataclass
+class Row:
+    """A packed row in the making: segments of a tree, with their embeddings and positions."""
+
+    parents: list[int] = field(default_factory=list)
+    embeds: list[Tensor] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+
+    def add(self, embeds: Tensor, parent: int = -1) -> int:
+        """Appends a segment ([n, H]) behind another (or at the root); returns its number."""
+        self.starts.append(self.end(parent) if parent >= 0 else 0)
+        self.columns.append(self.columns[-1] + len(self.embeds[-1]) if self.columns else 0)
+        self.parents.append(parent)
+        self.embeds.append(embeds)
+        return len(self.parents) - 1
+
+    def end(self, segment: int) -> int:
+        """The position behind a segment's last token."""
+        return self.starts[segment] + len(self.embeds[segment])
+
+    def path_columns(self, segment: int) -> list[int]:
+        """The columns of all tokens from the root to a segment's last one, in the order of their positions."""
+        path: list[int] = []
+        while segment >= 0:
+            first = self.columns[segment]
+            path[:0] = range(first, first + len(self.embeds[segment]))
+            segment = self.parents[segment]
+        return path
+
+
+class PackedLayout:
+    """See the module's text.
+
+    Args:
+        max_tokens: a row's token budget. An example that is longer gets a row of its own.
+        reaches: how far each kind of layer sees, by its name in the config's `layer_types`; one kind is the usual case.
+        as_dict: the model wants a mask for each kind, in a dict.
+    """
+
+    name = "packed"
+
+    def __init__(self, max_tokens: int, reaches: dict[str, Reach] | None = None, as_dict: bool = False):
+        self.max_tokens = max_tokens
+        self.reaches = reaches or {"full_attention": Reach()}
+        self.as_dict = as_dict
+
+    def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
+        """The labelled tokens' predictions, [K, V]."""
+        needed, parts = examples.needed(), []
+        lengths = needed.mask.sum(1).tolist()
+        labelled = (examples.labels != IGNORED).any(1).nonzero()[:, 0].tolist()
+        for members in self._rows(prompts, lengths, labelled) or [[]]:
+            row, example_of = self._with_examples(prompts, needed, members, lengths)
+            columns: list[int] = []
+            owners: list[int] = []
+            for b in members:
+                path = row.path_columns(example_of[b])
+                start = len(path) - lengths[b]
+                for t in (examples.labels[b] != IGNORED).nonzero()[:, 0].tolist():
+                    columns.append(path[start + t - 1])
+                    owners.append(b)
+            owned = torch.tensor(owners, dtype=torch.long, device=examples.mask.device)
+            targets = examples.labels[members][examples.labels[members] != IGNORED]
+            parts.append(LabelledLogits(self._run(backbone, row, columns), targets, owned))
+        return LabelledLogits.concatenate(parts)
+
+    def candidate_scores(
+        self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
+    ) -> Tensor:
+        """[B, L] of a tree: prompt, then each source once, then every candidate's words behind it."""
+        scores = torch.empty(len(sources.mask), len(candidates.ids), device=sources.embeds.device)
+        lengths = sources.mask.sum(1).tolist()
+        extra = sum(len(ids) - 1 for ids in candidates.ids)
+        targets = torch.cat(candidates.ids)
+        label_of = torch.cat([torch.full_like(ids, i) for i, ids in enumerate(candidates.ids)])
+        for members in self._rows(prompts, [length + extra for length in lengths], list(range(len(lengths)))):
+            row, example_of = self._with_examples(prompts, sources, members, lengths)
+            # The source's end predicts every first word; it is projected once, and its prediction used L times.
+            ends: list[int] = []
+            inner: list[int] = []
+            for b in members:
+                ends.append(row.path_columns(example_of[b])[-1])
+                for words in candidates.embeds:
+                    segment = row.add(words[:-1].to(sources.embeds.dtype), example_of[b])
+                    inner.extend(range(row.columns[segment], row.columns[segment] + len(words) - 1))
+            logp = self._run(backbone, row, ends + inner).float().log_softmax(-1)
+            first = torch.cat([ids.new_tensor([1] + [0] * (len(ids) - 1)) for ids in candidates.ids]).bool()
+            found = logp.new_empty(len(members), len(targets))
+            found[:, first] = logp[: len(ends)][:, targets[first]]
+            if inner:
+                rest = logp[len(ends) :].view(len(members), extra, -1)
+                found[:, ~first] = rest.gather(2, targets[~first].expand(len(members), -1)[..., None])[..., 0]
+            scores[members] = torch.zeros(len(members), len(candidates.ids), device=found.device).index_add(
+                1, label_of, found
+            )
+        return scores
+
+    def _rows(self, prompts: Prompts, lengths: list[int], order: list[int]) -> list[list[int]]:
+        """Examples in rows under the budget, each with its prompts, in the order they came."""
+        rows: list[list[int]] = []
+        used: set[int] = set()
+        total = 0
+        prompt_of = prompts.of.tolist()
+        for b in order:
+            cost = lengths[b] + (0 if prompt_of[b] in used else len(prompts.vectors[prompt_of[b]]))
+            if not rows or total + cost > self.max_tokens:
+                rows.append([])
+                used, total = set(), 0
+                cost = lengths[b] + len(prompts.vectors[prompt_of[b]])
+            rows[-1].append(b)
+            used.add(prompt_of[b])
+            total += cost
+        return rows
+
+    @staticmethod
+    def _with_examples(
+        prompts: Prompts, examples: Examples, members: list[int], lengths: list[int]
+    ) -> tuple[Row, dict[int, int]]:
+        """A row of the members' prompts and of the members behind them, and the last segment of each member.
+
+        What all members of a prompt begin with (the template's first words) is laid out once, too.
+        """
+        row, segments = Row(), {}
+        prompt_of = prompts.of.tolist()
+        for g in dict.fromkeys([prompt_of[b] for b in members] or [0]):
+            head = row.add(prompts.vectors[g].to(examples.embeds.dtype))
+            group = [b for b in members if prompt_of[b] == g]
+            shared = _shared_tokens(examples.embeds, group, lengths)
+            if shared:
+                head = row.add(examples.embeds[group[0], :shared], head)
+            for b in group:
+                segments[b] = row.add(examples.embeds[b, shared : lengths[b]], head)
+        return row, segments
+
+    def _run(self, backbone: nn.Module, row: Row, columns: list[int]) -> Tensor:
+        """The predictions at some columns of a row, [K, V]."""
+        embeds = torch.cat(row.embeds)
+        device = embeds.device
+        sizes = torch.tensor([len(e) for e in row.embeds])
+        segments = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        positions = torch.arange(len(segments)) - (torch.tensor(row.columns) - torch.tensor(row.starts))[segments]
+        positions, segments = positions.to(device), segments.to(device)
+        above = ancestors(row.parents).to(device)
+        ends = [column + len(e) for column, e in zip(row.columns, row.embeds, strict=True)]
+        in_turn = self._goes_in_blocks(backbone, embeds)
+        masks = {}
+        for kind, reach in self.reaches.items():
+            if backbone.config._attn_implementation == "flex_attention":
+                masks[kind] = _block_mask(above, segments, positions, reach)
+                continue
+            visible = tree_mask(above, segments, positions, reach)
+            masks[kind] = _as_attention_wants(visible[None, None], backbone, embeds.dtype)
+            if in_turn:
+                # The mask carries its blocks to `blocks.attention`; a model that makes a new tensor of it loses only them.
+                masks[kind].blocks = cut(visible, ends, embeds.dtype)
+        at = torch.tensor(columns, dtype=torch.long, device=device)
+        with projected_at(backbone, torch.zeros_like(at), at), in_blocks(backbone) if in_turn else nullcontext():
+            return backbone(
+                inputs_embeds=embeds[None],
+                attention_mask=masks if self.as_dict else next(iter(masks.values())),
+                position_ids=positions[None],
+                use_cache=False,
+            ).logits[0]
+
+    @staticmethod
+    def _goes_in_blocks(backbone: nn.Module, embeds: Tensor) -> bool:
+        """On a CPU, with sdpa; not with activation checkpointing, which calls the layers again after the context."""
+        return (
+            embeds.device.type == "cpu"
+            and len(embeds) > MIN_BLOCK
+            and backbone.config._attn_implementation == "sdpa"
+            and not backbone.is_activation_checkpointing
+        )
+
+
+def _shared_tokens(embeds: Tensor, group: list[int], lengths: list[int]) -> int:
+    """How many first tokens are the same in all examples of a group; 0 for one alone.
+
+    Embeddings are compared, which is exact, and works for a caller's own; theirs are not shared where they want gradients,
+    which each row's must have for itself.
+    """
+    shortest = min((lengths[b] for b in group), default=0)
+    if len(group) < 2 or not shortest or embeds.requires_grad:
+        return 0
+    heads = embeds[group, :shortest]
+    same = (heads == heads[:1]).all(2).all(0)
+    return int(same.long().cumprod(0).sum())
+
+
+def _as_attention_wants(mask: Tensor, backbone: nn.Module, dtype: torch.dtype) -> Tensor:
+    """A bool mask ([1, 1, N, N]) as the attention implementation takes it."""
+    if backbone.config._attn_implementation != "eager":
+        return mask
+    # There a bool mask would be added to the scores, silently: False and True are 0 and 1.
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _block_mask(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach) -> object:
+    """The mask for flex_attention, which skips the blocks that no token sees."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees(above, segments, positions, reach, query, key)
+
+    return create_block_mask(visible, None, None, len(segments), len(segments), device=segments.device)
