@@ -23,9 +23,11 @@ style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# DATA is a folder with the files that benchmarks/README.md names.
+# Speed; with DATA, a folder of the files that benchmarks/README.md names, learning too.
 bench: $(VENV)/installed $(BACKBONE)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/raft_folds.py --data $(DATA)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py
+	$(if $(DATA),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
+	    $(BIN)/python benchmarks/raft_folds.py --data $(DATA))
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

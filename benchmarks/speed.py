@@ -2,10 +2,10 @@
 
     python benchmarks/speed.py [--quick]
 
-Every measurement is a process of its own: it trains on the demo's messages (examples/complaints_train.jsonl) for a few
-steps, in file order, and says the median step, and its peak memory above that of the loaded weights. The limit is the time
-of nothing but the matrix products that must be done: those of the layers, forward and backward, for the tokens that cannot
-be left out. Prints a table, and writes benchmarks/results/speed.json and speed.png.
+Every measurement is a process of its own: it trains on the demo's messages (examples/complaints_train.jsonl) for a
+few steps, in file order, and says the median step, and its peak memory above that of the loaded weights. The limit
+is the time of nothing but the matrix products that must be done: those of the layers, forward and backward, for the
+tokens that cannot be left out. Prints a table, and writes benchmarks/results/speed.json and speed.png.
 """
 
 import argparse
@@ -91,12 +91,12 @@ def encode(tokenizer, backbone, case: dict) -> list[dict]:
     rows = [dict(row) for row in messages]
     if "T" in case:
         texts = " ".join(messages["message"]).split()
-        rows = [row | {"message": " ".join(texts[i * 7 :] + texts)} for i, row in enumerate(rows)]
+        rows = [row | {"message": " ".join([*texts[i * 7 :], *texts])} for i, row in enumerate(rows)]
     template = PromptTemplate(
         source="Message : {message} Label :",
         label_column="label",
         label_words={"complaint": "complaint", "no complaint": "no complaint"},
-        max_source_length=64 if "T" not in case else case["T"],
+        max_source_length=case.get("T", 64),
     )
     coder = PromptTokenizer(template, tokenizer, backbone.config.is_encoder_decoder)
     return [{k: v for k, v in coder.encode(row).items() if k in ("input_ids", "labels", "label")} for row in rows]
@@ -165,9 +165,7 @@ def ranking_times(system: str, model, rows: list[dict], tokenizer, case: dict, s
     from hf_prompt_tuning import DataCollatorForPromptTuning
     from hf_prompt_tuning.evaluation import rank_labels
 
-    labels = list(
-        {tuple(i for i in row["labels"] if i != -100): None for row in rows}
-    )
+    labels = list({tuple(i for i in row["labels"] if i != -100): None for row in rows})
     collator, times = DataCollatorForPromptTuning(tokenizer), []
     model.eval()
     if system != "peft":
@@ -214,7 +212,12 @@ def limit(backbone, rows: list[dict], case: dict) -> dict:
             gradient @ w.detach()
         times.append(time.perf_counter() - start)
     real = sum(map(len, group))
-    return {"limit": median(times[1:]), "tokens": tokens, "real_tokens": real, "padded_tokens": case["B"] * (case["P"] + max(map(len, group)))}
+    return {
+        "limit": median(times[1:]),
+        "tokens": tokens,
+        "real_tokens": real,
+        "padded_tokens": case["B"] * (case["P"] + max(map(len, group))),
+    }
 
 
 def memory(what: str) -> int:
@@ -259,8 +262,13 @@ def show(name: str, row: dict) -> None:
     print(f"\n{name}")
     for system, result in row.items():
         times = f"{result['seconds']:7.3f} s  {result['peak_mb']:7.0f} MB"
-        against = f"PEFT/it {peft['seconds'] / result['seconds']:5.2f}  its memory/PEFT's {result['peak_mb'] / peft['peak_mb']:.2f}"
-        limit = f"  limit {result['limit']:.3f} s (x{result['seconds'] / result['limit']:.2f})" if "limit" in result else ""
+        faster, leaner = peft["seconds"] / result["seconds"], result["peak_mb"] / peft["peak_mb"]
+        against = f"PEFT/it {faster:5.2f}  its memory/PEFT's {leaner:.2f}"
+        limit = (
+            f"  limit {result['limit']:.3f} s (x{result['seconds'] / result['limit']:.2f})"
+            if "limit" in result
+            else ""
+        )
         print(f"  {system:7s} {times}  {against}{limit}", flush=True)
 
 

@@ -6,6 +6,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
+# Tiny models gain nothing from threads, and lose much to them on a machine that does something else as well.
+torch.set_num_threads(1)
+
 CORPUS = [
     "Message : the parcel never came and nobody answers Label : complaint",
     "Message : thank you for the quick help yesterday Label : no complaint",

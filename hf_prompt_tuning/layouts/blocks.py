@@ -1,8 +1,8 @@
-"""Attention over a packed row, block by block: the same numbers as one call with the row's mask, without its empty part.
+"""Attention over a packed row, block by block: what one call with the row's mask gives, without its empty part.
 
-Most of a packed row's mask is empty: an example sees its prompt and itself, not the other examples. A CPU's kernel computes
-the empty part all the same. So the queries are cut into blocks of neighbouring segments, and each block looks only at
-the keys that any of its queries sees:
+Most of a packed row's mask is empty: an example sees its prompt and itself, not the other examples. A CPU's kernel
+computes the empty part all the same. So the queries are cut into blocks of neighbouring segments, and each block looks
+only at the keys that any of its queries sees:
 
     keys         p0 p1 | a0 a1 a2 a3 | b0 b1
     block p      x  x

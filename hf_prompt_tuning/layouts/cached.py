@@ -6,8 +6,8 @@ For P = 2 and two examples, of four and of two tokens:
     second pass   (p0 p1) a0 a1 a2 a3
                   (p0 p1) b0 b1 ·  ·       in brackets: keys and values from the cache, the same for every row
 
-It computes G·P + B·T tokens, and needs a causal model with a cache. ALiBi, windows and learned positions are the model's own
-business, because each row is an ordinary continuation.
+It computes G·P + B·T tokens, and needs a causal model with a cache. ALiBi, windows and learned positions are the
+model's own business, because each row is an ordinary continuation.
 """
 
 import torch

@@ -1,8 +1,9 @@
 """Who sees whom in a packed row: pure functions from segments and positions to masks.
 
-A packed row is a tree of segments (a prompt, an example behind it, a label's words behind that). A token sees the tokens of
-its own segment and of the segments above it, up to its own position. Positions are those of the text that the path from the
-root spells, so a window or a chunk is cut by positions, not by columns: right by construction for rows of any length.
+A packed row is a tree of segments (a prompt, an example behind it, a label's words behind that). A token sees the
+tokens of its own segment and of the segments above it, up to its own position. Positions are those of the text that
+the path from the root spells, so a window or a chunk is cut by positions, not by columns: right by construction for
+long rows too.
 """
 
 from dataclasses import dataclass

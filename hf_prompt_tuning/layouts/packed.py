@@ -14,8 +14,10 @@ For P = 2 and two examples, of four and of two tokens:
     b0         x  x              x
     b1         x  x              x  x
 
-It computes G·P + N tokens, and needs a causal model that takes `position_ids` and a mask of its own. Rows have a token budget,
-because the mask is quadratic in a row's length; a row that is full is followed by another, each with the prompts it needs.
+It computes G·P + N tokens at most: what all examples begin with (the template's first words) is laid out once, too,
+and tokens that predict nothing are left out. It needs a causal model that takes `position_ids` and a mask of our
+own. Rows have a token budget, because the mask is quadratic in a row's length; a full row is followed by another,
+with its own prompts.
 """
 
 from contextlib import nullcontext
@@ -65,7 +67,7 @@ class PackedLayout:
 
     Args:
         max_tokens: a row's token budget. An example that is longer gets a row of its own.
-        reaches: how far each kind of layer sees, by its name in the config's `layer_types`; one kind is the usual case.
+        reaches: how far each kind of layer sees, by its name in the config's `layer_types`; usually there is one.
         as_dict: the model wants a mask for each kind, in a dict.
     """
 
@@ -183,7 +185,7 @@ class PackedLayout:
             visible = tree_mask(above, segments, positions, reach)
             masks[kind] = _as_attention_wants(visible[None, None], backbone, embeds.dtype)
             if in_turn:
-                # The mask carries its blocks to `blocks.attention`; a model that makes a new tensor of it loses only them.
+                # The mask carries its blocks to `blocks.attention`; a model that copies it loses only those.
                 masks[kind].blocks = cut(visible, ends, embeds.dtype)
         at = torch.tensor(columns, dtype=torch.long, device=device)
         with projected_at(backbone, torch.zeros_like(at), at), in_blocks(backbone) if in_turn else nullcontext():
@@ -208,8 +210,8 @@ class PackedLayout:
 def _shared_tokens(embeds: Tensor, group: list[int], lengths: list[int]) -> int:
     """How many first tokens are the same in all examples of a group; 0 for one alone.
 
-    Embeddings are compared, which is exact, and works for a caller's own; theirs are not shared where they want gradients,
-    which each row's must have for itself.
+    Embeddings are compared, which is exact, and works for a caller's own. Where those want gradients they are not
+    shared: each row must have its own.
     """
     shortest = min((lengths[b] for b in group), default=0)
     if len(group) < 2 or not shortest or embeds.requires_grad:
