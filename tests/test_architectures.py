@@ -1,0 +1,120 @@
+"""Decoders of many kinds: the layout each gets by itself is exact, in rows longer than its window or chunk."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
+
+from .helpers import loss_and_gradient, pad, ragged_rows, reference_loss, relative_error
+
+LLAMA_LIKE = dict(
+    vocab_size=400,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    head_dim=8,
+)
+ARCHITECTURES = {
+    "gemma2": LLAMA_LIKE | dict(sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "gemma3_text": LLAMA_LIKE | dict(sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "qwen2": LLAMA_LIKE
+    | dict(use_sliding_window=True, sliding_window=4, layer_types=["full_attention", "sliding_attention"]),
+    "olmo3": LLAMA_LIKE | dict(sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "cohere2": LLAMA_LIKE | dict(sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "gpt_oss": LLAMA_LIKE
+    | dict(
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "llama4_text": LLAMA_LIKE
+    | dict(
+        attention_chunk_size=4,
+        num_local_experts=2,
+        intermediate_size_mlp=48,
+        layer_types=["chunked_attention", "full_attention"],
+        moe_layers=[],
+    ),
+    "mixtral": LLAMA_LIKE | dict(num_local_experts=4),
+    "qwen3": LLAMA_LIKE,
+    "qwen3_moe": LLAMA_LIKE | dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    "phi3": LLAMA_LIKE | dict(sliding_window=4, pad_token_id=0),
+    "starcoder2": LLAMA_LIKE | dict(sliding_window=4),
+    "phi": LLAMA_LIKE,
+    "stablelm": LLAMA_LIKE,
+    "olmo2": LLAMA_LIKE,
+    "granite": LLAMA_LIKE,
+    "smollm3": LLAMA_LIKE | dict(pad_token_id=0),
+    "cohere": LLAMA_LIKE,
+    "glm4": LLAMA_LIKE | dict(pad_token_id=0),
+    "nemotron": LLAMA_LIKE,
+    "gpt_neox": LLAMA_LIKE,
+    "gptj": dict(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4),
+    "codegen": dict(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4),
+    "gpt_bigcode": dict(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "gpt_neo": dict(
+        vocab_size=400,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        max_position_embeddings=128,
+    ),
+    "falcon": dict(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True),
+    "xglm": dict(vocab_size=400, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4, max_position_embeddings=128),
+    "biogpt": LLAMA_LIKE,
+    "jamba": LLAMA_LIKE
+    | dict(
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=2,
+        mamba_d_state=4,
+        mamba_d_conv=2,
+        use_mamba_kernels=False,
+    ),
+    "lfm2": LLAMA_LIKE | dict(layer_types=["conv", "full_attention"]),
+    "mamba2": dict(
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_heads=8,
+        head_dim=8,
+        state_size=4,
+        n_groups=1,
+        chunk_size=8,
+    ),
+    "rwkv": dict(vocab_size=400, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32),
+}
+
+LAYOUTS = {"gpt_neo": "cached", "falcon": "cached", "lfm2": "cached"} | dict.fromkeys(
+    ("jamba", "mamba2", "rwkv"), "padded"
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # of models' own slow paths and of tiny sizes
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_layout_that_a_backbone_gets_is_exact(name):
+    values = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | ARCHITECTURES[name]
+    torch.manual_seed(0)
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values)).eval()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(2.0)
+    torch.manual_seed(1)
+    model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=6, prompt_tuning_init="RANDOM"))
+    rows = ragged_rows([17, 1, 25, 4])
+    expected_loss, expected = loss_and_gradient(model, reference_loss(model, rows))
+    for side in ("right", "left"):
+        loss, gradient = loss_and_gradient(model, model(**pad(rows, side), only_labelled=True).loss)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert relative_error(gradient, expected) < 1e-5
+    assert [layout.name for layout in model._chosen_layouts.values()] == [LAYOUTS.get(name, "packed")]
