@@ -23,9 +23,10 @@ style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Speed; with DATA, a folder of the files that benchmarks/README.md names, learning too.
+# Speed; with DATA, a folder of the files that benchmarks/README.md names, on its tweets, and learning too.
 bench: $(VENV)/installed $(BACKBONE)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py \
+	    $(if $(DATA),--data $(DATA))
 	$(if $(DATA),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
 	    $(BIN)/python benchmarks/raft_folds.py --data $(DATA))
 

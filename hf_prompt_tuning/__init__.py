@@ -1,9 +1,11 @@
 """Prompt tuning for the Hugging Face Trainer."""
 
+from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
 from .errors import PromptTuningError
-from .modeling import PromptTuningModelForCausalLM, PromptTuningModelForSeq2SeqLM, get_prompt_tuning_model
+from .modeling import get_prompt_tuning_model
+from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .template import PromptTemplate
 from .trainer import PromptTuningTrainer
 

@@ -1,8 +1,10 @@
 """What is read from, and done to, the frozen model behind a prompt."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationMethod
 
@@ -54,3 +56,55 @@ def max_positions(backbone: PreTrainedModel) -> int | None:
     if getattr(config, "alibi", False) or hasattr(config, "relative_attention_num_buckets"):
         return None
     return getattr(config, "max_position_embeddings", None)
+
+
+def steady_positions(backbone: PreTrainedModel) -> int | None:
+    """The length up to which a token's rotary position does not depend on its batch; None where it never does.
+
+    Dynamic NTK and longrope take other frequencies as soon as one row is longer than the original context.
+    """
+    config = backbone.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One set of parameters, or one for each kind of layer.
+    found = [one for one in (rope, *rope.values()) if isinstance(one, dict) and "rope_type" in one]
+    limits = [
+        one.get("original_max_position_embeddings") or config.max_position_embeddings
+        for one in found
+        if one["rope_type"] in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)
+
+
+def has_per_layer_inputs(backbone: PreTrainedModel) -> bool:
+    """Whether every layer reads vectors of its own for each token, looked up by the token's id (Gemma 3n, Gemma 4)."""
+    return bool(getattr(backbone.config.get_text_config(), "hidden_size_per_layer_input", None))
+
+
+def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Those vectors, of all layers in a row: [B, T, layers * D] for ids [B, T]."""
+    return backbone.get_per_layer_input_embeddings()(input_ids)
+
+
+@contextmanager
+def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> Iterator[None]:
+    """Within this context, a call from `generate` that gives embeddings gets their per-layer vectors as well.
+
+    `generate` hands on what the outermost `forward` names, and there Gemma 3n's is silent about them.
+
+    Args:
+        backbone: in use for one `generate`.
+        per_layer_inputs: [B, N, layers, D]; None changes nothing.
+    """
+
+    def add(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None or per_layer_inputs is None:
+            return args, kwargs
+        copies = len(embeds) // len(per_layer_inputs)  # beams, or several returned sequences
+        return args, kwargs | {"per_layer_inputs": per_layer_inputs.repeat_interleave(copies, dim=0)}
+
+    handle = backbone.base_model.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

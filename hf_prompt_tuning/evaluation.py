@@ -7,6 +7,7 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -87,3 +88,42 @@ def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[st
     """Texts of [N, T] token ids; -100 is left out, special tokens too."""
     rows: list[Any] = [[int(i) for i in row if i != IGNORED] for row in token_ids]
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def generate_targets(
+    model: Any, batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> Tensor:
+    """Greedy continuations of the sources, [B, T'], -100 behind their end.
+
+    Args:
+        model: a prompt-tuning model, unwrapped.
+        batch: as for `rank_labels`.
+        tokenizer: gives EOS and pad token.
+        max_new_tokens: a continuation's limit.
+    """
+    mask, eos, pad = batch["attention_mask"], tokenizer.eos_token_id, tokenizer.pad_token_id
+    if not model.config.is_encoder_decoder:
+        mask = mask * (batch["labels"] == IGNORED)
+    ids = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=eos,
+        pad_token_id=eos if pad is None else pad,
+    )
+    ids = ids[:, 0 if model.config.is_encoder_decoder else batch["input_ids"].shape[1] :]
+    # After the first EOS come pads, which may be any token.
+    ended = (ids == eos).cumsum(1) - (ids == eos).long() > 0
+    return ids.masked_fill(ended, IGNORED)
+
+
+def longest_target(data: Any) -> int:
+    """Tokens of the longest target among a dataset's first thousand rows; 128 where they cannot be looked at."""
+    if isinstance(data, dict):
+        data = next(iter(data.values()))
+    if not isinstance(data, Dataset):
+        return 128
+    rows = data[: min(len(data), 1000)]["labels"]
+    return max(sum(label != IGNORED for label in row) for row in rows) or 128

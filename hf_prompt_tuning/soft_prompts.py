@@ -1,6 +1,7 @@
 """What the two model classes share: prompts are made, the backbone is frozen, prompts are saved and loaded."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
 
-from .backbone import describe_backbone, forget_gguf, turn_off_dropout
+from .backbone import (
+    describe_backbone,
+    forget_gguf,
+    has_per_layer_inputs,
+    per_layer_inputs,
+    steady_positions,
+    turn_off_dropout,
+)
 from .card import write_card
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
@@ -21,6 +29,8 @@ from .initialization import initial_prompt
 from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
 from .prompt_files import PromptInfo, read_prompt
+
+logger = logging.getLogger(__name__)
 
 NO_PROMPT = "__base__"
 """PEFT's name for a row without an adapter."""
@@ -33,6 +43,7 @@ class SoftPrompts:
     """
 
     task_type: str
+    _warned_of_positions = False
 
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
         """Adds a prompt, initialised as its config says. Not made active (see PEFT's `set_adapter`).
@@ -213,7 +224,7 @@ class SoftPrompts:
     def _prompts(self, batch: int, adapter_names: Sequence[str] | None) -> Prompts:
         """The prompts of `batch` rows: the active one, or those of their names (`"__base__"` is none, as in PEFT)."""
         if adapter_names is None:
-            return Prompts.one(self.prompt, batch)
+            return Prompts.one(self._as_tokens(self.prompt), batch)
         if len(adapter_names) != batch:
             raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {batch} rows; give one a row.")
         distinct = list(dict.fromkeys(adapter_names))
@@ -225,6 +236,7 @@ class SoftPrompts:
         vectors = [
             self.prompt[:0] if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight for name in distinct
         ]
+        vectors = [self._as_tokens(v) for v in vectors]
         of = torch.tensor([distinct.index(name) for name in adapter_names], device=self.prompt.device)
         return Prompts(tuple(vectors), of)
 
@@ -243,8 +255,14 @@ class SoftPrompts:
             raise PromptTuningError(
                 f"attention_mask has shape {list(mask.shape)}; give one of [B, T]: the layout makes any other."
             )
-        embeds = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is not None and has_per_layer_inputs(self.base_model):
+            raise PromptTuningError(
+                f"inputs_embeds are given, and {type(self.base_model).__name__} has per-layer embeddings, which are "
+                "looked up by token; give input_ids."
+            )
         prompts, examples = self._prompts(len(embeds), adapter_names), Examples.align(embeds, mask, labels)
+        self._warn_of_changing_positions(prompts, examples)
         if labels is not None and not all(map(len, prompts.vectors)):
             # Without a prompt nothing stands before the first token to predict it.
             alone = examples.labels.clone()
@@ -254,7 +272,38 @@ class SoftPrompts:
 
     def _candidates(self, token_ids: Sequence[Sequence[int]]) -> Candidates:
         ids = tuple(torch.tensor(words, device=self.word_embeddings.weight.device) for words in token_ids)
-        return Candidates(ids, tuple(self.word_embeddings(words) for words in ids))
+        return Candidates(ids, tuple(self._embed(words[None])[0] for words in ids))
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """[B, T, H], with the per-layer vectors of the tokens behind it where the backbone has such."""
+        embeds = self.word_embeddings(input_ids)
+        if not has_per_layer_inputs(self.base_model):
+            return embeds
+        return torch.cat([embeds, per_layer_inputs(self.base_model, input_ids).to(embeds.dtype)], dim=-1)
+
+    def _as_tokens(self, vectors: Tensor) -> Tensor:
+        """A prompt as `_embed` gives text: a virtual token has the per-layer vectors of the pad token."""
+        if not has_per_layer_inputs(self.base_model):
+            return vectors
+        pad = self.base_model.config.get_text_config().pad_token_id or 0
+        ids = torch.full((1, len(vectors)), pad, device=vectors.device)
+        return torch.cat([vectors, per_layer_inputs(self.base_model, ids)[0].to(vectors.dtype)], dim=-1)
+
+    def _warn_of_changing_positions(self, prompts: Prompts, examples: Examples) -> None:
+        """Once, when rows are so long that the backbone's RoPE changes with the longest row of a batch."""
+        limit = steady_positions(self.base_model)
+        if limit is None or self._warned_of_positions:
+            return
+        longest = int((prompts.lengths() + examples.mask.sum(1)).max())
+        if longest > limit:
+            self._warned_of_positions = True
+            logger.warning(
+                "A row has %d tokens with its prompt, and beyond %d the rotary positions of %s change with a batch's "
+                "longest row: a row's loss then depends on what else is in it. Shorten rows, or use batches of one.",
+                longest,
+                limit,
+                type(self.base_model).__name__,
+            )
 
     def _loss(
         self, predictions: LabelledLogits, num_items_in_batch: Tensor | int | None, label_smoothing: float = 0.0

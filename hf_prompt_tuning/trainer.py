@@ -14,8 +14,16 @@ from .backbone import max_positions
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
 from .errors import PromptTuningError
-from .evaluation import classification_metrics, decode, label_nll, loss_metrics, rank_labels, text_metrics
-from .layouts.base import IGNORED
+from .evaluation import (
+    classification_metrics,
+    decode,
+    generate_targets,
+    label_nll,
+    longest_target,
+    loss_metrics,
+    rank_labels,
+    text_metrics,
+)
 from .modeling import get_prompt_tuning_model
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
@@ -221,38 +229,9 @@ class PromptTuningTrainer(Trainer):
         return None, (nll, tokens), inputs["labels"]
 
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Greedy continuations of the sources, [B, T'], -100 behind their end."""
-        model = self.accelerator.unwrap_model(model)
-        mask, eos = inputs["attention_mask"], self.processing_class.eos_token_id
-        if not model.config.is_encoder_decoder:
-            mask = mask * (inputs["labels"] == IGNORED)
-        limit = self._encoder.template.max_target_length or self._longest_target
-        pad = self.processing_class.pad_token_id
-        ids = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=mask,
-            max_new_tokens=limit,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=eos,
-            pad_token_id=eos if pad is None else pad,
-        )
-        start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        ids = ids[:, start:]
-        # After the first EOS come pads, which may be any token.
-        ended = (ids == eos).cumsum(1) - (ids == eos).long() > 0
-        return ids.masked_fill(ended, IGNORED)
-
-    @property
-    def _longest_target(self) -> int:
-        """Tokens of the longest target among the first thousand rows that are there (for generation's limit)."""
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        if isinstance(data, dict):
-            data = next(iter(data.values()))
-        if not isinstance(data, Dataset):
-            return 128
-        rows = data[: min(len(data), 1000)]["labels"]
-        return max(sum(label != IGNORED for label in row) for row in rows) or 128
+        limit = self._encoder.template.max_target_length or longest_target(data)
+        return generate_targets(self.accelerator.unwrap_model(model), inputs, self.processing_class, limit)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         nll, tokens, *detail = prediction.predictions

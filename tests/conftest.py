@@ -80,11 +80,16 @@ def tiny_model(name: str, seed: int = 0, **changes) -> transformers.PreTrainedMo
     torch.manual_seed(seed)
     auto = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
     model = auto.from_config(config)
+    scale_weights(model, 1.5 if name in ENCODER_DECODERS else 3.0)
+    return model.eval()
+
+
+def scale_weights(model: transformers.PreTrainedModel, factor: float) -> None:
+    """Makes a random model's weights so large that its predictions depend on all it sees."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(1.5 if name in ENCODER_DECODERS else 3.0)
-    return model.eval()
+                parameter.mul_(factor)
 
 
 def make_tokenizer(kind: str = "gpt2") -> PreTrainedTokenizerFast:

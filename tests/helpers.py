@@ -49,7 +49,11 @@ def reference_loss(model, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
     for ids, labels in rows:
         text = backbone.get_input_embeddings()(ids[None])
         embeds = torch.cat([model.prompt[None].to(text.dtype), text], dim=1)
-        logits = backbone(inputs_embeds=embeds, use_cache=False).logits[0, len(model.prompt) - 1 : -1]
+        extra = {}
+        if hasattr(getattr(backbone, "model", None), "get_per_layer_inputs"):
+            pads = torch.zeros(1, len(model.prompt), dtype=torch.long)
+            extra["per_layer_inputs"] = backbone.model.get_per_layer_inputs(torch.cat([pads, ids[None]], dim=1))
+        logits = backbone(inputs_embeds=embeds, use_cache=False, **extra).logits[0, len(model.prompt) - 1 : -1]
         keep = labels != IGNORED
         total = total + torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")
         count += int(keep.sum())

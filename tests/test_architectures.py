@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
+from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 
+from .conftest import scale_weights
 from .helpers import loss_and_gradient, pad, ragged_rows, reference_loss, relative_error
 
 LLAMA_LIKE = dict(
@@ -39,6 +40,26 @@ ARCHITECTURES = {
         intermediate_size_mlp=48,
         layer_types=["chunked_attention", "full_attention"],
         moe_layers=[],
+    ),
+    "gemma3n_text": LLAMA_LIKE
+    | dict(
+        num_hidden_layers=3,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=400,
+        num_kv_shared_layers=1,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=[0.0, 0.0, 0.0],
+    ),
+    "gemma4_text": LLAMA_LIKE
+    | dict(
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=400,
+        global_head_dim=16,
     ),
     "mixtral": LLAMA_LIKE | dict(num_local_experts=4),
     "qwen3": LLAMA_LIKE,
@@ -99,16 +120,18 @@ LAYOUTS = {"gpt_neo": "cached", "falcon": "cached", "lfm2": "cached"} | dict.fro
 )
 
 
+def tiny_backbone(name, **changes):
+    values = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | ARCHITECTURES[name] | changes
+    torch.manual_seed(0)
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values)).eval()
+    scale_weights(backbone, 2.0)
+    return backbone
+
+
 @pytest.mark.filterwarnings("ignore")  # of models' own slow paths and of tiny sizes
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_layout_that_a_backbone_gets_is_exact(name):
-    values = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | ARCHITECTURES[name]
-    torch.manual_seed(0)
-    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values)).eval()
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(2.0)
+    backbone = tiny_backbone(name)
     torch.manual_seed(1)
     model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=6, prompt_tuning_init="RANDOM"))
     rows = ragged_rows([17, 1, 25, 4])
@@ -118,3 +141,40 @@ def test_the_layout_that_a_backbone_gets_is_exact(name):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert relative_error(gradient, expected) < 1e-5
     assert [layout.name for layout in model._chosen_layouts.values()] == [LAYOUTS.get(name, "packed")]
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
+def test_per_layer_embeddings_are_those_of_the_tokens(name):
+    """With no prompt, the model is its backbone called with token ids."""
+    backbone = tiny_backbone(name)
+    model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM"))
+    ids = torch.randint(4, 400, (2, 9))
+    with torch.no_grad(), model.disable_adapter():
+        torch.testing.assert_close(model(input_ids=ids).logits, backbone(input_ids=ids).logits)
+    with torch.no_grad():
+        generated = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, num_beams=1)
+        expected = ids
+        for _ in range(4):
+            expected = torch.cat([expected, model(input_ids=expected).logits[:, -1:].argmax(-1)], dim=1)
+    assert generated.tolist() == expected.tolist()
+    with pytest.raises(PromptTuningError, match="has per-layer embeddings"):
+        model(inputs_embeds=backbone.get_input_embeddings()(ids))
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_that_change_with_the_longest_row_are_warned_of_once(rope_type, caplog):
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
+    if rope_type == "longrope":
+        rope |= {"original_max_position_embeddings": 16, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    limit = {"dynamic": 128, "longrope": 16}[rope_type]
+    backbone = tiny_backbone("qwen3", rope_parameters=rope)
+    model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=6, prompt_tuning_init="RANDOM"))
+    model(**pad(ragged_rows([limit - 6, 3]), "right"), only_labelled=True)
+    assert not caplog.records
+    for _ in range(2):
+        model(**pad(ragged_rows([limit - 5, 3]), "right"), only_labelled=True)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"A row has {limit + 1} tokens with its prompt, and beyond {limit} the rotary positions of Qwen3ForCausalLM "
+        "change with a batch's longest row: a row's loss then depends on what else is in it. "
+        "Shorten rows, or use batches of one."
+    ]

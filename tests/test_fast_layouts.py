@@ -122,11 +122,11 @@ def test_ranking_is_the_same_in_every_layout(name):
         torch.testing.assert_close(found, scores["padded"], rtol=1e-5, atol=1e-4)
 
 
-def test_a_fast_layout_stays_exact_after_steps_and_evaluations():
+def test_layouts_stay_exact_after_steps_and_evaluations():
     model = tiny_prompt_model("llama")
     optimizer = torch.optim.AdamW([model.prompt], lr=0.1)
     rows = ragged_rows([7, 3, 9])
-    for layout in ("packed", "cached", "packed"):
+    for layout in ("packed", "cached", "padded", "packed"):
         model.use_layout(layout)
         with torch.inference_mode():
             model(**pad(rows, "left"), only_labelled=True)
@@ -136,6 +136,46 @@ def test_a_fast_layout_stays_exact_after_steps_and_evaluations():
         assert relative_error(gradient, expected) < 1e-5
         model.prompt.grad = gradient
         optimizer.step()
+
+
+@pytest.mark.parametrize("layout", ["padded", "cached", "packed"])
+def test_an_example_has_the_same_loss_in_any_batch(layout):
+    model, rows = tiny_prompt_model("llama"), rows_with_a_shared_head([7, 1, 12, 4, 9])
+    model.use_layout(layout, max_packed_tokens=40)
+    alone = [reference_loss(model, [row]).item() for row in rows]
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0], [3, 1], [1, 4, 3, 2, 0]):
+        found = model(**pad([rows[i] for i in order], "left"), only_labelled=True)
+        nll = torch.nn.functional.cross_entropy(found.logits, found.targets, reduction="none")
+        for row, i in enumerate(order):
+            assert nll[found.rows == row].mean().item() == pytest.approx(alone[i], rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["padded", "cached", "packed"])
+def test_parts_of_a_batch_add_up_to_it(layout):
+    """What gradient accumulation does: each part's loss is divided by the labels of the whole."""
+    model, rows = tiny_prompt_model("llama"), ragged_rows([7, 1, 12, 4, 9])
+    model.use_layout(layout)
+    expected_loss, expected = loss_and_gradient(model, reference_loss(model, rows))
+    labels = sum(int((labels != -100).sum()) for _, labels in rows)
+    parts = [
+        loss_and_gradient(model, model(**pad(part, "right"), only_labelled=True, num_items_in_batch=labels).loss)
+        for part in (rows[:2], rows[2:3], rows[3:])
+    ]
+    assert sum(loss for loss, _ in parts) == pytest.approx(expected_loss, rel=1e-5)
+    assert relative_error(sum(gradient for _, gradient in parts), expected) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own, on loading flex_attention
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_flex_attention_sees_the_same(name):
+    """Forward alone: flex_attention has no backward on a CPU."""
+    model, rows = tiny_prompt_model(name), rows_with_a_shared_head([7, 1, 12, 4])
+    labels = [model(**pad([row], "right"), only_labelled=True).logits for row in rows]
+    model.get_base_model().set_attn_implementation("flex_attention")
+    model.use_layout("packed", check=False)
+    with torch.no_grad():
+        found = model(**pad(rows, "right"), only_labelled=True)
+    torch.testing.assert_close(found.logits, torch.cat(labels), rtol=1e-4, atol=1e-4)
 
 
 def test_activation_checkpointing_takes_packed_and_refuses_cached():

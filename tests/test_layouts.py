@@ -48,6 +48,9 @@ class Counter(torch.nn.Module):
         super().__init__()
         self.head = torch.nn.Identity()
 
+    def get_input_embeddings(self):
+        return torch.nn.Embedding(1, 1)
+
     def get_output_embeddings(self):
         return self.head
 
@@ -78,18 +81,3 @@ def test_loss_and_gradient_are_those_of_each_example_alone(name, side):
         foreign, foreign_gradient = loss_and_gradient(model, model(**pad(rows, side)).loss)
         assert foreign == pytest.approx(expected_loss, rel=1e-5)
         assert relative_error(foreign_gradient, expected) < 1e-5
-
-
-def test_it_stays_exact_after_a_step_and_after_an_evaluation():
-    model = tiny_prompt_model("llama")
-    optimizer = torch.optim.AdamW([model.prompt], lr=0.1)
-    rows = ragged_rows([7, 3, 9])
-    for _ in range(3):
-        with torch.no_grad():
-            model(**pad(rows, "left"), only_labelled=True)
-        loss, gradient = loss_and_gradient(model, model(**pad(rows, "left"), only_labelled=True).loss)
-        expected_loss, expected = loss_and_gradient(model, reference_loss(model, rows))
-        assert loss == pytest.approx(expected_loss, rel=1e-5)
-        assert relative_error(gradient, expected) < 1e-5
-        model.prompt.grad = gradient
-        optimizer.step()

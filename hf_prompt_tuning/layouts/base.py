@@ -163,6 +163,26 @@ class Layout(Protocol):
         ...
 
 
+def token_inputs(backbone: nn.Module, embeds: Tensor) -> dict[str, Tensor]:
+    """What a backbone is called with for its tokens.
+
+    A model with per-layer embeddings (Gemma 3n, Gemma 4) reads a second, wider vector of every token. It travels
+    behind the first, so that whatever moves tokens moves both, and they part here.
+
+    Args:
+        backbone: a model with input embeddings of width H.
+        embeds: [B, N, H], or [B, N, H + layers * D].
+    """
+    width = backbone.get_input_embeddings().embedding_dim
+    if embeds.shape[-1] == width:
+        return {"inputs_embeds": embeds}
+    layers = backbone.config.get_text_config().num_hidden_layers
+    return {
+        "inputs_embeds": embeds[..., :width],
+        "per_layer_inputs": embeds[..., width:].unflatten(-1, (layers, -1)),
+    }
+
+
 @contextmanager
 def projected_at(backbone: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Within this context the backbone projects only K positions onto the vocabulary: its logits are [1, K, V].

@@ -13,7 +13,7 @@ model's own business, because each row is an ordinary continuation.
 import torch
 from torch import Tensor, nn
 
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
 
 
 class CachedLayout:
@@ -67,7 +67,7 @@ class CachedLayout:
             return vectors.new_empty(0, 1), None
         zeros = torch.zeros(copies, dtype=torch.long, device=vectors.device)
         with projected_at(backbone, zeros, zeros + len(vectors) - 1):
-            outputs = backbone(inputs_embeds=vectors[None], use_cache=True)
+            outputs = backbone(**token_inputs(backbone, vectors[None]), use_cache=True)
         return outputs.logits[0], outputs.past_key_values
 
     @staticmethod
@@ -113,7 +113,7 @@ def _text_pass(
     seen = group.mask.new_ones(len(group.mask), before)
     with projected_at(backbone, rows, columns):
         outputs = backbone(
-            inputs_embeds=group.embeds,
+            **token_inputs(backbone, group.embeds),
             attention_mask=torch.cat([seen, group.mask], dim=1).long(),
             past_key_values=cache,
             use_cache=True,

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
 from .masks import Reach, ancestors, sees, tree_mask
 
@@ -190,7 +190,7 @@ class PackedLayout:
         at = torch.tensor(columns, dtype=torch.long, device=device)
         with projected_at(backbone, torch.zeros_like(at), at), in_blocks(backbone) if in_turn else nullcontext():
             return backbone(
-                inputs_embeds=embeds[None],
+                **token_inputs(backbone, embeds[None]),
                 attention_mask=masks if self.as_dict else next(iter(masks.values())),
                 position_ids=positions[None],
                 use_cache=False,

@@ -1,0 +1,169 @@
+"""A causal language model behind a soft prompt: forward and generate."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModelForCausalLM
+from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
+
+from .backbone import generating_with
+from .errors import PromptTuningError
+from .layouts import Candidates, Examples, LabelledLogits, Layout, Prompts, choose
+from .layouts.base import IGNORED, token_inputs
+from .layouts.padded import as_it_came, continued, padded_rows, predicting_columns
+from .outputs import LabelledOutput, RankingOutput
+from .soft_prompts import SoftPrompts
+
+
+class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
+    """A causal language model behind a soft prompt.
+
+    Made by `get_prompt_tuning_model` or `from_pretrained`; a `peft.PeftModelForCausalLM` in every respect, except that
+    results do not depend on where a batch is padded.
+    """
+
+    task_type = "CAUSAL_LM"
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.use_layout()
+
+    def use_layout(self, name: str = "auto", max_packed_tokens: int | None = None, check: bool = True) -> None:
+        """How labelled tokens and candidates are computed from now on; it changes the cost, never the result.
+
+        Args:
+            name: "auto" (the default: the fastest that is exact for this backbone), "packed", "cached" or "padded".
+            max_packed_tokens: a packed row's token budget.
+            check: compare the choice with "padded" on two rows of the first batch.
+        """
+        self._layout_request = (name, max_packed_tokens, check)
+        self._chosen_layouts: dict[tuple, Layout] = {}
+
+    def _layout(self, prompts: Prompts, examples: Examples) -> Layout:
+        name, max_packed_tokens, check = self._layout_request
+        backbone = self.base_model
+        # What a layout can do depends on these two, and both may change between batches.
+        state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
+        if state not in self._chosen_layouts:
+            # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare.
+            dropout = backbone.training and self.active_peft_config.backbone_dropout
+            batch = (prompts, examples) if check and not dropout else None
+            self._chosen_layouts[state] = choose(name, backbone, max_packed_tokens, batch)
+        return self._chosen_layouts[state]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        only_labelled: bool = False,
+        candidates: Sequence[Sequence[int]] | None = None,
+        adapter_names: Sequence[str] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """The backbone's output behind the prompt.
+
+        Args:
+            input_ids: [B, T] long.
+            attention_mask: [B, T], zero on pads, which may stand anywhere.
+            inputs_embeds: [B, T, H] in place of `input_ids`.
+            labels: [B, T] long, -100 where nothing is predicted; the first token's label counts too.
+            only_labelled: return a `LabelledOutput` of the K labelled tokens, computed in the fastest layout (what our
+                trainer asks for), in place of PEFT's logits [B, P+T, V].
+            candidates: L sequences of token ids; return a `RankingOutput` of their scores behind each row.
+            adapter_names: a prompt for each row, "__base__" for none; with `only_labelled` or `candidates`.
+            num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
+            label_smoothing: as in `torch.nn.functional.cross_entropy`.
+            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them.
+
+        Raises:
+            PromptTuningError: neither or both of ids and embeddings, a mask that is not [B, T], positions that are not
+                the natural ones, unknown names, or attentions asked for with pads at the left.
+        """
+        prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, labels, adapter_names)
+        self._check_positions(kwargs.pop("position_ids", None), attention_mask)
+        if only_labelled or candidates is not None:
+            if given := [name for name, value in kwargs.items() if value is not None]:
+                raise PromptTuningError(f"{given[0]} is given with only_labelled or candidates; leave it out.")
+            if candidates is not None:
+                return RankingOutput(scores=self._rank(prompts, examples, self._candidates(candidates)))
+            layout = self._layout(prompts, examples)
+            found = layout.labelled_logits(self.base_model, prompts, examples)
+            loss = self._loss(found, num_items_in_batch, label_smoothing)
+            return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
+        if adapter_names is not None:
+            raise PromptTuningError("adapter_names is given without only_labelled or candidates; use set_adapter.")
+        if examples.order is not None and kwargs.get("output_attentions"):
+            raise PromptTuningError("output_attentions is given for rows padded at the left; pad them at the right.")
+        embeds, mask = padded_rows(prompts, examples)
+        return_dict = kwargs.pop("return_dict", None)
+        inputs = token_inputs(self.base_model, embeds)
+        outputs = self.base_model(**inputs, attention_mask=mask, return_dict=True, **kwargs)
+        values: dict[str, Any] = {}
+        if labels is not None:
+            rows, columns = predicting_columns(prompts, examples.labels)
+            targets = examples.labels[examples.labels != IGNORED]
+            found = LabelledLogits(outputs.logits[rows, columns], targets, rows)
+            values["loss"] = self._loss(found, num_items_in_batch, label_smoothing)
+        values |= {name: self._as_it_came(value, examples.order) for name, value in outputs.items() if name != "loss"}
+        result = type(outputs)(**values)
+        return result.to_tuple() if return_dict is False else result
+
+    def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
+        layout = self._layout(prompts, continued(sources, candidates.ids[0], candidates.embeds[0]))
+        return layout.candidate_scores(self.base_model, prompts, sources, candidates)
+
+    def _as_it_came(self, value: Any, order: Tensor | None) -> Any:
+        """Logits and hidden states ([B, P+T, ...], or a tuple of them) in the order of the caller's columns."""
+        if isinstance(value, Tensor) and value.dim() == 3:
+            return as_it_came(value, len(self.prompt), order)
+        if isinstance(value, tuple) and value and isinstance(value[0], Tensor) and value[0].dim() == 3:
+            return tuple(as_it_came(v, len(self.prompt), order) for v in value)
+        return value
+
+    @staticmethod
+    def _check_positions(position_ids: Tensor | None, mask: Tensor | None) -> None:
+        if position_ids is None:
+            return
+        if mask is None:
+            natural = torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids)
+            real = torch.ones_like(position_ids, dtype=torch.bool)
+        else:
+            natural, real = mask.long().cumsum(-1) - 1, mask.bool()
+        if not torch.equal(position_ids.expand_as(natural)[real], natural[real]):
+            raise PromptTuningError(
+                "position_ids are given that do not count each row's tokens from 0 (packed rows, perhaps). "
+                "Give one example a row, without position_ids."
+            )
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generates behind the prompt; arguments and result as in transformers' `generate`.
+
+        Args:
+            input_ids: [B, T] long (also as the first positional argument, or `inputs`); the result starts with it, as
+                with PEFT's.
+            attention_mask: [B, T]; pads may stand at either side.
+            inputs_embeds: [B, T, H] in place of `input_ids`; the result is then the new tokens alone.
+        """
+        if input_ids is None and inputs_embeds is None:
+            input_ids = kwargs.pop("inputs", None)
+        prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask)
+        embeds, mask = padded_rows(prompts, examples, pads="left")
+        if input_ids is not None:
+            kwargs["input_ids"] = input_ids
+        # Said aloud because a finished Trainer leaves the config's `use_cache` False.
+        kwargs.setdefault("use_cache", True)
+        inputs = token_inputs(self.base_model, embeds)
+        with generating_with(self.base_model, inputs.pop("per_layer_inputs", None)):
+            return self.base_model.generate(**inputs, attention_mask=mask, **kwargs)

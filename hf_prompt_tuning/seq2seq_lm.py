@@ -1,0 +1,88 @@
+"""An encoder-decoder language model behind a soft prompt: forward and generate."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModelForSeq2SeqLM
+from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
+
+from .layouts import Examples, LabelledLogits
+from .layouts.base import IGNORED, projected_at
+from .layouts.padded import padded_rows
+from .outputs import LabelledOutput, RankingOutput
+from .soft_prompts import SoftPrompts
+
+
+class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
+    """An encoder-decoder language model with a soft prompt in front of the encoder's input (as in the paper's T5)."""
+
+    task_type = "SEQ_2_SEQ_LM"
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        only_labelled: bool = False,
+        candidates: Sequence[Sequence[int]] | None = None,
+        adapter_names: Sequence[str] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """The backbone's output; as in `PromptTuningModelForCausalLM`, with `labels` [B, T'] for the decoder."""
+        embeds, mask = padded_rows(
+            *self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
+        )
+        if candidates is not None:
+            return RankingOutput(scores=self._rank(embeds, mask, candidates))
+        if labels is not None:
+            # A collator may have padded them at the left, which would shift the decoder's positions.
+            started = (labels != IGNORED).cumsum(1) > 0
+            labels = Examples.align(labels.unsqueeze(-1), started, labels).labels
+        if only_labelled:
+            found = self._labelled_logits(labels, inputs_embeds=embeds, attention_mask=mask, use_cache=False, **kwargs)
+            loss = self._loss(found, num_items_in_batch, label_smoothing)
+            return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
+        return_dict = kwargs.pop("return_dict", None)
+        outputs = self.base_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, return_dict=True, **kwargs)
+        if labels is not None:
+            rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+            found = LabelledLogits(outputs.logits[rows, columns], labels[rows, columns], rows)
+            outputs.loss = self._loss(found, num_items_in_batch, label_smoothing)
+        return outputs.to_tuple() if return_dict is False else outputs
+
+    def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
+        """The decoder's predictions of `labels` [B, T'], [K, V]."""
+        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+        decoder_input_ids = self.base_model.prepare_decoder_input_ids_from_labels(labels=labels)
+        with projected_at(self.base_model, rows, columns):
+            logits = self.base_model(decoder_input_ids=decoder_input_ids, **inputs).logits[0]
+        return LabelledLogits(logits, labels[rows, columns], rows)
+
+    def _rank(self, embeds: Tensor, mask: Tensor, candidates: Sequence[Sequence[int]]) -> Tensor:
+        """[B, L] fp32: the encoder once, then the decoder for each candidate."""
+        encoded = self.base_model.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True)
+        scores = []
+        for words in candidates:
+            labels = torch.tensor(words, device=embeds.device).expand(len(embeds), -1)
+            found = self._labelled_logits(labels, encoder_outputs=encoded, attention_mask=mask, use_cache=False)
+            scores.append(found.log_likelihood(len(embeds)))
+        return torch.stack(scores, dim=1)
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generates the target; arguments and result as in transformers' `generate`."""
+        if input_ids is None and inputs_embeds is None:
+            input_ids = kwargs.pop("inputs", None)
+        embeds, mask = padded_rows(*self._inputs(input_ids, inputs_embeds, attention_mask))
+        kwargs.setdefault("use_cache", True)
+        return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
