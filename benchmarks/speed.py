@@ -124,12 +124,14 @@ def main() -> None:
     if args.only and results.exists():
         table = json.loads(results.read_text())
     for name, case in (CASES | RANKING | ({} if args.quick else GROWTH)).items():
-        if not args.only or args.only in name:
-            table[name] = compare(case | {"data": data}, 3 if args.quick else 5, args.rounds)
-            show(name, table[name])
-    if not args.quick:
-        RESULTS.mkdir(exist_ok=True)
-        results.write_text(json.dumps(table, indent=1) + "\n")
+        if args.only and args.only not in name:
+            continue
+        table[name] = compare(case | {"data": data}, 3 if args.quick else 5, args.rounds)
+        show(name, table[name])
+        if not args.quick:
+            RESULTS.mkdir(exist_ok=True)
+            results.write_text(json.dumps(table, indent=1) + "\n")
+    if table.keys() >= GROWTH.keys() and not args.quick:
         plot(table)
 
 
