@@ -10,7 +10,7 @@ from transformers.utils.logging import get_logger
 
 from hf_prompt_tuning import PromptTuningTrainer, get_prompt_tuning_model
 from hf_prompt_tuning.arguments import parse_arguments
-from hf_prompt_tuning.cli import load_backbone, run, save_pictures, save_predictions, set_up_logging
+from hf_prompt_tuning.cli import load_backbone, run, save_predictions, set_up_logging
 from hf_prompt_tuning.data import load_splits
 
 logger = get_logger(__name__)
@@ -30,6 +30,7 @@ def main() -> None:
     config = prompt_args.config(model_args.task_type)
     backbone, tokenizer = load_backbone(model_args)
     model = get_prompt_tuning_model(backbone, config, tokenizer=tokenizer, template=template)
+    model.info.data = data_args.described()
 
     trainer = PromptTuningTrainer(
         model=model,
@@ -41,6 +42,12 @@ def main() -> None:
     )
     if trainer.is_world_process_zero():
         model.print_trainable_parameters()
+
+    if training_args.do_eval:
+        # What the prompt has to beat: the backbone alone, told to it in the same format.
+        metrics = trainer.evaluate_untuned()
+        trainer.log_metrics("untuned", metrics)
+        trainer.save_metrics("untuned", metrics, combined=False)
 
     if training_args.do_train:
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -54,7 +61,6 @@ def main() -> None:
         trainer.save_metrics("eval", metrics)
 
     trainer.save_model()
-    save_pictures(trainer)
 
     if training_args.do_predict:
         test = splits.get("test", validation)

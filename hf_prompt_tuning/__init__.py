@@ -3,17 +3,23 @@
 from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
-from .errors import PromptTuningError
+from .errors import PromptLoadError, PromptMismatchError, PromptTuningError
+from .foreign_prompts import import_prompt
+from .hub import load_prompt
 from .modeling import get_prompt_tuning_model
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .template import PromptTemplate
+from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DataCollatorForPromptTuning",
+    "PromptLoadError",
+    "PromptMismatchError",
     "PromptTemplate",
+    "PromptTokenizer",
     "PromptTuningArguments",
     "PromptTuningConfig",
     "PromptTuningError",
@@ -22,4 +28,6 @@ __all__ = [
     "PromptTuningModelForSeq2SeqLM",
     "PromptTuningTrainer",
     "get_prompt_tuning_model",
+    "import_prompt",
+    "load_prompt",
 ]

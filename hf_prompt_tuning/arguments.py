@@ -71,6 +71,17 @@ class DataArguments:
         default=None, metadata={"help": "Refuse longer targets, and generate at most so many tokens."}
     )
 
+    def described(self) -> dict[str, str]:
+        """What the card says of the data: its Hub id, or the files' names (never where they lie on this machine)."""
+        known = {
+            "dataset": self.dataset_name,
+            "dataset_configuration": self.dataset_config_name,
+            "dataset_revision": self.dataset_revision,
+        }
+        files = {name: getattr(self, name) for name in ("train_file", "validation_file")}
+        known |= {name: Path(file).name for name, file in files.items() if file}
+        return {name: value for name, value in known.items() if value}
+
     def template(self) -> PromptTemplate:
         """The template that these arguments describe.
 
@@ -118,13 +129,18 @@ class PromptArguments:
     random_range: float = field(default=0.5, metadata={"help": "RANDOM is uniform in ± this."})
     vocab_sample_size: int = field(default=5000, metadata={"help": "SAMPLE_VOCAB draws from so many common tokens."})
     init_prompt: str | None = field(
-        default=None, metadata={"help": "PROMPT: a prompt's folder, its Hub id, or a .npy file of [P, H]."}
+        default=None,
+        metadata={"help": "PROMPT: a prompt's folder or file (as import_prompt reads them), or its Hub id."},
     )
     backbone_dropout: bool = field(default=False, metadata={"help": "Keep the backbone's dropout on in training."})
+    base_model_id: str | None = field(
+        default=None, metadata={"help": "The backbone's Hub id, for the card, where it was loaded from a folder."}
+    )
 
     def config(self, task_type: str | None) -> PromptTuningConfig:
         """The prompt's config."""
-        return PromptTuningConfig(task_type=task_type, **dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        return PromptTuningConfig(task_type=task_type, base_model_name_or_path=values.pop("base_model_id"), **values)
 
 
 Arguments = tuple[ModelArguments, DataArguments, PromptArguments, PromptTuningArguments]

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationMethod
@@ -36,18 +39,21 @@ def forget_gguf(backbone: PreTrainedModel) -> None:
         vars(backbone).pop(name, None)
 
 
-def describe_backbone(backbone: PreTrainedModel, revision: str | None = None) -> dict[str, Any]:
-    """What a prompt says of the backbone that it was trained on."""
-    text_config = backbone.config.get_text_config()
-    embed = backbone.get_input_embeddings()
-    return {
-        "name_or_path": backbone.name_or_path or None,
-        "revision": revision or getattr(backbone.config, "_commit_hash", None),
-        "architecture": type(backbone).__name__,
-        "vocab_size": embed.num_embeddings,
-        "num_layers": getattr(text_config, "num_hidden_layers", None),
-        "embedding_width": embed.embedding_dim,
-    }
+def quantization(backbone: PreTrainedModel) -> str | None:
+    """The method by which a backbone's weights were quantized, None where they were not."""
+    method = getattr(getattr(backbone.config, "quantization_config", None), "quant_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def hub_id(name_or_path: str | None) -> str | None:
+    """A name that the Hub would take; None for a folder of this machine and for no name."""
+    if not name_or_path or Path(name_or_path).exists():
+        return None
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError:
+        return None
+    return name_or_path
 
 
 def max_positions(backbone: PreTrainedModel) -> int | None:

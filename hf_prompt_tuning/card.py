@@ -1,129 +1,117 @@
-"""A prompt's model card, with what is known and nothing else."""
+"""A prompt's model card: what is known of it, and nothing else."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jinja2
-import peft
-import transformers
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .backbone import hub_id
 from .config import PromptTuningConfig
+from .plots import CONFUSION_FILE, LOSS_FILE
+from .prompt_info import PromptInfo
 
-if TYPE_CHECKING:
-    from .prompt_files import PromptInfo
-
-BODY = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(
-    """# A soft prompt{% if base %} for {{ base }}{% endif %}
-
-
-{{ config.num_virtual_tokens }} learned vectors of width {{ config.token_dim }} ({{ "{:,}".format(trained) }} numbers,
-{{ "%.4f" % (100 * trained / total) }} % of the parameters) in front of the input of a frozen
-{{ info.backbone.architecture }}{% if info.backbone.revision %} at revision `{{ info.backbone.revision }}`{% endif %}.
-They started from {{ start }}.
-{% if template %}
-
-## Format
-
-A soft prompt works only with the formatting that it was trained with. `{name}` is a column of the data.
-
-Source:
-
-```
-{{ template.source }}
-```
-{% if template.label_words %}
-
-The answer is one of these, ranked by log-likelihood:
-
-| label | words |
-|---|---|
-{% for label, words in template.label_words.items() %}
-| {{ label }} | {{ words }} |
-{% endfor %}
-{% else %}
-
-Target:
-
-```
-{{ template.target }}
-```
-{% endif %}
-{% endif %}
-{% if metrics %}
-
-## Metrics
-
-| metric | value |
-|---|---|
-{% for name, value in metrics.items() %}
-| {{ name }} | {{ "%.4f" % value }} |
-{% endfor %}
-{% endif %}
-{% if info.training %}
-
-## Training
-
-| argument | value |
-|---|---|
-{% for name, value in info.training.items() %}
-| {{ name }} | {{ value }} |
-{% endfor %}
-{% endif %}
-
-## Use
-
-```python
-from transformers import {{ auto_class }}
-from hf_prompt_tuning import {{ model_class }}
-
-backbone = {{ auto_class }}.from_pretrained({{ base_literal }})
-model = {{ model_class }}.from_pretrained(backbone, "PATH_OR_HUB_ID_OF_THIS_PROMPT")
-```
-
-`peft.PeftModel.from_pretrained` loads it too.
-
-Made with hf_prompt_tuning, PEFT {{ peft_version }} and transformers {{ transformers_version }}.
-"""
-)
+TEMPLATE = Path(__file__).parent / "card.md.jinja"
+LABELS = {"f1": "macro F1", "rougeL": "ROUGE-L", "exact_match": "exact match"}
 
 
-def write_card(folder: Path, config: PromptTuningConfig, info: "PromptInfo", parameters: tuple[int, int]) -> None:
-    """Writes `README.md` into a prompt's folder.
+def write_card(
+    folder: Path, config: PromptTuningConfig, info: PromptInfo, backbone_size: int, repo_id: str | None = None
+) -> None:
+    """Writes `README.md` into a prompt's folder, beside its pictures.
 
     Args:
         folder: where.
         config: the prompt's.
         info: what the prompt says of itself.
-        parameters: how many numbers train, and how many there are.
+        backbone_size: how many parameters stay frozen.
+        repo_id: the Hub repository that the folder goes to; without it the card's code loads the folder itself.
     """
-    base = config.base_model_name_or_path
-    causal = config.task_type == "CAUSAL_LM"
+    base = hub_id(config.base_model_name_or_path)
+    causal = config.task_type != "SEQ_2_SEQ_LM"
+    classifies = info.template is not None and info.template.is_classification
+    metrics = _plain(info.metrics)
     data = ModelCardData(
         library_name="peft",
         base_model=base,
-        tags=["prompt-tuning", "hf_prompt_tuning"],
-        pipeline_tag="text-generation" if causal else None,
+        base_model_relation=None if base is None else "adapter",
+        tags=["prompt-tuning", "soft-prompt", "hf_prompt_tuning"],
+        pipeline_tag="text-classification" if classifies else "text-generation" if causal else None,
+        datasets=[info.data["dataset"]] if info.data.get("dataset") else None,
+        model_name=_title(repo_id, base),
+        eval_results=_eval_results(metrics, info, classifies) or None,
     )
-    body = BODY.render(
+    numbers = config.num_virtual_tokens * config.token_dim
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters["literal"] = repr
+    environment.filters["cell"] = _cell
+    environment.filters["fence"] = _fence
+    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=_title(repo_id, base),
         base=base,
-        base_literal=repr(base or "PATH_OF_THE_BACKBONE"),
+        repo=repo_id or ".",
         config=config,
         info=info,
         template=info.template,
-        metrics={k: v for k, v in info.metrics.items() if isinstance(v, float | int)},
-        trained=config.num_virtual_tokens * config.token_dim,
-        total=parameters[1],
+        metrics=metrics,
+        untuned=_plain(info.untuned_metrics),
+        numbers=numbers,
+        share=100 * numbers / (numbers + backbone_size),
         start=_start(info),
-        auto_class="AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM",
-        model_class="PromptTuningModelForCausalLM" if causal else "PromptTuningModelForSeq2SeqLM",
-        peft_version=peft.__version__,
-        transformers_version=transformers.__version__,
+        classifies=classifies,
+        causal=causal,
+        loss_file=LOSS_FILE if (folder / LOSS_FILE).exists() else None,
+        confusion_file=CONFUSION_FILE if (folder / CONFUSION_FILE).exists() else None,
+        labels=LABELS,
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 
 
-def _start(info: "PromptInfo") -> str:
+def _title(repo_id: str | None, base: str | None) -> str:
+    if repo_id:
+        return repo_id.split("/")[-1]
+    return f"A soft prompt for {base}" if base else "A soft prompt"
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics by their own names, without the evaluation's prefix."""
+    return {name.removeprefix("eval_").removeprefix("untuned_"): float(value) for name, value in metrics.items()}
+
+
+def _eval_results(metrics: dict[str, float], info: PromptInfo, classifies: bool) -> list[EvalResult]:
+    """The metrics as the Hub shows them."""
+    dataset = info.data.get("dataset")
+    return [
+        EvalResult(
+            task_type="text-classification" if classifies else "text-generation",
+            dataset_type=dataset or "custom",
+            dataset_name=dataset or "evaluation data",
+            metric_type=name,
+            metric_value=round(value, 4),
+            metric_name=LABELS.get(name, name.replace("_", " ")),
+        )
+        for name, value in metrics.items()
+        if value == value
+    ]
+
+
+def _cell(value: Any) -> str:
+    """A value within a Markdown table."""
+    if isinstance(value, float):
+        value = f"{value:.4g}"
+    text = repr(value) if isinstance(value, list) else str(value)
+    return text.replace("\n", " ").replace("|", "\\|")
+
+
+def _fence(text: str) -> str:
+    """Text as a code block, with a fence that it does not hold itself."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _start(info: PromptInfo) -> str:
     """How the prompt started, as words."""
     known = info.initialization
     return {
@@ -133,4 +121,4 @@ def _start(info: "PromptInfo") -> str:
         "CLASS_LABELS": "the label words, and words drawn from the vocabulary",
         "RANDOM": f"random numbers in ±{known.get('random_range')}",
         "PROMPT": "another prompt",
-    }.get(known.get("prompt_tuning_init"), "vectors that are not recorded")
+    }.get(str(known.get("prompt_tuning_init")), "vectors that are not recorded")

@@ -24,7 +24,6 @@ from transformers.trainer_utils import PredictionOutput
 from .arguments import ModelArguments
 from .config import PromptTuningArguments
 from .errors import PromptTuningError
-from .plots import plot_loss
 from .trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -69,12 +68,6 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
             f"the backbone {args.model_name_or_path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
     return backbone, tokenizer
-
-
-def save_pictures(trainer: PromptTuningTrainer) -> None:
-    """`loss.png`, in the output folder of the main process."""
-    if trainer.is_world_process_zero():
-        plot_loss(trainer.state.log_history, Path(trainer.args.output_dir) / "loss.png")
 
 
 def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, data: Dataset) -> Path | None:

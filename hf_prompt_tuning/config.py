@@ -8,6 +8,7 @@ from typing import Any
 import peft
 from transformers import TrainingArguments
 
+from .backbone import hub_id
 from .errors import PromptTuningError
 
 
@@ -35,7 +36,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         prompt_tuning_init_text: the words for `TEXT`, repeated or cut to P tokens.
         random_range: `RANDOM` is uniform in ±random_range.
         vocab_sample_size: `SAMPLE_VOCAB` draws from this many most common tokens.
-        init_prompt: for `PROMPT`, a prompt's folder, its Hub id, or a `.npy` file of [P, H].
+        init_prompt: for `PROMPT`, a prompt's folder or file (in any format that `import_prompt` reads), or its Hub id.
         label_words: for `CLASS_LABELS`, each label's words; `get_prompt_tuning_model` takes them from the template.
         tokenizer: in place of `tokenizer_name_or_path`; never saved.
         backbone_dropout: keep the backbone's dropout on while the prompt trains.
@@ -88,7 +89,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         if init == PromptTuningInit.PROMPT and not self.init_prompt and not self.inference_mode:
             raise PromptTuningError(
                 "prompt_tuning_init is PROMPT and init_prompt is not given. Give a prompt's folder, its Hub id, "
-                "or a .npy file of [P, H]."
+                "or a file of [P, H]."
             )
         return init
 
@@ -114,6 +115,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         if self.prompt_tuning_init != PromptTuningInit.SAMPLE_VOCAB:
             values["prompt_tuning_init"] = PromptTuningInit.RANDOM
         values["prompt_tuning_init"] = values["prompt_tuning_init"].value
+        # PEFT fills it in with wherever the backbone lies; a folder of this machine is no one else's business.
+        values["base_model_name_or_path"] = hub_id(values["base_model_name_or_path"])
         values.update(prompt_tuning_init_text=None, tokenizer_name_or_path=None, tokenizer_kwargs=None)
         return values
 

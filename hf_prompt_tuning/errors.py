@@ -1,4 +1,4 @@
-"""The one kind of error that this package raises for input it refuses."""
+"""The kinds of error that this package raises for input it refuses."""
 
 
 class PromptTuningError(ValueError):
@@ -6,3 +6,11 @@ class PromptTuningError(ValueError):
 
     The message names the value that was got, what was expected and how to mend it. The command prints it as one line.
     """
+
+
+class PromptLoadError(PromptTuningError):
+    """A saved prompt that cannot be had, or that is damaged or unsafe; the message names the file and its fault."""
+
+
+class PromptMismatchError(PromptLoadError):
+    """A saved prompt and a backbone that it was not trained on; the message names what differs."""

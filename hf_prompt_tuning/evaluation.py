@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .layouts.base import IGNORED
+from .template import PromptTemplate
 
 METRICS = Path(__file__).parent / "metrics"
 
@@ -76,6 +77,28 @@ def classification_metrics(scores: np.ndarray, references: np.ndarray) -> dict[s
         return {}
     metric = evaluate.load(str(METRICS / "classification.py"), keep_in_memory=True)
     return metric.compute(predictions=scores[known].argmax(1), references=references[known])
+
+
+def confusion_matrix(scores: np.ndarray, references: np.ndarray, template: PromptTemplate) -> dict[str, Any]:
+    """`labels` (words) and `counts` [L, L], rows by the right label, of the rows that have one; empty without any."""
+    known = references >= 0
+    if not known.any():
+        return {}
+    words = [template.label_words[label] for label in template.labels]
+    counts = np.zeros((len(words), len(words)), dtype=int)
+    np.add.at(counts, (references[known], scores[known].argmax(1)), 1)
+    return {"labels": words, "counts": counts.tolist()}
+
+
+def loss_history(log_history: list[dict[str, Any]], most: int = 1000) -> dict[str, list[list[float]]]:
+    """Training and evaluation loss as [update step, value], thinned to `most` points each.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        most: more would make a prompt's description larger than the prompt.
+    """
+    curves = {name: [[log["step"], log[name]] for log in log_history if name in log] for name in ("loss", "eval_loss")}
+    return {name: points[:: -(-len(points) // most)] for name, points in curves.items() if points}
 
 
 def text_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ its embeddings in the module, and a prompt started from tokens X must behave exa
 
 import re
 import unicodedata
+from pathlib import Path
 
 import torch
 from peft.utils.integrations import gather_params_ctx
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .config import PromptTuningConfig, PromptTuningInit
 from .errors import PromptTuningError
-from .prompt_files import read_prompt_vectors
+from .foreign_prompts import import_prompt
+from .prompt_files import read_prompt
 from .tokenization import continuation_ids
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -147,7 +149,7 @@ def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tenso
 
 def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
     """Another prompt's vectors (the paper's prompt transfer; SPoT, Vu et al. 2022)."""
-    vectors = read_prompt_vectors(config.init_prompt)
+    vectors = _saved_vectors(config.init_prompt)
     if config.num_virtual_tokens is None:
         config.num_virtual_tokens = len(vectors)
     if vectors.shape != (config.num_virtual_tokens, embed.embedding_dim):
@@ -157,3 +159,10 @@ def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
             f"{vectors.shape[0]}, and use a prompt of a backbone of the same width."
         )
     return vectors.to(embed.weight.device)
+
+
+def _saved_vectors(prompt: str) -> Tensor:
+    """[P, H] of a prompt that was saved by anyone: a folder or file of any known format, or a Hub id."""
+    if Path(prompt).exists():
+        return import_prompt(prompt)
+    return read_prompt(prompt)[0]

@@ -1,36 +1,59 @@
-"""Pictures of a run."""
+"""Pictures of what a prompt says of its training: the loss, and which labels were taken for which."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
+from .prompt_info import PromptInfo
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOSS_FILE = "loss.png"
+CONFUSION_FILE = "confusion_matrix.png"
 
 
-def plot_loss(log_history: list[dict[str, Any]], file: str | Path) -> bool:
-    """Draws training and evaluation loss over steps.
+def save_pictures(folder: str | Path, info: PromptInfo) -> None:
+    """`loss.png` and `confusion_matrix.png`, each where there is something to draw."""
+    if any(info.history.values()):
+        _loss(info.history).savefig(Path(folder) / LOSS_FILE, dpi=120)
+    if info.confusion_matrix:
+        _confusion(info.confusion_matrix).savefig(Path(folder) / CONFUSION_FILE, dpi=120)
 
-    Args:
-        log_history: `trainer.state.log_history`.
-        file: the picture to write.
 
-    Returns:
-        False, and no picture, where nothing was logged.
-    """
-    curves = {
-        "training": [(log["step"], log["loss"]) for log in log_history if "loss" in log],
-        "evaluation": [(log["step"], log["eval_loss"]) for log in log_history if "eval_loss" in log],
-    }
-    if not any(curves.values()):
-        return False
-    # A Figure of its own, without pyplot: no window system, no state shared with the caller's plots.
-    figure = Figure(figsize=(6, 4), layout="constrained")
+def _figure(width: float, height: float) -> "Figure":
+    # Here, because a quarter of the package's import time would be matplotlib's; and without pyplot: no window
+    # system, no state shared with the caller's plots.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _loss(history: dict[str, list[list[float]]]) -> "Figure":
+    figure = _figure(6, 4)
     axes = figure.subplots()
-    for name, points in curves.items():
+    for name, points in history.items():
         if points:
             axes.plot(*zip(*points, strict=True), marker=".", label=name)
     axes.set(xlabel="update step", ylabel="loss per token")
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
-    return True
+    return figure
+
+
+def _confusion(matrix: dict) -> "Figure":
+    labels, counts = matrix["labels"], matrix["counts"]
+    side = 2.5 + 0.5 * len(labels)
+    figure = _figure(side, side)
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues")
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=45, ha="right")
+    axes.set_yticks(ticks, labels)
+    axes.set(xlabel="predicted", ylabel="right label")
+    if len(labels) <= 30:  # beyond that the numbers would lie on each other
+        half = max(map(max, counts)) / 2
+        for i, row in enumerate(counts):
+            for j, count in enumerate(row):
+                axes.text(j, i, str(count), ha="center", va="center", color="white" if count > half else "black")
+    return figure

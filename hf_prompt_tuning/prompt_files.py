@@ -1,86 +1,48 @@
 """A prompt on disk: PEFT's two files, and `prompt_tuning.json` for what PEFT has no word for.
 
 A prompt's folder holds `adapter_config.json` and `adapter_model.safetensors` (tensor `prompt_embeddings`, [P, H]),
-which PEFT reads, and `prompt_tuning.json`: template, label words, initialisation, backbone and metrics.
+which PEFT reads, and `prompt_tuning.json`: template, label words, initialisation, backbone and results. What is read
+here may come from anyone: whatever is wrong with it ends in a `PromptLoadError`.
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
+from .backbone import hub_id
 from .config import PromptTuningConfig
-from .errors import PromptTuningError
-from .template import PromptTemplate
+from .errors import PromptLoadError, PromptTuningError
+from .prompt_info import INFO_FILE, PromptInfo
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-INFO_FILE = "prompt_tuning.json"
-FORMAT_VERSION = 1
-
-
-@dataclass
-class PromptInfo:
-    """What a prompt says of itself in `prompt_tuning.json`.
-
-    Attributes:
-        template: the formatting that it was trained with; None where only token ids were seen.
-        initialization: how it started.
-        backbone: what it was trained on (id, revision, architecture, sizes).
-        metrics: the last evaluation, by the Trainer's names.
-        training: the hyperparameters that made it.
-    """
-
-    template: PromptTemplate | None = None
-    initialization: dict[str, Any] = field(default_factory=dict)
-    backbone: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-
-    def write(self, folder: str | Path) -> None:
-        """Writes `prompt_tuning.json` into `folder`."""
-        values = {"format_version": FORMAT_VERSION, "hf_prompt_tuning_version": version("hf_prompt_tuning")}
-        values |= asdict(self)
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        (Path(folder) / INFO_FILE).write_text(text, encoding="utf-8")
-
-    @classmethod
-    def read(cls, file: str | Path) -> "PromptInfo":
-        """Reads `prompt_tuning.json`.
-
-        Raises:
-            PromptTuningError: it is no JSON object, or of a later format than this version knows.
-        """
-        try:
-            values = json.loads(Path(file).read_text(encoding="utf-8"))
-            format_version = values["format_version"]
-            template = values["template"]
-            if format_version > FORMAT_VERSION:
-                raise PromptTuningError(
-                    f"{file} is of format {format_version}; this version reads up to {FORMAT_VERSION}. "
-                    "Upgrade hf_prompt_tuning."
-                )
-            return cls(
-                template=None if template is None else PromptTemplate(**template),
-                **{name: values[name] for name in ("initialization", "backbone", "metrics", "training")},
-            )
-        except PromptTuningError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise PromptTuningError(f"{file} is not a prompt's description: {error!r}.") from error
+MAX_NUMBERS = 2**27
+"""Of a prompt; larger ones are refused before memory is taken. The largest backbones' widest prompts have 2**24."""
+MAX_JSON_BYTES = 2**22
+FLOATING = ("F64", "F32", "F16", "BF16")
+TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
 def find_file(prompt: str | Path, name: str, **hub: Any) -> Path | None:
-    """The local path of one file of a prompt's folder or Hub repository, None where it has no such file."""
-    file = cached_file(str(prompt), name, _raise_exceptions_for_missing_entries=False, **hub)
+    """The local path of one file of a prompt's folder or Hub repository, None where it has no such file.
+
+    Raises:
+        PromptLoadError: there is no such folder or repository, or it cannot be read.
+    """
+    if not Path(prompt).is_dir() and hub_id(str(prompt)) is None:
+        raise PromptLoadError(f"{str(prompt)!r} is neither a folder on this machine nor a Hub id.")
+    try:
+        file = cached_file(str(prompt), name, _raise_exceptions_for_missing_entries=False, **hub)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        text = str(error).strip().splitlines()
+        raise PromptLoadError(f"the prompt {str(prompt)!r} cannot be had: {text[0] if text else error!r}") from error
     return None if file is None else Path(file)
 
 
@@ -92,79 +54,104 @@ def read_prompt(prompt: str | Path, **hub: Any) -> tuple[Tensor, PromptTuningCon
         **hub: `revision`, `token`, `cache_dir`, `subfolder` as `hf_hub_download` takes them.
 
     Raises:
-        PromptTuningError: a file is missing or is not a prompt's.
+        PromptLoadError: a file is missing, damaged or unsafe, or is not a prompt's.
     """
     files = {name: find_file(prompt, name, **hub) for name in (CONFIG_FILE, WEIGHTS_FILE, INFO_FILE)}
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if files[name] is None:
-            raise PromptTuningError(
-                f"{prompt} has no {name}; a prompt's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}. Check the path."
+            raise PromptLoadError(
+                f"{prompt} has no {name}; a prompt's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}. Check the path; "
+                "prompts in other formats are read by import_prompt."
             )
-    config = _read_config(files[CONFIG_FILE])
-    vectors = _vectors_of(files[WEIGHTS_FILE])
+    config = read_json(files[CONFIG_FILE], adapter_config)
+    vectors = read_vectors(files[WEIGHTS_FILE])
     if config.task_type == "SEQ_2_SEQ_LM" and len(vectors) == 2 * config.num_virtual_tokens:
         # PEFT keeps a second half for the decoder by default, and never trains nor uses it.
         vectors = vectors[: config.num_virtual_tokens].clone()
     if len(vectors) != config.num_virtual_tokens:
-        raise PromptTuningError(
+        raise PromptLoadError(
             f"{prompt}: {CONFIG_FILE} says {config.num_virtual_tokens} virtual tokens and {WEIGHTS_FILE} holds "
             f"{len(vectors)}. The two files are not of one prompt."
         )
-    info = PromptInfo() if files[INFO_FILE] is None else PromptInfo.read(files[INFO_FILE])
+    info = PromptInfo() if files[INFO_FILE] is None else read_json(files[INFO_FILE], PromptInfo.from_json)
+    if not info.backbone:
+        info.backbone = {
+            "num_layers": config.num_layers,
+            "embedding_width": config.token_dim,
+            "revision": config.revision,
+        }
     return vectors, config, info
 
 
-def _read_config(file: Path) -> PromptTuningConfig:
+def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `build` makes of a JSON object; its refusals become a `PromptLoadError` that names the file."""
     try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise PromptTuningError(f"it is larger than {MAX_JSON_BYTES // 2**20} MB")
         values = json.loads(file.read_text(encoding="utf-8"))
-        if values["peft_type"] != "PROMPT_TUNING":
-            raise PromptTuningError(f"{file} is a {values['peft_type']} adapter, not a soft prompt (PROMPT_TUNING).")
-        known = {name for name in PromptTuningConfig.__dataclass_fields__ if name != "tokenizer"}
-        kept = {key: value for key, value in values.items() if key in known} | {
-            # The vectors are there already: whatever made them is history, told by `prompt_tuning.json`.
-            "prompt_tuning_init": "RANDOM",
-            "num_transformer_submodules": 1,
-        }
-        return PromptTuningConfig(**kept)
-    except PromptTuningError:
+        if not isinstance(values, dict):
+            raise PromptTuningError(f"it holds a {type(values).__name__}, not an object")
+        return build(values)
+    except (OSError, ValueError, RecursionError) as error:
+        raise PromptLoadError(f"{file} is not a prompt's {file.name}: {error}") from error
+
+
+def adapter_config(values: dict[str, Any]) -> PromptTuningConfig:
+    """PEFT's config, of the fields that a trained prompt needs; whatever made the vectors is history."""
+    if values.get("peft_type") != "PROMPT_TUNING":
+        raise PromptTuningError(f"it is a {values.get('peft_type')} adapter, not a soft prompt (PROMPT_TUNING)")
+    kinds: dict[str, tuple[type, ...]] = {
+        "task_type": (str, type(None)),
+        "base_model_name_or_path": (str, type(None)),
+        "revision": (str, type(None)),
+        "num_virtual_tokens": (int,),
+        "token_dim": (int, type(None)),
+        "num_layers": (int, type(None)),
+        "num_attention_heads": (int, type(None)),
+    }
+    kept = {name: values.get(name) for name in kinds}
+    for name, value in kept.items():
+        if not isinstance(value, kinds[name]) or isinstance(value, bool):
+            raise PromptTuningError(f"{name} is {value!r:.80}, not {' or '.join(k.__name__ for k in kinds[name])}")
+    if kept["task_type"] not in (None, *TASK_TYPES):
+        raise PromptTuningError(f"task_type is {kept['task_type']!r:.80}, not {' or '.join(TASK_TYPES)}")
+    return PromptTuningConfig(**kept, prompt_tuning_init="RANDOM", num_transformer_submodules=1)
+
+
+def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
+    """One tensor of a safetensors file, [P, H] in fp32; its size is looked at before it is read.
+
+    Raises:
+        PromptLoadError: the file is damaged, has no such tensor, or one that is no prompt.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            if key not in tensors.keys():  # noqa: SIM118  (it is no mapping)
+                raise PromptLoadError(f"{file} has no tensor `{key}`; it holds {sorted(tensors.keys())[:5]}.")
+            piece = tensors.get_slice(key)
+            shape, dtype = piece.get_shape(), piece.get_dtype()
+            if len(shape) != 2 or not 0 < shape[0] * shape[1] <= MAX_NUMBERS:
+                raise PromptLoadError(
+                    f"{file} holds an array of shape {list(shape)}; a prompt is [P, H], at most {MAX_NUMBERS} numbers."
+                )
+            if dtype not in FLOATING:
+                raise PromptLoadError(f"{file} holds numbers of type {dtype}; a prompt's are one of {FLOATING}.")
+            vectors = tensors.get_tensor(key).float()
+    except PromptLoadError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise PromptTuningError(f"{file} is not an adapter's config: {error!r}.") from error
+    except Exception as error:  # safetensors has an error type of its own, and raises others for damaged headers
+        raise PromptLoadError(f"{file} is not a whole safetensors file: {error}.") from error
+    return checked(vectors, file)
 
 
-def read_prompt_vectors(prompt: str | Path) -> Tensor:
-    """The vectors alone, [P, H] fp32: of a prompt's folder, its Hub id, or a `.npy` file."""
-    if str(prompt).endswith(".npy"):
-        try:
-            array = np.load(prompt, allow_pickle=False)
-            vectors = torch.from_numpy(array).float()
-        except (OSError, ValueError, TypeError) as error:
-            raise PromptTuningError(f"{prompt} cannot be read as a .npy array of [P, H]: {error}.") from error
-        return _checked(vectors, prompt)
-    try:
-        file = find_file(prompt, WEIGHTS_FILE)
-    except OSError as error:
-        raise PromptTuningError(
-            f"{prompt} is neither a prompt's folder nor a Hub id that can be read: {error}"
-        ) from error
-    if file is None:
-        raise PromptTuningError(f"{prompt} has no {WEIGHTS_FILE}: give a prompt's folder, its Hub id, or a .npy file.")
-    return _vectors_of(file)
+def checked(vectors: Tensor, file: str | Path) -> Tensor:
+    """The vectors, if they are a prompt: [P, H], not empty, all finite.
 
-
-def _vectors_of(file: Path) -> Tensor:
-    try:
-        tensors = load_file(file)
-    except Exception as error:  # safetensors raises its own error type, and OSError, on a damaged file
-        raise PromptTuningError(f"{file} is not a whole safetensors file: {error}.") from error
-    if "prompt_embeddings" not in tensors:
-        raise PromptTuningError(f"{file} has no tensor `prompt_embeddings`; it holds {sorted(tensors)}.")
-    return _checked(tensors["prompt_embeddings"].float(), file)
-
-
-def _checked(vectors: Tensor, source: str | Path) -> Tensor:
-    if vectors.dim() != 2 or not math.prod(vectors.shape):
-        raise PromptTuningError(f"{source} holds an array of shape {list(vectors.shape)}; a prompt is [P, H].")
+    Raises:
+        PromptLoadError: they are not.
+    """
+    if vectors.dim() != 2 or not vectors.numel():
+        raise PromptLoadError(f"{file} holds an array of shape {list(vectors.shape)}; a prompt is [P, H].")
     if not bool(torch.isfinite(vectors).all()):
-        raise PromptTuningError(f"{source} holds NaN or infinite numbers; it cannot be used.")
+        raise PromptLoadError(f"{file} holds NaN or infinite numbers; it cannot be used.")
     return vectors

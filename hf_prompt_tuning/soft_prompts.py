@@ -1,34 +1,33 @@
-"""What the two model classes share: prompts are made, the backbone is frozen, prompts are saved and loaded."""
+"""What the two model classes share: prompts are made, the backbone is frozen, a batch gets its prompts."""
 
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PromptEmbedding
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
-from torch.nn.modules.module import _IncompatibleKeys
-from transformers import PreTrainedModel
 
 from .backbone import (
-    describe_backbone,
     forget_gguf,
     has_per_layer_inputs,
+    hub_id,
     per_layer_inputs,
+    quantization,
     steady_positions,
     turn_off_dropout,
 )
-from .card import write_card
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
+from .fingerprint import fingerprint
 from .initialization import initial_prompt
 from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
-from .prompt_files import PromptInfo, read_prompt
+from .prompt_info import PromptInfo
+from .saved_prompts import SavedPrompts
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +35,15 @@ NO_PROMPT = "__base__"
 """PEFT's name for a row without an adapter."""
 
 
-class SoftPrompts:
-    """What both model classes share: making prompts, freezing the backbone, saving and loading.
+class SoftPrompts(SavedPrompts):
+    """What both model classes share: making prompts, freezing the backbone, and laying both before a layout.
 
     A prompt is a PEFT adapter; several prompts on one backbone are several adapters, and the active one is used.
     """
 
     task_type: str
     _warned_of_positions = False
+    _fingerprint: dict[str, Any] | None = None
 
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
         """Adds a prompt, initialised as its config says. Not made active (see PEFT's `set_adapter`).
@@ -60,7 +60,8 @@ class SoftPrompts:
         config.num_attention_heads = getattr(backbone_config, "num_attention_heads", None) or 1
         # One prompt, in the encoder; PEFT's default for encoder-decoders makes a second half that nothing trains.
         config.num_transformer_submodules = 1
-        config.base_model_name_or_path = config.base_model_name_or_path or self.base_model.name_or_path or None
+        # A folder of this machine says nothing to anyone else: the backbone is named by its Hub id, or not at all.
+        config.base_model_name_or_path = hub_id(config.base_model_name_or_path or self.base_model.name_or_path)
         super().add_adapter(adapter_name, config, *args, **kwargs)
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
@@ -69,6 +70,7 @@ class SoftPrompts:
         config = self.peft_config[adapter_name]
         for parameter in self.base_model.parameters():
             parameter.requires_grad = False
+        quantized = quantization(self.base_model)
         forget_gguf(self.base_model)
         if not config.backbone_dropout:
             turn_off_dropout(self.base_model)
@@ -77,6 +79,9 @@ class SoftPrompts:
             self.prompt_tokens = {}
             self.prompt_info: dict[str, PromptInfo] = {}
         self.word_embeddings = self.base_model.get_input_embeddings()
+        if self._fingerprint is None:
+            # Other methods than GGUF, which is dequantized on loading, leave the embedding as it is.
+            self._fingerprint = fingerprint(self.base_model, quantized if quantized == "gguf" else None)
         if config.inference_mode:
             vectors = torch.zeros(config.num_virtual_tokens, config.token_dim)
         else:
@@ -87,7 +92,12 @@ class SoftPrompts:
         self.prompt_encoder[adapter_name] = encoder
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)
         self.prompt_info[adapter_name] = PromptInfo(
-            initialization=config.initialization(), backbone=describe_backbone(self.base_model, config.revision)
+            initialization=config.initialization(),
+            backbone=self._fingerprint
+            | {
+                "name_or_path": config.base_model_name_or_path,
+                "revision": config.revision or getattr(self.base_model.config, "_commit_hash", None),
+            },
         )
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -119,107 +129,6 @@ class SoftPrompts:
         """Lets the named prompts train, or not."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             self.prompt_encoder[name].requires_grad_(requires_grad)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: PreTrainedModel,
-        model_id: str | Path,
-        adapter_name: str = "default",
-        is_trainable: bool = False,
-        **hub: Any,
-    ) -> "SoftPrompts":
-        """A saved prompt on its backbone.
-
-        Args:
-            model: the backbone, already loaded.
-            model_id: the prompt's folder or Hub id; PEFT's prompt-tuning adapters too.
-            adapter_name: what to call it.
-            is_trainable: go on training it.
-            **hub: `revision`, `token`, `cache_dir`, `subfolder`.
-
-        Raises:
-            PromptTuningError: a file is missing or damaged, or the widths of prompt and backbone differ.
-        """
-        _, config, _ = read_prompt(model_id, **hub)
-        if config.task_type not in (None, cls.task_type):
-            raise PromptTuningError(
-                f"{model_id} is a prompt of task type {config.task_type}, and {cls.__name__} is for {cls.task_type}; "
-                "load it with the other class."
-            )
-        config.inference_mode = True  # nothing to initialise: the vectors come from the file
-        prompt_model = cls(model, config, adapter_name)
-        prompt_model.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **hub)
-        config.inference_mode = not is_trainable
-        prompt_model.set_requires_grad(adapter_name, is_trainable)
-        return prompt_model
-
-    def load_adapter(
-        self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, **kwargs: Any
-    ) -> _IncompatibleKeys:
-        """Loads a saved prompt under `adapter_name`, in place of one of that name where there is one.
-
-        Args and errors as in `from_pretrained`.
-        """
-        hub, _ = self._split_kwargs(kwargs)
-        vectors, config, info = read_prompt(model_id, **hub)
-        width = self.word_embeddings.embedding_dim
-        if vectors.shape[1] != width:
-            raise PromptTuningError(
-                f"{model_id} holds vectors of width {vectors.shape[1]}, and this backbone's embeddings have {width}. "
-                f"The prompt was trained on {config.base_model_name_or_path or 'another backbone'}; load that one."
-            )
-        if adapter_name not in self.peft_config:
-            config.inference_mode = True
-            self.add_adapter(adapter_name, config)
-            self.peft_config[adapter_name].inference_mode = not is_trainable
-            self.set_requires_grad(adapter_name, is_trainable)
-        weight = self.prompt_encoder[adapter_name].embedding.weight
-        if weight.shape != vectors.shape:
-            raise PromptTuningError(
-                f"{model_id} holds {len(vectors)} virtual tokens, and the prompt {adapter_name!r} has {len(weight)}. "
-                "Load it under another adapter_name."
-            )
-        with torch.no_grad():
-            weight.copy_(vectors)
-        if info.backbone:
-            self.prompt_info[adapter_name] = info
-        if not is_trainable:
-            self.eval()
-        return _IncompatibleKeys([], [])
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        safe_serialization: bool = True,
-        selected_adapters: list[str] | None = None,
-        is_main_process: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        """Saves prompts as PEFT does, each with its `prompt_tuning.json` and card.
-
-        The prompt named "default" goes into `save_directory` itself, others into a folder of their name.
-
-        Raises:
-            PromptTuningError: `safe_serialization=False`; a prompt is never pickled.
-        """
-        if not safe_serialization:
-            raise PromptTuningError(
-                "safe_serialization is False; prompts are saved as safetensors only. Leave it out."
-            )
-        # Never the embedding layers: they belong to the backbone, and PEFT's check for them asks the Hub.
-        kwargs["save_embedding_layers"] = False
-        super().save_pretrained(
-            str(save_directory), selected_adapters=selected_adapters, is_main_process=is_main_process, **kwargs
-        )
-        if is_main_process:
-            for name in selected_adapters or list(self.peft_config):
-                folder = Path(save_directory) if name == "default" else Path(save_directory) / name
-                self.prompt_info[name].write(folder)
-                write_card(folder, self.peft_config[name], self.prompt_info[name], self.get_nb_trainable_parameters())
-
-    def create_or_update_model_card(self, output_dir: str) -> None:
-        """PEFT calls this with every save; the card is written by `save_pretrained`, once all it tells is known."""
 
     def _prompts(self, batch: int, adapter_names: Sequence[str] | None) -> Prompts:
         """The prompts of `batch` rows: the active one, or those of their names (`"__base__"` is none, as in PEFT)."""

@@ -11,6 +11,8 @@ from datasets import ClassLabel, Dataset
 from .errors import PromptTuningError
 
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
+NOT_A_COLUMN = re.compile(r"\.__|\[|\]|![rsa]\b|:[^ ]*$")
+"""What str.format would take for an attribute, an index, a conversion or a format: never looked up, so refused."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,11 @@ def parse(template: str) -> list[tuple[bool, str]]:
                 "and {{ or }} for a brace."
             )
         elif piece.startswith("{"):
+            if found := NOT_A_COLUMN.search(piece[1:-1]):
+                raise PromptTuningError(
+                    f"the template {template!r} has the field {piece}; a field is a column's name, nothing else: "
+                    f"take out {found.group()!r}, or rename the column."
+                )
             pieces.append((True, piece[1:-1]))
         else:
             pieces.append((False, piece))

@@ -178,6 +178,15 @@ class PromptTokenizer:
             encoded["label"] = -1 if text is None else self.template.label_index(row)
         return encoded
 
+    def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
+        """The `source` and `target` of an encoded row as texts, each cut to `longest` characters."""
+        target = [i for i in encoded["labels"] if i != IGNORED]
+        source = encoded["input_ids"]
+        if not self.is_encoder_decoder:
+            source = source[: len(source) - len(target)]
+        texts = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (source, target))
+        return dict(zip(("source", "target"), (text[:longest] for text in texts), strict=True))
+
     def _names_without_words(self, data: Dataset | IterableDataset) -> set[str]:
         """A ClassLabel's values that are no candidates, such as RAFT's `Unlabeled`: their rows have no label."""
         feature = (data.features or {}).get(self.template.label_column)

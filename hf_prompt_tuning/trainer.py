@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import PredictionOutput
 
 from .backbone import max_positions
@@ -16,15 +16,20 @@ from .config import PromptTuningArguments, PromptTuningConfig
 from .errors import PromptTuningError
 from .evaluation import (
     classification_metrics,
+    confusion_matrix,
     decode,
     generate_targets,
     label_nll,
     longest_target,
+    loss_history,
     loss_metrics,
     rank_labels,
     text_metrics,
 )
+from .inspection import nearest_words
 from .modeling import get_prompt_tuning_model
+from .prompt_info import PromptInfo
+from .publishing import PublishingTrainer
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
@@ -46,7 +51,7 @@ RECORDED = (
 """The hyperparameters that a prompt's card tells."""
 
 
-class PromptTuningTrainer(Trainer):
+class PromptTuningTrainer(PublishingTrainer):
     """Trains a soft prompt on raw columns (with a template) or on rows of token ids.
 
     Args:
@@ -92,6 +97,7 @@ class PromptTuningTrainer(Trainer):
             if isinstance(model, SoftPrompts):
                 model.info.template = template
         self._extra_metrics = compute_metrics
+        self._confusion: dict[str, Any] = {}
         self._limit = self._room(model)
         callbacks = list(callbacks or [])
         if getattr(args, "early_stopping_patience", None):
@@ -237,8 +243,10 @@ class PromptTuningTrainer(Trainer):
         nll, tokens, *detail = prediction.predictions
         metrics = loss_metrics(nll, tokens)
         outputs, references = self._readable(detail, prediction.label_ids)
+        self._confusion = {}
         if self._encoder is not None and self._encoder.template.is_classification:
             metrics |= classification_metrics(outputs, references)
+            self._confusion = confusion_matrix(outputs, references, self._encoder.template)
         elif self._encoder is not None and detail:
             metrics |= text_metrics(outputs, references)
         if self._extra_metrics is not None:
@@ -256,7 +264,24 @@ class PromptTuningTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `Trainer`; the prompt remembers the metrics of its last evaluation."""
         metrics = super().evaluate(*args, **kwargs)
-        self._record(metrics)
+        info = self.accelerator.unwrap_model(self.model).info
+        info.metrics, info.confusion_matrix = _to_record(metrics), self._confusion
+        return metrics
+
+    def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
+        """The metrics of the backbone without the prompt; the prompt remembers them beside its own.
+
+        Args:
+            eval_dataset: default the trainer's; of a dict of datasets, the first.
+        """
+        data = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if isinstance(data, dict):
+            data = next(iter(data.values()))
+        model = self.accelerator.unwrap_model(self.model)
+        with model.disable_adapter():
+            # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
+            metrics = super().predict(data, metric_key_prefix="untuned").metrics
+        model.info.untuned_metrics = _to_record(metrics)
         return metrics
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
@@ -266,22 +291,33 @@ class PromptTuningTrainer(Trainer):
         outputs, references = self._readable(list(output.predictions[2:]), output.label_ids)
         return output._replace(predictions=outputs, label_ids=references)
 
-    def _record(self, metrics: dict[str, float]) -> None:
-        """Writes the evaluation and the hyperparameters down in the prompt."""
-        info = self.accelerator.unwrap_model(self.model).info
-        speed = ("_runtime", "_per_second", "_preparation_time", "epoch")
-        info.metrics = {name: value for name, value in metrics.items() if not name.endswith(speed)}
+    def _describe(self, info: PromptInfo) -> None:
+        """Writes down in the prompt what this run knows of it."""
         values = {name: getattr(self.args, name) for name in RECORDED}
         info.training = {name: getattr(value, "value", value) for name, value in values.items()}
+        for name, data in (("training_rows", self.train_dataset), ("evaluation_rows", self.eval_dataset)):
+            if isinstance(data, Dataset):
+                info.data[name] = len(data)
+        info.history = loss_history(self.state.log_history)
+        model = self.accelerator.unwrap_model(self.model)
+        if self.processing_class is not None:
+            info.nearest_words = nearest_words(model.prompt, model.word_embeddings, self.processing_class)
+        if self._encoder is not None and isinstance(self.train_dataset, Dataset):
+            info.example = self._encoder.readable(self.train_dataset[0])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Not super()'s, which also pickles the arguments and copies the tokenizer: a prompt's folder holds neither.
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
-            model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+            self._describe(model.info)
+            folder = output_dir or self.args.output_dir
+            model.save_pretrained(folder, state_dict=state_dict, repo_id=self.hub_model_id)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to add: the prompt is saved with a card of its own."""
+
+def _to_record(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics without those of the machine's speed."""
+    left_out = ("_runtime", "_per_second", "_preparation_time", "epoch")
+    return {name: value for name, value in metrics.items() if not name.endswith(left_out)}
 
 
 def _columns_of(data: Any) -> Dataset | None:

@@ -117,7 +117,7 @@ def test_defaults():
         ({"prompt_tuning_init": "CLASS_LABELS"}, "there are no label words"),
         ({"prompt_tuning_init": "FIRST_VOCAB", "num_virtual_tokens": 401}, "rows of a vocabulary of 400"),
         ({"vocab_sample_size": 3}, "draws 20 different tokens from 3"),
-        ({"init_prompt": "/nowhere.npy"}, "/nowhere.npy cannot be read"),
+        ({"init_prompt": "/nowhere.npy"}, "'/nowhere.npy' is neither a folder on this machine nor a Hub id"),
     ],
 )
 def test_refusals(config, message):

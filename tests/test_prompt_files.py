@@ -2,14 +2,15 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
-from hf_prompt_tuning import PromptTuningError
-from hf_prompt_tuning.prompt_files import PromptInfo, read_prompt, read_prompt_vectors
+from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model
+from hf_prompt_tuning.prompt_files import read_prompt
 
+from .conftest import tiny_model
 from .helpers import tiny_prompt_model
 
 
@@ -25,7 +26,14 @@ def test_round_trip(folder):
     assert config.num_virtual_tokens == 3
     assert info.initialization["prompt_tuning_init"] == "RANDOM"
     info.write(folder)
-    assert PromptInfo.read(folder / "prompt_tuning.json") == info
+    assert read_prompt(folder)[2] == info
+
+
+def declare(file, shape):
+    """A header that promises a tensor of this shape, and no bytes behind it."""
+    size = 4 * shape[0] * shape[1]
+    header = json.dumps({"prompt_embeddings": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
 
 
 def change(file, **values):
@@ -37,7 +45,7 @@ def change(file, **values):
     [
         (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
-        (lambda f: (f / "adapter_config.json").write_text("{"), "is not an adapter's config"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "is not a prompt's adapter_config.json"),
         (lambda f: change(f / "adapter_config.json", peft_type="LORA"), "is a LORA adapter"),
         (lambda f: change(f / "adapter_config.json", num_virtual_tokens=4), "says 4 virtual tokens and .* holds 3"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b"xx"), "is not a whole safetensors file"),
@@ -52,23 +60,54 @@ def change(file, **values):
             ),
             "NaN or infinite",
         ),
-        (lambda f: (f / "prompt_tuning.json").write_text("[]"), "is not a prompt's description"),
+        (
+            lambda f: (f / "prompt_tuning.json").write_text("[]"),
+            "is not a prompt's .*: it holds a list",
+        ),
         (lambda f: change(f / "prompt_tuning.json", format_version=9), "is of format 9"),
-        (lambda f: change(f / "prompt_tuning.json", template={"sauce": "x"}), "is not a prompt's description"),
+        (lambda f: change(f / "prompt_tuning.json", template={"sauce": "x"}), "template has an unknown field 'sauce'"),
+        (
+            lambda f: change(f / "prompt_tuning.json", template={"source": "{x.__class__}", "target": "{y}"}),
+            "a field is a column's name, nothing else: take out '.__'",
+        ),
+        (
+            lambda f: change(f / "prompt_tuning.json", metrics={"eval_loss": "low"}),
+            "holds 'low', not a number",
+        ),
+        (lambda f: change(f / "adapter_config.json", num_virtual_tokens="3"), "num_virtual_tokens is '3', not int"),
+        (lambda f: change(f / "adapter_config.json", task_type="TOKEN_CLS"), "task_type is 'TOKEN_CLS'"),
+        (lambda f: (f / "prompt_tuning.json").write_text("[" * 100_000), "recursion"),
+        (lambda f: (f / "prompt_tuning.json").write_text(" " * (2**22 + 1)), "larger than 4 MB"),
+        (
+            lambda f: save_file({"prompt_embeddings": torch.ones(3, 32).int()}, f / "adapter_model.safetensors"),
+            "numbers of type I32",
+        ),
+        (lambda f: declare(f / "adapter_model.safetensors", [2**20, 2**20]), "at most 134217728 numbers|not a whole"),
     ],
 )
 def test_what_is_wrong_is_named(folder, damage, message):
     damage(folder)
-    with pytest.raises(PromptTuningError, match=message):
+    with pytest.raises(PromptLoadError, match=message):
         read_prompt(folder)
 
 
-def test_an_array_of_objects_is_never_unpickled(tmp_path):
-    np.save(tmp_path / "p.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(PromptTuningError, match=r"cannot be read as a \.npy array"):
-        read_prompt_vectors(tmp_path / "p.npy")
-
-
 def test_a_folder_without_a_prompt(tmp_path):
-    with pytest.raises(PromptTuningError, match=r"has no adapter_model\.safetensors"):
-        read_prompt_vectors(tmp_path)
+    with pytest.raises(PromptLoadError, match=r"has no adapter_config\.json"):
+        read_prompt(tmp_path)
+    with pytest.raises(PromptLoadError, match="is neither a folder on this machine nor a Hub id"):
+        read_prompt(tmp_path / "nowhere")
+
+
+def test_no_folder_of_this_machine_is_written_down(tmp_path):
+    backbone = tiny_model("llama")
+    backbone.save_pretrained(tmp_path / "backbone")
+    backbone = AutoModelForCausalLM.from_pretrained(tmp_path / "backbone")
+    model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3))
+    model.save_pretrained(tmp_path / "prompt")
+    for file in (tmp_path / "prompt").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes()
+    named = PromptTuningConfig(num_virtual_tokens=3, base_model_name_or_path="alice/llama")
+    get_prompt_tuning_model(tiny_model("llama"), named).save_pretrained(tmp_path / "named")
+    assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        "alice/llama"
+    )

@@ -17,6 +17,7 @@ from hf_prompt_tuning import (
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
+from hf_prompt_tuning.evaluation import longest_target
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model
@@ -148,7 +149,11 @@ def test_free_text_is_judged_by_what_is_generated(tmp_path, tokenizer, messages)
     for row, text in zip(rows, output.predictions, strict=True):
         ids = torch.tensor([trainer._encoder.source_ids(row)[0]])
         alone = trainer.model.generate(
-            input_ids=ids, max_new_tokens=trainer._longest_target, do_sample=False, eos_token_id=2, pad_token_id=0
+            input_ids=ids,
+            max_new_tokens=longest_target(trainer.train_dataset),
+            do_sample=False,
+            eos_token_id=2,
+            pad_token_id=0,
         )
         assert tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True).strip() == text
     quiet = make(tmp_path, tokenizer, None, FREE, eval_rows=rows, predict_with_generate=False).evaluate()
@@ -257,7 +262,8 @@ def test_what_a_run_leaves(tmp_path, tokenizer, messages):
     trainer.evaluate()
     trainer.save_model()
     saved = {f.name for f in tmp_path.iterdir() if f.is_file()}
-    assert saved == {"README.md", "adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json"}
+    prompt = {"README.md", "adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json"}
+    assert saved == prompt | {"results.json", "loss.png", "confusion_matrix.png"}
     checkpoint = {f.name for f in (tmp_path / "checkpoint-3").iterdir()}
     assert "training_args.bin" not in checkpoint and "tokenizer.json" not in checkpoint
     info = json.loads((tmp_path / "prompt_tuning.json").read_text())

@@ -1,0 +1,103 @@
+"""A checkpoint without pickles: optimizer, scheduler and generators as safetensors and JSON.
+
+transformers pickles them. That is well on one's own disk; what goes to the Hub, for resuming elsewhere, is written
+here in files that are safe to read, and put back before transformers resumes from them.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.trainer_pt_utils import safe_globals
+
+from .errors import PromptTuningError
+
+PICKLES = (".pt", ".pth", ".bin", ".pkl")
+ARGUMENTS = "training_args.bin"
+
+
+def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
+    """Copies a checkpoint's files, each pickle as `NAME.json` and, where it holds tensors, `NAME.safetensors`.
+
+    Args:
+        checkpoint: a folder that `Trainer` wrote on this machine.
+        folder: where the copy goes; the arguments, which name folders and tokens, are left out.
+    """
+    for file in sorted(Path(checkpoint).iterdir()):
+        if file.name == ARGUMENTS or not file.is_file():
+            continue
+        if file.suffix not in PICKLES:
+            shutil.copy(file, folder)
+            continue
+        with safe_globals():
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        tensors: dict[str, torch.Tensor] = {}
+        tree = _to_json(state, tensors)
+        (Path(folder) / f"{file.name}.json").write_text(json.dumps(tree) + "\n", encoding="utf-8")
+        if tensors:
+            save_file(tensors, Path(folder) / f"{file.name}.safetensors")
+
+
+@contextmanager
+def with_pickles(checkpoint: str | Path) -> Iterator[str]:
+    """A folder that transformers can resume optimizer and generators from: the checkpoint itself, or a copy of it.
+
+    Raises:
+        PromptTuningError: one of the files is damaged.
+    """
+    made = [file for file in Path(checkpoint).glob("*.json") if Path(file.stem).suffix in PICKLES]
+    if not made:
+        yield str(checkpoint)
+        return
+    with TemporaryDirectory() as folder:
+        for file in Path(checkpoint).iterdir():
+            if file.is_file():
+                shutil.copy(file, folder)
+        for file in made:
+            try:
+                pairs = file.with_name(f"{file.stem}.safetensors")
+                tensors = load_file(pairs) if pairs.exists() else {}
+                state = _from_json(json.loads(file.read_text(encoding="utf-8")), tensors)
+            except Exception as error:  # safetensors raises an error type of its own
+                raise PromptTuningError(f"{file} cannot be resumed from: {error}") from error
+            torch.save(state, Path(folder) / file.stem)
+        yield folder
+
+
+def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """A JSON tree that names tensors (moved into `tensors`), tuples, and dicts whose keys are no texts."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        kind = "tensor" if isinstance(value, torch.Tensor) else "array"
+        name = str(len(tensors))
+        tensors[name] = torch.as_tensor(value).detach().clone().contiguous()
+        return {kind: name}
+    if isinstance(value, dict):
+        return {"dict": [[_to_json(k, tensors), _to_json(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, tuple | list):
+        return {type(value).__name__: [_to_json(v, tensors) for v in value]}
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise PromptTuningError(f"a checkpoint holds a {type(value).__name__}, which is not sent to the Hub.")
+
+
+def _from_json(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    (kind, value), *_ = tree.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "array":
+        return tensors[value].numpy()
+    if kind == "dict":
+        return {_from_json(k, tensors): _from_json(v, tensors) for k, v in value}
+    items = [_from_json(v, tensors) for v in value]
+    return tuple(items) if kind == "tuple" else items

@@ -1,0 +1,171 @@
+"""Prompts that other codebases saved, read from this machine's disk: [P, H] in fp32, whatever file they lie in.
+
+Files may come from anyone: pickles are read with `weights_only=True`, sizes are looked at before memory is taken, and
+whatever is wrong ends in a `PromptLoadError`.
+"""
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .errors import PromptLoadError
+from .prompt_files import CONFIG_FILE, MAX_NUMBERS, WEIGHTS_FILE, adapter_config, checked, read_json, read_vectors
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+NAMES = ("prompt_embeddings", "learned_embedding", "soft_prompt", "prompt")
+"""What codebases call the vectors, by the last part of the key; the first that is there is taken."""
+
+
+def import_prompt(path: str | Path, format: str | None = None) -> Tensor:
+    """The vectors of a prompt that another codebase saved, [P, H] fp32 on the CPU.
+
+    Args:
+        path: a file or folder.
+        format: one of `FORMATS`; None recognises it by content.
+
+    Raises:
+        PromptLoadError: there is no such file, it is of no known format, damaged, unsafe, or no prompt.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise PromptLoadError(f"{path} is not there; give a file or folder (a Hub id goes to load_prompt).")
+    if format is None:
+        format = _recognised(path)
+    if format not in FORMATS:
+        raise PromptLoadError(f"format is {format!r}; give one of {', '.join(FORMATS)}, or leave it out.")
+    return FORMATS[format](path)
+
+
+def _recognised(path: Path) -> str:
+    if path.is_dir():
+        if (path / CONFIG_FILE).exists():
+            return "peft"
+        if any(path.glob("*.bin")) or any(path.glob("*.pt")):
+            return "ruprompts"
+        found = sorted(file.name for file in path.iterdir())[:5]
+        raise PromptLoadError(
+            f"{path} holds no prompt that is known here, but {found}; give format=… or the file itself."
+        )
+    if path.suffix == ".npy":
+        return "google"
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if path.suffix in PICKLES:
+        return "soft_embedding"
+    raise PromptLoadError(f"{path} is of no known kind; give format=… (one of {', '.join(FORMATS)}).")
+
+
+def _peft(path: Path) -> Tensor:
+    """A PEFT adapter's folder; `adapter_model.bin` too, which nothing else here reads."""
+    if (path / WEIGHTS_FILE).exists():
+        vectors = read_vectors(path / WEIGHTS_FILE)
+    else:
+        vectors = _pickled(path / "adapter_model.bin")
+    config = read_json(path / CONFIG_FILE, adapter_config)
+    if config.task_type == "SEQ_2_SEQ_LM" and len(vectors) == 2 * config.num_virtual_tokens:
+        # PEFT keeps a second half for the decoder, and never trains nor uses it.
+        vectors = vectors[: config.num_virtual_tokens].clone()
+    if len(vectors) != config.num_virtual_tokens:
+        raise PromptLoadError(
+            f"{path}: {CONFIG_FILE} says {config.num_virtual_tokens} virtual tokens, and there are {len(vectors)}."
+        )
+    return vectors
+
+
+def _google(path: Path) -> Tensor:
+    """A numpy array; its header is read first, and objects are never unpickled."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            raise PromptLoadError(f"{path} holds {getattr(array, 'dtype', 'an archive')}, not floating-point numbers.")
+        if array.ndim != 2 or not 0 < array.size <= MAX_NUMBERS:
+            raise PromptLoadError(f"{path} holds an array of shape {list(array.shape)}; a prompt is [P, H].")
+        return checked(torch.from_numpy(np.array(array, dtype=np.float32)), path)
+    except PromptLoadError:
+        raise
+    except Exception as error:  # numpy parses the header with Python's parser, which may raise anything
+        raise PromptLoadError(f"{path} cannot be read as a .npy array of [P, H]: {error}.") from error
+
+
+def _safetensors(path: Path) -> Tensor:
+    """The one matrix of a safetensors file, or the one with a prompt's name."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an error type of its own
+        raise PromptLoadError(f"{path} is not a whole safetensors file: {error}.") from error
+    return read_vectors(path, _choice({key: len(shape) for key, shape in shapes.items()}, path))
+
+
+def _ruprompts(path: Path) -> Tensor:
+    """A folder with one pickled state of the vectors themselves."""
+    files = sorted([*path.glob("*.bin"), *path.glob("*.pt")]) if path.is_dir() else [path]
+    if len(files) != 1:
+        raise PromptLoadError(f"{path} holds {len(files)} pickled files; give the prompt's own.")
+    return _pickled(files[0])
+
+
+def _pickled(path: Path) -> Tensor:
+    """The prompt in a torch-saved state dict (or tensor)."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError) as error:
+        raise PromptLoadError(
+            f"{path} is no file of tensors alone, and others are not read: {_short(error)}"
+        ) from error
+    except Exception as error:  # a damaged pickle fails in whatever it calls
+        raise PromptLoadError(f"{path} is damaged: {_short(error)}") from error
+    tensors = {"": state} if isinstance(state, Tensor) else dict(_tensors(state)) if isinstance(state, Mapping) else {}
+    if any("lstm" in key.lower() or "mlp" in key.lower() for key in tensors):
+        raise PromptLoadError(
+            f"{path} computes its vectors with a network of its own (it has {next(iter(tensors))!r}); "
+            "compute them with the code that made it, and save them as .npy."
+        )
+    vectors = tensors[_choice({key: tensor.dim() for key, tensor in tensors.items()}, path)]
+    if vectors.numel() > MAX_NUMBERS or not vectors.is_floating_point():
+        raise PromptLoadError(
+            f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}; a prompt is floats [P, H]."
+        )
+    return checked(vectors.detach().float().clone(), path)
+
+
+def _tensors(state: Mapping, before: str = "") -> Any:
+    """Keys and tensors of a nested state dict."""
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            yield f"{before}{key}", value
+        elif isinstance(value, Mapping) and before.count(".") < 5:
+            yield from _tensors(value, f"{before}{key}.")
+
+
+def _choice(dimensions: Mapping[str, int], path: Path) -> str:
+    """Which key of a file is the prompt: the only one, or the one with a prompt's name."""
+    if len(dimensions) == 1:
+        return next(iter(dimensions))
+    for name in NAMES:
+        found = [key for key in dimensions if key == name or key.endswith(f".{name}")]
+        if len(found) == 1:
+            return found[0]
+    matrices = [key for key, number in dimensions.items() if number == 2]
+    if len(matrices) == 1:
+        return matrices[0]
+    raise PromptLoadError(f"{path} holds {sorted(dimensions)[:5]}, and none of them is known as a prompt.")
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
+
+
+FORMATS: dict[str, Callable[[Path], Tensor]] = {
+    "peft": _peft,
+    "soft_embedding": _pickled,
+    "google": _google,
+    "ruprompts": _ruprompts,
+    "safetensors": _safetensors,
+}

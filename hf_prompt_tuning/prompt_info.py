@@ -1,0 +1,210 @@
+"""What a prompt says of itself in `prompt_tuning.json`: how to use it, what it was made of, and how good it is."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .errors import PromptTuningError
+from .template import PromptTemplate
+
+INFO_FILE = "prompt_tuning.json"
+RESULTS_FILE = "results.json"
+FORMAT_VERSION = 1
+RESULTS = ("metrics", "untuned_metrics", "history", "confusion_matrix")
+PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
+
+
+@dataclass
+class PromptInfo:
+    """A prompt's description.
+
+    Attributes:
+        template: the formatting that it was trained with; None where only token ids were seen.
+        example: one row of the training data as `source` and `target`.
+        initialization: how it started.
+        backbone: what it was trained on: `name_or_path`, `revision`, and its fingerprint.
+        data: what it was trained on, as far as it is known: `dataset`, `training_rows`, …
+        training: the hyperparameters that made it.
+        versions: of the packages that made it.
+        metrics: the last evaluation, by the Trainer's names.
+        untuned_metrics: the same of the backbone without a prompt.
+        history: `loss` and `eval_loss`, each a list of [update step, value].
+        confusion_matrix: `labels` (words) and `counts` [L, L], rows by the right label, of the last evaluation.
+        nearest_words: for each position, the vocabulary's nearest tokens, each with its cosine.
+    """
+
+    template: PromptTemplate | None = None
+    example: dict[str, str] = field(default_factory=dict)
+    initialization: dict[str, Any] = field(default_factory=dict)
+    backbone: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
+    metrics: dict[str, float] = field(default_factory=dict)
+    untuned_metrics: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[list[float]]] = field(default_factory=dict)
+    confusion_matrix: dict[str, Any] = field(default_factory=dict)
+    nearest_words: list[list[list[Any]]] = field(default_factory=list)
+
+    def write(self, folder: str | Path) -> None:
+        """Writes `prompt_tuning.json` into `folder`, and `results.json` where there are results."""
+        values = {"format_version": FORMAT_VERSION} | asdict(self)
+        _write_json(Path(folder) / INFO_FILE, values)
+        results = {name: values[name] for name in RESULTS if values[name]}
+        if results:
+            _write_json(Path(folder) / RESULTS_FILE, results)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "PromptInfo":
+        """The description of a parsed `prompt_tuning.json`; what is not in it is left empty.
+
+        Raises:
+            PromptTuningError: a field is not of its type, or the format is a later one than this version knows.
+        """
+        format_version = values.get("format_version")
+        if type(format_version) is not int or format_version < 1:
+            raise PromptTuningError(f"format_version is {format_version!r:.80}, not a number of 1 or more")
+        if format_version > FORMAT_VERSION:
+            raise PromptTuningError(
+                f"it is of format {format_version}, and this version reads up to {FORMAT_VERSION}; "
+                "upgrade hf_prompt_tuning"
+            )
+        template = values.get("template")
+        kept = {f.name: values[f.name] for f in fields(cls) if f.name in values and f.name != "template"}
+        for name, value in kept.items():
+            CHECKS[name](name, value)
+        return cls(template=None if template is None else _template(template), **kept)
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _template(values: Any) -> PromptTemplate:
+    kinds: dict[str, tuple[type, ...]] = {
+        "source": (str,),
+        "target": (str, type(None)),
+        "label_column": (str, type(None)),
+        "label_words": (dict, type(None)),
+        "separator": (str,),
+        "max_source_length": (int, type(None)),
+        "max_target_length": (int, type(None)),
+    }
+    _object("template", values)
+    for name, value in values.items():
+        if name not in kinds:
+            raise PromptTuningError(f"template has an unknown field {name!r:.80}")
+        if not isinstance(value, kinds[name]) or isinstance(value, bool):
+            raise PromptTuningError(f"template.{name} is {value!r:.80}")
+    if "source" not in values:
+        raise PromptTuningError("template has no source")
+    _texts("template.label_words", values.get("label_words") or {})
+    return PromptTemplate(**values)
+
+
+def _object(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise PromptTuningError(f"{name} is {value!r:.80}, not an object")
+
+
+def _texts(name: str, value: Any) -> None:
+    _object(name, value)
+    if bad := [item for item in value.values() if not isinstance(item, str)]:
+        raise PromptTuningError(f"{name} holds {bad[0]!r:.80}, not a text")
+
+
+def _example(name: str, value: Any) -> None:
+    _texts(name, value)
+    if value and value.keys() != {"source", "target"}:
+        raise PromptTuningError(f"{name} has {sorted(value)!r:.80}, not source and target")
+
+
+def _scalars(name: str, value: Any) -> None:
+    _object(name, value)
+    scalar = (str, int, float, bool, type(None))
+    for key, item in value.items():
+        flat = isinstance(item, scalar) or (isinstance(item, list) and all(isinstance(i, scalar) for i in item))
+        if not flat:
+            raise PromptTuningError(f"{name}.{key} is {item!r:.80}, neither a value nor a list of values")
+
+
+def _number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise PromptTuningError(f"{name} holds {value!r:.80}, not a number")
+
+
+def _metrics(name: str, value: Any) -> None:
+    _object(name, value)
+    for item in value.values():
+        _number(name, item)
+
+
+def _matrix(name: str, value: Any, width: int | None = None) -> None:
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        raise PromptTuningError(f"{name} is {value!r:.80}, not a list of lists")
+    for row in value:
+        if width is not None and len(row) != width:
+            raise PromptTuningError(f"{name} has a row of {len(row)}, not {width}")
+        for item in row:
+            _number(name, item)
+
+
+def _history(name: str, value: Any) -> None:
+    _object(name, value)
+    for key, points in value.items():
+        _matrix(f"{name}.{key}", points, 2)
+
+
+def _confusion(name: str, value: Any) -> None:
+    _object(name, value)
+    if not value:
+        return
+    labels = value.get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise PromptTuningError(f"{name}.labels is {labels!r:.80}, not a list of texts")
+    _matrix(f"{name}.counts", value.get("counts"), len(labels))
+    if len(value["counts"]) != len(labels):
+        raise PromptTuningError(f"{name}.counts has {len(value['counts'])} rows for {len(labels)} labels")
+
+
+def _words(name: str, value: Any) -> None:
+    def is_word(pair: Any) -> bool:
+        return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], float)
+
+    if not isinstance(value, list) or not all(isinstance(row, list) and all(map(is_word, row)) for row in value):
+        raise PromptTuningError(f"{name} is {value!r:.80}, not a list of [word, cosine] for each position")
+
+
+def _backbone(name: str, value: Any) -> None:
+    _object(name, value)
+    _scalars(name, {key: item for key, item in value.items() if key != "embedding"})
+    for key in ("name_or_path", "revision", "architecture"):
+        if not isinstance(value.get(key), str | None):
+            raise PromptTuningError(f"{name}.{key} is {value[key]!r:.80}, not a text")
+    embedding = value.get("embedding")
+    if embedding is None:
+        return
+    _object(f"{name}.embedding", embedding)
+    for key in ("dtype", "quantized", "hash"):
+        if not isinstance(embedding.get(key), str | None):
+            raise PromptTuningError(f"{name}.embedding.{key} is {embedding[key]!r:.80}, not a text")
+    if embedding.get("dtype") is None or not {"quantized", "hash", "sample"} <= embedding.keys():
+        raise PromptTuningError(f"{name}.embedding lacks one of dtype, quantized, hash, sample")
+    _matrix(f"{name}.embedding.sample", embedding["sample"])
+
+
+CHECKS = {
+    "example": _example,
+    "initialization": _scalars,
+    "backbone": _backbone,
+    "data": _scalars,
+    "training": _scalars,
+    "versions": _texts,
+    "metrics": _metrics,
+    "untuned_metrics": _metrics,
+    "history": _history,
+    "confusion_matrix": _confusion,
+    "nearest_words": _words,
+}

@@ -1,0 +1,209 @@
+"""Prompts are loaded, saved and pushed: the doors of a PeftModel, with a prompt's promises."""
+
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, create_repo, upload_folder
+from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .card import write_card
+from .config import PromptTuningConfig
+from .errors import PromptLoadError, PromptMismatchError, PromptTuningError
+from .fingerprint import differences
+from .plots import save_pictures
+from .prompt_files import read_prompt
+from .prompt_info import PromptInfo
+
+logger = logging.getLogger(__name__)
+
+
+class SavedPrompts:
+    """What both model classes share: loading, saving and pushing."""
+
+    task_type: str
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        ignore_mismatch: bool = False,
+        **hub: Any,
+    ) -> "SavedPrompts":
+        """A saved prompt on its backbone.
+
+        Args:
+            model: the backbone, already loaded.
+            model_id: the prompt's folder or Hub id; PEFT's prompt-tuning adapters too.
+            adapter_name: what to call it.
+            is_trainable: go on training it.
+            ignore_mismatch: warn of another backbone than the prompt was trained on, rather than refuse it.
+            **hub: `revision`, `token`, `cache_dir`, `subfolder`.
+
+        Raises:
+            PromptLoadError: a file is missing, damaged or unsafe.
+            PromptMismatchError: the prompt was trained on another backbone.
+        """
+        _, config, _ = read_prompt(model_id, **hub)
+        if config.task_type not in (None, cls.task_type):
+            raise PromptMismatchError(
+                f"{model_id} is a prompt of task type {config.task_type}, and {cls.__name__} is for {cls.task_type}; "
+                "load it with the other class."
+            )
+        config.inference_mode = True  # nothing to initialise: the vectors come from the file
+        prompt_model = cls(model, config, adapter_name)
+        prompt_model.load_adapter(model_id, adapter_name, is_trainable, ignore_mismatch, **hub)
+        config.inference_mode = not is_trainable
+        prompt_model.set_requires_grad(adapter_name, is_trainable)
+        return prompt_model
+
+    def load_adapter(
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        is_trainable: bool = False,
+        ignore_mismatch: bool = False,
+        **kwargs: Any,
+    ) -> _IncompatibleKeys:
+        """Loads a saved prompt under `adapter_name`, in place of one of that name where there is one.
+
+        Args and errors as in `from_pretrained`.
+        """
+        hub, _ = self._split_kwargs(kwargs)
+        vectors, config, info = read_prompt(model_id, **hub)
+        self._check_backbone(str(model_id), vectors, config, info, ignore_mismatch)
+        if adapter_name not in self.peft_config:
+            config.inference_mode = True
+            self.add_adapter(adapter_name, config)
+            self.peft_config[adapter_name].inference_mode = not is_trainable
+            self.set_requires_grad(adapter_name, is_trainable)
+        weight = self.prompt_encoder[adapter_name].embedding.weight
+        if weight.shape != vectors.shape:
+            raise PromptLoadError(
+                f"{model_id} holds {len(vectors)} virtual tokens, and the prompt {adapter_name!r} has {len(weight)}. "
+                "Load it under another adapter_name."
+            )
+        with torch.no_grad():
+            weight.copy_(vectors)
+        if "architecture" in info.backbone:
+            self.prompt_info[adapter_name] = info
+        if not is_trainable:
+            self.eval()
+        return _IncompatibleKeys([], [])
+
+    def _check_backbone(
+        self, prompt: str, vectors: Tensor, config: PromptTuningConfig, info: PromptInfo, ignore_mismatch: bool
+    ) -> None:
+        """Whether this backbone is the prompt's; one of another width cannot be ignored."""
+        name = info.backbone.get("name_or_path") or config.base_model_name_or_path or "another backbone"
+        advice = f"The prompt was trained on {name}; load that one."
+        width = self.word_embeddings.embedding_dim
+        if vectors.shape[1] != width:
+            raise PromptMismatchError(
+                f"{prompt} holds vectors of width {vectors.shape[1]}, and this backbone's embeddings have {width}. "
+                f"{advice}"
+            )
+        different = differences(info.backbone, self._fingerprint)
+        if different:
+            message = f"{prompt} is not a prompt of this backbone: {'; '.join(different)}. {advice}"
+            if not ignore_mismatch:
+                raise PromptMismatchError(f"{message} Or give ignore_mismatch=True.")
+            logger.warning(message)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        is_main_process: bool = True,
+        repo_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Saves prompts as PEFT does, each with its `prompt_tuning.json`, results, pictures and card.
+
+        The prompt named "default" goes into `save_directory` itself, others into a folder of their name.
+
+        Args:
+            save_directory: made where it does not exist.
+            safe_serialization: True; for PEFT's callers.
+            selected_adapters: default all of them.
+            is_main_process: whether this process writes.
+            repo_id: the Hub repository that the card's code names.
+            **kwargs: as in PEFT.
+
+        Raises:
+            PromptTuningError: `safe_serialization=False`; a prompt is never pickled.
+        """
+        if not safe_serialization:
+            raise PromptTuningError(
+                "safe_serialization is False; prompts are saved as safetensors only. Leave it out."
+            )
+        # Never the embedding layers: they belong to the backbone, and PEFT's check for them asks the Hub.
+        kwargs["save_embedding_layers"] = False
+        super().save_pretrained(
+            str(save_directory), selected_adapters=selected_adapters, is_main_process=is_main_process, **kwargs
+        )
+        if is_main_process:
+            for name in selected_adapters or list(self.peft_config):
+                folder = Path(save_directory) if name == "default" else Path(save_directory) / name
+                self._write_description(folder, name, repo_id)
+
+    def _write_description(self, folder: Path, adapter_name: str, repo_id: str | None) -> None:
+        info, config = self.prompt_info[adapter_name], self.peft_config[adapter_name]
+        info.write(folder)
+        save_pictures(folder, info)
+        write_card(folder, config, info, sum(p.numel() for p in self.base_model.parameters()), repo_id)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload prompt",
+        commit_description: str | None = None,
+        create_pr: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> CommitInfo:
+        """Sends the active prompt, with its description, card and pictures, to the Hub; nothing else.
+
+        Args:
+            repo_id: made where it does not exist.
+            private: whether to make it private.
+            token: default the one of `hf auth login`.
+            revision: the branch.
+            commit_message, commit_description, create_pr: of the commit.
+            tokenizer: send it as well.
+        """
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with TemporaryDirectory() as made:
+            folder = self.save_for_hub(made, repo_id, tokenizer)
+            return upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    def save_for_hub(self, folder: str | Path, repo_id: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+        """Saves the active prompt as it is pushed, its card written for `repo_id`; returns where its files are."""
+        name = self.active_adapter
+        self.save_pretrained(folder, selected_adapters=[name], repo_id=repo_id)
+        path = Path(folder) if name == "default" else Path(folder) / name
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
+        return path
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """PEFT calls this with every save; the card is written by `save_pretrained`, once all it tells is known."""
