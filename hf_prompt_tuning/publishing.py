@@ -8,7 +8,6 @@ from tempfile import mkdtemp
 from typing import Any
 
 from huggingface_hub import CommitInfo, upload_folder
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
@@ -52,7 +51,7 @@ class PublishingTrainer(Trainer):
                 return None
             self._finish_current_push()
             return self._upload(commit_message, blocking, token, revision, tokenizer)
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # the network raises many kinds, and the prompt is on disk whichever it is
             text = str(error).strip().splitlines()
             logger.warning(
                 "The prompt could not be pushed (%s). It is saved in %s; push it later: hf upload %s %s --include %s",

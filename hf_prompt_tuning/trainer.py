@@ -278,7 +278,8 @@ class PromptTuningTrainer(PublishingTrainer):
         if isinstance(data, dict):
             data = next(iter(data.values()))
         model = self.accelerator.unwrap_model(self.model)
-        with model.disable_adapter():
+        # A data loader draws a seed; forked, so that the run is the same whether this was asked or not.
+        with model.disable_adapter(), torch.random.fork_rng(devices=[]):
             # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
             metrics = super().predict(data, metric_key_prefix="untuned").metrics
         model.info.untuned_metrics = _to_record(metrics)

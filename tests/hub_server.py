@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         repo_id = f"{asked.get('organization') or user}/{asked['name']}"
         exists = repo_id in self.hub.repositories
         if not exists:
-            made = Repository(user, bool(asked.get("private")))
+            made = Repository(user, asked.get("private") or asked.get("visibility") == "private")
             made.add("initial commit", {".gitattributes": b""})
             self.hub.repositories[repo_id] = made
         self.answer(409 if exists else 200, {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id})
@@ -267,6 +267,13 @@ class Handler(BaseHTTPRequestHandler):
         ]
         self.answer(200, entries)
 
+    def history(self, body: bytes, query: dict, repo_id: str, revision: str) -> None:
+        found = self.repository(repo_id)
+        if found is not None:
+            commits = [{"id": c.sha, "title": c.title, "message": "", "authors": []} for c in reversed(found.commits)]
+            dated = [commit | {"date": "2026-01-01T00:00:00.000Z"} for commit in commits]
+            self.answer(200, dated)
+
     def resolve(self, body: bytes, query: dict, repo_id: str, revision: str, name: str) -> None:
         found = self.repository(repo_id)
         if found is None:
@@ -295,6 +302,7 @@ ROUTES = [
     ("POST /lfs-verify", Handler.lfs_verify),
     (f"GET /api/models/{REPO}/revision/{REVISION}", Handler.info),
     (f"GET /api/models/{REPO}/tree/{REVISION}", Handler.tree),
+    (f"GET /api/models/{REPO}/commits/{REVISION}", Handler.history),
     (f"GET /api/models/{REPO}", Handler.info),
     (f"GET|HEAD /{REPO}/resolve/{REVISION}/(?P<name>.+)", Handler.resolve),
 ]

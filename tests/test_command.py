@@ -64,13 +64,16 @@ def test_accelerate_launch_leaves_a_prompt_results_and_predictions(files):
         "adapter_config.json",
         "adapter_model.safetensors",
         "all_results.json",
+        "confusion_matrix.png",
         "eval_results.json",
         "loss.png",
         "predictions.jsonl",
         "prompt_tuning.json",
+        "results.json",
         "test_results.json",
         "train_results.json",
         "trainer_state.json",
+        "untuned_results.json",
     }
     assert {f.name for f in out.iterdir() if f.is_dir()} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
     results = json.loads((out / "all_results.json").read_text())

@@ -21,8 +21,11 @@ def test_fields_are_columns_of_that_very_name():
 
 
 def test_a_field_reaches_no_attribute():
-    template = PromptTemplate(source="{text.__class__}", target="x")
-    with pytest.raises(PromptTuningError, match=r"field \{text.__class__\} is no column of the training data"):
+    for field in ("text.__class__", "text[0]", "text!r", "text:>10"):
+        with pytest.raises(PromptTuningError, match="a field is a column's name, nothing else"):
+            PromptTemplate(source=f"{{{field}}}", target="x")
+    template = PromptTemplate(source="{text.upper}", target="x")
+    with pytest.raises(PromptTuningError, match=r"field \{text.upper\} is no column of the training data"):
         template.check_columns(["text"], "training")
 
 

@@ -271,7 +271,7 @@ def test_what_a_run_leaves(tmp_path, tokenizer, messages):
     assert set(info["metrics"]) == {"eval_loss", "eval_perplexity", "eval_accuracy", "eval_f1"}
     card = (tmp_path / "README.md").read_text()
     assert "More Information Needed" not in card
-    assert f"| eval_accuracy | {info['metrics']['eval_accuracy']:.4f} |" in card
+    assert f"| accuracy | {info['metrics']['eval_accuracy']:.4f} |" in card
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tokenizer, messages):
