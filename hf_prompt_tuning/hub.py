@@ -66,9 +66,9 @@ def load_prompt(
         PromptMismatchError: the backbone is not the one that the prompt was trained on.
     """
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "subfolder": subfolder}
-    hub = {name: value for name, value in hub.items() if value}
+    hub = {name: value for name, value in hub.items() if value not in (None, "")}
     _, config, info = read_prompt(prompt, **hub)
-    source = {"token": token} if token else {}
+    source = {} if token is None else {"token": token}
     if isinstance(backbone, PreTrainedModel):
         if backbone_kwargs or device_map is not None:
             name = next(iter(backbone_kwargs), "device_map")

@@ -104,7 +104,7 @@ def pushed_by_a_trainer(hub: HubServer, folder: Path, backbone, tokenizer) -> di
     checkpoint = Path(snapshot_download("alice/prompt", allow_patterns="last-checkpoint/*")) / "last-checkpoint"
     resumed = train(folder / "resumed", backbone, tokenizer, resume=str(checkpoint))
     whole = train(folder / "whole", backbone, tokenizer)
-    facts["resumed as if never interrupted"] = torch.equal(resumed.model.prompt, whole.model.prompt)
+    facts["resumed, against never interrupted"] = (resumed.model.prompt - whole.model.prompt).abs().max().item()
 
     hub.down = True
     records: list[str] = []
