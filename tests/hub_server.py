@@ -4,305 +4,296 @@ Only what the client (2.4) asks for when a model is pushed and pulled. Nothing o
 """
 
 import base64
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
+import socket
 import threading
+import uuid
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
-LFS_ENDINGS = (".safetensors", ".bin", ".png")
+
+class Refusal(Exception):
+    """What the Hub says instead of an answer; the client chooses its exception by `code`."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
+        super().__init__(message)
+        self.status, self.headers = status, headers | ({"X_Error_Code": code} if code else {})
 
 
-@dataclass
-class Commit:
-    """A whole snapshot; `main` names one only once it is complete."""
+def is_lfs(name: str, size: int) -> bool:
+    return name.endswith((".safetensors", ".bin", ".png")) or size > 10_000_000
+
+
+def identity(name: str, content: bytes) -> str:
+    """As the client computes it of its own file, to skip what has not changed."""
+    if is_lfs(name, len(content)):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Commit(NamedTuple):
+    """A whole snapshot; a branch names one only once it is complete."""
 
     sha: str
     title: str
     files: dict[str, bytes]
+    before: tuple["Commit", ...]
 
 
 @dataclass
 class Repository:
     owner: str
     private: bool
-    commits: list[Commit] = field(default_factory=list)
+    branches: dict[str, Commit]
+    lfs: dict[str, bytes] = field(default_factory=dict)
 
-    def at(self, revision: str) -> Commit | None:
-        if revision == "main":
-            return self.commits[-1]
-        return next((commit for commit in self.commits if commit.sha == revision), None)
+    def at(self, revision: str) -> Commit:
+        by_sha = {commit.sha: commit for last in self.branches.values() for commit in (*last.before, last)}
+        if (found := (by_sha | self.branches).get(revision)) is None:
+            raise Refusal(404, "Invalid rev id", "RevisionNotFound")
+        return found
 
-    def add(self, title: str, files: dict[str, bytes]) -> Commit:
-        sha = hashlib.sha1(f"{len(self.commits)}{title}{sorted(files)}".encode()).hexdigest()
-        self.commits.append(Commit(sha, title, files))
-        return self.commits[-1]
+    def commit(self, branch: str, header: dict, *operations: dict) -> str:
+        """All of the operations, or none; returns the new sha."""
+        if (parent := self.branches.get(branch)) is None:
+            raise Refusal(404, "Invalid rev id", "RevisionNotFound")
+        files, title = dict(parent.files), header["value"]["summary"]
+        for kind, value in ((operation["key"], operation["value"]) for operation in operations):
+            if kind == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif kind == "lfsFile":
+                if value["oid"] not in self.lfs:
+                    raise Refusal(400, "LFS pointer pointed to a file that does not exist")
+                files[value["path"]] = self.lfs[value["oid"]]
+            else:  # deletedFile or deletedFolder
+                gone = value["path"].rstrip("/") + "/"
+                files = {name: content for name, content in files.items() if not f"{name}/".startswith(gone)}
+        tree = sorted((name, identity(name, content)) for name, content in files.items())
+        sha = hashlib.sha1(repr((parent.sha, title, tree)).encode()).hexdigest()
+        self.branches[branch] = Commit(sha, title, files, (*parent.before, parent))
+        return sha
 
 
-class HubServer:
-    """Serves on 127.0.0.1 within a `with`; `down` makes every request fail, `cut_uploads` ends them half-way."""
+class HubServer(ThreadingHTTPServer):
+    """Serves on 127.0.0.1 within a `with`; `down` makes every request fail, `cut_uploads` what is pushed."""
+
+    request_queue_size = 64  # a snapshot is fetched by several threads at once
 
     def __init__(self, tokens: dict[str, str]):
+        super().__init__(("127.0.0.1", 0), Handler)
         self.tokens = tokens
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, Repository] = {}
-        self.blobs: dict[str, bytes] = {}
+        self.links: dict[str, tuple[Repository, str, int]] = {}  # where LFS files are put: repository, sha256, size
+        self.requests: list[tuple[str, str]] = []
         self.down = False
-        self._uploads_left: int | None = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
-        self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.lock = threading.Lock()
+        self.lost_uploads = itertools.repeat(False)
+        self.connections: list[socket.socket] = []
 
     def __enter__(self) -> "HubServer":
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.shutdown()
+        # The client keeps its connections open, and their threads would wait on them for ever.
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()
 
-    def environment(self, home: Path, token: str | None) -> dict[str, str]:
+    def process_request(self, request: socket.socket, client_address: tuple) -> None:
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
+    def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
         """This process's environment with this Hub, an empty cache, and perhaps a token."""
-        values = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-        values |= {
-            "HF_ENDPOINT": self.endpoint,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "0",
-        }
+        home.mkdir(parents=True, exist_ok=True)
+        foreign = ("HF_", "HUGGING", "TRANSFORMERS_")  # another token, another cache, offline mode
+        values = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        values |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        values |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         return values | ({"HF_TOKEN": token} if token else {})
 
-    def files(self, repo_id: str) -> dict[str, bytes]:
-        """What `main` holds."""
-        return dict(self.repositories[repo_id].commits[-1].files)
+    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """What a branch or a commit holds."""
+        return dict(self.repositories[repo_id].at(revision).files)
 
-    def commits(self, repo_id: str) -> list[tuple[str, str]]:
+    def commits(self, repo_id: str, revision: str = "main") -> list[tuple[str, str]]:
         """(sha, title), oldest first."""
-        return [(commit.sha, commit.title) for commit in self.repositories[repo_id].commits]
+        last = self.repositories[repo_id].at(revision)
+        return [(commit.sha, commit.title) for commit in (*last.before, last)]
 
-    def cut_uploads(self, after: int) -> None:
-        """Ends the connection at every upload after so many more."""
-        self._uploads_left = after
+    def cut_uploads(self, after: int = 0) -> None:
+        """Every LFS file and commit is lost with its connection, after so many more that are not."""
+        self.lost_uploads = itertools.chain(itertools.repeat(False, after), itertools.repeat(True))
 
     def heal(self) -> None:
         """Uploads go through again."""
-        self._uploads_left = None
-
-    def takes_upload(self) -> bool:
-        """Whether the next upload goes through."""
-        if self._uploads_left is None:
-            return True
-        self._uploads_left -= 1
-        return self._uploads_left >= 0
+        self.lost_uploads = itertools.repeat(False)
 
 
 class Handler(BaseHTTPRequestHandler):
     """The client's requests, by path."""
 
-    hub: HubServer
+    server: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer is two writes, and the second would wait 40 ms
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
 
-    def answer(self, status: int, body: object = None, **headers: str) -> None:
-        content = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
+    def handle_request(self) -> None:
+        path = urlsplit(self.path).path
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.user = self.server.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        self.server.requests.append((self.command, path))
+        try:
+            if self.server.down:
+                # The client tries some requests six times: every second if told so, for 23 s if not.
+                raise Refusal(503, "The Hub is down", Retry_After="0")
+            for pattern, method in ROUTES.items():
+                if match := re.fullmatch(pattern, f"{self.command} {path}"):
+                    method(self, **{name: unquote(part) for name, part in match.groupdict().items()})
+                    return
+            raise Refusal(404, "There is no such path here")
+        except Refusal as refusal:
+            self.answer(refusal.status, {"error": str(refusal)}, **refusal.headers)
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def cut_off(self) -> bool:
+        """Whether this upload is lost: nothing of it is kept, and nobody is told."""
+        lost = next(self.server.lost_uploads)
+        self.close_connection |= lost
+        return lost
+
+    def answer(self, status: int, body: object, **headers: str) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in ({"Content_Length": str(len(content))} | headers).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def user(self) -> str | None:
-        return self.hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
-
-    def repository(self, repo_id: str, write: bool = False) -> Repository | None:
-        """The repository, if this user may; otherwise the refusal is sent."""
-        found, user = self.hub.repositories.get(repo_id), self.user()
-        if found is not None and (user == found.owner or not (write or found.private)):
+    def repository(self, repo_id: str, write: bool = False) -> Repository:
+        """The repository, if this user may; a private one does not exist for others."""
+        found = self.server.repositories.get(repo_id)
+        public = found is not None and not found.private
+        if found is not None and (self.user == found.owner or (public and not write)):
             return found
-        if user is None:
-            self.answer(401, {"error": "Invalid username or password."}, X_Error_Code="RepoNotFound")
-        else:
-            self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
-        return None
+        if public and "Authorization" in self.headers:
+            raise Refusal(403, "Only its owner may write to this repository")
+        # Without the code the client would take a 401 for a missing repository only over https.
+        raise Refusal(404 if "Authorization" in self.headers else 401, "Repository not found", "RepoNotFound")
 
-    def handle_request(self) -> None:
-        url = urlsplit(self.path)
-        path, query = unquote(url.path), parse_qs(url.query)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        if self.hub.down:
-            self.answer(503, {"error": "down"})
-            return
-        for pattern, method in ROUTES:
-            command, _, expression = pattern.partition(" ")
-            if self.command in command.split("|") and (match := re.fullmatch(expression, path)):
-                method(self, body, query, **match.groupdict())
-                return
-        self.answer(404, {"error": f"no such path: {path}"})
+    def whoami(self) -> None:
+        if self.user is None:
+            raise Refusal(401, "Invalid credentials in Authorization header")
+        self.answer(200, {"name": self.user, "type": "user", "orgs": [], "auth": {}})
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+    def create(self) -> None:
+        asked = json.loads(self.body)
+        if self.user is None or asked.get("organization") not in (None, self.user):
+            raise Refusal(403 if self.user else 401, "You may not create a repository here")
+        repo_id = f"{self.user}/{asked['name']}"
+        first = Commit(hashlib.sha1(repo_id.encode()).hexdigest(), "initial commit", {".gitattributes": b""}, ())
+        made = Repository(self.user, asked.get("visibility") == "private", {"main": first})
+        exists = self.server.repositories.setdefault(repo_id, made) is not made
+        self.answer(409 if exists else 200, {"url": f"{self.server.endpoint}/{repo_id}", "name": repo_id})
 
-    def whoami(self, body: bytes, query: dict) -> None:
-        user = self.user()
-        self.answer(200 if user else 401, {"name": user, "type": "user", "orgs": [], "auth": {}} if user else {})
+    def branch(self, repo_id: str, name: str) -> None:
+        found = self.repository(repo_id, write=True)
+        if name in found.branches:
+            raise Refusal(409, "Reference already exists")
+        found.branches[name] = found.at(json.loads(self.body).get("startingPoint", "main"))
+        self.answer(201, {})
 
-    def create(self, body: bytes, query: dict) -> None:
-        asked, user = json.loads(body), self.user()
-        if user is None:
-            self.answer(401)
-            return
-        repo_id = f"{asked.get('organization') or user}/{asked['name']}"
-        exists = repo_id in self.hub.repositories
-        if not exists:
-            made = Repository(user, asked.get("private") or asked.get("visibility") == "private")
-            made.add("initial commit", {".gitattributes": b""})
-            self.hub.repositories[repo_id] = made
-        self.answer(409 if exists else 200, {"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id})
-
-    def validate_yaml(self, body: bytes, query: dict) -> None:
-        self.answer(200, {"errors": [], "warnings": []})
-
-    def preupload(self, body: bytes, query: dict, repo_id: str, revision: str) -> None:
-        if self.repository(repo_id, write=True) is None:
-            return
-        files = [
-            {
-                "path": f["path"],
-                "uploadMode": "lfs" if f["path"].endswith(LFS_ENDINGS) else "regular",
-                "shouldIgnore": False,
-                "oid": None,
-            }
-            for f in json.loads(body)["files"]
-        ]
+    def preupload(self, repo_id: str, revision: str) -> None:
+        here, files = self.repository(repo_id, write=True).at(revision).files, []
+        for asked in json.loads(self.body)["files"]:
+            name, mode = asked["path"], "lfs" if is_lfs(asked["path"], asked["size"]) else "regular"
+            oid = identity(name, here[name]) if name in here else None
+            files.append({"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.answer(200, {"files": files})
 
-    def lfs_batch(self, body: bytes, query: dict, repo_id: str) -> None:
-        if self.repository(repo_id, write=True) is None:
+    def lfs_batch(self, repo_id: str) -> None:
+        found, objects, here = self.repository(repo_id, write=True), [], self.server.endpoint
+        for oid, size in ((asked["oid"], asked["size"]) for asked in json.loads(self.body)["objects"]):
+            self.server.links[link := uuid.uuid4().hex] = found, oid, size
+            hrefs = {"upload": f"{here}/lfs/{link}", "verify": f"{here}/{repo_id}.git/info/lfs/verify"}
+            actions = {"actions": {action: {"href": href} for action, href in hrefs.items()}}
+            objects.append({"oid": oid, "size": size} | ({} if oid in found.lfs else actions))
+        self.answer(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_upload(self, link: str) -> None:
+        """A link is good for one time: the client would try one that is cut off six times, for 23 s."""
+        if link not in self.server.links:
+            raise Refusal(403, "Request has expired")
+        found, *announced = self.server.links.pop(link)
+        if self.cut_off():
             return
-        objects = []
-        for item in json.loads(body)["objects"]:
-            answer = {"oid": item["oid"], "size": item["size"]}
-            if item["oid"] not in self.hub.blobs:
-                answer["actions"] = {
-                    "upload": {"href": f"{self.hub.endpoint}/lfs/{item['oid']}/{item['size']}"},
-                    "verify": {"href": f"{self.hub.endpoint}/lfs-verify"},
-                }
-            objects.append(answer)
-        content = json.dumps({"transfer": "basic", "objects": objects}).encode()
-        self.answer(200, content, Content_Type="application/vnd.git-lfs+json")
+        if [hashlib.sha256(self.body).hexdigest(), len(self.body)] != announced:
+            raise Refusal(400, "The content is not what was announced")
+        found.lfs[announced[0]] = self.body
+        self.answer(200, {})
 
-    def lfs_upload(self, body: bytes, query: dict, oid: str, size: str) -> None:
-        if not self.hub.takes_upload():
-            self.close_connection = True
-            self.connection.close()
-            return
-        right = hashlib.sha256(body).hexdigest() == oid and len(body) == int(size)
-        if right:
-            self.hub.blobs[oid] = body
-        self.answer(200 if right else 400)
+    def lfs_verify(self, repo_id: str) -> None:
+        known = json.loads(self.body)["oid"] in self.repository(repo_id, write=True).lfs
+        self.answer(200 if known else 404, {})
 
-    def lfs_verify(self, body: bytes, query: dict) -> None:
-        self.answer(200 if json.loads(body)["oid"] in self.hub.blobs else 404)
-
-    def commit(self, body: bytes, query: dict, repo_id: str, revision: str) -> None:
+    def commit(self, repo_id: str, revision: str) -> None:
         found = self.repository(repo_id, write=True)
-        if found is None:
+        if self.cut_off():
             return
-        if revision != "main":
-            self.answer(404, {"error": "no such branch"}, X_Error_Code="RevisionNotFound")
-            return
-        files, title = self.hub.files(repo_id), ""
-        for line in body.decode().splitlines():
-            entry = json.loads(line)
-            value = entry["value"]
-            if entry["key"] == "header":
-                title = value["summary"]
-            elif entry["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif entry["key"] == "lfsFile":
-                files[value["path"]] = self.hub.blobs[value["oid"]]
-            elif entry["key"] == "deletedFile":
-                files.pop(value["path"], None)
-        made = found.add(title, files)
-        url = f"{self.hub.endpoint}/{repo_id}/commit/{made.sha}"
-        self.answer(200, {"success": True, "commitUrl": url, "commitOid": made.sha})
+        with self.server.lock:
+            sha = found.commit(revision, *map(json.loads, self.body.splitlines()))
+        self.answer(200, {"commitUrl": f"{self.server.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha})
 
-    def info(self, body: bytes, query: dict, repo_id: str, revision: str = "main") -> None:
+    def info(self, repo_id: str, revision: str = "main") -> None:
         found = self.repository(repo_id)
-        if found is None:
-            return
         commit = found.at(revision)
-        if commit is None:
-            self.answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
-            return
-        siblings = [{"rfilename": name} for name in commit.files]
-        values = {"id": repo_id, "modelId": repo_id, "sha": commit.sha, "private": found.private, "tags": []}
-        self.answer(200, values | {"siblings": siblings, "downloads": 0, "likes": 0})
+        about = {"id": repo_id, "modelId": repo_id, "author": found.owner, "sha": commit.sha, "private": found.private}
+        self.answer(200, about | {"siblings": [{"rfilename": name} for name in commit.files], "tags": []})
 
-    def tree(self, body: bytes, query: dict, repo_id: str, revision: str) -> None:
-        found = self.repository(repo_id)
-        if found is None:
-            return
-        commit = found.at(revision)
-        if commit is None:
-            self.answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
-            return
-        entries = [
-            {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-            for name, content in commit.files.items()
-        ]
+    def tree(self, repo_id: str, revision: str) -> None:
+        entries = []
+        for name, content in self.repository(repo_id).at(revision).files.items():
+            named = {"oid": identity(name, content), "size": len(content)}
+            lfs = {"lfs": named | {"pointerSize": 130}} if is_lfs(name, len(content)) else {}
+            entries.append({"type": "file", "path": name} | named | lfs)
         self.answer(200, entries)
 
-    def history(self, body: bytes, query: dict, repo_id: str, revision: str) -> None:
-        found = self.repository(repo_id)
-        if found is not None:
-            commits = [{"id": c.sha, "title": c.title, "message": "", "authors": []} for c in reversed(found.commits)]
-            dated = [commit | {"date": "2026-01-01T00:00:00.000Z"} for commit in commits]
-            self.answer(200, dated)
-
-    def resolve(self, body: bytes, query: dict, repo_id: str, revision: str, name: str) -> None:
-        found = self.repository(repo_id)
-        if found is None:
-            return
-        commit = found.at(revision)
-        if commit is None:
-            self.answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
-        elif name not in commit.files:
-            self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=commit.sha)
-        else:
-            content = commit.files[name]
-            tag = hashlib.sha256(content).hexdigest()
-            self.answer(200, content, ETag=f'"{tag}"', X_Repo_Commit=commit.sha)
+    def resolve(self, repo_id: str, revision: str, name: str) -> None:
+        commit = self.repository(repo_id).at(revision)
+        if (content := commit.files.get(name)) is None:
+            raise Refusal(404, "Entry not found", "EntryNotFound", X_Repo_Commit=commit.sha)
+        self.answer(200, content, ETag=f'"{identity(name, content)}"', X_Repo_Commit=commit.sha)
 
 
-REPO = r"(?P<repo_id>[^/]+/[^/]+)"
-REVISION = r"(?P<revision>[^/]+)"
-ROUTES = [
-    ("GET /api/whoami-v2", Handler.whoami),
-    ("POST /api/repos/create", Handler.create),
-    ("POST /api/validate-yaml", Handler.validate_yaml),
-    (f"POST /api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
-    (f"POST /api/models/{REPO}/commit/{REVISION}", Handler.commit),
-    (f"POST /{REPO}\\.git/info/lfs/objects/batch", Handler.lfs_batch),
-    ("PUT /lfs/(?P<oid>[0-9a-f]+)/(?P<size>[0-9]+)", Handler.lfs_upload),
-    ("POST /lfs-verify", Handler.lfs_verify),
-    (f"GET /api/models/{REPO}/revision/{REVISION}", Handler.info),
-    (f"GET /api/models/{REPO}/tree/{REVISION}", Handler.tree),
-    (f"GET /api/models/{REPO}/commits/{REVISION}", Handler.history),
-    (f"GET /api/models/{REPO}", Handler.info),
-    (f"GET|HEAD /{REPO}/resolve/{REVISION}/(?P<name>.+)", Handler.resolve),
-]
+REPO, REVISION = r"(?P<repo_id>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
+ROUTES = {
+    "GET /api/whoami-v2": Handler.whoami,
+    "POST /api/repos/create": Handler.create,
+    "POST /api/validate-yaml": lambda handler: handler.answer(200, {"errors": [], "warnings": []}),
+    f"POST /api/models/{REPO}/branch/(?P<name>[^/]+)": Handler.branch,
+    f"POST /api/models/{REPO}/preupload/{REVISION}": Handler.preupload,
+    f"POST /api/models/{REPO}/commit/{REVISION}": Handler.commit,
+    f"POST /{REPO}[.]git/info/lfs/objects/batch": Handler.lfs_batch,
+    f"POST /{REPO}[.]git/info/lfs/verify": Handler.lfs_verify,
+    "PUT /lfs/(?P<link>[0-9a-f]+)": Handler.lfs_upload,
+    f"GET /api/models/{REPO}": Handler.info,
+    f"GET /api/models/{REPO}/revision/{REVISION}": Handler.info,
+    f"GET /api/models/{REPO}/tree/{REVISION}": Handler.tree,
+    f"(?:GET|HEAD) /{REPO}/resolve/{REVISION}/(?P<name>.+)": Handler.resolve,
+}

@@ -147,8 +147,7 @@ def pushed_by_a_model(hub: HubServer, folder: Path, backbone, tokenizer) -> dict
 
 
 def malicious(hub: HubServer, folder: Path) -> dict:
-    """Prompts that name a backbone with code of its own, a pickled one, and a folder of this machine."""
-    import torch
+    """Prompts that name a backbone with code of its own, and folders of this machine."""
     from huggingface_hub import HfApi
 
     from hf_prompt_tuning import PromptLoadError, load_prompt
@@ -161,15 +160,10 @@ def malicious(hub: HubServer, folder: Path) -> dict:
     (backbone / "configuration_evil.py").write_text(code)
     auto_map = {"AutoConfig": "configuration_evil.C", "AutoModelForCausalLM": "modeling_evil.M"}
     (backbone / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
-    torch.save({}, backbone / "pytorch_model.bin")
     api.create_repo("alice/evil-backbone")
     api.upload_folder(repo_id="alice/evil-backbone", folder_path=backbone)
-    config = json.loads((folder / "backbone" / "config.json").read_text())
-    (backbone / "config.json").write_text(json.dumps(config))
-    api.create_repo("alice/pickled-backbone")
-    api.upload_folder(repo_id="alice/pickled-backbone", folder_path=backbone)
     whole = hub.files("alice/prompt")
-    for name in ("alice/evil-backbone", "alice/pickled-backbone", str(folder / "backbone"), "../backbone"):
+    for name in ("alice/evil-backbone", str(folder / "backbone"), "../backbone"):
         adapter = json.loads(whole["adapter_config.json"]) | {"base_model_name_or_path": name}
         made = folder / "evil_prompt"
         made.mkdir(exist_ok=True)

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model
+from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
 from hf_prompt_tuning.prompt_files import read_prompt
 
-from .conftest import tiny_model
+from .conftest import make_tokenizer, tiny_model
 from .helpers import tiny_prompt_model
 
 
@@ -111,3 +111,17 @@ def test_no_folder_of_this_machine_is_written_down(tmp_path):
     assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
         "alice/llama"
     )
+
+
+def test_a_pickled_backbone_is_not_read(tmp_path):
+    """From a folder, where no Hub can answer in its place; the same folder with safetensors loads."""
+    backbone = tiny_model("llama")
+    get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3)).save_pretrained(tmp_path / "prompt")
+    folder = tmp_path / "backbone"
+    backbone.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    assert load_prompt(tmp_path / "prompt", backbone=folder)[0].prompt.shape == (3, 32)
+    (folder / "model.safetensors").unlink()
+    torch.save(backbone.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(PromptLoadError, match=r"no file named model\.safetensors"):
+        load_prompt(tmp_path / "prompt", backbone=folder)
