@@ -60,6 +60,7 @@ def main() -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
+    # With --push_to_hub, to the Hub as well.
     trainer.save_model()
 
     if training_args.do_predict:
@@ -68,9 +69,6 @@ def main() -> None:
         trainer.log_metrics("test", output.metrics)
         trainer.save_metrics("test", output.metrics)
         save_predictions(trainer, output, test)
-
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

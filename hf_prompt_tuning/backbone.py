@@ -47,13 +47,14 @@ def quantization(backbone: PreTrainedModel) -> str | None:
 
 def hub_id(name_or_path: str | None) -> str | None:
     """A name that the Hub would take; None for a folder of this machine and for no name."""
-    if not name_or_path or Path(name_or_path).exists():
+    if not name_or_path:
         return None
     try:
         validate_repo_id(name_or_path)
     except HFValidationError:
         return None
-    return name_or_path
+    # Only now, because a path may be too long to be asked for.
+    return None if Path(name_or_path).exists() else name_or_path
 
 
 def max_positions(backbone: PreTrainedModel) -> int | None:

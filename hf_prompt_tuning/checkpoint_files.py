@@ -21,6 +21,7 @@ from .errors import PromptTuningError
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl")
 ARGUMENTS = "training_args.bin"
+STATE = "trainer_state.json"
 
 
 def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
@@ -32,6 +33,11 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
     """
     for file in sorted(Path(checkpoint).iterdir()):
         if file.name == ARGUMENTS or not file.is_file():
+            continue
+        if file.name == STATE:
+            # It names the best checkpoint by its path on this machine, where alone it can be found.
+            state = json.loads(file.read_text(encoding="utf-8")) | {"best_model_checkpoint": None}
+            (Path(folder) / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             continue
         if file.suffix not in PICKLES:
             shutil.copy(file, folder)
@@ -46,15 +52,19 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
 
 
 @contextmanager
-def with_pickles(checkpoint: str | Path) -> Iterator[str]:
+def with_pickles(checkpoint: str | Path | None) -> Iterator[str | None]:
     """A folder that transformers can resume optimizer and generators from: the checkpoint itself, or a copy of it.
+
+    Args:
+        checkpoint: None, where a run starts afresh, stays None.
 
     Raises:
         PromptTuningError: one of the files is damaged.
     """
-    made = [file for file in Path(checkpoint).glob("*.json") if Path(file.stem).suffix in PICKLES]
+    found = [] if checkpoint is None else Path(checkpoint).glob("*.json")
+    made = [file for file in found if Path(file.stem).suffix in PICKLES]
     if not made:
-        yield str(checkpoint)
+        yield checkpoint
         return
     with TemporaryDirectory() as folder:
         for file in Path(checkpoint).iterdir():

@@ -23,7 +23,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from .arguments import ModelArguments
 from .config import PromptTuningArguments
-from .errors import PromptTuningError
+from .errors import PromptTuningError, first_line
 from .trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **source)
     except (OSError, ValueError, ImportError) as error:
         raise PromptTuningError(
-            f"the backbone {args.model_name_or_path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
+            f"the backbone {args.model_name_or_path!r} cannot be loaded: {first_line(error)}"
         ) from error
     return backbone, tokenizer
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
-from .errors import PromptTuningError
+from .errors import PromptTuningError, first_line
 
 if TYPE_CHECKING:
     from .arguments import DataArguments
@@ -103,7 +103,7 @@ def read_file(file: str | Path, column_names: list[str] | None = None) -> Datase
             raise PromptTuningError(f"the data file {str(file)!r} has no rows.") from error
         cause = error.__cause__ or error
         raise PromptTuningError(
-            f"the data file {str(file)!r} cannot be read as {path.suffix[1:]}: {str(cause).splitlines()[0]}"
+            f"the data file {str(file)!r} cannot be read as {path.suffix[1:]}: {first_line(cause)}"
         ) from error
 
 
@@ -111,4 +111,4 @@ def _not_loaded(dataset_name: str, error: Exception) -> PromptTuningError:
     mend = "Check the name, its configuration and your access to it."
     if "script" in str(error).lower():
         mend = "It is a script, which datasets no longer runs: give dataset_revision refs/convert/parquet."
-    return PromptTuningError(f"the data set {dataset_name!r} cannot be loaded: {str(error).splitlines()[0]} {mend}")
+    return PromptTuningError(f"the data set {dataset_name!r} cannot be loaded: {first_line(error)} {mend}")

@@ -14,3 +14,9 @@ class PromptLoadError(PromptTuningError):
 
 class PromptMismatchError(PromptLoadError):
     """A saved prompt and a backbone that it was not trained on; the message names what differs."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: the first of its message, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)

@@ -1,10 +1,9 @@
 """Prompts that other codebases saved, read from this machine's disk: [P, H] in fp32, whatever file they lie in.
 
-Files may come from anyone: pickles are read with `weights_only=True`, sizes are looked at before memory is taken, and
-whatever is wrong ends in a `PromptLoadError`.
+Files may come from anyone: pickles are read with `weights_only=True`, the sizes of safetensors and arrays are looked
+at before memory is taken (a pickle takes what it holds), and whatever is wrong ends in a `PromptLoadError`.
 """
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import PromptLoadError
-from .prompt_files import CONFIG_FILE, MAX_NUMBERS, WEIGHTS_FILE, adapter_config, checked, read_json, read_vectors
+from .errors import PromptLoadError, first_line
+from .prompt_files import (
+    CONFIG_FILE,
+    MAX_NUMBERS,
+    WEIGHTS_FILE,
+    adapter_config,
+    checked,
+    read_json,
+    read_vectors,
+    used_rows,
+)
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 NAMES = ("prompt_embeddings", "learned_embedding", "soft_prompt", "prompt")
@@ -27,7 +35,7 @@ def import_prompt(path: str | Path, format: str | None = None) -> Tensor:
 
     Args:
         path: a file or folder.
-        format: one of `FORMATS`; None recognises it by content.
+        format: one of `FORMATS`; None recognises it by the files' names; the vectors within are found by key.
 
     Raises:
         PromptLoadError: there is no such file, it is of no known format, damaged, unsafe, or no prompt.
@@ -68,14 +76,7 @@ def _peft(path: Path) -> Tensor:
     else:
         vectors = _pickled(path / "adapter_model.bin")
     config = read_json(path / CONFIG_FILE, adapter_config)
-    if config.task_type == "SEQ_2_SEQ_LM" and len(vectors) == 2 * config.num_virtual_tokens:
-        # PEFT keeps a second half for the decoder, and never trains nor uses it.
-        vectors = vectors[: config.num_virtual_tokens].clone()
-    if len(vectors) != config.num_virtual_tokens:
-        raise PromptLoadError(
-            f"{path}: {CONFIG_FILE} says {config.num_virtual_tokens} virtual tokens, and there are {len(vectors)}."
-        )
-    return vectors
+    return used_rows(vectors, config, path)
 
 
 def _google(path: Path) -> Tensor:
@@ -115,12 +116,10 @@ def _pickled(path: Path) -> Tensor:
     """The prompt in a torch-saved state dict (or tensor)."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError) as error:
-        raise PromptLoadError(
-            f"{path} is no file of tensors alone, and others are not read: {_short(error)}"
-        ) from error
     except Exception as error:  # a damaged pickle fails in whatever it calls
-        raise PromptLoadError(f"{path} is damaged: {_short(error)}") from error
+        raise PromptLoadError(
+            f"{path} is no file of tensors alone, and others are not read: {first_line(error)}"
+        ) from error
     tensors = {"": state} if isinstance(state, Tensor) else dict(_tensors(state)) if isinstance(state, Mapping) else {}
     if any("lstm" in key.lower() or "mlp" in key.lower() for key in tensors):
         raise PromptLoadError(
@@ -156,10 +155,6 @@ def _choice(dimensions: Mapping[str, int], path: Path) -> str:
     if len(matrices) == 1:
         return matrices[0]
     raise PromptLoadError(f"{path} holds {sorted(dimensions)[:5]}, and none of them is known as a prompt.")
-
-
-def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 FORMATS: dict[str, Callable[[Path], Tensor]] = {

@@ -14,10 +14,8 @@ from transformers import (
 
 from .backbone import hub_id
 from .causal_lm import PromptTuningModelForCausalLM
-from .config import PromptTuningConfig
-from .errors import PromptLoadError
-from .prompt_files import read_prompt
-from .prompt_info import PromptInfo
+from .errors import PromptLoadError, first_line
+from .prompt_files import SavedPrompt, read_prompt
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .template import PromptTemplate
 
@@ -67,7 +65,7 @@ def load_prompt(
     """
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "subfolder": subfolder}
     hub = {name: value for name, value in hub.items() if value not in (None, "")}
-    _, config, info = read_prompt(prompt, **hub)
+    saved = read_prompt(prompt, **hub)
     source = {} if token is None else {"token": token}
     if isinstance(backbone, PreTrainedModel):
         if backbone_kwargs or device_map is not None:
@@ -77,37 +75,34 @@ def load_prompt(
         if revision_here := getattr(backbone.config, "_commit_hash", None):
             source["revision"] = revision_here
     else:
-        name = str(backbone) if backbone is not None else _named_backbone(prompt, config, info)
-        if backbone is None and info.backbone.get("revision"):
-            source["revision"] = info.backbone["revision"]
-        backbone = _load_backbone(name, config, device_map=device_map, **source, **backbone_kwargs)
+        name = str(backbone) if backbone is not None else _named_backbone(prompt, saved)
+        if backbone is None and saved.backbone.get("revision"):
+            source["revision"] = saved.backbone["revision"]
+        backbone = _load_backbone(name, saved.config.task_type, device_map=device_map, **source, **backbone_kwargs)
     if tokenizer is None and name:
         tokenizer = _tokenizer(name, required="local_files_only" not in source, **source)
     cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
-    model = cls.from_pretrained(backbone, prompt, is_trainable=is_trainable, ignore_mismatch=ignore_mismatch, **hub)
+    model = cls.from_saved(backbone, saved, "default", is_trainable, ignore_mismatch)
     return model, tokenizer, model.info.template
 
 
-def _named_backbone(prompt: str | Path, config: PromptTuningConfig, info: PromptInfo) -> str:
+def _named_backbone(prompt: str | Path, saved: SavedPrompt) -> str:
     """The Hub id of the backbone that a prompt names; a stranger's prompt names no folder of this machine."""
-    name = config.base_model_name_or_path or info.backbone.get("name_or_path")
-    local = name is not None and Path(str(prompt)).is_dir() and Path(name).is_dir()
-    if name is None or not (local or hub_id(name)):
-        raise PromptLoadError(
-            f"{prompt} names {'no backbone' if name is None else repr(name)}, which is not a Hub id; "
-            "load the backbone and give it as backbone=…."
-        )
+    name = saved.backbone.get("name_or_path")
+    if hub_id(name) is None:
+        named = f"names {name!r:.80}, which is not a Hub id" if name else "does not name its backbone"
+        raise PromptLoadError(f"{prompt} {named}; load the backbone and give it as backbone=….")
     return name
 
 
-def _load_backbone(name: str, config: PromptTuningConfig, **kwargs: Any) -> PreTrainedModel:
-    auto_class = AutoModelForSeq2SeqLM if config.task_type == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
+def _load_backbone(name: str, task_type: str | None, **kwargs: Any) -> PreTrainedModel:
+    auto_class = AutoModelForSeq2SeqLM if task_type == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
     kwargs = {"dtype": "auto", "use_safetensors": True} | {k: v for k, v in kwargs.items() if v is not None}
     try:
         return auto_class.from_pretrained(name, trust_remote_code=False, **kwargs)
     except Exception as error:  # a repository that anyone may have made raises anything
         raise PromptLoadError(
-            f"the backbone {name!r} cannot be loaded: {_first_line(error)} Load it yourself and give it as backbone=…."
+            f"the backbone {name!r} cannot be loaded: {first_line(error)} Load it yourself and give it as backbone=…."
         ) from error
 
 
@@ -117,12 +112,7 @@ def _tokenizer(name: str, required: bool, **source: Any) -> PreTrainedTokenizerB
     except Exception as error:
         if required:
             raise PromptLoadError(
-                f"the tokenizer of {name!r} cannot be loaded: {_first_line(error)} Give it as tokenizer=…."
+                f"the tokenizer of {name!r} cannot be loaded: {first_line(error)} Give it as tokenizer=…."
             ) from error
         logger.info("The tokenizer of %s is not on this machine; give load_prompt yours as tokenizer=….", name)
         return None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)

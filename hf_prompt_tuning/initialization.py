@@ -165,4 +165,4 @@ def _saved_vectors(prompt: str) -> Tensor:
     """[P, H] of a prompt that was saved by anyone: a folder or file of any known format, or a Hub id."""
     if Path(prompt).exists():
         return import_prompt(prompt)
-    return read_prompt(prompt)[0]
+    return read_prompt(prompt).vectors

@@ -8,7 +8,7 @@ here may come from anyone: whatever is wrong with it ends in a `PromptLoadError`
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from .backbone import hub_id
 from .config import PromptTuningConfig
-from .errors import PromptLoadError, PromptTuningError
+from .errors import PromptLoadError, PromptTuningError, first_line
 from .prompt_info import INFO_FILE, PromptInfo
 
 CONFIG_FILE = "adapter_config.json"
@@ -28,6 +28,34 @@ MAX_NUMBERS = 2**27
 MAX_JSON_BYTES = 2**22
 FLOATING = ("F64", "F32", "F16", "BF16")
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+
+
+class SavedPrompt(NamedTuple):
+    """What a prompt's folder or repository holds.
+
+    Attributes:
+        vectors: [P, H] fp32, on the CPU.
+        config: PEFT's.
+        info: what the prompt says of itself; None where it has no `prompt_tuning.json` (PEFT's own).
+        source: the folder or Hub id that it came from.
+    """
+
+    vectors: Tensor
+    config: PromptTuningConfig
+    info: PromptInfo | None
+    source: str
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """What its files tell of the backbone that it was trained on, by the names of `PromptInfo.backbone`."""
+        config = self.config
+        told = {
+            "name_or_path": config.base_model_name_or_path,
+            "revision": config.revision,
+            "num_layers": config.num_layers,
+            "embedding_width": config.token_dim,
+        }
+        return told | {name: v for name, v in (self.info.backbone if self.info else {}).items() if v is not None}
 
 
 def find_file(prompt: str | Path, name: str, **hub: Any) -> Path | None:
@@ -41,13 +69,12 @@ def find_file(prompt: str | Path, name: str, **hub: Any) -> Path | None:
     try:
         file = cached_file(str(prompt), name, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        text = str(error).strip().splitlines()
-        raise PromptLoadError(f"the prompt {str(prompt)!r} cannot be had: {text[0] if text else error!r}") from error
+        raise PromptLoadError(f"the prompt {str(prompt)!r} cannot be had: {first_line(error)}") from error
     return None if file is None else Path(file)
 
 
-def read_prompt(prompt: str | Path, **hub: Any) -> tuple[Tensor, PromptTuningConfig, PromptInfo]:
-    """A saved prompt's vectors ([P, H] fp32, on the CPU), PEFT config and description.
+def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
+    """A saved prompt, read and checked.
 
     Args:
         prompt: a folder or a Hub id.
@@ -64,23 +91,26 @@ def read_prompt(prompt: str | Path, **hub: Any) -> tuple[Tensor, PromptTuningCon
                 "prompts in other formats are read by import_prompt."
             )
     config = read_json(files[CONFIG_FILE], adapter_config)
-    vectors = read_vectors(files[WEIGHTS_FILE])
+    vectors = used_rows(read_vectors(files[WEIGHTS_FILE]), config, prompt)
+    info = None if files[INFO_FILE] is None else read_json(files[INFO_FILE], PromptInfo.from_json)
+    return SavedPrompt(vectors, config, info, str(prompt))
+
+
+def used_rows(vectors: Tensor, config: PromptTuningConfig, source: str | Path) -> Tensor:
+    """The P rows that a prompt's config speaks of.
+
+    Raises:
+        PromptLoadError: there are more or fewer.
+    """
     if config.task_type == "SEQ_2_SEQ_LM" and len(vectors) == 2 * config.num_virtual_tokens:
         # PEFT keeps a second half for the decoder by default, and never trains nor uses it.
         vectors = vectors[: config.num_virtual_tokens].clone()
     if len(vectors) != config.num_virtual_tokens:
         raise PromptLoadError(
-            f"{prompt}: {CONFIG_FILE} says {config.num_virtual_tokens} virtual tokens and {WEIGHTS_FILE} holds "
+            f"{source}: {CONFIG_FILE} says {config.num_virtual_tokens} virtual tokens and {WEIGHTS_FILE} holds "
             f"{len(vectors)}. The two files are not of one prompt."
         )
-    info = PromptInfo() if files[INFO_FILE] is None else read_json(files[INFO_FILE], PromptInfo.from_json)
-    if not info.backbone:
-        info.backbone = {
-            "num_layers": config.num_layers,
-            "embedding_width": config.token_dim,
-            "revision": config.revision,
-        }
-    return vectors, config, info
+    return vectors
 
 
 def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:

@@ -133,6 +133,8 @@ def _scalars(name: str, value: Any) -> None:
 def _number(name: str, value: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise PromptTuningError(f"{name} holds {value!r:.80}, not a number")
+    if isinstance(value, int) and abs(value) > 2**63:
+        raise PromptTuningError(f"{name} holds a number of {value.bit_length()} bits")
 
 
 def _metrics(name: str, value: Any) -> None:
@@ -145,7 +147,8 @@ def _matrix(name: str, value: Any, width: int | None = None) -> None:
     if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
         raise PromptTuningError(f"{name} is {value!r:.80}, not a list of lists")
     for row in value:
-        if width is not None and len(row) != width:
+        width = len(row) if width is None else width
+        if len(row) != width:
             raise PromptTuningError(f"{name} has a row of {len(row)}, not {width}")
         for item in row:
             _number(name, item)

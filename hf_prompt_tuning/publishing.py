@@ -1,6 +1,7 @@
 """A Trainer's pushes: only the prompt's own files go to the Hub, and a Hub that is down loses nothing."""
 
 import logging
+import shlex
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,10 +14,13 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from .checkpoint_files import with_pickles, without_pickles
+from .errors import first_line
 
 logger = logging.getLogger(__name__)
 
-PUSHED = "adapter_config.json adapter_model.safetensors prompt_tuning.json results.json README.md *.png"
+PUSHED = ("adapter_*", "prompt_tuning.json", "results.json", "README.md", "*.png")
+
+SKIPPED = "A push during training failed, and training goes on: %s"
 
 
 class PublishingTrainer(Trainer):
@@ -52,14 +56,14 @@ class PublishingTrainer(Trainer):
             self._finish_current_push()
             return self._upload(commit_message, blocking, token, revision, tokenizer)
         except Exception as error:  # the network raises many kinds, and the prompt is on disk whichever it is
-            text = str(error).strip().splitlines()
+            repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
             logger.warning(
-                "The prompt could not be pushed (%s). It is saved in %s; push it later: hf upload %s %s --include %s",
-                text[0] if text else repr(error),
+                "The prompt could not be pushed (%s). It is saved in %s; push it later: hf upload %s %s . %s",
+                first_line(error),
                 self.args.output_dir,
-                self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
-                self.args.output_dir,
-                PUSHED,
+                repo_id,
+                shlex.quote(self.args.output_dir),
+                " ".join(f"--include {shlex.quote(pattern)}" for pattern in PUSHED),
             )
             return None
 
@@ -116,6 +120,17 @@ class PublishingTrainer(Trainer):
         if busy and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            jobs = self._start_pushes(checkpoint_folder)
+        except Exception as error:  # a run goes on, whatever keeps its files from being sent
+            logger.warning(SKIPPED, first_line(error))
+            return
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _start_pushes(self, checkpoint_folder: str) -> list[Future]:
         message = f"Training in progress, step {self.state.global_step}"
         jobs = [self._upload(message, blocking=False)]
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -124,29 +139,17 @@ class PublishingTrainer(Trainer):
             folder = mkdtemp()
             without_pickles(checkpoint_folder, folder)
             jobs.append(self._send(folder, folder, name, f"{message}, checkpoint", blocking=False))
-        if busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
+        return jobs
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
         with with_pickles(checkpoint) as folder:
             super()._load_optimizer_and_scheduler(folder)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            super()._load_scaler(checkpoint)
-            return
         with with_pickles(checkpoint) as folder:
             super()._load_scaler(folder)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            super()._load_rng_state(checkpoint)
-            return
         with with_pickles(checkpoint) as folder:
             super()._load_rng_state(folder)
 
@@ -156,4 +159,4 @@ class PublishingTrainer(Trainer):
 
 def _say_if_it_failed(sent: Future) -> None:
     if not sent.cancelled() and (error := sent.exception()) is not None:
-        logger.warning("A push during training failed, and training goes on: %s", str(error).strip().splitlines()[:1])
+        logger.warning(SKIPPED, first_line(error))

@@ -7,17 +7,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, create_repo, upload_folder
-from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .card import write_card
-from .config import PromptTuningConfig
 from .errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from .fingerprint import differences
 from .plots import save_pictures
-from .prompt_files import read_prompt
-from .prompt_info import PromptInfo
+from .prompt_files import SavedPrompt, read_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +48,22 @@ class SavedPrompts:
             PromptLoadError: a file is missing, damaged or unsafe.
             PromptMismatchError: the prompt was trained on another backbone.
         """
-        _, config, _ = read_prompt(model_id, **hub)
+        return cls.from_saved(model, read_prompt(model_id, **hub), adapter_name, is_trainable, ignore_mismatch)
+
+    @classmethod
+    def from_saved(
+        cls, model: PreTrainedModel, saved: SavedPrompt, adapter_name: str, is_trainable: bool, ignore_mismatch: bool
+    ) -> "SavedPrompts":
+        """As `from_pretrained`, of a prompt that was read already."""
+        config = saved.config
         if config.task_type not in (None, cls.task_type):
             raise PromptMismatchError(
-                f"{model_id} is a prompt of task type {config.task_type}, and {cls.__name__} is for {cls.task_type}; "
-                "load it with the other class."
+                f"{saved.source} is a prompt of task type {config.task_type}, and {cls.__name__} is for "
+                f"{cls.task_type}; load it with the other class."
             )
         config.inference_mode = True  # nothing to initialise: the vectors come from the file
         prompt_model = cls(model, config, adapter_name)
-        prompt_model.load_adapter(model_id, adapter_name, is_trainable, ignore_mismatch, **hub)
+        prompt_model._put(saved, adapter_name, is_trainable, ignore_mismatch)
         config.inference_mode = not is_trainable
         prompt_model.set_requires_grad(adapter_name, is_trainable)
         return prompt_model
@@ -77,42 +81,43 @@ class SavedPrompts:
         Args and errors as in `from_pretrained`.
         """
         hub, _ = self._split_kwargs(kwargs)
-        vectors, config, info = read_prompt(model_id, **hub)
-        self._check_backbone(str(model_id), vectors, config, info, ignore_mismatch)
+        self._put(read_prompt(model_id, **hub), adapter_name, is_trainable, ignore_mismatch)
+        return _IncompatibleKeys([], [])
+
+    def _put(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool, ignore_mismatch: bool) -> None:
+        vectors = saved.vectors
+        self._check_backbone(saved, ignore_mismatch)
         if adapter_name not in self.peft_config:
-            config.inference_mode = True
-            self.add_adapter(adapter_name, config)
+            saved.config.inference_mode = True
+            self.add_adapter(adapter_name, saved.config)
             self.peft_config[adapter_name].inference_mode = not is_trainable
             self.set_requires_grad(adapter_name, is_trainable)
         weight = self.prompt_encoder[adapter_name].embedding.weight
         if weight.shape != vectors.shape:
             raise PromptLoadError(
-                f"{model_id} holds {len(vectors)} virtual tokens, and the prompt {adapter_name!r} has {len(weight)}. "
-                "Load it under another adapter_name."
+                f"{saved.source} holds {len(vectors)} virtual tokens, and the prompt {adapter_name!r} has "
+                f"{len(weight)}. Load it under another adapter_name."
             )
         with torch.no_grad():
             weight.copy_(vectors)
-        if "architecture" in info.backbone:
-            self.prompt_info[adapter_name] = info
+        if saved.info is not None:
+            self.prompt_info[adapter_name] = saved.info
         if not is_trainable:
             self.eval()
-        return _IncompatibleKeys([], [])
 
-    def _check_backbone(
-        self, prompt: str, vectors: Tensor, config: PromptTuningConfig, info: PromptInfo, ignore_mismatch: bool
-    ) -> None:
+    def _check_backbone(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
         """Whether this backbone is the prompt's; one of another width cannot be ignored."""
-        name = info.backbone.get("name_or_path") or config.base_model_name_or_path or "another backbone"
+        name = saved.backbone["name_or_path"] or "another backbone"
         advice = f"The prompt was trained on {name}; load that one."
         width = self.word_embeddings.embedding_dim
-        if vectors.shape[1] != width:
+        if saved.vectors.shape[1] != width:
             raise PromptMismatchError(
-                f"{prompt} holds vectors of width {vectors.shape[1]}, and this backbone's embeddings have {width}. "
-                f"{advice}"
+                f"{saved.source} holds vectors of width {saved.vectors.shape[1]}, and this backbone's embeddings have "
+                f"{width}. {advice}"
             )
-        different = differences(info.backbone, self._fingerprint)
+        different = differences(saved.backbone, self._fingerprint)
         if different:
-            message = f"{prompt} is not a prompt of this backbone: {'; '.join(different)}. {advice}"
+            message = f"{saved.source} is not a prompt of this backbone: {'; '.join(different)}. {advice}"
             if not ignore_mismatch:
                 raise PromptMismatchError(f"{message} Or give ignore_mismatch=True.")
             logger.warning(message)

@@ -125,6 +125,9 @@ class PromptTuningTrainer(PublishingTrainer):
         if self._encoder is not None:
             # Not for rows without ids of their own (a sampler may want `length`): only what the collator reads stays.
             self._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
+            if isinstance(self.train_dataset, Dataset) and isinstance(model, SoftPrompts):
+                # Here and not with each save, so that whoever may not show a row can take it out.
+                model.info.example = self._encoder.readable(self.train_dataset[0])
 
     @staticmethod
     def _wrapped(model: Any, config: PromptTuningConfig | None, tokenizer: Any, template: Any) -> Any:
@@ -303,8 +306,6 @@ class PromptTuningTrainer(PublishingTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if self.processing_class is not None:
             info.nearest_words = nearest_words(model.prompt, model.word_embeddings, self.processing_class)
-        if self._encoder is not None and isinstance(self.train_dataset, Dataset):
-            info.example = self._encoder.readable(self.train_dataset[0])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Not super()'s, which also pickles the arguments and copies the tokenizer: a prompt's folder holds neither.

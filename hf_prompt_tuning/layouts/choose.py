@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import PromptTuningError
+from ..errors import PromptTuningError, first_line
 from .base import IGNORED, Examples, Layout, Prompts
 from .cached import CachedLayout
 from .masks import Reach
@@ -151,7 +151,7 @@ def disagreement(layout: Layout, backbone: nn.Module, prompts: Prompts, examples
     try:
         loss, gradient = _loss_and_gradient(layout, backbone, prompts, examples)
     except Exception as error:  # whatever a model's code raises here, `padded` goes on
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"{type(error).__name__}: {first_line(error)}"
     expected_loss, expected = _loss_and_gradient(PaddedLayout(), backbone, prompts, examples)
     for what, got, right in (("loss", loss, expected_loss), ("prompt gradient", gradient, expected)):
         error = float((got - right).abs().max() / right.abs().max().clamp(min=1e-12))
