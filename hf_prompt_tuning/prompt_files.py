@@ -38,24 +38,14 @@ class SavedPrompt(NamedTuple):
         config: PEFT's.
         info: what the prompt says of itself; None where it has no `prompt_tuning.json` (PEFT's own).
         source: the folder or Hub id that it came from.
+        backbone: what the files tell of the backbone that it was trained on, by the names of `PromptInfo.backbone`.
     """
 
     vectors: Tensor
     config: PromptTuningConfig
     info: PromptInfo | None
     source: str
-
-    @property
-    def backbone(self) -> dict[str, Any]:
-        """What its files tell of the backbone that it was trained on, by the names of `PromptInfo.backbone`."""
-        config = self.config
-        told = {
-            "name_or_path": config.base_model_name_or_path,
-            "revision": config.revision,
-            "num_layers": config.num_layers,
-            "embedding_width": config.token_dim,
-        }
-        return told | {name: v for name, v in (self.info.backbone if self.info else {}).items() if v is not None}
+    backbone: dict[str, Any]
 
 
 def find_file(prompt: str | Path, name: str, **hub: Any) -> Path | None:
@@ -93,7 +83,16 @@ def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
     config = read_json(files[CONFIG_FILE], adapter_config)
     vectors = used_rows(read_vectors(files[WEIGHTS_FILE]), config, prompt)
     info = None if files[INFO_FILE] is None else read_json(files[INFO_FILE], PromptInfo.from_json)
-    return SavedPrompt(vectors, config, info, str(prompt))
+    # Taken now: a model that is made of the config puts its own backbone's sizes into it.
+    backbone = {
+        "name_or_path": config.base_model_name_or_path,
+        "revision": config.revision,
+        "num_layers": config.num_layers,
+        "embedding_width": config.token_dim,
+    }
+    if info is not None:
+        backbone |= {name: value for name, value in info.backbone.items() if value is not None}
+    return SavedPrompt(vectors, config, info, str(prompt), backbone)
 
 
 def used_rows(vectors: Tensor, config: PromptTuningConfig, source: str | Path) -> Tensor:

@@ -21,12 +21,13 @@ def folder(tmp_path):
 
 
 def test_round_trip(folder):
-    vectors, config, info, source = read_prompt(folder)
+    vectors, config, info, source, backbone = read_prompt(folder)
     assert vectors.shape == (3, 32) and vectors.dtype == torch.float32
     assert config.num_virtual_tokens == 3
     assert info.initialization["prompt_tuning_init"] == "RANDOM"
     info.write(folder)
-    assert str(source) == str(folder)
+    assert source == str(folder)
+    assert backbone["architecture"] == "LlamaForCausalLM" and backbone["num_layers"] == 2
     assert read_prompt(folder).info == info
 
 
