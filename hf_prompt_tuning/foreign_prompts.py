@@ -1,9 +1,13 @@
 """Prompts that other codebases saved, read from this machine's disk: [P, H] in fp32, whatever file they lie in.
 
 Files may come from anyone: pickles are read with `weights_only=True`, the sizes of safetensors and arrays are looked
-at before memory is taken (a pickle takes what it holds), and whatever is wrong ends in a `PromptLoadError`.
+at before memory is taken (a pickle takes what its file holds, and a compressed one is refused), and whatever is wrong
+ends in a `PromptLoadError`.
 """
 
+import logging
+import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import PromptLoadError, first_line
+from .errors import PromptLoadError, PromptTuningError, first_line
 from .prompt_files import (
     CONFIG_FILE,
     MAX_NUMBERS,
@@ -25,6 +29,10 @@ from .prompt_files import (
     used_rows,
 )
 
+logger = logging.getLogger(__name__)
+
+RUPROMPTS_WEIGHTS, RUPROMPTS_CONFIG = "prompt_provider.bin", "prompt.json"
+RUPROMPTS_TOKEN = re.compile(r"<\|P\|>|<P\*\d+>|<P>(?:(?!<P).*?</P>)?", re.DOTALL)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 NAMES = ("prompt_embeddings", "learned_embedding", "soft_prompt", "prompt")
 """What codebases call the vectors, by the last part of the key; the first that is there is taken."""
@@ -54,7 +62,7 @@ def _recognised(path: Path) -> str:
     if path.is_dir():
         if (path / CONFIG_FILE).exists():
             return "peft"
-        if any(path.glob("*.bin")) or any(path.glob("*.pt")):
+        if (path / RUPROMPTS_WEIGHTS).exists():
             return "ruprompts"
         found = sorted(file.name for file in path.iterdir())[:5]
         raise PromptLoadError(
@@ -105,16 +113,31 @@ def _safetensors(path: Path) -> Tensor:
 
 
 def _ruprompts(path: Path) -> Tensor:
-    """A folder with one pickled state of the vectors themselves."""
-    files = sorted([*path.glob("*.bin"), *path.glob("*.pt")]) if path.is_dir() else [path]
-    if len(files) != 1:
-        raise PromptLoadError(f"{path} holds {len(files)} pickled files; give the prompt's own.")
-    return _pickled(files[0])
+    """A folder as ruPrompts' `Prompt.save_pretrained` writes it: the matrix pickled by itself, the format as JSON."""
+    vectors = _pickled(path / RUPROMPTS_WEIGHTS)
+    config = path / RUPROMPTS_CONFIG
+    if config.exists():
+        template = read_json(config, lambda values: str((values.get("format") or {}).get("template", "")))
+        behind = RUPROMPTS_TOKEN.sub("\0", template).lstrip("\0")
+        if "\0" in behind:
+            logger.warning(
+                "The prompt %s was trained with vectors that did not all stand in front of its text (%s). Here all %d "
+                "do: train them further before you rely on them.",
+                path,
+                template,
+                len(vectors),
+            )
+    return vectors
 
 
 def _pickled(path: Path) -> Tensor:
     """The prompt in a torch-saved state dict (or tensor)."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    # torch never compresses; what is compressed may be any size once it is read.
+                    raise PromptTuningError("it is compressed")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in whatever it calls
         raise PromptLoadError(

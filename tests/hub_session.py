@@ -6,9 +6,12 @@
 A process of its own, because huggingface_hub reads the endpoint when it is imported.
 """
 
+import contextlib
+import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +212,7 @@ def pull(prompt: str, revision: str) -> dict:
     """What `load_prompt` gives with nothing but an id, and plain PEFT beside it."""
     import peft
     import torch
+    from huggingface_hub import hf_hub_download
     from transformers import AutoModelForCausalLM
 
     from hf_prompt_tuning import PromptTokenizer, load_prompt
@@ -216,12 +220,27 @@ def pull(prompt: str, revision: str) -> dict:
     model, tokenizer, template = load_prompt(prompt, revision=revision)
     coder = PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
     sources = [torch.tensor([coder.source_ids(row)[0]]) for row in ROWS]
+    card = Path(hf_hub_download(prompt, "README.md", revision=revision)).read_text()
+    printed = [as_pasted(code) for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL)]
     with torch.no_grad():
         scores = [model(input_ids=ids, candidates=coder.label_token_ids).scores[0].tolist() for ids in sources]
         ours = model(input_ids=sources[0]).logits
         backbone = AutoModelForCausalLM.from_pretrained(model.peft_config["default"].base_model_name_or_path)
         theirs = peft.PeftModel.from_pretrained(backbone, prompt, revision=revision)(input_ids=sources[0]).logits
-    return {"scores": scores, "distance from PEFT": (ours - theirs).abs().max().item(), "P": ours.shape[1]}
+    return {
+        "scores": scores,
+        "distance from PEFT": (ours - theirs).abs().max().item(),
+        "P": ours.shape[1],
+        "card": printed,
+    }
+
+
+def as_pasted(code: str) -> str:
+    """What a card's code prints, and the kind of model that it leaves."""
+    names: dict = {}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, names)
+    return f"{type(names['model']).__name__} {out.getvalue()}".strip()
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import zipfile
 
 import numpy as np
 import peft
@@ -52,7 +53,8 @@ def saved(kind, folder):
         return folder / "p.npy"
     if kind == "ruprompts":
         (folder / "p").mkdir()
-        torch.save({"embedding": VECTORS}, folder / "p" / "prompt_provider.bin")
+        torch.save(VECTORS, folder / "p" / "prompt_provider.bin")
+        (folder / "p" / "prompt.json").write_text(json.dumps({"format": {"template": "<P*3>{text}"}, "config": {}}))
         return folder / "p"
     others = {"other": torch.ones(2)} if "names" in kind else {}
     save_file({"soft_prompt": VECTORS.half() if "half" in kind else VECTORS} | others, folder / "p.safetensors")
@@ -90,6 +92,39 @@ def test_what_peft_itself_saves(tmp_path):
     assert torch.equal(import_prompt(tmp_path), model.prompt_encoder["default"].embedding.weight)
 
 
+def test_an_encoder_decoders_unused_half_is_left_out(tmp_path):
+    """PEFT keeps 2P rows for it by default, and saves them in either format."""
+    model = peft.get_peft_model(
+        tiny_model("t5"), peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=P)
+    )
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    assert (tmp_path / "adapter_model.bin").exists()
+    weight = model.prompt_encoder["default"].embedding.weight
+    assert weight.shape == (2 * P, H) and torch.equal(import_prompt(tmp_path), weight[:P])
+    ours = get_prompt_tuning_model(tiny_model("t5"), PromptTuningConfig(init_prompt=str(tmp_path)))
+    ids, labels = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9, 2]])
+    assert ours(input_ids=ids, labels=labels).loss.item() == pytest.approx(
+        model(input_ids=ids, labels=labels).loss.item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "warned"),
+    [("<P*3>{text}", False), ("<P>Text</P><P>{text}", False), ("<P*2>{text}<P>", True), ("{a}<P>So:</P>", True)],
+)
+def test_vectors_that_did_not_stand_in_front_are_warned_of(template, warned, tmp_path, caplog):
+    path = saved("ruprompts", tmp_path)
+    (path / "prompt.json").write_text(json.dumps({"format": {"template": template}}))
+    assert torch.equal(import_prompt(path), VECTORS)
+    assert ["did not all stand in front" in r.getMessage() for r in caplog.records] == [True] * warned
+
+
+def compressed(file):
+    """A file that is larger in memory than on disk."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"0" * 2**20)
+
+
 class Harmful:
     def __reduce__(self):
         return open, ("/tmp/never", "w")
@@ -110,6 +145,7 @@ class Harmful:
             lambda f: torch.save({"lstm.weight": torch.ones(2, 2), "b": torch.ones(2)}, f),
             "a network of its own",
         ),
+        ("p.pt", compressed, "no file of tensors alone, and others are not read: it is compressed"),
         ("p.txt", lambda f: f.write_text("x"), "is of no known kind"),
         ("p.safetensors", lambda f: f.write_bytes(b"xx"), "not a whole safetensors file"),
         ("p", lambda f: f.mkdir(), "holds no prompt that is known here"),

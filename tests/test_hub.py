@@ -82,6 +82,12 @@ def test_a_stranger_gets_the_same_predictions(facts):
     assert stranger["distance from PEFT"] < 1e-5
 
 
+def test_the_cards_code_runs_as_pasted(facts):
+    ours, peft = facts["stranger"]["card"]
+    assert ours in ("PromptTuningModelForCausalLM complaint", "PromptTuningModelForCausalLM no complaint")
+    assert peft == "PeftModelForCausalLM"
+
+
 def test_a_hub_that_is_down_loses_nothing(facts):
     trainer = facts["trainer"]
     assert trainer["pushed while down"] is None and trainer["saved while down"]
