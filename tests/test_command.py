@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from .conftest import make_tokenizer, tiny_model
+from .hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,8 +45,8 @@ def files(tmp_path, messages, backbone):
     return tmp_path
 
 
-def command(*words, cwd=ROOT):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def command(*words, cwd=ROOT, **variables):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(
         [sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -100,6 +101,23 @@ def test_the_module_is_the_same_command_from_anywhere(files):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (files / "out/adapter_model.safetensors").exists()
+
+
+def test_a_run_is_pushed_as_its_flags_say(files):
+    with HubServer(tokens={"hf_alice": "alice"}) as hub:
+        done = command(
+            "run_prompt_tuning.py", files / "config.yaml", "--push_to_hub", "--hub_model_id", "alice/prompt",
+            "--hub_private_repo", "true", "--hub_strategy", "end", "--save_strategy", "no",
+            **hub.environment(files / "home", token="hf_alice"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        pushed = hub.files("alice/prompt")
+        assert hub.repositories["alice/prompt"].private
+        assert [title for _, title in hub.commits("alice/prompt")][1:] == ["Model save"]
+    accuracy = json.loads((files / "out/eval_results.json").read_text())["eval_accuracy"]
+    assert f"| accuracy | {accuracy:.4f} |" in pushed["README.md"].decode()
+    assert pushed["adapter_model.safetensors"] == (files / "out/adapter_model.safetensors").read_bytes()
+    assert not [name for name, content in pushed.items() if b"hf_alice" in content or str(files).encode() in content]
 
 
 def test_a_prompt_can_be_evaluated_and_used_without_training(files):
