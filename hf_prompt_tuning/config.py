@@ -47,6 +47,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
 
     num_virtual_tokens: int | None = None
     prompt_tuning_init: PromptTuningInit | str | None = None
+    prompt_tuning_init_text: str | None = None
     random_range: float = 0.5
     vocab_sample_size: int = 5000
     init_prompt: str | None = None

@@ -52,7 +52,8 @@ def load_prompt(
         tokenizer: in place of the backbone's.
         is_trainable: go on training the prompt.
         ignore_mismatch: warn of another backbone than the prompt was trained on, rather than refuse it.
-        cache_dir, subfolder: as in `from_pretrained`.
+        cache_dir: as in `from_pretrained`.
+        subfolder: of the prompt's repository or folder.
         **backbone_kwargs: to the backbone's `from_pretrained` (`dtype`, `quantization_config`, …).
 
     Returns:

@@ -42,7 +42,11 @@ class PublishingTrainer(Trainer):
         the prompt is in `output_dir`.
 
         Args:
-            commit_message, blocking, token, revision, private: as in `Trainer`.
+            commit_message: of the commit.
+            blocking: wait until it has arrived.
+            token: default the arguments' `hub_token`.
+            revision: the branch; default the arguments' `hub_revision`.
+            private: whether a repository that is made now is private.
             tokenizer: send the tokenizer as well.
             **kwargs: what `Trainer` would put into its card, which a prompt's tells by itself.
         """

@@ -185,7 +185,9 @@ class SavedPrompts:
             private: whether to make it private.
             token: default the one of `hf auth login`.
             revision: the branch.
-            commit_message, commit_description, create_pr: of the commit.
+            commit_message: of the commit.
+            commit_description: of the commit.
+            create_pr: open a pull request with it.
             tokenizer: send it as well.
         """
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id

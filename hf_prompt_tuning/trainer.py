@@ -45,7 +45,8 @@ class PromptTuningTrainer(EvaluatingTrainer):
         model: from `get_prompt_tuning_model`, or a plain backbone with `prompt_config`.
         args: `PromptTuningArguments`, or any `TrainingArguments`.
         data_collator: default `DataCollatorForPromptTuning`.
-        train_dataset, eval_dataset: raw columns where there is a template, else rows of `input_ids` and `labels`.
+        train_dataset: raw columns where there is a template, else rows of `input_ids` and `labels`.
+        eval_dataset: the same, or a dict of such.
         processing_class: the tokenizer.
         template: how a row becomes text; default the model's own.
         prompt_config: wraps a plain backbone.
