@@ -49,6 +49,10 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         if state not in self._chosen_layouts:
             # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare.
             dropout = backbone.training and self.active_peft_config.backbone_dropout
+            if not any(map(len, prompts.vectors)):
+                # The choice is the prompt's, also where a batch without one (`disable_adapter`) comes first.
+                weight = self.prompt_encoder[self.active_adapter].embedding.weight
+                prompts = Prompts.one(self._as_tokens(weight), len(examples.mask))
             batch = (prompts, examples) if check and not dropout else None
             self._chosen_layouts[state] = choose(name, backbone, max_packed_tokens, batch)
         return self._chosen_layouts[state]

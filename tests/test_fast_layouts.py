@@ -50,6 +50,15 @@ def test_the_default_layout_is_exact(name, batch, block_size):
     assert chosen == {EXPECTED.get(name, "packed")}
 
 
+@pytest.mark.parametrize("name", ["llama", "bloom", "mamba"])
+def test_a_first_batch_without_the_prompt_changes_no_choice(name):
+    """As where the backbone alone is evaluated before training."""
+    model = tiny_prompt_model(name)
+    with torch.no_grad(), model.disable_adapter():
+        model(**pad(BATCHES["ragged"], "right"), only_labelled=True)
+    assert [layout.name for layout in model._chosen_layouts.values()] == [EXPECTED.get(name, "packed")]
+
+
 @pytest.mark.parametrize("layout", ["cached", "packed"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma", "opt"])
