@@ -3,7 +3,13 @@
 from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
-from .errors import PromptLoadError, PromptMismatchError, PromptTuningError
+from .errors import (
+    CheckpointSaveError,
+    PromptLoadError,
+    PromptMismatchError,
+    PromptTuningError,
+    TrainingInterrupted,
+)
 from .foreign_prompts import import_prompt
 from .hub import load_prompt
 from .modeling import get_prompt_tuning_model
@@ -15,6 +21,7 @@ from .trainer import PromptTuningTrainer
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointSaveError",
     "DataCollatorForPromptTuning",
     "PromptLoadError",
     "PromptMismatchError",
@@ -27,6 +34,7 @@ __all__ = [
     "PromptTuningModelForCausalLM",
     "PromptTuningModelForSeq2SeqLM",
     "PromptTuningTrainer",
+    "TrainingInterrupted",
     "get_prompt_tuning_model",
     "import_prompt",
     "load_prompt",

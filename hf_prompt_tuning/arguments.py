@@ -151,7 +151,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """`[CONFIG.yaml|CONFIG.json] [--flag value …]`; a flag overrides the file, and both are cast by the field.
 
     What was not said is filled in: training data given means training; validation data given means evaluating (once
-    before training, too) and saving each epoch.
+    before training, too) and saving each epoch; signals save first.
 
     Args:
         argv: default `sys.argv[1:]`.
@@ -225,7 +225,7 @@ def _unsaid(said: set[str], flags: list[str], parser: _Parser) -> list[str]:
     splits = split_names(given.dataset_name, given.dataset_config_name, given.dataset_revision)
     has_train = given.train_file is not None or "train" in splits
     has_validation = bool(given.validation_file or given.validation_split_percentage or "validation" in splits)
-    defaults = {"do_train": "true"} if has_train else {}
+    defaults = {"save_on_signal": "true"} | ({"do_train": "true"} if has_train else {})
     if has_validation:
         defaults["do_eval"] = "true"
         if given.do_train or ("do_train" not in said and has_train):

@@ -1,5 +1,6 @@
 """The pieces that the command is put together from."""
 
+import errno
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from .arguments import ModelArguments
 from .config import PromptTuningArguments
-from .errors import PromptTuningError, first_line
+from .errors import CheckpointSaveError, PromptTuningError, first_line
 from .trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,11 @@ def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, dat
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs the command. Refused input ends it with one line and exit code 2, a loss that is not finite with 3."""
+    """Runs the command. An error that is known ends it with one line and an exit code of its own.
+
+    2: refused input; 3: a loss that is not finite; 4: a full disk, or whatever else keeps files from being written.
+    130 and 143: SIGINT (Ctrl-C) and SIGTERM, after saving.
+    """
     try:
         main()
     except PromptTuningError as error:
@@ -108,3 +113,8 @@ def run(main: Callable[[], None]) -> None:
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
+    except OSError as error:
+        if not isinstance(error, CheckpointSaveError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(4)

@@ -164,6 +164,14 @@ class PromptTuningArguments(TrainingArguments):
         metadata={"help": "Evaluate free text by generating it (exact match, ROUGE-L), not by loss alone."},
     )
 
+    save_on_signal: bool = field(
+        default=False,
+        metadata={"help": "SIGTERM and Ctrl-C finish the step, save and end the run. The command's default is True."},
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "A resumed run goes on with early stopping's counters, and other callbacks'."}
+    )
+
     def __post_init__(self):
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1:

@@ -1,4 +1,4 @@
-"""The kinds of error that this package raises for input it refuses."""
+"""The kinds of error that this package raises: for input it refuses, and for runs that end before their time."""
 
 
 class PromptTuningError(ValueError):
@@ -14,6 +14,23 @@ class PromptLoadError(PromptTuningError):
 
 class PromptMismatchError(PromptLoadError):
     """A saved prompt and a backbone that it was not trained on; the message names what differs."""
+
+
+class CheckpointSaveError(OSError):
+    """A checkpoint or a prompt that could not be written: a full disk above all. Those written before are whole."""
+
+
+class TrainingInterrupted(SystemExit):
+    """A signal has ended the run, which is saved. Uncaught, it ends the process with 128 and the signal's number.
+
+    Attributes:
+        signum: SIGTERM (exit code 143) or SIGINT (130).
+        checkpoint: the folder to resume from; None where training was over already.
+    """
+
+    def __init__(self, signum: int, checkpoint: str | None):
+        super().__init__(128 + signum)
+        self.signum, self.checkpoint = signum, checkpoint
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,194 @@
+"""A Trainer that can be killed: its checkpoints are whole, and resuming ends where the run would have ended."""
+
+import logging
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+
+from .checkpoints import UNFINISHED, damage, newest_whole, publish, saving, seal, tidy
+from .errors import PromptTuningError, TrainingInterrupted
+from .interruption import SignalWatch
+
+logger = logging.getLogger(__name__)
+
+
+class ResumingTrainer(Trainer):
+    """The part of `PromptTuningTrainer` that saves and resumes."""
+
+    _unfinished = False  # while a checkpoint is being written
+    _watch: SignalWatch | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `Trainer`, resuming exactly: the prompt ends as that of a run that was never interrupted, bit for bit.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir` (without
+                one, training starts afresh and says so).
+            *args, **kwargs: as in `Trainer`.
+
+        Raises:
+            PromptTuningError: the folder given is not there, or damaged.
+            CheckpointSaveError: a checkpoint could not be written.
+            TrainingInterrupted: with `save_on_signal`, SIGTERM or SIGINT came, and the run is saved.
+        """
+        if self.args.should_save:
+            tidy(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        with SignalWatch() if getattr(self.args, "save_on_signal", False) else nullcontext() as self._watch:
+            return super().train(checkpoint, *args, **kwargs)
+
+    def _checkpoint(self, asked: str | bool | None) -> str | None:
+        """The folder to resume from, the same one on every process."""
+        if asked is True:
+            found = [newest_whole(self.args.output_dir) if self.is_world_process_zero() else None]
+            checkpoint = broadcast_object_list(found)[0]
+            if self.is_world_process_zero():
+                logger.warning(
+                    "Resuming from %s." if checkpoint else "No whole checkpoint in %s: training starts afresh.",
+                    checkpoint or self.args.output_dir,
+                )
+            return checkpoint
+        if not asked:
+            return None
+        wrong = damage(asked) if os.path.isdir(asked) else "is no folder"
+        if wrong:
+            raise PromptTuningError(
+                f"resume_from_checkpoint is {str(asked)!r}, which {wrong}. Give another checkpoint's folder, or true "
+                "for the newest whole one."
+            )
+        return str(asked)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._unfinished else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in `Trainer`; the checkpoint gets its name when it is whole, and only then do older ones go."""
+        folder, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staged = Path(folder, UNFINISHED, name)
+        with saving(folder, name):
+            self._unfinished = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._unfinished = False
+            # super() looked for the best checkpoint beside the unfinished one.
+            best = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            if self.state.best_global_step == self.state.global_step or os.path.isdir(best):
+                self.state.best_model_checkpoint = best
+            self.accelerator.wait_for_everyone()  # all processes' files are there
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                seal(staged)
+                publish(staged, Path(folder, name))
+                rotate_checkpoints(
+                    folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+                )
+            self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`.
+
+        Raises:
+            CheckpointSaveError: it could not be written.
+        """
+        with saving(output_dir or self.args.output_dir, "the prompt"):
+            super().save_model(output_dir, _internal_call)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        # A run ends after all that is due at its step: in an epoch's last step, after the epoch's own evaluation too.
+        due_later = self.state.epoch % 1 == 0 or self.control.should_training_stop or self.control.should_epoch_stop
+        ends = not due_later and self._signum() is not None
+        self.control.should_log |= ends
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if ends:
+            self._end(model, trial)
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
+            if self._is_over():
+                self.control.should_training_stop = True
+                return
+            if hasattr(kwargs["train_dataloader"], "set_epoch"):
+                # super() sets the epoch of a loader that skips batches, through which it does not reach the sampler
+                # where there are several processes.
+                kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
+        if self._signum() is not None:
+            self._end(kwargs["model"], kwargs["trial"])
+
+    def _is_over(self) -> bool:
+        """Whether the run that is resumed had come to its end: one step more would be one too many."""
+        patience = [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        return self.state.global_step >= self.state.max_steps or any(
+            c.early_stopping_patience_counter >= c.early_stopping_patience for c in patience
+        )
+
+    def _signum(self) -> int | None:
+        return None if self._watch is None else self._watch.noted(self.args.device)
+
+    def _end(self, model: nn.Module, trial: Any) -> None:
+        """Saves, where this step has not been saved already, and ends the run as the signal asked."""
+        if not self.control.should_save:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        checkpoint = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.is_world_process_zero():
+            logger.warning("Interrupted; go on with --resume_from_checkpoint true (from %s).", checkpoint)
+        raise TrainingInterrupted(self._watch.signum, checkpoint)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step > 0:
+            # `eval_on_start`, and this is no start: early stopping would count one evaluation more.
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+        found = super()._init_training_state(max_steps, *args)
+        checkpoint = args[2]
+        if checkpoint is not None and self.state.best_global_step:
+            # Looked for beside the checkpoint, because folders are moved.
+            best = Path(checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            wrong = damage(best) if best.is_dir() else "is not there"
+            self.state.best_model_checkpoint = None if wrong else str(best)
+            if wrong:
+                logger.warning("The best prompt so far is lost: %s %s. Only a better one will be kept.", best, wrong)
+        return found
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return _ByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+class _ByEpoch(Sampler):
+    """Length groups drawn from the seed and the epoch alone, so that a resumed run draws them again.
+
+    transformers draws them from the global generator, whose state at the epoch's start no checkpoint within it holds.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int):
+        self.sampler, self.seed = sampler, seed
+        sampler.generator = torch.Generator()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.generator.manual_seed(self.seed + epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Any:
+        return iter(self.sampler)
