@@ -129,6 +129,7 @@ class SavedPrompts:
         selected_adapters: list[str] | None = None,
         is_main_process: bool = True,
         repo_id: str | None = None,
+        card: bool = True,
         **kwargs: Any,
     ) -> None:
         """Saves prompts as PEFT does, each with its `prompt_tuning.json`, results, pictures and card.
@@ -141,6 +142,7 @@ class SavedPrompts:
             selected_adapters: default all of them.
             is_main_process: whether this process writes.
             repo_id: the Hub repository that the card's code names.
+            card: with pictures and card; False for a checkpoint, which no one reads and which is saved often.
             **kwargs: as in PEFT.
 
         Raises:
@@ -158,11 +160,12 @@ class SavedPrompts:
         if is_main_process:
             for name in selected_adapters or list(self.peft_config):
                 folder = Path(save_directory) if name == "default" else Path(save_directory) / name
-                self._write_description(folder, name, repo_id)
+                self.prompt_info[name].write(folder)
+                if card:
+                    self._write_card(folder, name, repo_id)
 
-    def _write_description(self, folder: Path, adapter_name: str, repo_id: str | None) -> None:
+    def _write_card(self, folder: Path, adapter_name: str, repo_id: str | None) -> None:
         info, config = self.prompt_info[adapter_name], self.peft_config[adapter_name]
-        info.write(folder)
         save_pictures(folder, info)
         write_card(folder, config, info, sum(p.numel() for p in self.base_model.parameters()), repo_id)
 

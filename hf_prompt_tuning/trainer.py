@@ -174,4 +174,4 @@ class PromptTuningTrainer(EvaluatingTrainer):
             model = self.accelerator.unwrap_model(self.model)
             self._describe(model.info)
             folder = output_dir or self.args.output_dir
-            model.save_pretrained(folder, state_dict=state_dict, repo_id=self.hub_model_id)
+            model.save_pretrained(folder, state_dict=state_dict, repo_id=self.hub_model_id, card=not self._unfinished)
