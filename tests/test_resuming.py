@@ -1,0 +1,282 @@
+"""A resumed run ends as the run that was never interrupted: bit for bit, whatever the run does."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback, set_seed
+
+from hf_prompt_tuning import (
+    CheckpointSaveError,
+    PromptTuningArguments,
+    PromptTuningConfig,
+    PromptTuningError,
+    PromptTuningTrainer,
+    TrainingInterrupted,
+    get_prompt_tuning_model,
+    interruption,
+    resuming,
+)
+
+from .conftest import tiny_model
+from .helpers import tiny_prompt_model
+from .test_trainer import TEMPLATE
+
+DRAW = random.Random(0)
+WORDS = ("never", "came", "again", "nobody", "answers", "thank", "you", "great", "old", "town")
+ROWS = [{"message": " ".join(DRAW.choices(WORDS, k=DRAW.randint(1, 9))), "label": str(i % 2 + 1)} for i in range(14)]
+SAVED = dict(
+    num_train_epochs=3,
+    per_device_train_batch_size=4,
+    save_strategy="steps",
+    save_steps=1,
+    logging_steps=2,
+    use_cpu=True,
+    disable_tqdm=True,
+    report_to="none",
+)
+EVALUATED = dict(eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, eval_on_start=True)
+EARLY = dict(metric_for_best_model="accuracy", early_stopping_patience=3, num_train_epochs=9)
+
+
+class Deliver(TrainerCallback):
+    """A signal in the middle of a step."""
+
+    def __init__(self, step, signum=signal.SIGTERM):
+        self.step, self.signum = step, signum
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), self.signum)
+
+
+def make(folder, tokenizer, name="llama", callbacks=(), **values):
+    set_seed(len(str(folder)))  # what came before must not matter
+    model = tiny_prompt_model(name, num_virtual_tokens=4, backbone_dropout=name == "gpt2")
+    return PromptTuningTrainer(
+        model=model,
+        args=PromptTuningArguments(output_dir=str(folder), **SAVED | values),
+        train_dataset=ROWS,
+        eval_dataset=ROWS[:6],
+        processing_class=tokenizer,
+        template=TEMPLATE,
+        callbacks=list(callbacks),
+    )
+
+
+def steps(folder):
+    return sorted(int(f.name.split("-")[1]) for f in Path(folder).glob("checkpoint-*"))
+
+
+def killed_after(step, run, copy):
+    """A copy of a run's folder as it was when that step had been saved."""
+    shutil.copytree(run, copy)
+    for later in steps(copy):
+        if later > step:
+            shutil.rmtree(copy / f"checkpoint-{later}")
+    return copy
+
+
+def assert_same(resumed, whole):
+    assert torch.equal(resumed.model.prompt, whole.model.prompt)
+    for name in ("global_step", "best_metric", "best_global_step"):
+        assert getattr(resumed.state, name) == getattr(whole.state, name)
+
+
+CASES = {
+    "dropout": dict(name="gpt2"),
+    "lengths grouped, accumulation": dict(
+        train_sampling_strategy="group_by_length", gradient_accumulation_steps=2, lr_scheduler_type="cosine"
+    ),
+    "max_steps within an epoch": dict(max_steps=7),
+    "best prompt, early stop": EVALUATED | EARLY,
+    "each epoch": EVALUATED | EARLY | dict(eval_strategy="epoch", save_strategy="epoch"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_from_any_checkpoint(case, tmp_path, tokenizer):
+    whole = make(tmp_path / "whole", tokenizer, **CASES[case])
+    whole.train()
+    saved = steps(tmp_path / "whole")
+    if "early" in case or "each" in case:
+        assert whole.state.global_step < whole.state.max_steps  # it did stop early
+    for step in {saved[0], saved[len(saved) // 2], saved[-2], saved[-1]}:
+        folder = killed_after(step, tmp_path / "whole", tmp_path / f"killed after {step}")
+        resumed = make(folder, tokenizer, **CASES[case])
+        resumed.train(resume_from_checkpoint=True)
+        assert_same(resumed, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path, tokenizer, caplog):
+    whole = make(tmp_path, tokenizer)
+    whole.train()
+    expected = load_file(tmp_path / "checkpoint-12/adapter_model.safetensors")["prompt_embeddings"]
+    for name in ("checkpoint-12/optimizer.pt", "checkpoint-11/trainer_state.json"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-7])
+    caplog.clear()
+    resumed = make(tmp_path, tokenizer)
+    resumed.train(resume_from_checkpoint=True)
+    lines = [line for line in caplog.messages if "whole" in line or "Resuming" in line]
+    assert len(lines) == 2
+    assert "checkpoint-12 has" in lines[0] and "checkpoint-11 has" in lines[0]
+    assert lines[1] == f"Resuming from {tmp_path / 'checkpoint-10'}."
+    assert_same(resumed, whole)
+    assert torch.equal(load_file(tmp_path / "checkpoint-12/adapter_model.safetensors")["prompt_embeddings"], expected)
+
+
+def test_with_no_checkpoint_it_starts_afresh_and_says_so(tmp_path, tokenizer, caplog):
+    trainer = make(tmp_path / "new", tokenizer, max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+    assert f"No whole checkpoint in {tmp_path / 'new'}: training starts afresh." in caplog.messages
+
+
+def test_a_folder_that_is_asked_for_must_be_there_and_whole(tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer, max_steps=2)
+    trainer.train()
+    with pytest.raises(PromptTuningError, match="nowhere', which is no folder"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+    (tmp_path / "checkpoint-2/rng_state.pth").unlink()
+    with pytest.raises(PromptTuningError, match=r"checkpoint-2', which lacks rng_state\.pth"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_the_best_prompt_is_found_in_a_folder_that_moved(tmp_path, tokenizer, caplog):
+    values = EVALUATED | EARLY
+    whole = make(tmp_path / "whole", tokenizer, **values)
+    whole.train()
+    best, last = whole.state.best_global_step, steps(tmp_path / "whole")[-1]
+    assert best < last
+    shutil.move(tmp_path / "whole", tmp_path / "moved")
+    resumed = make(tmp_path / "moved", tokenizer, **values)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(resumed, whole)
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "moved" / f"checkpoint-{best}")
+    (tmp_path / "moved" / f"checkpoint-{best}" / "adapter_model.safetensors").write_bytes(b"")
+    make(tmp_path / "moved", tokenizer, **values).train(resume_from_checkpoint=True)
+    assert any("The best prompt so far is lost" in line for line in caplog.messages)
+
+
+def test_a_full_disk_is_one_error_and_the_older_checkpoint_stays(tmp_path, tokenizer, monkeypatch):
+    sealed = []
+
+    def full(folder):
+        sealed.append(folder)
+        if len(sealed) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        seal(folder)
+
+    seal = resuming.seal
+    monkeypatch.setattr(resuming, "seal", full)
+    trainer = make(tmp_path, tokenizer, save_total_limit=1)
+    with pytest.raises(CheckpointSaveError, match=r"checkpoint-3 could not be saved .*No space left on device"):
+        trainer.train()
+    assert {f.name for f in tmp_path.iterdir()} == {"checkpoint-2"}
+    resumed = make(tmp_path, tokenizer, save_total_limit=1)
+    resumed.train(resume_from_checkpoint=True)
+    whole = make(tmp_path / "whole", tokenizer)
+    whole.train()
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("case", ["within an epoch", "at its end", "last step", "never saved", "best saved"])
+def test_a_signal_saves_after_the_step_and_all_that_is_due(case, tmp_path, tokenizer):
+    """At an epoch's last step, after its evaluation: or the resumed run would miss it."""
+    step = {"at its end": 8, "last step": 36}.get(case, 6)
+    values = EVALUATED | EARLY | dict(eval_strategy="epoch", save_strategy="epoch", early_stopping_patience=20)
+    if case == "never saved":
+        values = dict(save_strategy="no", num_train_epochs=9)
+    if case == "best saved":
+        values = EVALUATED | dict(save_strategy="best", metric_for_best_model="accuracy", num_train_epochs=9)
+    whole = make(tmp_path / "whole", tokenizer, **values)
+    whole.train()
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make(tmp_path / "a", tokenizer, callbacks=[Deliver(step)], save_on_signal=True, **values)
+    with pytest.raises(TrainingInterrupted) as ended:
+        trainer.train()
+    assert (ended.value.code, ended.value.signum) == (143, signal.SIGTERM)
+    assert ended.value.checkpoint == str(tmp_path / "a" / f"checkpoint-{step}")
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = make(tmp_path / "a", tokenizer, save_on_signal=True, **values)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(resumed, whole)
+    logged = [[log.get("eval_loss") for log in t.state.log_history if "eval_loss" in log] for t in (resumed, whole)]
+    assert logged[0] == logged[1]
+
+
+def test_ctrl_c_has_a_code_of_its_own(tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer, callbacks=[Deliver(2, signal.SIGINT)], save_on_signal=True)
+    with pytest.raises(TrainingInterrupted) as ended:
+        trainer.train()
+    assert ended.value.code == 130
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_no_handler_is_installed_unasked(tmp_path, tokenizer):
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    seen = []
+    make(tmp_path, tokenizer, callbacks=[Look()], max_steps=1).train()
+    assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_a_second_signal_ends_at_once_and_an_echo_does_not(monkeypatch):
+    sent, now = [], [100.0]
+    monkeypatch.setattr(interruption.os, "kill", lambda pid, signum: sent.append((pid, signum)))
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
+    with pytest.raises(TrainingInterrupted), interruption.SignalWatch() as watch:
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += 0.5
+        signal.raise_signal(signal.SIGTERM)  # passed on by a launcher
+        assert watch.signum == signal.SIGTERM and sent == []
+        now[0] += 5
+        signal.raise_signal(signal.SIGINT)
+        assert sent == [(os.getpid(), signal.SIGINT)]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signals_are_for_the_main_thread(tmp_path, tokenizer):
+    def train():
+        try:
+            make(tmp_path, tokenizer, save_on_signal=True).train()
+        except PromptTuningError as error:
+            said.append(str(error))
+
+    said = []
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert len(said) == 1 and "main thread" in said[0]
+
+
+@pytest.mark.parametrize("num_virtual_tokens", [20, 100])
+def test_a_checkpoint_is_small(num_virtual_tokens, tmp_path, tokenizer):
+    """As wide as a backbone of 7B: the prompt, two moments of it, and less than 50 kB."""
+    backbone = tiny_model("llama", hidden_size=4096, head_dim=8, num_hidden_layers=1)
+    model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=num_virtual_tokens), tokenizer)
+    arguments = PromptTuningArguments(output_dir=str(tmp_path), **SAVED | {"max_steps": 1})
+    PromptTuningTrainer(model, arguments, train_dataset=ROWS, processing_class=tokenizer, template=TEMPLATE).train()
+    sizes = {f.name: f.stat().st_size for f in (tmp_path / "checkpoint-1").iterdir()}
+    assert set(sizes) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+        "optimizer.pt",
+        "prompt_tuning.json",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_state.json",
+    }
+    prompt = num_virtual_tokens * 4096 * 4
+    assert 3 * prompt < sum(sizes.values()) < 3 * prompt + 50_000
