@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BACKBONE := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test quality style docs bench clean
+.PHONY: demo test soak quality style docs bench clean
 
 demo: $(VENV)/installed $(BACKBONE)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
@@ -14,6 +14,10 @@ demo: $(VENV)/installed $(BACKBONE)
 
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# The long form of what `test` tries a little: 30 deaths of a run, and what each of them left.
+soak: $(VENV)/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak_interruption --kills 30
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

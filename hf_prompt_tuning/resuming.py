@@ -34,7 +34,8 @@ class ResumingTrainer(Trainer):
         Args:
             resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir` (without
                 one, training starts afresh and says so).
-            *args, **kwargs: as in `Trainer`.
+            *args: as in `Trainer`.
+            **kwargs: as in `Trainer`.
 
         Raises:
             PromptTuningError: the folder given is not there, or damaged.

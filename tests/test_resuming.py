@@ -190,12 +190,12 @@ def test_a_full_disk_is_one_error_and_the_older_checkpoint_stays(tmp_path, token
 @pytest.mark.parametrize("case", ["within an epoch", "at its end", "last step", "never saved", "best saved"])
 def test_a_signal_saves_after_the_step_and_all_that_is_due(case, tmp_path, tokenizer):
     """At an epoch's last step, after its evaluation: or the resumed run would miss it."""
-    step = {"at its end": 8, "last step": 36}.get(case, 6)
-    values = EVALUATED | EARLY | dict(eval_strategy="epoch", save_strategy="epoch", early_stopping_patience=20)
+    step = {"at its end": 8, "last step": 12}.get(case, 6)
+    values = EVALUATED | dict(eval_strategy="epoch", save_strategy="epoch", early_stopping_patience=20)
     if case == "never saved":
-        values = dict(save_strategy="no", num_train_epochs=9)
+        values = dict(save_strategy="no")
     if case == "best saved":
-        values = EVALUATED | dict(save_strategy="best", metric_for_best_model="accuracy", num_train_epochs=9)
+        values = EVALUATED | dict(save_strategy="best", metric_for_best_model="accuracy")
     whole = make(tmp_path / "whole", tokenizer, **values)
     whole.train()
     before = signal.getsignal(signal.SIGTERM)
