@@ -1,5 +1,6 @@
 """Prompt tuning for the Hugging Face Trainer."""
 
+from .callbacks import DivergenceCallback
 from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataCollatorForPromptTuning",
+    "DivergenceCallback",
     "PromptLoadError",
     "PromptMismatchError",
     "PromptTemplate",
