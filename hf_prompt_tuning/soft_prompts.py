@@ -15,6 +15,7 @@ from .backbone import (
     forget_gguf,
     has_per_layer_inputs,
     hub_id,
+    keep_differentiable,
     per_layer_inputs,
     quantization,
     steady_positions,
@@ -87,6 +88,7 @@ class SoftPrompts(SavedPrompts):
             parameter.requires_grad = False
         quantized = quantization(self.base_model)
         forget_gguf(self.base_model)
+        keep_differentiable(self.base_model)
         if not config.backbone_dropout:
             turn_off_dropout(self.base_model)
         if not hasattr(self, "prompt_encoder"):

@@ -242,29 +242,30 @@ class TestWarnings:
         assert not said(caplog)
 
     def test_predictions_that_collapse_to_one_class(self, tmp_path, tokenizer, messages, caplog):
-        """Trained on one class, evaluated on both: it learns to say that class whatever it reads."""
-        model, values = taught(tokenizer, messages, tmp_path), {"eval_strategy": "steps", "eval_steps": 10}
-        values |= {"learning_rate": 0.3, "max_steps": 40}
+        """Trained on rows that all have one label, by mistake: it learns to say that whatever it reads."""
+        model = taught(tokenizer, messages, tmp_path)
+        wrong = make(tmp_path, tokenizer, [row | {"label": "2"} for row in messages]).train_dataset
+        values = {"learning_rate": 0.3, "max_steps": 40, "eval_strategy": "steps", "eval_steps": 10}
         trainer = make(tmp_path, tokenizer, messages, model, **values, eval_on_start=True)
-        trainer.train_dataset = trainer.train_dataset.filter(lambda row: row["label"] == 1)
+        trainer.train_dataset = wrong
         trainer.train()
-        accuracies = [log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log]
-        assert accuracies == [1.0, 0.5, 0.5, 0.5, 0.5]
+        evaluations = [log for log in trainer.state.log_history if "eval_accuracy" in log]
+        assert evaluations[0]["eval_accuracy"] == 1.0 and evaluations[-1]["eval_accuracy"] == 0.5
+        collapsed = [log["step"] for log in evaluations if log["eval_accuracy"] == 0.5]
         [message] = said(caplog)
-        assert message.startswith(
-            "At step 20 all 12 rows of the evaluation are predicted 'no complaint', and 6 of them are not: "
-        )
+        expected = "all 12 rows of the evaluation are predicted 'no complaint', and 6 of them are not: "
+        assert message.startswith(f"At step {collapsed[1]} {expected}")
 
     def test_a_collapse_that_only_the_last_evaluation_sees(self, tmp_path, tokenizer, messages, caplog):
-        model = taught(tokenizer, messages, tmp_path)
-        trainer = make(tmp_path, tokenizer, messages, model, learning_rate=0.3, max_steps=20)
-        trainer.train_dataset = trainer.train_dataset.filter(lambda row: row["label"] == 1)
+        trainer = make(
+            tmp_path, tokenizer, messages, taught(tokenizer, messages, tmp_path), max_steps=40, learning_rate=0.3
+        )
+        trainer.train_dataset = make(tmp_path, tokenizer, [row | {"label": "2"} for row in messages]).train_dataset
         trainer.train()
         assert not said(caplog)
-        trainer.evaluate()
-        trainer.evaluate()
+        assert trainer.evaluate()["eval_accuracy"] == trainer.evaluate()["eval_accuracy"] == 0.5
         [message] = said(caplog)
-        assert message.startswith("At step 20 all 12 rows")
+        assert message.startswith("At step 40 all 12 rows")
 
 
 class TestHealthyRuns:
