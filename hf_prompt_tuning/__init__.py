@@ -1,6 +1,6 @@
 """Prompt tuning for the Hugging Face Trainer."""
 
-from .callbacks import DivergenceCallback
+from .callbacks import DivergenceCallback, FrozenBackboneCallback
 from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DataCollatorForPromptTuning",
     "DivergenceCallback",
+    "FrozenBackboneCallback",
     "PromptLoadError",
     "PromptMismatchError",
     "PromptTemplate",
