@@ -1,5 +1,6 @@
 """Prompt tuning for the Hugging Face Trainer."""
 
+from .callbacks import DivergenceCallback, FrozenBackboneCallback
 from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
@@ -23,6 +24,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointSaveError",
     "DataCollatorForPromptTuning",
+    "DivergenceCallback",
+    "FrozenBackboneCallback",
     "PromptLoadError",
     "PromptMismatchError",
     "PromptTemplate",

@@ -26,6 +26,17 @@ def turn_off_dropout(backbone: PreTrainedModel) -> None:
                 setattr(holder, name, 0.0)
 
 
+def keep_differentiable(backbone: PreTrainedModel) -> None:
+    """Keeps a backbone in 4 bits of bitsandbytes on a CPU one that gradients pass through.
+
+    On a CPU with AVX-512 BF16 its first pass in eval mode packs the weights for a kernel that has no backward, and
+    nothing unpacks them: training after an evaluation would go on with wrong gradients.
+    """
+    for module in backbone.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def forget_gguf(backbone: PreTrainedModel) -> None:
     """Takes the mark of a quantized model off a backbone that was loaded from a GGUF file.
 

@@ -111,7 +111,8 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # On a line of its own: a progress bar may have left the last one open.
+        print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(3)
     except OSError as error:
         if not isinstance(error, CheckpointSaveError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -81,10 +81,9 @@ class EvaluatingTrainer(PublishingTrainer):
         nll, tokens, *detail = prediction.predictions
         metrics = loss_metrics(nll, tokens)
         outputs, references = self._readable(detail, prediction.label_ids)
-        self._confusion = {}
         if self._encoder is not None and self._encoder.template.is_classification:
             metrics |= classification_metrics(outputs, references)
-            self._confusion = confusion_matrix(outputs, references, self._encoder.template)
+            self._confusion |= confusion_matrix(outputs, references, self._encoder.template)
         elif self._encoder is not None and detail:
             metrics |= text_metrics(outputs, references)
         if self._extra_metrics is not None:
@@ -101,9 +100,11 @@ class EvaluatingTrainer(PublishingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `Trainer`; the prompt remembers the metrics of its last evaluation."""
-        metrics = super().evaluate(*args, **kwargs)
         info = self.accelerator.unwrap_model(self.model).info
-        info.metrics, info.confusion_matrix = _to_record(metrics), self._confusion
+        # Filled while it evaluates, so that callbacks see it.
+        info.confusion_matrix = self._confusion = {}
+        metrics = super().evaluate(*args, **kwargs)
+        info.metrics = _to_record(metrics)
         return metrics
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
@@ -116,6 +117,7 @@ class EvaluatingTrainer(PublishingTrainer):
         if isinstance(data, dict):
             data = next(iter(data.values()))
         model = self.accelerator.unwrap_model(self.model)
+        self._confusion = {}
         # A data loader draws a seed; forked, so that the run is the same whether this was asked or not.
         with model.disable_adapter(), torch.random.fork_rng(devices=[]):
             # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
@@ -126,6 +128,7 @@ class EvaluatingTrainer(PublishingTrainer):
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As in `Trainer`. Predictions are label scores [N, L] (log-likelihoods, in the order of `template.labels`;
         `label_ids` is -1 for rows without a label), or the generated texts (with the texts of the references)."""
+        self._confusion = {}
         output = super().predict(test_dataset, *args, **kwargs)
         outputs, references = self._readable(list(output.predictions[2:]), output.label_ids)
         return output._replace(predictions=outputs, label_ids=references)

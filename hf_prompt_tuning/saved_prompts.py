@@ -147,11 +147,18 @@ class SavedPrompts:
 
         Raises:
             PromptTuningError: `safe_serialization=False`; a prompt is never pickled.
+            FloatingPointError: a prompt holds NaN or infinity; nothing is written.
         """
         if not safe_serialization:
             raise PromptTuningError(
                 "safe_serialization is False; prompts are saved as safetensors only. Leave it out."
             )
+        for name in selected_adapters or self.peft_config:
+            if not torch.isfinite(self.prompt_encoder[name].embedding.weight).all():
+                raise FloatingPointError(
+                    f"the prompt {name!r} is not finite, and is not saved. Go back to a checkpoint from before, with "
+                    "a lower learning_rate."
+                )
         # Never the embedding layers: they belong to the backbone, and PEFT's check for them asks the Hub.
         kwargs["save_embedding_layers"] = False
         super().save_pretrained(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from .backbone import (
     forget_gguf,
     has_per_layer_inputs,
     hub_id,
+    keep_differentiable,
     per_layer_inputs,
     quantization,
     steady_positions,
@@ -33,6 +34,21 @@ logger = logging.getLogger(__name__)
 
 NO_PROMPT = "__base__"
 """PEFT's name for a row without an adapter."""
+
+
+class PromptVectors(PromptEmbedding):
+    """A prompt's vectors, which stay in fp32 whatever the model around them is cast to.
+
+    `model.half()`, and a Trainer's `--bf16_full_eval`, cast every parameter in place. Half of a prompt's bits would be
+    lost by that, and the next save would write what is left; its backbone loses nothing that is not on disk.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PromptVectors":
+        def move_only(vectors: Tensor) -> Tensor:
+            moved = fn(vectors)
+            return moved if moved.dtype == vectors.dtype else vectors.to(moved.device)
+
+        return super()._apply(move_only, recurse)
 
 
 class SoftPrompts(SavedPrompts):
@@ -72,6 +88,7 @@ class SoftPrompts(SavedPrompts):
             parameter.requires_grad = False
         quantized = quantization(self.base_model)
         forget_gguf(self.base_model)
+        keep_differentiable(self.base_model)
         if not config.backbone_dropout:
             turn_off_dropout(self.base_model)
         if not hasattr(self, "prompt_encoder"):
@@ -87,7 +104,7 @@ class SoftPrompts(SavedPrompts):
         else:
             vectors = initial_prompt(config, self.word_embeddings)
         vectors = vectors.to(self.word_embeddings.weight.device, torch.float32)
-        encoder = PromptEmbedding(PeftPromptTuningConfig(**config.to_dict() | {"prompt_tuning_init": "RANDOM"}), None)
+        encoder = PromptVectors(PeftPromptTuningConfig(**config.to_dict() | {"prompt_tuning_init": "RANDOM"}), None)
         encoder.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
         self.prompt_encoder[adapter_name] = encoder
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)

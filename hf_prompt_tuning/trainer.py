@@ -1,13 +1,13 @@
 """A Trainer that tunes a soft prompt. All it adds to transformers' is told in the names of its methods."""
 
-import math
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from .backbone import max_positions
+from .callbacks import DivergenceCallback
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
 from .errors import PromptTuningError
@@ -50,6 +50,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         processing_class: the tokenizer.
         template: how a row becomes text; default the model's own.
         prompt_config: wraps a plain backbone.
+        callbacks: as in `transformers.Trainer`; a `DivergenceCallback` is added where there is none.
         compute_metrics: further metrics, from an `EvalPrediction` of label scores [N, L] and label indices
             (classification), of texts (generation), or of token logits [N, T, V] and labels (rows of token ids).
         **kwargs: as in `transformers.Trainer`.
@@ -90,6 +91,9 @@ class PromptTuningTrainer(EvaluatingTrainer):
         callbacks = list(callbacks or [])
         if getattr(args, "early_stopping_patience", None):
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks]
+        if not any(issubclass(kind, DivergenceCallback) for kind in kinds):
+            callbacks.append(DivergenceCallback())
         super().__init__(
             model=model,
             args=args,
@@ -140,21 +144,6 @@ class PromptTuningTrainer(EvaluatingTrainer):
         inputs = {name: value for name, value in inputs.items() if name != "label"}
         inputs |= {"only_labelled": True, "label_smoothing": self.args.label_smoothing_factor}
         return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """As in `Trainer`; a loss that is not finite ends the run before it can reach the prompt.
-
-        Raises:
-            FloatingPointError: the loss is NaN or infinite.
-        """
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        if not math.isfinite(loss.item()):
-            last = self.state.best_model_checkpoint or self.args.output_dir
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the run ends here and its saved "
-                f"checkpoints (in {last}) are as they were. Lower learning_rate, or look at this batch's data."
-            )
-        return loss
 
     def _describe(self, info: PromptInfo) -> None:
         """Writes down in the prompt what this run knows of it."""

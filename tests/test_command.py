@@ -162,3 +162,15 @@ def test_bad_input_is_one_line(files):
         assert done.stderr.strip().splitlines()[-1].startswith(message)
         assert "Traceback" not in done.stderr
     assert not (files / "out").exists()
+
+
+def test_numbers_that_leave_fp32_end_it_with_a_code_of_their_own(files):
+    """At such a rate one step throws the prompt out of range: no checkpoint, no prompt, one line."""
+    done = command(
+        "run_prompt_tuning.py", files / "config.yaml", "--learning_rate", "1e38", "--eval_on_start", "false"
+    )
+    assert done.returncode == 3
+    [message] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message.startswith("error: the prompt's norm is ")
+    assert "Traceback" not in done.stderr
+    assert not list((files / "out").glob("checkpoint-*")) and not (files / "out/adapter_model.safetensors").exists()

@@ -1,0 +1,273 @@
+"""What existing pipelines add: callbacks for any Trainer whose model is from `get_prompt_tuning_model`."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft.utils.integrations import gather_params_ctx
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from .errors import PromptTuningError
+from .fingerprint import BITS
+from .soft_prompts import SoftPrompts
+
+logger = logging.getLogger(__name__)
+
+SAMPLED_WORDS = 4096
+ELEMENTS_AT_ONCE = 2**22
+NEVER = float("inf")
+
+
+class DivergenceCallback(TrainerCallback):
+    """Notices numbers that go wrong, within one logging interval, and says each once.
+
+    A loss or gradient that is NaN or infinite ends the run; until then such a gradient is taken for zero, so that it
+    never reaches the prompt. Three others are warned of, in a line each: vectors much longer than the vocabulary's, a
+    learning rate that leaves the prompt where it started, and predictions of one class alone (which only
+    `PromptTuningTrainer`'s evaluation tells). Numbers are noted on the device, and read when the Trainer logs,
+    evaluates or saves, and after every epoch.
+
+    Args:
+        max_norm: the longest that the prompt's vectors may be, on average; in mean norms of the vocabulary's.
+        min_move: the least that they should move in the whole run, in the same unit.
+
+    Raises:
+        FloatingPointError: the loss, its gradient or the prompt is not finite; nothing is saved after that.
+        PromptTuningError: the Trainer's model holds no soft prompt.
+    """
+
+    def __init__(self, max_norm: float = 100.0, min_move: float = 0.01):
+        self.max_norm = max_norm
+        self.min_move = min_move
+        self._hook: Any = None
+        self._said: set[str] = set()
+        self._collapsed = False
+        self._confusion: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        """Remembers where the prompt starts."""
+        model = watched(model, self)
+        self._said, self._collapsed, self._confusion = set(), False, model.info.confusion_matrix
+        self._start = model.prompt.detach().clone()
+        self._word_norm = mean_word_norm(model.word_embeddings)
+        self._rates: Any = 0.0  # the sum of the learning rates of the steps that were taken
+        self._step = state.global_step + 1
+        # The first step with a bad number, and its loss. In fp32, which is exact up to 16 million steps.
+        self._bad_step = torch.tensor(NEVER, device=self._start.device)
+        self._bad_loss = torch.tensor(0.0, device=self._start.device)
+        self._unhook()
+        # A Trainer shows its callbacks the logged loss alone, and leaves NaN out of that.
+        self._hook = model.register_forward_hook(self._note_loss)
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+
+    def _note_loss(self, model: nn.Module, inputs: tuple, output: Any) -> None:
+        loss = getattr(output, "loss", None)
+        if model.training and isinstance(loss, Tensor):
+            loss = loss.detach().to(self._bad_step.device).float()
+            self._note(~torch.isfinite(loss), loss)
+
+    def _note(self, bad: Tensor, loss: Tensor | float = 0.0) -> None:
+        """Remembers the step and its loss where `bad` (0-dim bool) is the first; nothing waits for the device."""
+        first = bad & torch.isinf(self._bad_step)
+        self._bad_step = torch.where(first, float(self._step), self._bad_step)
+        self._bad_loss = torch.where(first, loss, self._bad_loss)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Knows which step it is."""
+        self._step = state.global_step + 1
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **kwargs: Any
+    ) -> None:
+        """Takes a gradient that is not finite for zero, and adds up the learning rates."""
+        rate, gradient = optimizer.param_groups[0]["lr"], watched(model, self).prompt.grad
+        if gradient is None:  # DeepSpeed's are elsewhere
+            self._rates = self._rates + rate
+            return
+        bad = ~torch.isfinite(gradient).all()
+        # With a gradient scaler, overflows are to be expected: it skips such a step, and scales less from then on.
+        # (`step_was_skipped` is silent about a fused optimizer's, which skips within itself.)
+        self._rates = self._rates + rate * ~bad
+        if getattr(optimizer, "scaler", None) is None:
+            self._note(bad)
+            gradient.masked_fill_(bad, 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Looks, before the Trainer logs, evaluates or saves."""
+        if control.should_log or control.should_evaluate or control.should_save:
+            self._look(args, state, **kwargs)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Looks, before the Trainer evaluates or saves."""
+        self._look(args, state, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Lets go of the model."""
+        self._unhook()
+
+    def _look(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, **kwargs: Any) -> None:
+        vectors = watched(model, self).prompt.detach()
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            # All processes must stop together, and an infinite loss may be one's alone.
+            torch.distributed.all_reduce(self._bad_step, torch.distributed.ReduceOp.MIN)
+        lengths, moves = vectors.norm(dim=1), (vectors - self._start).norm(dim=1)
+        seen = torch.stack([self._bad_step, self._bad_loss, lengths.mean(), moves.mean()])
+        bad_step, bad_loss, length, moved = seen.tolist()
+        scaler = getattr(optimizer, "scaler", None)
+        if bad_step != NEVER:
+            what = "the loss's gradient is not finite" if math.isfinite(bad_loss) else f"the loss is {bad_loss}"
+            self._stop(what, int(bad_step), args, state)
+        if not math.isfinite(length):
+            self._stop(f"the prompt's norm is {length}", state.global_step, args, state)
+        if scaler is not None and scaler.get_scale() < 1:
+            self._stop("the gradient overflows in fp16 at any loss scale", state.global_step, args, state)
+        if length > self.max_norm * self._word_norm:
+            self._warn(
+                "norm",
+                state,
+                f"At step {state.global_step} the prompt's vectors have a mean norm of {length:.4g}, "
+                f"{length / self._word_norm:.0f} times that of the vocabulary's ({self._word_norm:.4g}): it is far "
+                "from anything that the backbone was trained on. Lower learning_rate.",
+            )
+        self._judge_rate(optimizer, moved, state)
+
+    def _judge_rate(self, optimizer: Any, moved: float, state: TrainerState) -> None:
+        """Warns where even steps at the peak rate, all in one direction, would lead nowhere; at the first look."""
+        groups = optimizer.param_groups
+        peak, rates = float(groups[0].get("initial_lr", groups[0]["lr"])), float(self._rates)
+        if "rate" in self._said or (peak and not rates):  # a warmup begins with a rate of zero
+            return
+        most = moved * peak * state.max_steps / rates if rates else 0.0
+        if most < self.min_move * self._word_norm:
+            self._warn(
+                "rate",
+                state,
+                f"By step {state.global_step} the prompt has moved by {moved:.2g}, and in {state.max_steps} steps at "
+                f"a learning rate of {peak:g} it will move by {most:.2g} at most; the vocabulary's vectors have a "
+                f"mean norm of {self._word_norm:.2g}, so it ends where it started. Raise learning_rate; with AdamW, "
+                "3e-2 is a good start.",
+            )
+        self._said.add("rate")
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Looks at the loss, and for predictions of one class alone."""
+        for name, value in metrics.items():
+            # After training there is no run to end.
+            if self._hook is not None and name.endswith("_loss") and not math.isfinite(value):
+                self._stop(f"{name} is {value}", state.global_step, args, state)
+        confusion = watched(model, self).info.confusion_matrix
+        if confusion and confusion is not self._confusion:  # else it came with the prompt, and is not of this run
+            self._confusion = confusion
+            self._judge_classes(confusion["labels"], torch.tensor(confusion["counts"]), state)
+
+    def _judge_classes(self, words: list[str], counts: Tensor, state: TrainerState) -> None:
+        """`counts` is [L, L], rows by the right label."""
+        predicted, right = counts.sum(0).nonzero()[:, 0].tolist(), counts.sum(1)
+        collapsed = state.global_step > 0 and len(predicted) == 1 and int((right > 0).sum()) > 1
+        # A prompt often begins so. It has collapsed where that lasts, or is the end.
+        if collapsed and (self._collapsed or state.global_step >= state.max_steps):
+            total = int(right.sum())
+            self._warn(
+                "class",
+                state,
+                f"At step {state.global_step} all {total} rows of the evaluation are predicted "
+                f"{words[predicted[0]]!r}, and {total - int(right[predicted[0]])} of them are not: the predictions "
+                "have collapsed to one class. Train longer, change learning_rate, or give every class its share of "
+                "the training data.",
+            )
+        self._collapsed = collapsed
+
+    def _warn(self, kind: str, state: TrainerState, message: str) -> None:
+        if kind not in self._said and state.is_world_process_zero:
+            logger.warning(message)
+        self._said.add(kind)
+
+    def _stop(self, what: str, step: int, args: TrainingArguments, state: TrainerState) -> None:
+        self._unhook()
+        last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        kept = f"the checkpoint {last} is from before" if last else "no checkpoint was saved before"
+        raise FloatingPointError(
+            f"{what} at step {step}; the run ends here, and {kept}. Lower learning_rate, or look at this batch's data."
+        )
+
+
+class FrozenBackboneCallback(TrainerCallback):
+    """Proves that training moved nothing but the prompt.
+
+    A checksum of every weight and buffer of the backbone is taken as training begins, and compared at each save and
+    at the end. It reads the whole backbone each time.
+
+    Raises:
+        PromptTuningError: a weight or buffer moved; the message names it.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        """Takes the checksums."""
+        self._checksums = backbone_checksums(watched(model, self))
+
+    def on_save(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        """Compares."""
+        found = backbone_checksums(watched(model, self))
+        names = found.keys() | self._checksums.keys()
+        if moved := sorted(name for name in names if found.get(name) != self._checksums.get(name)):
+            others = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+            raise PromptTuningError(
+                f"the backbone's {moved[0]}{others} of {len(names)} weights and buffers moved by step "
+                f"{state.global_step}, and a prompt fits the backbone that it was trained on. Load the backbone "
+                "again, and look for what unfroze it or writes to it (requires_grad, an optimizer, a hook)."
+            )
+
+    on_train_end = on_save
+
+
+def backbone_checksums(model: SoftPrompts) -> dict[str, int]:
+    """A checksum of each weight and buffer of the backbone that is in memory, by its name."""
+    backbone = model.get_base_model()
+    tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
+    return {name: checksum(tensor) for name, tensor in tensors if not tensor.is_meta}
+
+
+def checksum(tensor: Tensor) -> int:
+    """The sum of a tensor's bits as whole numbers, each times an odd number of its own, in 64 bits.
+
+    A single element that differs always changes it, and two that changed places do too.
+    """
+    bits = tensor.detach().contiguous().reshape(-1).view(BITS[tensor.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for start in range(0, len(bits), ELEMENTS_AT_ONCE):
+        piece = bits[start : start + ELEMENTS_AT_ONCE].long()
+        total += (piece * (2 * torch.arange(start, start + len(piece), device=bits.device) + 1)).sum()
+    return total.item()
+
+
+def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
+    """A Trainer's model without its wrappers.
+
+    Raises:
+        PromptTuningError: it holds no soft prompt.
+    """
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if not isinstance(model, SoftPrompts):
+        raise PromptTuningError(
+            f"{type(callback).__name__} is used with a {type(model).__name__}; it watches a soft prompt. "
+            "Give the Trainer a model from get_prompt_tuning_model."
+        )
+    return model
+
+
+def mean_word_norm(embed: nn.Embedding) -> float:
+    """The mean norm of the vocabulary's vectors, as the backbone sees them; of a sample where there are many."""
+    ids = torch.linspace(0, embed.num_embeddings - 1, min(embed.num_embeddings, SAMPLED_WORDS))
+    with torch.no_grad(), gather_params_ctx(embed.parameters()):
+        return embed(ids.long().to(embed.weight.device)).float().norm(dim=1).mean().item()
