@@ -1,5 +1,13 @@
 """Prompt tuning for the Hugging Face Trainer."""
 
+from .callbacks import (
+    FrozenBackboneCallback,
+    PromptCheckpointCallback,
+    PromptHubCallback,
+    PromptMonitorCallback,
+    kept_prompts,
+    restore_prompt,
+)
 from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
@@ -16,8 +24,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataCollatorForPromptTuning",
+    "FrozenBackboneCallback",
+    "PromptCheckpointCallback",
+    "PromptHubCallback",
     "PromptLoadError",
     "PromptMismatchError",
+    "PromptMonitorCallback",
     "PromptTemplate",
     "PromptTokenizer",
     "PromptTuningArguments",
@@ -29,5 +41,7 @@ __all__ = [
     "PromptTuningTrainer",
     "get_prompt_tuning_model",
     "import_prompt",
+    "kept_prompts",
     "load_prompt",
+    "restore_prompt",
 ]

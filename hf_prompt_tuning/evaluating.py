@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
+from .describing import to_record
 from .evaluation import (
     classification_metrics,
     confusion_matrix,
@@ -103,7 +104,7 @@ class EvaluatingTrainer(PublishingTrainer):
         """As in `Trainer`; the prompt remembers the metrics of its last evaluation."""
         metrics = super().evaluate(*args, **kwargs)
         info = self.accelerator.unwrap_model(self.model).info
-        info.metrics, info.confusion_matrix = _to_record(metrics), self._confusion
+        info.metrics, info.confusion_matrix = to_record(metrics), self._confusion
         return metrics
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
@@ -120,7 +121,7 @@ class EvaluatingTrainer(PublishingTrainer):
         with model.disable_adapter(), torch.random.fork_rng(devices=[]):
             # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
             metrics = super().predict(data, metric_key_prefix="untuned").metrics
-        model.info.untuned_metrics = _to_record(metrics)
+        model.info.untuned_metrics = to_record(metrics)
         return metrics
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
@@ -129,9 +130,3 @@ class EvaluatingTrainer(PublishingTrainer):
         output = super().predict(test_dataset, *args, **kwargs)
         outputs, references = self._readable(list(output.predictions[2:]), output.label_ids)
         return output._replace(predictions=outputs, label_ids=references)
-
-
-def _to_record(metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics without those of the machine's speed."""
-    left_out = ("_runtime", "_per_second", "_preparation_time", "epoch")
-    return {name: value for name, value in metrics.items() if not name.endswith(left_out)}

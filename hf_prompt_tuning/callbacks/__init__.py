@@ -1,0 +1,15 @@
+"""What existing pipelines add: callbacks for any Trainer whose model is from `get_prompt_tuning_model`."""
+
+from .checkpoint import PromptCheckpointCallback, kept_prompts, restore_prompt
+from .frozen import FrozenBackboneCallback
+from .hub import PromptHubCallback
+from .monitor import PromptMonitorCallback
+
+__all__ = [
+    "FrozenBackboneCallback",
+    "PromptCheckpointCallback",
+    "PromptHubCallback",
+    "PromptMonitorCallback",
+    "kept_prompts",
+    "restore_prompt",
+]
