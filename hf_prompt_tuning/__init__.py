@@ -1,6 +1,14 @@
 """Prompt tuning for the Hugging Face Trainer."""
 
-from .callbacks import DivergenceCallback, FrozenBackboneCallback
+from .callbacks import (
+    DivergenceCallback,
+    FrozenBackboneCallback,
+    PromptCheckpointCallback,
+    PromptHubCallback,
+    PromptMonitorCallback,
+    kept_prompts,
+    restore_prompt,
+)
 from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
@@ -26,8 +34,11 @@ __all__ = [
     "DataCollatorForPromptTuning",
     "DivergenceCallback",
     "FrozenBackboneCallback",
+    "PromptCheckpointCallback",
+    "PromptHubCallback",
     "PromptLoadError",
     "PromptMismatchError",
+    "PromptMonitorCallback",
     "PromptTemplate",
     "PromptTokenizer",
     "PromptTuningArguments",
@@ -40,5 +51,7 @@ __all__ = [
     "TrainingInterrupted",
     "get_prompt_tuning_model",
     "import_prompt",
+    "kept_prompts",
     "load_prompt",
+    "restore_prompt",
 ]

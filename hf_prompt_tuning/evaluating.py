@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
+from .describing import to_record
 from .evaluation import (
     classification_metrics,
     confusion_matrix,
@@ -104,7 +105,7 @@ class EvaluatingTrainer(PublishingTrainer):
         # Filled while it evaluates, so that callbacks see it.
         info.confusion_matrix = self._confusion = {}
         metrics = super().evaluate(*args, **kwargs)
-        info.metrics = _to_record(metrics)
+        info.metrics = to_record(metrics)
         return metrics
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
@@ -122,7 +123,7 @@ class EvaluatingTrainer(PublishingTrainer):
         with model.disable_adapter(), torch.random.fork_rng(devices=[]):
             # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
             metrics = super().predict(data, metric_key_prefix="untuned").metrics
-        model.info.untuned_metrics = _to_record(metrics)
+        model.info.untuned_metrics = to_record(metrics)
         return metrics
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
@@ -132,9 +133,3 @@ class EvaluatingTrainer(PublishingTrainer):
         output = super().predict(test_dataset, *args, **kwargs)
         outputs, references = self._readable(list(output.predictions[2:]), output.label_ids)
         return output._replace(predictions=outputs, label_ids=references)
-
-
-def _to_record(metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics without those of the machine's speed."""
-    left_out = ("_runtime", "_per_second", "_preparation_time", "epoch")
-    return {name: value for name, value in metrics.items() if not name.endswith(left_out)}

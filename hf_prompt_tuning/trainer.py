@@ -10,32 +10,15 @@ from .backbone import max_positions
 from .callbacks import DivergenceCallback
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
+from .describing import describe_run
 from .errors import PromptTuningError
 from .evaluating import EvaluatingTrainer
-from .evaluation import loss_history
-from .inspection import nearest_words
 from .modeling import get_prompt_tuning_model
 from .prompt_info import PromptInfo
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 from .training_data import as_dataset
-
-RECORDED = (
-    "optim",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-)
-"""The hyperparameters that a prompt's card tells."""
 
 
 class PromptTuningTrainer(EvaluatingTrainer):
@@ -147,15 +130,10 @@ class PromptTuningTrainer(EvaluatingTrainer):
 
     def _describe(self, info: PromptInfo) -> None:
         """Writes down in the prompt what this run knows of it."""
-        values = {name: getattr(self.args, name) for name in RECORDED}
-        info.training = {name: getattr(value, "value", value) for name, value in values.items()}
+        describe_run(self.accelerator.unwrap_model(self.model), self.args, self.state, self.processing_class)
         for name, data in (("training_rows", self.train_dataset), ("evaluation_rows", self.eval_dataset)):
             if isinstance(data, Dataset):
                 info.data[name] = len(data)
-        info.history = loss_history(self.state.log_history)
-        model = self.accelerator.unwrap_model(self.model)
-        if self.processing_class is not None:
-            info.nearest_words = nearest_words(model.prompt, model.word_embeddings, self.processing_class)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Not super()'s, which also pickles the arguments and copies the tokenizer: a prompt's folder holds neither.

@@ -1,4 +1,4 @@
-"""What existing pipelines add: callbacks for any Trainer whose model is from `get_prompt_tuning_model`."""
+"""Numbers that go wrong, noticed while a prompt trains."""
 
 import logging
 import math
@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
-from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from .errors import PromptTuningError
-from .fingerprint import BITS
-from .soft_prompts import SoftPrompts
+from .watched import mean_word_norm, watched
 
 logger = logging.getLogger(__name__)
 
-SAMPLED_WORDS = 4096
-ELEMENTS_AT_ONCE = 2**22
 NEVER = float("inf")
 
 
@@ -200,74 +194,3 @@ class DivergenceCallback(TrainerCallback):
         raise FloatingPointError(
             f"{what} at step {step}; the run ends here, and {kept}. Lower learning_rate, or look at this batch's data."
         )
-
-
-class FrozenBackboneCallback(TrainerCallback):
-    """Proves that training moved nothing but the prompt.
-
-    A checksum of every weight and buffer of the backbone is taken as training begins, and compared at each save and
-    at the end. It reads the whole backbone each time.
-
-    Raises:
-        PromptTuningError: a weight or buffer moved; the message names it.
-    """
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Takes the checksums."""
-        self._checksums = backbone_checksums(watched(model, self))
-
-    def on_save(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Compares."""
-        found = backbone_checksums(watched(model, self))
-        names = found.keys() | self._checksums.keys()
-        if moved := sorted(name for name in names if found.get(name) != self._checksums.get(name)):
-            others = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
-            raise PromptTuningError(
-                f"the backbone's {moved[0]}{others} of {len(names)} weights and buffers moved by step "
-                f"{state.global_step}, and a prompt fits the backbone that it was trained on. Load the backbone "
-                "again, and look for what unfroze it or writes to it (requires_grad, an optimizer, a hook)."
-            )
-
-    on_train_end = on_save
-
-
-def backbone_checksums(model: SoftPrompts) -> dict[str, int]:
-    """A checksum of each weight and buffer of the backbone that is in memory, by its name."""
-    backbone = model.get_base_model()
-    tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
-    return {name: checksum(tensor) for name, tensor in tensors if not tensor.is_meta}
-
-
-def checksum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits as whole numbers, each times an odd number of its own, in 64 bits.
-
-    A single element that differs always changes it, and two that changed places do too.
-    """
-    bits = tensor.detach().contiguous().reshape(-1).view(BITS[tensor.element_size()])
-    total = torch.zeros((), dtype=torch.int64, device=bits.device)
-    for start in range(0, len(bits), ELEMENTS_AT_ONCE):
-        piece = bits[start : start + ELEMENTS_AT_ONCE].long()
-        total += (piece * (2 * torch.arange(start, start + len(piece), device=bits.device) + 1)).sum()
-    return total.item()
-
-
-def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
-    """A Trainer's model without its wrappers.
-
-    Raises:
-        PromptTuningError: it holds no soft prompt.
-    """
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    if not isinstance(model, SoftPrompts):
-        raise PromptTuningError(
-            f"{type(callback).__name__} is used with a {type(model).__name__}; it watches a soft prompt. "
-            "Give the Trainer a model from get_prompt_tuning_model."
-        )
-    return model
-
-
-def mean_word_norm(embed: nn.Embedding) -> float:
-    """The mean norm of the vocabulary's vectors, as the backbone sees them; of a sample where there are many."""
-    ids = torch.linspace(0, embed.num_embeddings - 1, min(embed.num_embeddings, SAMPLED_WORDS))
-    with torch.no_grad(), gather_params_ctx(embed.parameters()):
-        return embed(ids.long().to(embed.weight.device)).float().norm(dim=1).mean().item()

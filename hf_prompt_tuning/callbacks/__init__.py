@@ -1,0 +1,17 @@
+"""What existing pipelines add: callbacks for any Trainer whose model is from `get_prompt_tuning_model`."""
+
+from .checkpoint import PromptCheckpointCallback, kept_prompts, restore_prompt
+from .divergence import DivergenceCallback
+from .frozen import FrozenBackboneCallback
+from .hub import PromptHubCallback
+from .monitor import PromptMonitorCallback
+
+__all__ = [
+    "DivergenceCallback",
+    "FrozenBackboneCallback",
+    "PromptCheckpointCallback",
+    "PromptHubCallback",
+    "PromptMonitorCallback",
+    "kept_prompts",
+    "restore_prompt",
+]

@@ -1,0 +1,34 @@
+"""What the callbacks look at: the model behind a Trainer's wrappers."""
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft.utils.integrations import gather_params_ctx
+from torch import nn
+from transformers import TrainerCallback
+
+from ..errors import PromptTuningError
+from ..soft_prompts import SoftPrompts
+
+SAMPLED_WORDS = 4096
+
+
+def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
+    """A Trainer's model without its wrappers.
+
+    Raises:
+        PromptTuningError: it holds no soft prompt.
+    """
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if not isinstance(model, SoftPrompts):
+        raise PromptTuningError(
+            f"{type(callback).__name__} is used with a {type(model).__name__}; it watches a soft prompt. "
+            "Give the Trainer a model from get_prompt_tuning_model."
+        )
+    return model
+
+
+def mean_word_norm(embed: nn.Embedding) -> float:
+    """The mean norm of the vocabulary's vectors, as the backbone sees them; of a sample where there are many."""
+    ids = torch.linspace(0, embed.num_embeddings - 1, min(embed.num_embeddings, SAMPLED_WORDS))
+    with torch.no_grad(), gather_params_ctx(embed.parameters()):
+        return embed(ids.long().to(embed.weight.device)).float().norm(dim=1).mean().item()

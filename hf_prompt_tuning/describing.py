@@ -1,0 +1,42 @@
+"""What a run writes down in the prompt that it trains, for its card."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
+
+from .evaluation import loss_history
+from .inspection import nearest_words
+from .soft_prompts import SoftPrompts
+
+RECORDED = (
+    "optim",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+)
+"""The hyperparameters that a prompt's card tells."""
+
+
+def describe_run(
+    model: SoftPrompts, args: TrainingArguments, state: TrainerState, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Hyperparameters, losses and nearest words of the active prompt, into its `info`."""
+    values = {name: getattr(args, name) for name in RECORDED}
+    model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}
+    model.info.history = loss_history(state.log_history)
+    if tokenizer is not None:
+        model.info.nearest_words = nearest_words(model.prompt, model.word_embeddings, tokenizer)
+
+
+def to_record(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics without those of the machine's speed."""
+    left_out = ("_runtime", "_per_second", "_preparation_time", "epoch")
+    return {name: value for name, value in metrics.items() if not name.endswith(left_out)}
