@@ -1,6 +1,7 @@
 """A Trainer that can be killed: its checkpoints are whole, and resuming ends where the run would have ended."""
 
 import logging
+import math
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length, rotate_checkpoints
 
 from .checkpoints import UNFINISHED, damage, newest_whole, publish, saving, seal, tidy
 from .errors import PromptTuningError, TrainingInterrupted
@@ -157,9 +158,14 @@ class ResumingTrainer(Trainer):
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
-    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
-        found = super()._init_training_state(max_steps, *args)
-        checkpoint = args[2]
+    def _init_training_state(
+        self, max_steps: int, update_steps: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        place = super()._init_training_state(max_steps, update_steps, epochs, checkpoint, trial)
+        if checkpoint is not None and not has_length(self.train_dataset) and not self.args.ignore_data_skip:
+            # Streamed data: super() takes all `max_steps` for one pass; the logged epoch counts the passes.
+            share, passes = math.modf(self.state.epoch)
+            place = int(passes), round(share * max_steps * self.args.gradient_accumulation_steps)
         if checkpoint is not None and self.state.best_global_step:
             # Looked for beside the checkpoint, because folders are moved.
             best = Path(checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
@@ -167,7 +173,7 @@ class ResumingTrainer(Trainer):
             self.state.best_model_checkpoint = None if wrong else str(best)
             if wrong:
                 logger.warning("The best prompt so far is lost: %s %s. Only a better one will be kept.", best, wrong)
-        return found
+        return place
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)

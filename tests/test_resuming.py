@@ -24,6 +24,7 @@ from hf_prompt_tuning import (
     interruption,
     resuming,
 )
+from hf_prompt_tuning.checkpoints import fault
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model
@@ -115,6 +116,20 @@ def test_resumed_from_any_checkpoint(case, tmp_path, tokenizer):
         assert_same(resumed, whole)
 
 
+def test_streamed_data_is_resumed_in_any_pass(tmp_path, tokenizer):
+    def run(folder, resume=None):
+        trainer = make(folder, tokenizer, max_steps=13, gradient_accumulation_steps=1)
+        rows = trainer.train_dataset.to_iterable_dataset(num_shards=2).shuffle(seed=1, buffer_size=5)
+        trainer.train_dataset = rows
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    for step in (2, 4, 6, 11):  # within and at the end of the first pass, within the second and the third
+        folder = killed_after(step, tmp_path / "whole", tmp_path / f"killed after {step}")
+        assert_same(run(folder, resume=True), whole)
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path, tokenizer, caplog):
     whole = make(tmp_path, tokenizer)
     whole.train()
@@ -204,6 +219,7 @@ def test_a_signal_saves_after_the_step_and_all_that_is_due(case, tmp_path, token
         trainer.train()
     assert (ended.value.code, ended.value.signum) == (143, signal.SIGTERM)
     assert ended.value.checkpoint == str(tmp_path / "a" / f"checkpoint-{step}")
+    assert fault(ended.value.checkpoint) == ""
     assert signal.getsignal(signal.SIGTERM) is before
     resumed = make(tmp_path / "a", tokenizer, save_on_signal=True, **values)
     resumed.train(resume_from_checkpoint=True)
