@@ -136,9 +136,11 @@ class DivergenceCallback(TrainerCallback):
 
     def _judge_rate(self, optimizer: Any, moved: float, state: TrainerState) -> None:
         """Warns where even steps at the peak rate, all in one direction, would lead nowhere; at the first look."""
-        groups = optimizer.param_groups
-        peak, rates = float(groups[0].get("initial_lr", groups[0]["lr"])), float(self._rates)
-        if "rate" in self._said or (peak and not rates):  # a warmup begins with a rate of zero
+        if "rate" in self._said:
+            return
+        group, rates = optimizer.param_groups[0], float(self._rates)
+        peak = float(group.get("initial_lr", group["lr"]))
+        if peak and not rates:  # a warmup begins with a rate of zero, and a skipped step has none
             return
         most = moved * peak * state.max_steps / rates if rates else 0.0
         if most < self.min_move * self._word_norm:
@@ -192,5 +194,6 @@ class DivergenceCallback(TrainerCallback):
         last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
         kept = f"the checkpoint {last} is from before" if last else "no checkpoint was saved before"
         raise FloatingPointError(
-            f"{what} at step {step}; the run ends here, and {kept}. Lower learning_rate, or look at this batch's data."
+            f"{what} at step {step}; the run ends here, and {kept}. Lower learning_rate, look at this batch's data, "
+            "or use bf16 where the model is in fp16."
         )
