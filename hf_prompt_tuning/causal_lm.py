@@ -86,8 +86,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
             shift_labels: in place of `labels`, each where it is predicted: [B, T], or [B, T+1] with the first token's.
-            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them. `fused_lm_head` is
-                TRL's: its trainers teach the backbone to score labels itself.
+            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them. (TRL teaches the
+                backbone to score labels itself, and asks for that by `fused_lm_head`.)
 
         Raises:
             PromptTuningError: neither or both of ids and embeddings, a mask that is not [B, T], positions that are not

@@ -342,5 +342,5 @@ def test_labels_on_pads_are_refused(tmp_path, tokenizer):
 @pytest.mark.parametrize("options", [{}, {"return_position_ids": False, "return_flash_attn_kwargs": True}])
 def test_flattened_batches_are_refused(options, tmp_path, tokenizer):
     collator = DataCollatorWithFlattening(**options)
-    with pytest.raises(PromptTuningError, match="position_ids are given|packed into a row"):
+    with pytest.raises(PromptTuningError, match=r"position_ids are given|packed into a row"):
         vanilla(tmp_path, tokenizer, tiny_prompt_model("llama"), rows_of(), collator).train()
