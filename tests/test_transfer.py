@@ -12,6 +12,7 @@ from hf_prompt_tuning import PromptTuningError, arguments
 from hf_prompt_tuning.arguments import DataArguments, parse_arguments
 from hf_prompt_tuning.data import load_transfer, read_file
 from hf_prompt_tuning.prompt_files import read_prompt
+from hf_prompt_tuning.prompt_info import PromptInfo
 
 from .conftest import make_tokenizer, tiny_model
 from .helpers import tiny_prompt_model
@@ -29,17 +30,13 @@ def files(tmp_path, messages):
     return tmp_path
 
 
-def loaded(files, template=TEMPLATE, columns=(), *named):
-    named = named or (f"calls={files}/calls.jsonl", f"reviews={files}/reviews.jsonl")
-    columns = columns or ["reviews.review=message", "reviews.verdict=label"]
-    return load_transfer(DataArguments(transfer_file=list(named), transfer_columns=list(columns)), template)
-
-
 def test_metrics_are_those_of_evaluating_there(files, tmp_path, tokenizer, messages):
     trainer = make(tmp_path / "out", tokenizer, messages, eval_rows=messages)
     trainer.train()
     before = trainer.evaluate()
-    data = loaded(files)
+    named = [f"calls={files}/calls.jsonl", f"reviews={files}/reviews.jsonl"]
+    columns = ["reviews.review=message", "reviews.verdict=label"]
+    data = load_transfer(DataArguments(transfer_file=named, transfer_columns=columns), TEMPLATE)
     assert [row["message"] for row in data["reviews"]] == [row["message"] for row in messages[:5]]
     metrics = trainer.evaluate_transfer(data)
     info = trainer.model.info
@@ -61,6 +58,12 @@ def test_metrics_are_those_of_evaluating_there(files, tmp_path, tokenizer, messa
     assert "| reviews | rows | 5 |" in section and "![Loss]" not in section
 
 
+def test_a_damaged_record_is_refused():
+    for damaged in ([], {"mrpc": 0.5}, {"mrpc": {"accuracy": "high"}}):
+        with pytest.raises(PromptTuningError, match="transfer"):
+            PromptInfo.from_json({"format_version": 1, "transfer": damaged})
+
+
 def test_free_text_transfers_too(tmp_path, tokenizer, messages):
     rows = [{"message": row["message"], "answer": "yes"} for row in messages]
     trainer = make(tmp_path, tokenizer, rows, FREE)
@@ -76,7 +79,7 @@ def test_a_card_without_transfer_says_nothing_of_it(tmp_path):
     ("named", "columns", "message"),
     [
         (["calls.jsonl"], [], r"transfer_file has 'calls.jsonl'; give NAME=FILE"),
-        (["a/b=calls.jsonl"], [], r"transfer_file has 'a/b=calls.jsonl'"),
+        (["a.b=calls.jsonl"], [], r"transfer_file has 'a.b=.*calls.jsonl'; give NAME=FILE"),
         (["a=calls.jsonl", "a=reviews.jsonl"], [], r"each NAME .* once"),
         (["a=nowhere.jsonl"], [], "the data file '.*nowhere.jsonl' is not there"),
         (["a=calls.jsonl"], ["review=message"], r"transfer_columns has 'review=message'; .* \(a\)"),
@@ -86,7 +89,7 @@ def test_a_card_without_transfer_says_nothing_of_it(tmp_path):
         (
             ["a=reviews.jsonl"],
             ["a.review=message"],
-            r"the label's column 'label' is no column of the transfer data 'a'",
+            r"column 'label' is no column of the transfer data 'a'",
         ),
         (["a=reviews.jsonl"], ["a.review=label"], r"the label 'never came' \(column 'label'\) has no words"),
         (["a=bare.jsonl"], [], r"no row of the transfer data 'a' has a label"),
@@ -96,9 +99,7 @@ def test_what_would_fail_after_training_fails_before(named, columns, message, fi
     (files / "bare.jsonl").write_text('{"message": "x", "label": ""}')
     named = [given.replace("=", f"={files}/") for given in named]
     with pytest.raises(PromptTuningError, match=message):
-        loaded(files, TEMPLATE, columns or ["x"] * 0, *named) if columns else load_transfer(
-            DataArguments(transfer_file=named), TEMPLATE
-        )
+        load_transfer(DataArguments(transfer_file=named, transfer_columns=columns), TEMPLATE)
 
 
 def test_flags_add_up_and_override_the_file(files):
