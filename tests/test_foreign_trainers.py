@@ -344,3 +344,10 @@ def test_flattened_batches_are_refused(options, tmp_path, tokenizer):
     collator = DataCollatorWithFlattening(**options)
     with pytest.raises(PromptTuningError, match=r"position_ids are given|packed into a row"):
         vanilla(tmp_path, tokenizer, tiny_prompt_model("llama"), rows_of(), collator).train()
+
+
+def test_label_smoothing_fails_where_logits_have_virtual_tokens(tmp_path, tokenizer):
+    """Trainer's smoother compares them with the text's labels; it must not be able to."""
+    trainer = vanilla(tmp_path, tokenizer, tiny_prompt_model("llama"), rows_of(), label_smoothing_factor=0.1)
+    with pytest.raises(RuntimeError, match="size"):
+        trainer.train()
