@@ -115,14 +115,27 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             raise PromptTuningError("adapter_names is given without only_labelled or candidates; use set_adapter.")
         if examples.order is not None and kwargs.get("output_attentions"):
             raise PromptTuningError("output_attentions is given for rows padded at the left; pad them at the right.")
-        return_dict = kwargs.pop("return_dict", None)
+        return self._outputs(prompts, examples, num_items_in_batch, label_smoothing, **kwargs)
+
+    def _outputs(
+        self,
+        prompts: Prompts,
+        examples: Examples,
+        num_items_in_batch: Tensor | int | None,
+        label_smoothing: float,
+        return_dict: bool | None = None,
+        fused_lm_head: bool = False,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """The backbone's outputs in PEFT's shapes, with our loss; TRL's own where it asks for them."""
         embeds, mask = padded_rows(prompts, examples)
         inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
-        if kwargs.get("fused_lm_head"):
-            return self.base_model(**inputs, shift_labels=labels_where_predicted(prompts, examples))
+        if fused_lm_head:
+            labels = labels_where_predicted(prompts, examples)
+            return self.base_model(**inputs, shift_labels=labels, fused_lm_head=True)
         outputs = self.base_model(**inputs)
         values: dict[str, Any] = {}
-        if labels is not None:
+        if examples.labels is not None:
             rows, columns = predicting_columns(prompts, examples.labels)
             targets = examples.labels[examples.labels != IGNORED]
             found = LabelledLogits(outputs.logits[rows, columns], targets, rows)
