@@ -144,7 +144,7 @@ class EvaluatingTrainer(PublishingTrainer):
             data = self._encoded(data, f"transfer ({name})", require_target=False)
             # Not `evaluate`, whose callbacks would take these metrics for the validation's.
             metrics = super().predict(data, metric_key_prefix=prefix).metrics
-            known = {key.removeprefix(f"{prefix}_"): value for key, value in _to_record(metrics).items()}
+            known = {key.removeprefix(f"{prefix}_"): value for key, value in to_record(metrics).items()}
             info.transfer[name] = known | {"rows": len(data)}
             found |= metrics
         return found
