@@ -11,7 +11,7 @@ from transformers.utils.logging import get_logger
 from hf_prompt_tuning import PromptTuningTrainer, get_prompt_tuning_model
 from hf_prompt_tuning.arguments import parse_arguments
 from hf_prompt_tuning.cli import load_backbone, run, save_predictions, set_up_logging
-from hf_prompt_tuning.data import load_splits
+from hf_prompt_tuning.data import load_splits, load_transfer
 
 logger = get_logger(__name__)
 
@@ -23,8 +23,9 @@ def main() -> None:
     # Rows of text, and how a row becomes a source and a target.
     with training_args.main_process_first(desc="loading the data"):
         splits = load_splits(data_args, training_args.seed)
-    train, validation = splits.get("train"), splits.get("validation")
-    template = data_args.template().with_label_words(train, validation)
+        train, validation = splits.get("train"), splits.get("validation")
+        template = data_args.template().with_label_words(train, validation)
+        transfer = load_transfer(data_args, template)
 
     # The frozen backbone with a new prompt in front of its input.
     config = prompt_args.config(model_args.task_type)
@@ -59,6 +60,12 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+
+    if transfer:
+        # What the prompt is worth on data of other domains, which it has not seen.
+        metrics = trainer.evaluate_transfer(transfer)
+        trainer.log_metrics("transfer", metrics)
+        trainer.save_metrics("transfer", metrics)
 
     # With --push_to_hub, to the Hub as well.
     trainer.save_model()

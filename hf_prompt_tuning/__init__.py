@@ -20,6 +20,7 @@ from .errors import (
     TrainingInterrupted,
 )
 from .foreign_prompts import import_prompt
+from .foreign_trainers import strip_virtual_tokens
 from .hub import load_prompt
 from .modeling import get_prompt_tuning_model
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
@@ -54,4 +55,5 @@ __all__ = [
     "kept_prompts",
     "load_prompt",
     "restore_prompt",
+    "strip_virtual_tokens",
 ]

@@ -48,6 +48,20 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl or parquet."})
     validation_file: str | None = field(default=None, metadata={"help": "As train_file."})
     test_file: str | None = field(default=None, metadata={"help": "As train_file; for --do_predict."})
+    transfer_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "NAME=FILE …: evaluate the prompt on this other data, too, without training on it.",
+            "action": "extend",
+        },
+    )
+    transfer_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "NAME.COLUMN=FIELD …: what the template calls FIELD is COLUMN in that transfer_file.",
+            "action": "extend",
+        },
+    )
     column_names: list[str] | None = field(
         default=None, metadata={"help": "The columns of a csv or tsv file that has no header line."}
     )
@@ -169,8 +183,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         for key in from_file:
             if key not in known:
                 raise PromptTuningError(_unknown(f"the key {key!r}", key, known))
-    flags = [flag for key, value in from_file.items() for flag in _as_flags(key, value)] + argv
-    said = set(from_file) | {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
+    by_flag = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
+    # A flag that may be given several times adds to itself, but not to the file's.
+    flags = [flag for key, value in from_file.items() if key not in by_flag for flag in _as_flags(key, value)] + argv
+    said = set(from_file) | by_flag
     flags += _unsaid(said, flags, parser)
     *parsed, rest = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
     if rest:

@@ -48,12 +48,16 @@ def forget_gguf(backbone: PreTrainedModel) -> None:
     del backbone.config.quantization_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(backbone).pop(name, None)
+    # For the next prompt that is put in front of it.
+    backbone.dequantized_from = QuantizationMethod.GGUF.value
 
 
 def quantization(backbone: PreTrainedModel) -> str | None:
     """The method by which a backbone's weights were quantized, None where they were not."""
     method = getattr(getattr(backbone.config, "quantization_config", None), "quant_method", None)
-    return None if method is None else str(getattr(method, "value", method))
+    if method is None:
+        return getattr(backbone, "dequantized_from", None)
+    return str(getattr(method, "value", method))
 
 
 def hub_id(name_or_path: str | None) -> str | None:

@@ -10,9 +10,10 @@ from transformers.modeling_outputs import ModelOutput
 
 from .backbone import generating_with
 from .errors import PromptTuningError
+from .foreign_trainers import agreed_labels, check_unpacked, from_shifted
 from .layouts import Candidates, Examples, LabelledLogits, Layout, Prompts, choose
 from .layouts.base import IGNORED, token_inputs
-from .layouts.padded import as_it_came, continued, padded_rows, predicting_columns
+from .layouts.padded import as_it_came, continued, labels_where_predicted, padded_rows, predicting_columns
 from .outputs import LabelledOutput, RankingOutput
 from .soft_prompts import SoftPrompts
 
@@ -68,6 +69,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         adapter_names: Sequence[str] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """The backbone's output behind the prompt.
@@ -83,12 +85,21 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             adapter_names: a prompt for each row, "__base__" for none; with `only_labelled` or `candidates`.
             num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
-            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them.
+            shift_labels: in place of `labels`, each where it is predicted: [B, T], or [B, T+1] with the first token's.
+            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them. (TRL teaches the
+                backbone to score labels itself, and asks for that by `fused_lm_head`.)
 
         Raises:
             PromptTuningError: neither or both of ids and embeddings, a mask that is not [B, T], positions that are not
-                the natural ones, unknown names, or attentions asked for with pads at the left.
+                the natural ones, packed rows, unknown names, attentions asked for with pads at the left, or (without
+                `only_labelled`) labels that `num_items_in_batch` was counted without.
         """
+        check_unpacked(kwargs)
+        if shift_labels is not None:
+            labels = from_shifted(shift_labels, (input_ids if inputs_embeds is None else inputs_embeds).shape[1])
+        elif labels is not None and len(self.prompt) and not only_labelled:
+            counted = num_items_in_batch is not None
+            labels = agreed_labels(labels, attention_mask, self.base_model, counted, kwargs.get("fused_lm_head"))
         prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, labels, adapter_names)
         self._check_positions(kwargs.pop("position_ids", None), attention_mask)
         if only_labelled or candidates is not None:
@@ -104,12 +115,27 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             raise PromptTuningError("adapter_names is given without only_labelled or candidates; use set_adapter.")
         if examples.order is not None and kwargs.get("output_attentions"):
             raise PromptTuningError("output_attentions is given for rows padded at the left; pad them at the right.")
+        return self._outputs(prompts, examples, num_items_in_batch, label_smoothing, **kwargs)
+
+    def _outputs(
+        self,
+        prompts: Prompts,
+        examples: Examples,
+        num_items_in_batch: Tensor | int | None,
+        label_smoothing: float,
+        return_dict: bool | None = None,
+        fused_lm_head: bool = False,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """The backbone's outputs in PEFT's shapes, with our loss; TRL's own where it asks for them."""
         embeds, mask = padded_rows(prompts, examples)
-        return_dict = kwargs.pop("return_dict", None)
-        inputs = token_inputs(self.base_model, embeds)
-        outputs = self.base_model(**inputs, attention_mask=mask, return_dict=True, **kwargs)
+        inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
+        if fused_lm_head:
+            labels = labels_where_predicted(prompts, examples)
+            return self.base_model(**inputs, shift_labels=labels, fused_lm_head=True)
+        outputs = self.base_model(**inputs)
         values: dict[str, Any] = {}
-        if labels is not None:
+        if examples.labels is not None:
             rows, columns = predicting_columns(prompts, examples.labels)
             targets = examples.labels[examples.labels != IGNORED]
             found = LabelledLogits(outputs.logits[rows, columns], targets, rows)

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,15 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from .errors import PromptTuningError, first_line
+from .template import PromptTemplate
 
 if TYPE_CHECKING:
     from .arguments import DataArguments
 
 logger = logging.getLogger(__name__)
+
+URL = "hf://"
+"""A file of a repository on the Hub, e.g. hf://datasets/nyu-mll/glue/mrpc/validation-00000-of-00001.parquet."""
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -64,6 +69,57 @@ def load_splits(args: "DataArguments", seed: int) -> DatasetDict:
     return splits
 
 
+def load_transfer(args: "DataArguments", template: PromptTemplate) -> dict[str, Dataset]:
+    """The data sets of `transfer_file` by name, with the columns that the template reads.
+
+    They are looked at here, before any training, so that what would fail after it fails at once.
+
+    Raises:
+        PromptTuningError: an argument that is not NAME=FILE or NAME.COLUMN=FIELD, a name that is given twice or is
+            unknown, a file that cannot be read, a column that is missing, or a label without words.
+    """
+    files: dict[str, str] = {}
+    for given in args.transfer_file or ():
+        name, _, file = given.partition("=")
+        if not re.fullmatch(r"[\w-]+", name) or not file or name in files:
+            raise PromptTuningError(
+                f"transfer_file has {given!r}; give NAME=FILE, each NAME (letters, digits, _ and -) once."
+            )
+        files[name] = file
+    renamed: dict[str, dict[str, str]] = {name: {} for name in files}
+    for given in args.transfer_columns or ():
+        found = re.fullmatch(r"([\w-]+)\.(.+)=(.+)", given)
+        if found is None or found[1] not in files:
+            raise PromptTuningError(
+                f"transfer_columns has {given!r}; give NAME.COLUMN=FIELD, with a NAME of transfer_file "
+                f"({', '.join(files) or 'which is not given'})."
+            )
+        renamed[found[1]][found[2]] = found[3]
+    return {name: _for_template(read_file(file), name, renamed[name], template) for name, file in files.items()}
+
+
+def _for_template(data: Dataset, name: str, columns: dict[str, str], template: PromptTemplate) -> Dataset:
+    for column, field in columns.items():
+        if column not in data.column_names:
+            raise PromptTuningError(
+                f"transfer_columns names {name}.{column}, and the transfer data {name!r} has the columns "
+                f"{', '.join(map(repr, data.column_names))}."
+            )
+        data = data.remove_columns([field] if field in data.column_names else []).rename_column(column, field)
+    template.check_columns(data.column_names, f"transfer ({name})")
+    label = template.label_column
+    if label is not None:
+        if label not in data.column_names:
+            raise PromptTuningError(
+                f"the label's column {label!r} is no column of the transfer data {name!r}, which has "
+                f"{', '.join(map(repr, data.column_names))}."
+            )
+        indices = [template.label_index({label: value}) for value in data.unique(label)]
+        if all(index is None for index in indices):
+            raise PromptTuningError(f"no row of the transfer data {name!r} has a label to compare with.")
+    return data
+
+
 def read_file(file: str | Path, column_names: list[str] | None = None) -> Dataset:
     """The rows of a csv, tsv, json, jsonl or parquet file.
 
@@ -71,7 +127,7 @@ def read_file(file: str | Path, column_names: list[str] | None = None) -> Datase
     are text (they are in most tsv files: a stray one would swallow the lines up to the next).
 
     Args:
-        file: its name's ending tells what it is.
+        file: its name's ending tells what it is; a path, or the `hf://` URL of a file on the Hub.
         column_names: for a csv or tsv file that has no header line.
 
     Raises:
@@ -83,9 +139,10 @@ def read_file(file: str | Path, column_names: list[str] | None = None) -> Datase
         raise PromptTuningError(
             f"the data file {str(file)!r} ends in {path.suffix!r}; give one of {', '.join(READERS)}."
         )
-    if not path.is_file():
+    on_hub = str(file).startswith(URL)
+    if not on_hub and not path.is_file():
         raise PromptTuningError(f"the data file {str(file)!r} is not there; check the path.")
-    if path.stat().st_size == 0:
+    if not on_hub and path.stat().st_size == 0:
         raise PromptTuningError(f"the data file {str(file)!r} is empty.")
     if column_names is not None and reader != "csv":
         raise PromptTuningError(f"column_names are for csv and tsv files, and the data file is {str(file)!r}.")
@@ -97,7 +154,7 @@ def read_file(file: str | Path, column_names: list[str] | None = None) -> Datase
         if column_names is not None:
             options["header"] = None
     try:
-        return load_dataset(reader, data_files={"data": str(path)}, split="data", **options)
+        return load_dataset(reader, data_files={"data": str(file)}, split="data", **options)
     except Exception as error:  # pandas, pyarrow and datasets each raise their own
         if "corresponds to no data" in str(error):
             raise PromptTuningError(f"the data file {str(file)!r} has no rows.") from error

@@ -126,6 +126,29 @@ class EvaluatingTrainer(PublishingTrainer):
         model.info.untuned_metrics = to_record(metrics)
         return metrics
 
+    def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
+        """The prompt's metrics on data of other domains, which it was not trained on; the prompt remembers them.
+
+        Zero-shot transfer (Lester et al. 2021, section 5): a prompt that has not fitted itself to its own domain does
+        well on another one.
+
+        Args:
+            datasets: by name; rows that the prompt's own template fits.
+
+        Returns:
+            All of them, named `transfer_<name>_<metric>`.
+        """
+        info, found = self.accelerator.unwrap_model(self.model).info, {}
+        for name, data in datasets.items():
+            prefix = f"transfer_{name}"
+            data = self._encoded(data, f"transfer ({name})", require_target=False)
+            # Not `evaluate`, whose callbacks would take these metrics for the validation's.
+            metrics = super().predict(data, metric_key_prefix=prefix).metrics
+            known = {key.removeprefix(f"{prefix}_"): value for key, value in to_record(metrics).items()}
+            info.transfer[name] = known | {"rows": len(data)}
+            found |= metrics
+        return found
+
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As in `Trainer`. Predictions are label scores [N, L] (log-likelihoods, in the order of `template.labels`;
         `label_ids` is -1 for rows without a label), or the generated texts (with the texts of the references)."""

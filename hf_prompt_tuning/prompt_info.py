@@ -12,7 +12,7 @@ from .template import PromptTemplate
 INFO_FILE = "prompt_tuning.json"
 RESULTS_FILE = "results.json"
 FORMAT_VERSION = 1
-RESULTS = ("metrics", "untuned_metrics", "history", "confusion_matrix")
+RESULTS = ("metrics", "untuned_metrics", "transfer", "history", "confusion_matrix")
 PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
 
 
@@ -30,6 +30,7 @@ class PromptInfo:
         versions: of the packages that made it.
         metrics: the last evaluation, by the Trainer's names.
         untuned_metrics: the same of the backbone without a prompt.
+        transfer: by data set that it was evaluated but not trained on, the metrics there, and the `rows`.
         history: `loss` and `eval_loss`, each a list of [update step, value].
         confusion_matrix: `labels` (words) and `counts` [L, L], rows by the right label, of the last evaluation.
         nearest_words: for each position, the vocabulary's nearest tokens, each with its cosine.
@@ -44,6 +45,7 @@ class PromptInfo:
     versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
     metrics: dict[str, float] = field(default_factory=dict)
     untuned_metrics: dict[str, float] = field(default_factory=dict)
+    transfer: dict[str, dict[str, float]] = field(default_factory=dict)
     history: dict[str, list[list[float]]] = field(default_factory=dict)
     confusion_matrix: dict[str, Any] = field(default_factory=dict)
     nearest_words: list[list[list[Any]]] = field(default_factory=list)
@@ -143,6 +145,12 @@ def _metrics(name: str, value: Any) -> None:
         _number(name, item)
 
 
+def _transfer(name: str, value: Any) -> None:
+    _object(name, value)
+    for key, metrics in value.items():
+        _metrics(f"{name}.{key}", metrics)
+
+
 def _matrix(name: str, value: Any, width: int | None = None) -> None:
     if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
         raise PromptTuningError(f"{name} is {value!r:.80}, not a list of lists")
@@ -207,6 +215,7 @@ CHECKS = {
     "versions": _texts,
     "metrics": _metrics,
     "untuned_metrics": _metrics,
+    "transfer": _transfer,
     "history": _history,
     "confusion_matrix": _confusion,
     "nearest_words": _words,

@@ -12,16 +12,16 @@ from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
 from .describing import describe_run
 from .errors import PromptTuningError
-from .evaluating import EvaluatingTrainer
 from .modeling import get_prompt_tuning_model
 from .prompt_info import PromptInfo
+from .searching import SearchingTrainer
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 from .training_data import as_dataset
 
 
-class PromptTuningTrainer(EvaluatingTrainer):
+class PromptTuningTrainer(SearchingTrainer):
     """Trains a soft prompt on raw columns (with a template) or on rows of token ids.
 
     Args:
@@ -36,6 +36,8 @@ class PromptTuningTrainer(EvaluatingTrainer):
         callbacks: as in `transformers.Trainer`; a `DivergenceCallback` is added where there is none.
         compute_metrics: further metrics, from an `EvalPrediction` of label scores [N, L] and label indices
             (classification), of texts (generation), or of token logits [N, T, V] and labels (rows of token ids).
+        model_init: in place of `model`, makes one from `get_prompt_tuning_model` for each training (see
+            `hyperparameter_search`).
         **kwargs: as in `transformers.Trainer`.
 
     Raises:
@@ -54,6 +56,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         prompt_config: PromptTuningConfig | None = None,
         compute_metrics: Any = None,
         callbacks: list | None = None,
+        model_init: Any = None,
         **kwargs: Any,
     ):
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
@@ -61,13 +64,16 @@ class PromptTuningTrainer(EvaluatingTrainer):
             raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
         if template is not None:
             template = template.with_label_words(as_dataset(train_dataset), as_dataset(eval_dataset))
+        self.model_init = model_init
+        if model_init is not None:
+            if model is not None:
+                raise PromptTuningError("both model and model_init are given; give one of them.")
+            model = super().call_model_init()
         model = self._wrapped(model, prompt_config, processing_class, template)
         self._encoder: PromptTokenizer | None = None
         template = template if template is not None else getattr(getattr(model, "info", None), "template", None)
         if template is not None and processing_class is not None:
             self._encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
-            if isinstance(model, SoftPrompts):
-                model.info.template = template
         self._extra_metrics = compute_metrics
         self._confusion: dict[str, Any] = {}
         self._limit = self._room(model)
@@ -88,9 +94,8 @@ class PromptTuningTrainer(EvaluatingTrainer):
             callbacks=callbacks,
             **kwargs,
         )
-        if hasattr(self.model, "use_layout"):
-            names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
-            self.model.use_layout(**{k: getattr(args, name) for k, name in names.items() if hasattr(args, name)})
+        # Not to super(), which would call it once more.
+        self.model_init = model_init
         # Our `forward` divides by `num_items_in_batch`, whatever the backbone's takes; and the first token's label
         # counts, because the prompt's last vector predicts it. Smoothing is done where the logits are.
         self.model_accepts_loss_kwargs = True
@@ -100,9 +105,30 @@ class PromptTuningTrainer(EvaluatingTrainer):
         if self._encoder is not None:
             # Not for rows without ids of their own (a sampler may want `length`): only what the collator reads stays.
             self._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
-            if isinstance(self.train_dataset, Dataset) and isinstance(model, SoftPrompts):
+        self._introduced(self.model)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As in `Trainer`; the new prompt learns of the template, and the data must fit behind it, however long it is.
+
+        Raises:
+            PromptTuningError: `model_init` returns no prompt-tuning model, or a row is too long behind its prompt.
+        """
+        model = self._introduced(self._wrapped(super().call_model_init(trial), None, None, None))
+        self._limit = self._room(model)
+        for name, data in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
+            self._encoded(data, name, require_target=False)
+        return model
+
+    def _introduced(self, model: nn.Module) -> nn.Module:
+        if hasattr(model, "use_layout"):
+            names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
+            model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
+        if self._encoder is not None and isinstance(model, SoftPrompts):
+            model.info.template = self._encoder.template
+            if isinstance(self.train_dataset, Dataset):
                 # Here and not with each save, so that whoever may not show a row can take it out.
                 model.info.example = self._encoder.readable(self.train_dataset[0])
+        return model
 
     @staticmethod
     def _wrapped(model: Any, config: PromptTuningConfig | None, tokenizer: Any, template: Any) -> Any:

@@ -27,3 +27,5 @@ def test_a_backbone_from_gguf_can_be_trained():
     model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3))
     validate_quantization_for_training(model)
     assert not hasattr(backbone.config, "quantization_config")
+    again = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=2))
+    assert again.info.backbone["embedding"]["quantized"] == model.info.backbone["embedding"]["quantized"] == "gguf"

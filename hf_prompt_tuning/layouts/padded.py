@@ -59,6 +59,15 @@ def predicting_columns(prompts: Prompts, labels: Tensor) -> tuple[Tensor, Tensor
     return rows, prompts.lengths()[rows] + columns - 1
 
 
+def labels_where_predicted(prompts: Prompts, examples: Examples) -> Tensor:
+    """[B, P+T] long: each label in the column that predicts it, for a model that shifts nothing itself."""
+    rows, columns = predicting_columns(prompts, examples.labels)
+    batch, length = examples.labels.shape
+    shifted = examples.labels.new_full((batch, max(map(len, prompts.vectors)) + length), IGNORED)
+    shifted[rows, columns] = examples.labels[examples.labels != IGNORED]
+    return shifted
+
+
 class PaddedLayout:
     """See the module's text. The other layouts are tested against this one."""
 

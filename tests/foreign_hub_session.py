@@ -1,0 +1,56 @@
+"""Foreign trainers push to a Hub on this machine, in a process of its own; prints what arrived as JSON.
+
+python -m tests.foreign_hub_session FOLDER        test_foreign_hub.py says what should have
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from .hub_server import HubServer
+
+
+def pushed(hub: HubServer, folder: Path) -> dict:
+    """By trainer: the files that it pushed, and how far the prompt that a stranger gets is from its own."""
+    import transformers
+    from trl import SFTConfig, SFTTrainer
+
+    from hf_prompt_tuning import load_prompt
+
+    from .conftest import make_tokenizer
+    from .helpers import tiny_prompt_model
+    from .test_foreign_trainers import COMMON, rows_of, targets_of
+
+    tokenizer, facts = make_tokenizer(), {}
+    for trainer_class, arguments, name, data, values in (
+        (transformers.Trainer, transformers.TrainingArguments, "llama", rows_of(), {}),
+        (transformers.Seq2SeqTrainer, transformers.Seq2SeqTrainingArguments, "t5", targets_of(rows_of()), {}),
+        (SFTTrainer, SFTConfig, "llama", rows_of(), {"bf16": False}),
+    ):
+        repo = f"alice/{trainer_class.__name__}"
+        hub_values = {"push_to_hub": True, "hub_model_id": repo, "hub_token": "hf_alice", "save_strategy": "epoch"}
+        trainer = trainer_class(
+            model=tiny_prompt_model(name),
+            args=arguments(str(folder / trainer_class.__name__), **COMMON | hub_values | values),
+            train_dataset=data,
+            processing_class=tokenizer,
+            data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
+        )
+        trainer.train()
+        trainer.push_to_hub()
+        got = load_prompt(repo, backbone=trainer.model.get_base_model(), tokenizer=tokenizer)[0]
+        distance = (got.prompt - trainer.model.prompt).abs().max().item()
+        facts[trainer_class.__name__] = {"files": sorted(hub.files(repo)), "distance": distance}
+    return facts
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    with HubServer(tokens={"hf_alice": "alice"}) as hub:
+        os.environ.update(hub.environment(folder / "home", token="hf_alice"))
+        print(json.dumps(pushed(hub, folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The code of the how-to pages on pipelines, search and transfer runs as it is written."""
+
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from .conftest import tiny_model
+from .test_foreign_trainers import rows_of
+from .test_trainer import make
+
+PAGES = Path(__file__).parent.parent / "docs/how-to"
+# torch's word on a machine without a GPU, for TrainingArguments' defaults, and TRL's two on its own arguments
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*pin_memory.*:UserWarning",
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning",
+    "ignore:.*return_outputs=True:FutureWarning",
+)
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", (PAGES / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run(page, names):
+    for code in blocks(page):
+        exec(compile(code, page, "exec"), names)
+    return names
+
+
+def test_existing_pipelines(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    names = run("existing-pipelines.md", {"backbone": tiny_model("llama"), "tokenizer": tokenizer, "rows": rows_of()})
+    batch = names["collate"]([rows_of()[0]])
+    assert batch["shift_labels"].shape[1] == batch["labels"].shape[1] + 1
+    assert (tmp_path / "out/adapter_model.safetensors").exists()
+    assert type(names["trainer"]).__name__ == "SFTTrainer" and names["trainer"].state.global_step == 3
+
+
+def test_search(tmp_path, monkeypatch, tokenizer, messages):
+    monkeypatch.chdir(tmp_path)
+    rows = {"train_rows": messages, "validation_rows": messages[:6]}
+    names = run("search.md", {"backbone": tiny_model("llama"), "tokenizer": tokenizer, **rows})
+    assert len(names["trainer"].model.prompt) == names["best"].hyperparameters["num_virtual_tokens"]
+    assert (tmp_path / "out-search/adapter_model.safetensors").exists()
+
+
+def test_transfer(tmp_path, tokenizer, messages):
+    trainer = make(tmp_path, tokenizer, messages)
+    run("transfer.md", {"trainer": trainer, "calls": messages[:4], "mails": Dataset.from_list(messages[4:])})
+    assert trainer.model.info.transfer["mails"]["rows"] == 8
