@@ -73,7 +73,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
         args.gradient_accumulation_steps = 1
         model.set_adapter(tasks[0].name)
         data = {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None}
-        super().__init__(model=model, args=args, eval_dataset=data or None, processing_class=processing_class, **kwargs)
+        super().__init__(
+            model=model, args=args, eval_dataset=data or None, processing_class=processing_class, **kwargs
+        )
         for name, encoder in self._encoders.items():
             self._describe_data(name, encoder)
         self._weights = {name: self.model.prompt_encoder[name].embedding.weight for name in self.tasks}

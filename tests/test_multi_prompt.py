@@ -33,7 +33,7 @@ def arguments(folder, **values):
         "logging_steps": 1,
         "save_strategy": "no",
         "weight_decay": 0.1,
-        "max_grad_norm": 0.005,
+        "max_grad_norm": 0.001,
         "warmup_steps": 2,
         "use_cpu": True,
         "disable_tqdm": True,
@@ -88,7 +88,7 @@ def logged(trainer, name):
 
 
 @pytest.mark.parametrize(
-    "backbone, layout", [("llama", "packed"), ("llama", "cached"), ("llama", "padded"), ("bloom", "auto"), ("t5", "auto")]
+    "backbone, layout", [("llama", "packed"), ("llama", "cached"), ("llama", "padded"), ("t5", "auto")]
 )
 def test_each_prompt_is_the_one_trained_alone(backbone, layout, tmp_path, tasks):
     """AdamW with decay, clipping (it bites), warm-up, accumulation over uneven counts, and unequal everything."""
@@ -107,7 +107,7 @@ def test_each_prompt_is_the_one_trained_alone(backbone, layout, tmp_path, tasks)
         torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
         losses = logged(trainer, f"loss_{task.name}")
         assert losses == pytest.approx(logged(expected, "loss"), rel=1e-4)
-        assert min(logged(expected, "grad_norm")) > 0.005
+        assert min(logged(expected, "grad_norm")) > 0.001
         for key, value in expected.evaluate().items():
             if key.removeprefix("eval_") in ("loss", "perplexity", "accuracy", "f1", "exact_match", "rougeL"):
                 assert metrics[f"eval_{task.name}_{key.removeprefix('eval_')}"] == pytest.approx(value, rel=1e-4)
@@ -162,13 +162,13 @@ def test_what_a_run_leaves(tmp_path, tokenizer, tasks):
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model()
-    folders = {folder.name: {file.name for file in folder.iterdir()} for folder in tmp_path.iterdir() if folder.is_dir()}
+    folders = {
+        folder.name: {file.name for file in folder.iterdir()} for folder in tmp_path.iterdir() if folder.is_dir()
+    }
     prompt = {"README.md", "adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json", "results.json"}
     assert folders["complaints"] == folders["reviews"] == prompt | {"loss.png", "confusion_matrix.png"}
     assert folders["answers"] == prompt | {"loss.png"}
-    assert set(folders) == {"complaints", "reviews", "answers", "checkpoint-3", "checkpoint-8", "checkpoint-9"} - {
-        "checkpoint-8"
-    } | {f"checkpoint-{step}" for step in (4, 8, 9)} - {"checkpoint-3"}
+    assert set(folders) == {"complaints", "reviews", "answers", "checkpoint-4", "checkpoint-8", "checkpoint-9"}
     assert {file.name for file in tmp_path.iterdir() if file.is_file()} == {"losses.png"}
     info = json.loads((tmp_path / "reviews/prompt_tuning.json").read_text())
     assert info["template"]["label_words"] == {"awful": "awful", "great": "great"}
