@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, get_scheduler
 from .backbone import max_positions
 from .config import PromptTuningArguments
 from .errors import PromptTuningError
-from .evaluation import loss_history
+from .evaluation import longest_target, loss_history
 from .mixed_batches import Stream, mixed_dataloader, row_order, stream_steps
 from .plots import save_curves
 from .prompt_info import PromptInfo
@@ -66,7 +66,10 @@ class MultiPromptTrainer(PromptTuningTrainer):
         _check_prompts(model, tasks)
         self._asked = copy.copy(args)
         self._encoders = {task.name: _encoder(task, processing_class, model) for task in tasks}
-        self.tasks = {task.name: self._with_token_ids(task, model) for task in tasks}
+        limit = max_positions(model.get_base_model())
+        lengths = {task.name: len(model.prompt_encoder[task.name].embedding.weight) for task in tasks}
+        self._limits = {name: None if limit is None else limit - length for name, length in lengths.items()}
+        self.tasks = {task.name: self._with_token_ids(task) for task in tasks}
         self._streams = [self._stream(task) for task in self.tasks.values() if task.train_dataset is not None]
         if self._streams:
             args.max_steps = max(len(stream.steps) for stream in self._streams)
@@ -86,10 +89,8 @@ class MultiPromptTrainer(PromptTuningTrainer):
         # Rows are checked in `_with_token_ids`, by the length of their own prompt.
         return None
 
-    def _with_token_ids(self, task: PromptTask, model: SoftPrompts) -> PromptTask:
-        encoder, limit = self._encoders[task.name], max_positions(model.get_base_model())
-        if limit is not None:
-            limit -= len(model.prompt_encoder[task.name].embedding.weight)
+    def _with_token_ids(self, task: PromptTask) -> PromptTask:
+        encoder, limit = self._encoders[task.name], self._limits[task.name]
         train = encode_data(task.train_dataset, f"{task.name} training", encoder, limit, require_target=True)
         evaluation = encode_data(task.eval_dataset, f"{task.name} evaluation", encoder, limit, require_target=False)
         return replace(task, train_dataset=train, eval_dataset=evaluation)
@@ -231,18 +232,23 @@ class MultiPromptTrainer(PromptTuningTrainer):
 
     # ---- evaluation ----
 
+    def _generation_limit(self) -> int:
+        task = self.tasks[self.accelerator.unwrap_model(self.model).active_adapter]
+        data = task.train_dataset if task.train_dataset is not None else task.eval_dataset
+        return self._encoder.template.max_target_length or longest_target(data)
+
     @contextmanager
     def _using(self, name: str) -> Iterator[PromptInfo]:
         """Within this context evaluation and description are those of one prompt."""
         model = self.accelerator.unwrap_model(self.model)
-        before = model.active_adapter, self._encoder
+        before = model.active_adapter, self._encoder, self._limit
         model.set_adapter(name)
-        self._encoder = self._encoders[name]
+        self._encoder, self._limit = self._encoders[name], self._limits[name]
         try:
             yield model.info
         finally:
             model.set_adapter(before[0])
-            self._encoder = before[1]
+            self._encoder, self._limit = before[1:]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

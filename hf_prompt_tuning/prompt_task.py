@@ -1,33 +1,18 @@
 """One of the prompts that a run trains: its data, its template, how it starts, and how fast it learns."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft import PromptTuningConfig as PeftPromptTuningConfig
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import PromptTuningError
 from .modeling import add_prompt, get_prompt_tuning_model
+from .prompt_names import check_name
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
-
-NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-TAKEN = ("default", "__base__")
-
-
-def check_name(name: Any) -> None:
-    """Raises PromptTuningError for a name that cannot be a prompt's: it names a folder, metrics and a module."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise PromptTuningError(
-            f"the name is {name!r:.80}; a prompt's name is 1 to 64 letters, digits, '_' and '-' (it names a folder)."
-        )
-    # PyTorch refuses a module that is called like one of its container's own attributes ("train", "type").
-    if name in TAKEN or name.startswith("checkpoint-") or hasattr(nn.ModuleDict(), name):
-        raise PromptTuningError(f"the name {name!r} is taken by PyTorch, PEFT or the Trainer; give another one.")
 
 
 @dataclass

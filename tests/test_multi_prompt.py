@@ -1,6 +1,7 @@
 """Several prompts in one run: each becomes what it becomes alone."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_a_prompt_that_is_done_stays_as_it_is(tmp_path, tokenizer, tasks):
     trainer = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), tasks, tokenizer, callbacks=[Watch()])
     backbone = {name: p.clone() for name, p in trainer.model.base_model.named_parameters()}
     trainer.train()
-    moves = {name: [not torch.equal(a, b) for a, b in zip(v, v[1:], strict=False)] for name, v in seen.items()}
+    moves = {name: [not torch.equal(a, b) for a, b in pairwise(v)] for name, v in seen.items()}
     # the first step's rate is 0, behind it is warm-up
     assert moves == {"complaints": [True] * 8, "reviews": [True] * 7 + [False], "answers": [True] * 3 + [False] * 5}
     assert all(torch.equal(p, backbone[name]) for name, p in trainer.model.base_model.named_parameters())
