@@ -48,7 +48,8 @@ class EnsembleTrainer(MultiPromptTrainer):
         model: a plain backbone.
         args: as for `PromptTuningTrainer`.
         members: the prompts: name, config, and what else differs (learning rate, seed); their data is the run's.
-        train_dataset, eval_dataset: raw columns, of one data set each.
+        train_dataset: raw columns.
+        eval_dataset: raw columns, of one data set.
         processing_class: the backbone's tokenizer.
         template: how a row becomes text.
         **kwargs: as in `PromptTuningTrainer`; `compute_metrics` gets what the vote decided, as label indices or texts.
@@ -185,7 +186,12 @@ class EnsembleTrainer(MultiPromptTrainer):
     ) -> dict[str, float]:
         """Each prompt, `eval_NAME_accuracy` and so on, and the ensemble: `eval_accuracy` is that of the vote.
 
-        `eval_loss` is the mean of the prompts' losses. Args as in `Trainer`.
+        `eval_loss` is the mean of the prompts' losses.
+
+        Args:
+            eval_dataset: default the trainer's.
+            ignore_keys: as in `Trainer`.
+            metric_key_prefix: as in `Trainer`.
         """
         prefix = metric_key_prefix
         metrics = PromptTuningTrainer.evaluate(self, eval_dataset, ignore_keys, prefix)

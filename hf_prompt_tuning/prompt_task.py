@@ -22,10 +22,14 @@ class PromptTask:
     Args:
         name: of its folder, its metrics (`eval_NAME_accuracy`) and its adapter.
         config: how it starts, and its length.
-        train_dataset, eval_dataset: raw columns where there is a template, else rows of `input_ids` and `labels`.
+        train_dataset: raw columns where there is a template, else rows of `input_ids` and `labels`.
+        eval_dataset: the same.
         template: how a row becomes text.
-        learning_rate, num_train_epochs, max_steps, per_device_train_batch_size: default those of the run's arguments.
-        seed: of its initialisation; default the run's.
+        learning_rate: the prompt's peak; default the run's, as everything below.
+        num_train_epochs: passes over its data, whatever the run's `max_steps`.
+        max_steps: update steps, whatever the epochs.
+        per_device_train_batch_size: rows of a micro-batch.
+        seed: of its initialisation.
 
     Raises:
         PromptTuningError: the name cannot be a prompt's, or a number is not above zero.

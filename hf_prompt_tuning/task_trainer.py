@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 
 from .backbone import max_positions
 from .config import PromptTuningArguments
+from .ensemble_info import ENSEMBLE_FILE
 from .errors import PromptTuningError
 from .evaluation import longest_target, loss_history
 from .plots import save_curves
 from .prompt_info import PromptInfo
 from .prompt_task import PromptTask, check_names, model_with_prompts
+from .publishing import PUSHED
 from .soft_prompts import SoftPrompts
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
@@ -51,6 +53,7 @@ class TaskTrainer(PromptTuningTrainer):
         super().__init__(
             model=model, args=args, eval_dataset=data or None, processing_class=processing_class, **kwargs
         )
+        self._pushed = (*PUSHED, ENSEMBLE_FILE, *(f"{name}/*" for name in self.tasks))
         for name, encoder in self._encoders.items():
             self._describe_data(name, encoder)
 
@@ -97,7 +100,8 @@ class TaskTrainer(PromptTuningTrainer):
 
         Args:
             eval_dataset: a dict of data by task; default the tasks' own.
-            ignore_keys, metric_key_prefix: as in `Trainer`.
+            ignore_keys: as in `Trainer`.
+            metric_key_prefix: as in `Trainer`.
         """
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
@@ -124,7 +128,15 @@ class TaskTrainer(PromptTuningTrainer):
         return metrics
 
     def predict_tasks(self, test_datasets: dict[str, Any], ignore_keys: Any = None) -> dict[str, Any]:
-        """A `PredictionOutput`, as `PromptTuningTrainer.predict` gives it, for each task's data."""
+        """A `PredictionOutput`, as `PromptTuningTrainer.predict` gives it, for each task's data.
+
+        Args:
+            test_datasets: data by task.
+            ignore_keys: as in `Trainer`.
+
+        Raises:
+            PromptTuningError: there is no such task.
+        """
         outputs = {}
         for name, rows in self._by_task(test_datasets).items():
             with self._using(name):
