@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hf_prompt_tuning import (
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
+from hf_prompt_tuning.checkpoint_files import without_pickles
 from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
 from hf_prompt_tuning.prompt_task import PromptTask
 
@@ -187,3 +189,76 @@ def test_what_a_run_leaves(tmp_path, tokenizer, tasks):
 
     loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "reviews")
     assert torch.equal(loaded.prompt_encoder["default"].embedding.weight, trainer._weights["reviews"])
+
+
+def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks, monkeypatch):
+    """What would be sent, and the checkpoint that another machine resumes from."""
+    sent = {}
+
+    def keep(folder, files, path_in_repo, *rest, **kwargs):
+        sent.update({str(f.relative_to(files)): f.read_bytes() for f in Path(files).rglob("*") if f.is_file()})
+
+    trainer = MultiPromptTrainer(
+        tiny_model("llama"),
+        arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2),
+        tasks[:2],
+        tokenizer,
+    )
+    trainer.train()
+    monkeypatch.setattr(trainer, "_send", keep)
+    trainer._upload("message", blocking=True)
+    assert {f"{name}/adapter_model.safetensors" for name in ("complaints", "reviews")} < set(sent)
+    assert "losses.png" in sent and not any("checkpoint" in name or name.endswith(".bin") for name in sent)
+    (tmp_path / "hub").mkdir()
+    without_pickles(tmp_path / "checkpoint-4", tmp_path / "hub")
+    again = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path / "b", max_steps=2), tasks[:2], tokenizer)
+    again.train(resume_from_checkpoint=str(tmp_path / "hub"))
+    for name, weight in trainer._weights.items():
+        assert torch.equal(weight, again._weights[name])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "values, message",
+        [
+            ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}, "one best step"),
+            ({"train_sampling_strategy": "group_by_length"}, "can be random or sequential"),
+            ({"dataloader_drop_last": True, "per_device_train_batch_size": 13}, "12 rows are no batch of 13"),
+        ],
+    )
+    def test_arguments(self, values, message, tmp_path, tokenizer, tasks):
+        with pytest.raises(PromptTuningError, match=message):
+            MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path, **values), tasks, tokenizer)
+
+    def test_a_schedule_that_follows_the_loss(self, tmp_path, tokenizer, tasks):
+        args = arguments(tmp_path, lr_scheduler_type="reduce_lr_on_plateau", warmup_steps=0, eval_strategy="epoch")
+        with pytest.raises(PromptTuningError, match="which follows one loss"):
+            MultiPromptTrainer(tiny_model("llama"), args, tasks, tokenizer).train()
+
+    def test_tasks(self, tmp_path, tokenizer, tasks):
+        for wrong, message in [
+            ([], "there are no tasks"),
+            ([tasks[0], tasks[0]], "two tasks are called 'complaints'"),
+            ([tasks[0], PromptTask("Complaints", random_prompt(2))], "differ in capitals alone"),
+        ]:
+            with pytest.raises(PromptTuningError, match=message):
+                MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), wrong, tokenizer)
+
+    def test_a_task_without_training_data(self, tmp_path, tokenizer, tasks):
+        tasks[1].train_dataset = None
+        trainer = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), tasks, tokenizer)
+        with pytest.raises(PromptTuningError, match="the task 'reviews' has no training data"):
+            trainer.train()
+
+    def test_rows_that_are_too_long_behind_their_own_prompt(self, tmp_path, tokenizer, tasks):
+        tasks[0].train_dataset = [{"message": "night " * 58, "label": "1"}]
+        MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), tasks, tokenizer)
+        tasks[0].config = random_prompt(12)
+        with pytest.raises(PromptTuningError, match=r"row 1 of the complaints training data has .* for 116"):
+            MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), tasks, tokenizer)
+
+    def test_data_of_no_task(self, tmp_path, tokenizer, tasks):
+        trainer = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), tasks, tokenizer)
+        for data, message in (([], "with several tasks give a dict"), ({"x": []}, "there is no task 'x'")):
+            with pytest.raises(PromptTuningError, match=message):
+                trainer.evaluate(data)
