@@ -44,10 +44,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def _layout(self, prompts: Prompts, examples: Examples) -> Layout:
         name, max_packed_tokens, check = self._layout_request
         backbone = self.base_model
-        # What a layout can do depends on the first two, which may change between batches; and a batch without any
-        # prompt has no gradient to check.
-        prompted = any(map(len, prompts.vectors))
-        state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation, prompted)
+        # What a layout can do depends on these two, and both may change between batches.
+        state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
         if state not in self._chosen_layouts:
             # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare.
             dropout = backbone.training and self.active_peft_config.backbone_dropout

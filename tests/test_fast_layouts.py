@@ -245,14 +245,3 @@ def test_refusals():
         model(**batch, only_labelled=True, adapter_names=["default"])
     with pytest.raises(PromptTuningError, match="adapter_names has 'x'"):
         model(**batch, only_labelled=True, adapter_names=["default", "x"])
-
-
-def test_the_backbone_alone_does_not_decide_the_layout_of_prompts(caplog):
-    """The command evaluates without the prompt first, and there is no prompt's gradient to compare then."""
-    model, batch = tiny_prompt_model("llama"), pad(ragged_rows([4, 3], first_labelled=False), "right")
-    with model.disable_adapter(), torch.no_grad():
-        alone = model(**batch, only_labelled=True).loss
-    model(**batch, only_labelled=True)
-    assert [layout.name for layout in model._chosen_layouts.values()] == ["packed", "packed"]
-    assert not caplog.records
-    torch.testing.assert_close(alone, model.base_model(**batch).loss, rtol=1e-5, atol=1e-5)
