@@ -12,11 +12,17 @@ from hf_prompt_tuning import PromptTuningTrainer, get_prompt_tuning_model
 from hf_prompt_tuning.arguments import parse_arguments
 from hf_prompt_tuning.cli import load_backbone, run, save_predictions, set_up_logging
 from hf_prompt_tuning.data import load_splits, load_transfer
+from hf_prompt_tuning.ensemble_members import ensemble_members
+from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.tasks import read_tasks, train_tasks
 
 logger = get_logger(__name__)
 
 
 def main() -> None:
+    if (many := read_tasks()) is not None:
+        return train_tasks(many)
+
     model_args, data_args, prompt_args, training_args = parse_arguments()
     set_up_logging(training_args)
 
@@ -28,19 +34,24 @@ def main() -> None:
         transfer = load_transfer(data_args, template)
 
     # The frozen backbone with a new prompt in front of its input.
-    config = prompt_args.config(model_args.task_type)
     backbone, tokenizer = load_backbone(model_args)
-    model = get_prompt_tuning_model(backbone, config, tokenizer=tokenizer, template=template)
-    model.info.data = data_args.described()
-
-    trainer = PromptTuningTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train if training_args.do_train else None,
-        eval_dataset=validation if training_args.do_eval else None,
-        processing_class=tokenizer,
-        template=template,
-    )
+    common = {
+        "args": training_args,
+        "train_dataset": train if training_args.do_train else None,
+        "eval_dataset": validation if training_args.do_eval else None,
+        "processing_class": tokenizer,
+        "template": template,
+    }
+    if members := ensemble_members(prompt_args, training_args.seed):
+        # Or with several, which vote.
+        trainer = EnsembleTrainer(backbone, members=members, **common)
+    else:
+        config = prompt_args.config(model_args.task_type)
+        model = get_prompt_tuning_model(backbone, config, tokenizer=tokenizer, template=template)
+        trainer = PromptTuningTrainer(model, **common)
+    model = trainer.model
+    for info in model.prompt_info.values():
+        info.data |= data_args.described()
     if trainer.is_world_process_zero():
         model.print_trainable_parameters()
 

@@ -12,6 +12,8 @@ from .callbacks import (
 from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
+from .ensemble import PromptEnsemble, load_ensemble
+from .ensemble_trainer import EnsembleTrainer
 from .errors import (
     CheckpointSaveError,
     PromptLoadError,
@@ -23,6 +25,8 @@ from .foreign_prompts import import_prompt
 from .foreign_trainers import strip_virtual_tokens
 from .hub import load_prompt
 from .modeling import get_prompt_tuning_model
+from .multi_prompt import MultiPromptTrainer
+from .prompt_task import PromptTask
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
@@ -34,12 +38,16 @@ __all__ = [
     "CheckpointSaveError",
     "DataCollatorForPromptTuning",
     "DivergenceCallback",
+    "EnsembleTrainer",
     "FrozenBackboneCallback",
+    "MultiPromptTrainer",
     "PromptCheckpointCallback",
+    "PromptEnsemble",
     "PromptHubCallback",
     "PromptLoadError",
     "PromptMismatchError",
     "PromptMonitorCallback",
+    "PromptTask",
     "PromptTemplate",
     "PromptTokenizer",
     "PromptTuningArguments",
@@ -53,6 +61,7 @@ __all__ = [
     "get_prompt_tuning_model",
     "import_prompt",
     "kept_prompts",
+    "load_ensemble",
     "load_prompt",
     "restore_prompt",
     "strip_virtual_tokens",

@@ -151,11 +151,24 @@ class PromptArguments:
         default=None, metadata={"help": "The backbone's Hub id, for the card, where it was loaded from a folder."}
     )
 
+    num_prompts: int | None = field(
+        default=None, metadata={"help": "Train so many prompts in one run, which vote; default as many as a list has."}
+    )
+    prompt_seeds: list[int] | None = field(
+        default=None, metadata={"help": "Each prompt's seed of initialisation; default seed, seed+1, …"}
+    )
+    learning_rates: list[float] | None = field(default=None, metadata={"help": "Each prompt's learning_rate."})
+    prompt_lengths: list[int] | None = field(default=None, metadata={"help": "Each prompt's num_virtual_tokens."})
+    prompt_tuning_inits: list[str] | None = field(default=None, metadata={"help": "Each prompt's prompt_tuning_init."})
+
     def config(self, task_type: str | None) -> PromptTuningConfig:
-        """The prompt's config."""
-        values = dataclasses.asdict(self)
+        """The prompt's config (of several, what they have in common)."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in OF_SEVERAL}
         return PromptTuningConfig(task_type=task_type, base_model_name_or_path=values.pop("base_model_id"), **values)
 
+
+OF_SEVERAL = ("num_prompts", "prompt_seeds", "learning_rates", "prompt_lengths", "prompt_tuning_inits")
+"""The arguments of an ensemble; see `ensemble_members`."""
 
 Arguments = tuple[ModelArguments, DataArguments, PromptArguments, PromptTuningArguments]
 GROUPS = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
@@ -175,22 +188,25 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
             value that its field cannot hold.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    from_file = read_config(Path(argv.pop(0))) if argv and not argv[0].startswith("-") else {}
+    return parse_values(from_file, argv)
+
+
+def parse_values(from_file: dict[str, Any], argv: Sequence[str]) -> Arguments:
+    """As `parse_arguments`, of a file that was read already, and flags."""
     parser = _Parser(GROUPS, allow_abbrev=False, prog="run_prompt_tuning.py")
-    from_file: dict[str, Any] = {}
-    if argv and not argv[0].startswith("-"):
-        from_file = _read_file(Path(argv.pop(0)))
-        known = {f.name for group in GROUPS for f in dataclasses.fields(group)}
-        for key in from_file:
-            if key not in known:
-                raise PromptTuningError(_unknown(f"the key {key!r}", key, known))
+    known = {f.name for group in GROUPS for f in dataclasses.fields(group)}
+    for key in from_file:
+        if key not in known:
+            raise PromptTuningError(_unknown(f"the key {key!r}", key, known))
     by_flag = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
     # A flag that may be given several times adds to itself, but not to the file's.
-    flags = [flag for key, value in from_file.items() if key not in by_flag for flag in _as_flags(key, value)] + argv
+    flags = [flag for key, value in from_file.items() if key not in by_flag for flag in _as_flags(key, value)]
+    flags += list(argv)
     said = set(from_file) | by_flag
     flags += _unsaid(said, flags, parser)
     *parsed, rest = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
     if rest:
-        known = {f.name for group in GROUPS for f in dataclasses.fields(group)}
         raise PromptTuningError(_unknown(f"the argument {rest[0]!r}", rest[0].lstrip("-").split("=")[0], known))
     model, data, prompt, training = parsed
     resume = training.resume_from_checkpoint
@@ -206,7 +222,8 @@ class _Parser(HfArgumentParser):
         raise PromptTuningError(f"{message}. See --help.")
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The values of a YAML or JSON file. Raises PromptTuningError where it cannot be read or holds no mapping."""
     if file.suffix not in (".yaml", ".yml", ".json"):
         raise PromptTuningError(f"the first argument {str(file)!r} is neither a flag nor a .yaml or .json file.")
     try:

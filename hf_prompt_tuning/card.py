@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .backbone import hub_id
 from .config import PromptTuningConfig
-from .plots import CONFUSION_FILE, LOSS_FILE
+from .ensemble_info import EnsembleInfo
+from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 from .prompt_info import PromptInfo
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
@@ -16,7 +17,12 @@ LABELS = {"f1": "macro F1", "rougeL": "ROUGE-L", "exact_match": "exact match"}
 
 
 def write_card(
-    folder: Path, config: PromptTuningConfig, info: PromptInfo, backbone_size: int, repo_id: str | None = None
+    folder: Path,
+    config: PromptTuningConfig,
+    info: PromptInfo,
+    backbone_size: int,
+    repo_id: str | None = None,
+    ensemble: EnsembleInfo | None = None,
 ) -> None:
     """Writes `README.md` into a prompt's folder, beside its pictures.
 
@@ -26,6 +32,7 @@ def write_card(
         info: what the prompt says of itself.
         backbone_size: how many parameters stay frozen.
         repo_id: the Hub repository that the folder goes to; without it the card's code loads the folder itself.
+        ensemble: the one that this prompt is the best of, if the folder holds one.
     """
     base = hub_id(config.base_model_name_or_path)
     causal = config.task_type != "SEQ_2_SEQ_LM"
@@ -52,6 +59,9 @@ def write_card(
         repo=repo_id or ".",
         config=config,
         info=info,
+        ensemble=ensemble,
+        vote=_plain(ensemble.metrics) if ensemble else {},
+        curves_file=CURVES_FILE if (folder / CURVES_FILE).exists() else None,
         template=info.template,
         metrics=metrics,
         untuned=_plain(info.untuned_metrics),

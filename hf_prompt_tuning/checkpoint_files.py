@@ -32,6 +32,8 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
         folder: where the copy goes; the arguments, which name folders and tokens, are left out.
     """
     for file in sorted(Path(checkpoint).iterdir()):
+        if (file / "adapter_config.json").exists():
+            shutil.copytree(file, Path(folder) / file.name)  # one of several prompts
         if file.name == ARGUMENTS or not file.is_file():
             continue
         if file.name == STATE:

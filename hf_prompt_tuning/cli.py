@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,11 @@ from transformers.trainer_utils import PredictionOutput
 
 from .arguments import ModelArguments
 from .config import PromptTuningArguments
+from .ensemble_trainer import EnsembleTrainer
 from .errors import CheckpointSaveError, PromptTuningError, first_line
+from .template import PromptTemplate
 from .trainer import PromptTuningTrainer
+from .voting import label_record, text_record
 
 logger = logging.getLogger(__name__)
 
@@ -83,20 +87,32 @@ def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, dat
     """
     if not trainer.is_world_process_zero():
         return None
-    template = trainer.model.info.template
+    members = trainer.members if isinstance(trainer, EnsembleTrainer) else []
     file = Path(trainer.args.output_dir) / "predictions.jsonl"
+    write_predictions(file, trainer.model.info.template, output, data, members)
+    return file
+
+
+def write_predictions(
+    file: Path, template: PromptTemplate, output: PredictionOutput, data: Dataset, members: Sequence[str] = ()
+) -> None:
+    """As `save_predictions`, into any file; of an ensemble's `members`, with each one's vote."""
+    words = [template.label_words[label] for label in template.labels]
     with file.open("w", encoding="utf-8") as lines:
         for row, predicted, reference in zip(data, output.predictions, output.label_ids, strict=True):
-            record = {"input": template.source_text(row)}
-            if template.is_classification:
-                words = [template.label_words[label] for label in template.labels]
+            record: dict[str, Any] = {"input": template.source_text(row)}
+            if members and words:
+                record |= label_record(template, members, predicted)
+            elif members:
+                record |= text_record(members, predicted)
+            elif words:
                 record["prediction"] = words[int(np.argmax(predicted))]
                 record["scores"] = dict(zip(words, map(float, predicted), strict=True))
-                record["reference"] = words[reference] if reference >= 0 else None
             else:
-                record |= {"prediction": predicted, "reference": reference}
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return file
+                record["prediction"] = predicted
+            if words:
+                reference = words[reference] if reference >= 0 else None
+            lines.write(json.dumps(record | {"reference": reference}, ensure_ascii=False) + "\n")
 
 
 def run(main: Callable[[], None]) -> None:

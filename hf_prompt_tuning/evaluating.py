@@ -74,9 +74,12 @@ class EvaluatingTrainer(PublishingTrainer):
         return None, (nll, tokens), inputs["labels"]
 
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        unwrapped, limit = self.accelerator.unwrap_model(model), self._generation_limit()
+        return generate_targets(unwrapped, inputs, self.processing_class, limit)
+
+    def _generation_limit(self) -> int:
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        limit = self._encoder.template.max_target_length or longest_target(data)
-        return generate_targets(self.accelerator.unwrap_model(model), inputs, self.processing_class, limit)
+        return self._encoder.template.max_target_length or longest_target(data)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         nll, tokens, *detail = prediction.predictions

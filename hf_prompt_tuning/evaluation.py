@@ -22,7 +22,7 @@ def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
 
     Args:
         model: a prompt-tuning model (or its wrapper).
-        batch: `input_ids`, `attention_mask` [B, T] and `labels`.
+        batch: `input_ids`, `attention_mask` [B, T] and `labels`; `adapter_names`, where the rows have several prompts.
 
     Returns:
         [B] fp32 and [B] long.
@@ -43,7 +43,7 @@ def rank_labels(
     Args:
         model: a prompt-tuning model (or its wrapper).
         batch: `input_ids`, `attention_mask` and `labels` as the collator makes them; of `input_ids` only the source
-            (where `labels` is -100, for causal models) is read.
+            (where `labels` is -100, for causal models) is read. `adapter_names`, where the rows have several prompts.
         label_token_ids: L sequences of token ids.
         is_encoder_decoder: the labels are the decoder's, and all of `input_ids` is source.
 
@@ -54,7 +54,12 @@ def rank_labels(
     if not is_encoder_decoder:
         mask = mask * (batch["labels"] == IGNORED)
     with torch.no_grad():
-        return model(input_ids=batch["input_ids"], attention_mask=mask, candidates=label_token_ids).scores
+        return model(
+            input_ids=batch["input_ids"],
+            attention_mask=mask,
+            candidates=label_token_ids,
+            adapter_names=batch.get("adapter_names"),
+        ).scores
 
 
 def loss_metrics(nll: np.ndarray, tokens: np.ndarray) -> dict[str, float]:

@@ -9,6 +9,7 @@ from .causal_lm import PromptTuningModelForCausalLM
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
+from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 
 
@@ -32,10 +33,7 @@ def get_prompt_tuning_model(
         PromptTuningError: the backbone takes no `inputs_embeds`, is of another task type, or the prompt cannot be
             initialised as asked.
     """
-    config = PromptTuningConfig.from_peft(config)
-    config.tokenizer = tokenizer if tokenizer is not None else config.tokenizer
-    if config.label_words is None and template is not None and template.label_words:
-        config.label_words = list(template.label_words.values())
+    config = _completed(config, tokenizer, template)
     cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
     config.task_type = config.task_type or cls.task_type
     if config.task_type != cls.task_type:
@@ -51,3 +49,32 @@ def get_prompt_tuning_model(
     if template is not None:
         model.info.template = template
     return model
+
+
+def add_prompt(
+    model: SoftPrompts,
+    adapter_name: str,
+    config: PeftPromptTuningConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: PromptTemplate | None = None,
+) -> None:
+    """One more soft prompt on the same backbone; the active one stays active.
+
+    Args and errors as in `get_prompt_tuning_model`.
+    """
+    config = _completed(config, tokenizer, template)
+    config.task_type = config.task_type or model.task_type
+    model.add_adapter(adapter_name, config)
+    if template is not None:
+        model.prompt_info[adapter_name].template = template
+
+
+def _completed(
+    config: PeftPromptTuningConfig, tokenizer: PreTrainedTokenizerBase | None, template: PromptTemplate | None
+) -> PromptTuningConfig:
+    """Our config, with the tokenizer and the label words that an initialisation may need."""
+    config = PromptTuningConfig.from_peft(config)
+    config.tokenizer = tokenizer if tokenizer is not None else config.tokenizer
+    if config.label_words is None and template is not None and template.label_words:
+        config.label_words = list(template.label_words.values())
+    return config

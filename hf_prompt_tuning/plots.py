@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSS_FILE = "loss.png"
+CURVES_FILE = "losses.png"
 CONFUSION_FILE = "confusion_matrix.png"
 
 
@@ -57,3 +58,26 @@ def _confusion(matrix: dict) -> "Figure":
             for j, count in enumerate(row):
                 axes.text(j, i, str(count), ha="center", va="center", color="white" if count > half else "black")
     return figure
+
+
+def save_curves(folder: str | Path, histories: dict[str, dict[str, list[list[float]]]]) -> None:
+    """`losses.png`: the losses of several prompts in one picture, where there are any.
+
+    Args:
+        folder: where.
+        histories: of each prompt, as `PromptInfo.history`; training loss is drawn solid, evaluation loss dashed.
+    """
+    if not any(points for history in histories.values() for points in history.values()):
+        return
+    figure = _figure(8, 5)
+    axes = figure.subplots()
+    for i, (name, history) in enumerate(histories.items()):
+        for key, style in (("loss", "-"), ("eval_loss", "--")):
+            if points := history.get(key):
+                label = name if key == "loss" else f"{name}, evaluation"
+                axes.plot(*zip(*points, strict=True), style, color=f"C{i % 10}", marker=".", label=label)
+    axes.set(xlabel="update step", ylabel="loss per token")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.savefig(Path(folder) / CURVES_FILE, dpi=120)

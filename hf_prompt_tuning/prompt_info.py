@@ -132,7 +132,7 @@ def _scalars(name: str, value: Any) -> None:
             raise PromptTuningError(f"{name}.{key} is {item!r:.80}, neither a value nor a list of values")
 
 
-def _number(name: str, value: Any) -> None:
+def number_check(name: str, value: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise PromptTuningError(f"{name} holds {value!r:.80}, not a number")
     if isinstance(value, int) and abs(value) > 2**63:
@@ -142,7 +142,7 @@ def _number(name: str, value: Any) -> None:
 def _metrics(name: str, value: Any) -> None:
     _object(name, value)
     for item in value.values():
-        _number(name, item)
+        number_check(name, item)
 
 
 def _transfer(name: str, value: Any) -> None:
@@ -159,7 +159,7 @@ def _matrix(name: str, value: Any, width: int | None = None) -> None:
         if len(row) != width:
             raise PromptTuningError(f"{name} has a row of {len(row)}, not {width}")
         for item in row:
-            _number(name, item)
+            number_check(name, item)
 
 
 def _history(name: str, value: Any) -> None:

@@ -26,6 +26,8 @@ SKIPPED = "A push during training failed, and training goes on: %s"
 class PublishingTrainer(ResumingTrainer):
     """The part of `PromptTuningTrainer` that talks to the Hub."""
 
+    _pushed: tuple[str, ...] = PUSHED
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -67,7 +69,7 @@ class PublishingTrainer(ResumingTrainer):
                 self.args.output_dir,
                 repo_id,
                 shlex.quote(self.args.output_dir),
-                " ".join(f"--include {shlex.quote(pattern)}" for pattern in PUSHED),
+                " ".join(f"--include {shlex.quote(pattern)}" for pattern in self._pushed),
             )
             return None
 

@@ -1,0 +1,134 @@
+"""An ensemble in use: prompts of one task on one backbone, whose majority decides."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from .collator import DataCollatorForPromptTuning
+from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
+from .errors import PromptLoadError, PromptTuningError
+from .evaluation import decode, generate_targets, rank_labels
+from .hub import load_prompt
+from .layouts.base import IGNORED
+from .prompt_files import find_file, read_json
+from .soft_prompts import SoftPrompts
+from .template import PromptTemplate, parse
+from .tokenization import PromptTokenizer
+from .voting import label_record, text_record
+
+
+class PromptEnsemble:
+    """Several prompts of one task on one backbone; the majority decides (Lester et al. 2021, section 6).
+
+    Args:
+        model: with a prompt under each of the names.
+        members: the names.
+        tokenizer: the backbone's.
+        template: the one that all members were trained with.
+    """
+
+    def __init__(
+        self,
+        model: SoftPrompts,
+        members: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        template: PromptTemplate,
+    ):
+        self.model = model
+        self.members = list(members)
+        self.tokenizer = tokenizer
+        self.template = template
+        self._encoder = PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
+        self._collator = DataCollatorForPromptTuning(tokenizer)
+
+    def predict(self, rows: Sequence[Mapping[str, Any]], batch_size: int = 16) -> list[dict[str, Any]]:
+        """What the ensemble says of each row.
+
+        Args:
+            rows: the template's columns.
+            batch_size: rows at a time; each goes through the backbone once for every prompt, in the same call.
+
+        Returns:
+            For each row `prediction` (a label's words, or a text), `votes` (what each prompt says), and, where it
+            classifies, `scores`: every label's log-likelihood, summed over the prompts.
+
+        Raises:
+            PromptTuningError: a row lacks a column that the template names.
+        """
+        records: list[dict[str, Any]] = []
+        for start in range(0, len(rows), batch_size):
+            batch = self._batch(rows[start : start + batch_size])
+            if self.template.is_classification:
+                records += [label_record(self.template, self.members, one) for one in self._ranked(batch)]
+            else:
+                records += [text_record(self.members, texts) for texts in self._written(batch)]
+        return records
+
+    def scores(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """[B, G, L], the log-likelihood of every label behind every row, by every prompt; in one call."""
+        return self._ranked(self._batch(rows))
+
+    def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The rows' sources, as the collator makes them; what a row may hold as a target is not looked at."""
+        wanted = [name for is_field, name in parse(self.template.source) if is_field]
+        features = []
+        for row in rows:
+            if missing := [name for name in wanted if name not in row]:
+                raise PromptTuningError(
+                    f"a row has {', '.join(map(repr, row))}, and the template's source names {missing[0]!r}; "
+                    "give the row that column."
+                )
+            ids, _ = self._encoder.source_ids(row)
+            features.append({"input_ids": ids, "labels": [IGNORED] * len(ids)})
+        return {name: value.to(self.model.device) for name, value in self._collator(features).items()}
+
+    def _ranked(self, batch: dict[str, Any]) -> np.ndarray:
+        size, many = len(batch["input_ids"]), len(self.members)
+        repeated = {name: value.repeat(many, 1) for name, value in batch.items()}
+        repeated["adapter_names"] = [name for name in self.members for _ in range(size)]
+        scores = rank_labels(self.model, repeated, self._encoder.label_token_ids, self._encoder.is_encoder_decoder)
+        return scores.view(many, size, -1).transpose(0, 1).cpu().numpy()
+
+    def _written(self, batch: dict[str, Any]) -> list[list[str]]:
+        by_member, before = [], self.model.active_adapter
+        try:
+            for name in self.members:
+                self.model.set_adapter(name)
+                ids = generate_targets(self.model, batch, self.tokenizer, self.template.max_target_length or 128)
+                by_member.append(decode(ids.cpu().numpy(), self.tokenizer))
+        finally:
+            self.model.set_adapter(before)
+        return [list(texts) for texts in zip(*by_member, strict=True)]
+
+
+def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:
+    """A saved ensemble on its backbone, ready to use.
+
+    Its model has the best prompt as "default", which is active, and every member under its name.
+
+    Args:
+        prompt: the folder or Hub id of an ensemble.
+        **kwargs: as in `load_prompt` (`backbone`, `tokenizer`, `revision`, `token`, …).
+
+    Raises:
+        PromptLoadError: it is no ensemble, it cannot be had, or it is damaged or unsafe.
+        PromptMismatchError: the backbone is not the one that a prompt was trained on.
+    """
+    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if kwargs.get(name)}
+    file = find_file(prompt, ENSEMBLE_FILE, **hub)
+    if file is None:
+        raise PromptLoadError(f"{prompt} has no {ENSEMBLE_FILE}; one prompt is loaded by load_prompt.")
+    info = read_json(file, EnsembleInfo.from_json)
+    model, tokenizer, template = load_prompt(prompt, **kwargs)
+    if template is None or tokenizer is None:
+        raise PromptLoadError(f"{prompt} has no template, or its backbone no tokenizer here; give tokenizer=….")
+    ignore = kwargs.get("ignore_mismatch", False)
+    for name in info.members:
+        folder = "/".join(filter(None, (hub.get("subfolder"), name)))
+        model.load_adapter(prompt, name, ignore_mismatch=ignore, **hub | {"subfolder": folder})
+        if model.prompt_info[name].template != template:
+            raise PromptLoadError(f"{prompt}: the prompts {info.best!r} and {name!r} have different templates.")
+    return PromptEnsemble(model, info.members, tokenizer, template)

@@ -1,0 +1,58 @@
+"""What an ensemble says of itself in `ensemble.json`: which prompts vote, and how good they are together."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import PromptTuningError
+from .prompt_info import number_check
+from .prompt_names import check_name
+
+ENSEMBLE_FILE = "ensemble.json"
+FORMAT_VERSION = 1
+MAX_MEMBERS = 1000
+
+
+@dataclass
+class EnsembleInfo:
+    """What `ensemble.json` says. The members' own folders say the rest.
+
+    Attributes:
+        members: the names of the prompts, which are their folders.
+        best: the one whose files are also in the ensemble's folder itself.
+        metrics: of the vote, by the Trainer's names.
+    """
+
+    members: list[str]
+    best: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, folder: str | Path) -> None:
+        """Writes `ensemble.json` into `folder`."""
+        values = {"format_version": FORMAT_VERSION} | asdict(self)
+        (Path(folder) / ENSEMBLE_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "EnsembleInfo":
+        """The description of a parsed `ensemble.json`.
+
+        Raises:
+            PromptTuningError: a field is missing or not of its type, or a member's name is none.
+        """
+        if values.get("format_version") != FORMAT_VERSION or isinstance(values["format_version"], bool):
+            raise PromptTuningError(
+                f"format_version is {values.get('format_version')!r:.80}, and this version reads {FORMAT_VERSION}"
+            )
+        members, best, metrics = (values.get(name) for name in ("members", "best", "metrics"))
+        if not isinstance(members, list) or not 1 < len(members) <= MAX_MEMBERS:
+            raise PromptTuningError(f"members is {members!r:.80}, not a list of 2 to {MAX_MEMBERS} names")
+        for name in members:
+            check_name(name)  # a folder's name and nothing else: it cannot lead out of the ensemble's
+        if len(set(members)) < len(members) or best not in members:
+            raise PromptTuningError(f"the members are {members!r:.80} and the best is {best!r:.80}")
+        if not isinstance(metrics, dict):
+            raise PromptTuningError(f"metrics is {metrics!r:.80}, not an object")
+        for value in metrics.values():
+            number_check("metrics", value)
+        return cls(members, best, metrics)

@@ -1,0 +1,252 @@
+"""Several prompts for one task in one run, evaluated one by one and as an ensemble (Lester et al. 2021, section 6)."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .card import write_card
+from .ensemble_info import EnsembleInfo
+from .errors import PromptTuningError
+from .evaluating import to_record
+from .evaluation import (
+    classification_metrics,
+    confusion_matrix,
+    decode,
+    generate_targets,
+    label_nll,
+    loss_metrics,
+    rank_labels,
+    text_metrics,
+)
+from .layouts.base import IGNORED
+from .multi_prompt import MultiPromptTrainer
+from .plots import save_pictures
+from .prompt_files import CONFIG_FILE, WEIGHTS_FILE
+from .prompt_task import PromptTask
+from .template import PromptTemplate
+from .tokenization import PromptTokenizer
+from .trainer import PromptTuningTrainer
+from .training_data import as_dataset, encode_data
+from .voting import vote, vote_on_texts
+
+
+class EnsembleTrainer(MultiPromptTrainer):
+    """Trains several prompts on the same rows of one task, and evaluates each and their majority vote.
+
+    Every batch, of training and of evaluation, is one call of the backbone for all prompts.
+
+    Args:
+        model: a plain backbone.
+        args: as for `PromptTuningTrainer`.
+        members: the prompts: name, config, and what else differs (learning rate, seed); their data is the run's.
+        train_dataset: raw columns.
+        eval_dataset: raw columns, of one data set.
+        processing_class: the backbone's tokenizer.
+        template: how a row becomes text.
+        **kwargs: as in `PromptTuningTrainer`; `compute_metrics` gets what the vote decided, as label indices or texts.
+
+    Raises:
+        PromptTuningError: fewer than two members, two that would be the same, or whatever a `MultiPromptTrainer`
+            refuses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Any,
+        members: Sequence[PromptTask],
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        template: PromptTemplate | None = None,
+        **kwargs: Any,
+    ):
+        if len(members) < 2:
+            raise PromptTuningError(f"an ensemble has {len(members)} member; give at least two, or train one prompt.")
+        if template is None or processing_class is None or isinstance(eval_dataset, dict):
+            raise PromptTuningError(
+                "an ensemble needs the template and the tokenizer (processing_class), and one evaluation data set."
+            )
+        template = template.with_label_words(as_dataset(train_dataset), as_dataset(eval_dataset))
+        encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
+        # Tokenized once, for all members.
+        train = encode_data(train_dataset, "training", encoder, None, require_target=True)
+        evaluation = encode_data(eval_dataset, "evaluation", encoder, None, require_target=False)
+        data = {"train_dataset": train, "eval_dataset": evaluation, "template": template}
+        super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
+        self.eval_dataset = evaluation
+        self.members = list(self.tasks)
+        self._limit = None if None in self._limits.values() else min(self._limits.values())
+        self._refuse_twins()
+        self._vote_metrics: dict[str, float] = {}
+        self._confusions: dict[str, dict[str, Any]] = {}
+
+    def _refuse_twins(self) -> None:
+        for one, other in combinations(self.tasks.values(), 2):
+            same_rate = (one.learning_rate or self.args.learning_rate) == (
+                other.learning_rate or self.args.learning_rate
+            )
+            if same_rate and torch.equal(self._weights[one.name], self._weights[other.name]):
+                raise PromptTuningError(
+                    f"{one.name!r} and {other.name!r} start from the same vectors and have the same learning rate, so "
+                    "they would stay the same. Use an initialisation that is drawn (SAMPLE_VOCAB, RANDOM), other "
+                    "lengths, or other learning rates."
+                )
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, tuple[Tensor, ...], Tensor]:
+        """As in `PromptTuningTrainer`, for G prompts at once.
+
+        Per example: negative log-likelihoods [B, G] and tokens [B], then label scores [B, G, L] or generated ids
+        [B, G, T']. Without prompts (`evaluate_untuned`) there is no G.
+        """
+        unwrapped = self.accelerator.unwrap_model(model)
+        if unwrapped._adapters_disabled:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        gold = inputs.pop("label", None)
+        size, many = len(inputs["input_ids"]), len(self.members)
+        rows = {name: value.repeat(many, 1) for name, value in inputs.items()}
+        rows["adapter_names"] = [name for name in self.members for _ in range(size)]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if gold is not None:
+                ids, seq2seq = self._encoder.label_token_ids, self._encoder.is_encoder_decoder
+                scores = rank_labels(model, rows, ids, seq2seq).view(many, size, -1).transpose(0, 1)
+                sizes = torch.tensor([len(words) for words in ids], device=scores.device)
+                known, index = gold >= 0, gold.clamp(min=0)
+                right = scores.gather(2, index[:, None, None].expand(-1, many, 1))[..., 0]
+                return None, (torch.where(known[:, None], -right, 0.0), sizes[index] * known, scores), gold
+            nll, tokens = label_nll(model, rows)
+            found = nll.view(many, size).T, tokens.view(many, size)[0]
+            if getattr(self.args, "predict_with_generate", True):
+                found += (self._texts_of_all(unwrapped, inputs),)
+        return None, found, inputs["labels"]
+
+    def _texts_of_all(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """What each prompt generates, [B, G, T'], -100 behind their ends."""
+        limit = self._generation_limit()
+        texts = []
+        for name in self.members:
+            with self._using(name):
+                ids = generate_targets(model, inputs, self.processing_class, limit)
+            texts.append(nn.functional.pad(ids, (0, limit + 1 - ids.shape[1]), value=IGNORED))
+        return torch.stack(texts, dim=1)
+
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        nll, tokens, *detail = prediction.predictions
+        if nll.ndim == 1:
+            return super()._compute_metrics(prediction)
+        template = self._encoder.template
+        outputs, references = self._readable(detail, prediction.label_ids)
+        metrics: dict[str, float] = {}
+        for g, name in enumerate(self.members):
+            own = loss_metrics(nll[:, g], tokens)
+            if template.is_classification:
+                own |= classification_metrics(outputs[:, g], references)
+                self._confusions[name] = confusion_matrix(outputs[:, g], references, template)
+            elif outputs is not None:
+                own |= text_metrics([texts[g] for texts in outputs], references)
+            metrics |= {f"{name}_{key}": value for key, value in own.items()}
+        losses = [metrics[f"{name}_loss"] for name in self.members if f"{name}_loss" in metrics]
+        if losses:
+            metrics["loss"] = sum(losses) / len(losses)
+        return metrics | self._metrics_of_the_vote(outputs, references)
+
+    def _metrics_of_the_vote(self, outputs: Any, references: Any) -> dict[str, float]:
+        if outputs is None:
+            return {}
+        if self._encoder.template.is_classification:
+            decided = vote(outputs)
+            metrics = classification_metrics(np.eye(outputs.shape[2])[decided], references)
+        else:
+            decided = [vote_on_texts(texts) for texts in outputs]
+            metrics = text_metrics(decided, references)
+        if self._extra_metrics is not None:
+            metrics |= self._extra_metrics(EvalPrediction(predictions=decided, label_ids=references))
+        return metrics
+
+    def _readable(self, detail: list[np.ndarray], labels: np.ndarray) -> tuple[Any, Any]:
+        if not detail or self._encoder.template.is_classification or detail[0].ndim == 2:
+            return super()._readable(detail, labels)
+        by_member = [decode(detail[0][:, g], self.processing_class) for g in range(len(self.members))]
+        return [list(texts) for texts in zip(*by_member, strict=True)], decode(labels, self.processing_class)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Each prompt, `eval_NAME_accuracy` and so on, and the ensemble: `eval_accuracy` is that of the vote.
+
+        `eval_loss` is the mean of the prompts' losses.
+
+        Args:
+            eval_dataset: default the trainer's.
+            ignore_keys: as in `Trainer`.
+            metric_key_prefix: as in `Trainer`.
+        """
+        prefix = metric_key_prefix
+        metrics = PromptTuningTrainer.evaluate(self, eval_dataset, ignore_keys, prefix)
+        known = to_record(metrics)
+        for name in self.members:
+            own = {key: known.pop(key) for key in list(known) if key.startswith(f"{prefix}_{name}_")}
+            info = self.accelerator.unwrap_model(self.model).prompt_info[name]
+            info.metrics = {key.replace(f"{prefix}_{name}", "eval", 1): value for key, value in own.items()}
+            info.confusion_matrix = self._confusions.get(name, {})
+        self._vote_metrics = {key.replace(prefix, "eval", 1): value for key, value in known.items()}
+        return metrics
+
+    def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
+        """The metrics of the backbone without a prompt; every member remembers them beside its own."""
+        metrics = PromptTuningTrainer.evaluate_untuned(self, eval_dataset)
+        for name in self.members:
+            self.accelerator.unwrap_model(self.model).prompt_info[name].untuned_metrics = to_record(metrics)
+        return metrics
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`. Predictions are label scores [N, G, L] (see `voting.vote`), or G texts for each row."""
+        return PromptTuningTrainer.predict(self, test_dataset, *args, **kwargs)
+
+    @property
+    def best_member(self) -> str:
+        """The best prompt by the last evaluation, or by the last training loss where there was none.
+
+        The metric is `metric_for_best_model`, else accuracy (classification) or loss; the loss decides between
+        equals.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        classifies = self._encoder.template.is_classification
+        asked = (self.args.metric_for_best_model or ("accuracy" if classifies else "loss")).removeprefix("eval_")
+        larger = asked != "loss" if self.args.greater_is_better is None else self.args.greater_is_better
+
+        def rank(name: str) -> tuple[float, float]:
+            metrics, history = model.prompt_info[name].metrics, self._history(name)
+            loss = metrics.get("eval_loss", history["loss"][-1][1] if history.get("loss") else 0.0)
+            value = metrics.get(f"eval_{asked}", 0.0)
+            return (-value if larger else value, loss)
+
+        return min(self.members, key=rank)
+
+    def _save_prompts(self, folder: Path) -> None:
+        super()._save_prompts(folder)
+        # A checkpoint holds the members alone: the best is known at the end.
+        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            return
+        model, best = self.accelerator.unwrap_model(self.model), self.best_member
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copy(folder / best / file, folder)
+        config, info = model.peft_config[best], model.prompt_info[best]
+        ensemble = EnsembleInfo(self.members, best, self._vote_metrics)
+        info.write(folder)
+        ensemble.write(folder)
+        save_pictures(folder, info)
+        size = sum(p.numel() for p in model.base_model.parameters())
+        write_card(folder, config, info, size, self.hub_model_id, ensemble)

@@ -1,0 +1,22 @@
+"""What a prompt may be called, where a run or a folder has several."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from .errors import PromptTuningError
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TAKEN = ("default", "__base__")
+
+
+def check_name(name: Any) -> None:
+    """Raises PromptTuningError for a name that cannot be a prompt's: it names a folder, metrics and a module."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise PromptTuningError(
+            f"the name is {name!r:.80}; a prompt's name is 1 to 64 letters, digits, '_' and '-' (it names a folder)."
+        )
+    # PyTorch refuses a module that is called like one of its container's own attributes ("train", "type").
+    if name in TAKEN or name.startswith("checkpoint-") or hasattr(nn.ModuleDict(), name):
+        raise PromptTuningError(f"the name {name!r} is taken by PyTorch, PEFT or the Trainer; give another one.")

@@ -1,0 +1,245 @@
+"""A Trainer that knows several tasks: each has its data, its template, its metrics and its folder."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .backbone import max_positions
+from .config import PromptTuningArguments
+from .ensemble_info import ENSEMBLE_FILE
+from .errors import PromptTuningError
+from .evaluation import longest_target, loss_history
+from .plots import save_curves
+from .prompt_info import PromptInfo
+from .prompt_task import PromptTask, check_names, model_with_prompts
+from .publishing import PUSHED
+from .soft_prompts import SoftPrompts
+from .tokenization import PromptTokenizer
+from .trainer import PromptTuningTrainer
+from .training_data import as_dataset, encode_data
+
+
+class TaskTrainer(PromptTuningTrainer):
+    """The part of `MultiPromptTrainer` that knows its tasks: their data, their metrics, their folders."""
+
+    _asked: PromptTuningArguments  # as the caller gave them
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: PromptTuningArguments,
+        tasks: Sequence[PromptTask],
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        check_names(tasks)
+        tasks = [replace(task, template=_with_label_words(task)) for task in tasks]
+        if isinstance(model, PreTrainedModel):
+            model = model_with_prompts(model, tasks, processing_class, args.seed)
+        _check_prompts(model, tasks)
+        self._encoders = {task.name: _encoder(task, processing_class, model) for task in tasks}
+        limit = max_positions(model.get_base_model())
+        lengths = {task.name: len(model.prompt_encoder[task.name].embedding.weight) for task in tasks}
+        self._limits = {name: None if limit is None else limit - length for name, length in lengths.items()}
+        self.tasks = {task.name: self._with_token_ids(task) for task in tasks}
+        model.set_adapter(tasks[0].name)
+        data = {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None}
+        super().__init__(
+            model=model, args=args, eval_dataset=data or None, processing_class=processing_class, **kwargs
+        )
+        self._pushed = (*PUSHED, ENSEMBLE_FILE, *(f"{name}/*" for name in self.tasks))
+        for name, encoder in self._encoders.items():
+            self._describe_data(name, encoder)
+
+    @staticmethod
+    def _room(model: Any) -> int | None:
+        # Rows are checked in `_with_token_ids`, by the length of their own prompt.
+        return None
+
+    def _with_token_ids(self, task: PromptTask) -> PromptTask:
+        encoder, limit = self._encoders[task.name], self._limits[task.name]
+        train = encode_data(task.train_dataset, f"{task.name} training", encoder, limit, require_target=True)
+        evaluation = encode_data(task.eval_dataset, f"{task.name} evaluation", encoder, limit, require_target=False)
+        return replace(task, train_dataset=train, eval_dataset=evaluation)
+
+    def _describe_data(self, name: str, encoder: PromptTokenizer | None) -> None:
+        info, train = self.model.prompt_info[name], self.tasks[name].train_dataset
+        if encoder is not None:
+            info.template = encoder.template
+            if train is not None:
+                info.example = encoder.readable(train[0])
+
+    def _generation_limit(self) -> int:
+        task = self.tasks[self.accelerator.unwrap_model(self.model).active_adapter]
+        data = task.train_dataset if task.train_dataset is not None else task.eval_dataset
+        return self._encoder.template.max_target_length or longest_target(data)
+
+    @contextmanager
+    def _using(self, name: str) -> Iterator[PromptInfo]:
+        """Within this context evaluation and description are those of one prompt."""
+        model = self.accelerator.unwrap_model(self.model)
+        before = model.active_adapter, self._encoder, self._limit
+        model.set_adapter(name)
+        self._encoder, self._limit = self._encoders[name], self._limits[name]
+        try:
+            yield model.info
+        finally:
+            model.set_adapter(before[0])
+            self._encoder, self._limit = before[1:]
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Each prompt on its task's data: `eval_NAME_accuracy`, and so on; `eval_loss` is the mean of their losses.
+
+        Args:
+            eval_dataset: a dict of data by task; default the tasks' own.
+            ignore_keys: as in `Trainer`.
+            metric_key_prefix: as in `Trainer`.
+        """
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics: dict[str, float] = {}
+        losses = []
+        for name, rows in self._by_task(data).items():
+            prefix = f"{metric_key_prefix}_{name}"
+            with self._using(name) as info:
+                found = super().evaluate(rows, ignore_keys, prefix)
+                info.metrics = _renamed(info.metrics, prefix, "eval")
+            metrics |= found
+            losses += [found[f"{prefix}_loss"]] if f"{prefix}_loss" in found else []
+        if losses:
+            metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        return metrics
+
+    def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
+        """The metrics of the backbone without a prompt on each task's data: `untuned_NAME_accuracy`, and so on."""
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics: dict[str, float] = {}
+        for name, rows in self._by_task(data).items():
+            with self._using(name):
+                found = super().evaluate_untuned(rows)
+            metrics |= _renamed(found, "untuned", f"untuned_{name}")
+        return metrics
+
+    def predict_tasks(self, test_datasets: dict[str, Any], ignore_keys: Any = None) -> dict[str, Any]:
+        """A `PredictionOutput`, as `PromptTuningTrainer.predict` gives it, for each task's data.
+
+        Args:
+            test_datasets: data by task.
+            ignore_keys: as in `Trainer`.
+
+        Raises:
+            PromptTuningError: there is no such task.
+        """
+        outputs = {}
+        for name, rows in self._by_task(test_datasets).items():
+            with self._using(name):
+                outputs[name] = super().predict(rows, ignore_keys, f"test_{name}")
+        return outputs
+
+    def _by_task(self, data: Any) -> dict[str, Any]:
+        if not isinstance(data, dict) or not data:
+            raise PromptTuningError(
+                f"the data is a {type(data).__name__}; with several tasks give a dict of task name to data."
+            )
+        if unknown := [name for name in data if name not in self.tasks]:
+            raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, self.tasks))}.")
+        return data
+
+    def _describe(self, info: PromptInfo) -> None:
+        super()._describe(info)
+        name = self.accelerator.unwrap_model(self.model).active_adapter
+        task, asked = self.tasks[name], self._asked
+        info.training |= {
+            "learning_rate": task.learning_rate or asked.learning_rate,
+            "num_train_epochs": task.num_train_epochs or asked.num_train_epochs,
+            "max_steps": task.max_steps or asked.max_steps,
+            "per_device_train_batch_size": task.per_device_train_batch_size or asked.per_device_train_batch_size,
+            "gradient_accumulation_steps": asked.gradient_accumulation_steps,
+            "initialization_seed": asked.seed if task.seed is None else task.seed,
+            "trained_with": [other for other in self.tasks if other != name],
+        }
+        for key, data in (("training_rows", task.train_dataset), ("evaluation_rows", task.eval_dataset)):
+            if data is not None:
+                info.data[key] = len(data)
+        info.history = self._history(name)
+
+    def _history(self, name: str) -> dict[str, list[list[float]]]:
+        names = {f"loss_{name}": "loss", f"eval_{name}_loss": "eval_loss"}
+        own = [
+            {"step": log["step"], known: log[key]}
+            for log in self.state.log_history
+            for key, known in names.items()
+            if key in log
+        ]
+        return loss_history(own)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            self._save_prompts(Path(output_dir or self.args.output_dir))
+
+    def _save_prompts(self, folder: Path) -> None:
+        """Each prompt in a folder of its name, and all their losses in one picture."""
+        for name in self.tasks:
+            with self._using(name) as info:
+                self._describe(info)
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder, selected_adapters=list(self.tasks))
+        save_curves(folder, {name: self._history(name) for name in self.tasks})
+
+    def _upload(
+        self,
+        commit_message: str | None,
+        blocking: bool,
+        token: str | None = None,
+        revision: str | None = None,
+        tokenizer: bool = False,
+    ) -> Any:
+        folder = mkdtemp()
+        self._save_prompts(Path(folder))
+        if tokenizer:
+            self.processing_class.save_pretrained(folder)
+        return self._send(folder, folder, None, commit_message, blocking, token, revision)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        found = {file.parent.name for file in Path(resume_from_checkpoint).glob("*/adapter_model.safetensors")}
+        if found != set(self.tasks):
+            raise PromptTuningError(
+                f"{resume_from_checkpoint} holds the prompts {sorted(found)}, and this run trains "
+                f"{sorted(self.tasks)}; resume with the same tasks."
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
+    if not isinstance(model, SoftPrompts):
+        raise PromptTuningError(f"model is a {type(model).__name__}; give a transformers backbone.")
+    if set(model.peft_config) != {task.name for task in tasks}:
+        raise PromptTuningError(
+            f"the model has the prompts {sorted(model.peft_config)}, and the tasks are "
+            f"{sorted(task.name for task in tasks)}; give a plain backbone, or a prompt for each task."
+        )
+
+
+def _with_label_words(task: PromptTask) -> Any:
+    template = task.template
+    if template is None:
+        return None
+    return template.with_label_words(as_dataset(task.train_dataset), as_dataset(task.eval_dataset))
+
+
+def _encoder(task: PromptTask, tokenizer: Any, model: SoftPrompts) -> PromptTokenizer | None:
+    if tokenizer is None:
+        raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
+    template = task.template or model.prompt_info[task.name].template
+    return None if template is None else PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
+
+
+def _renamed(metrics: dict[str, float], prefix: str, new: str) -> dict[str, float]:
+    return {name.replace(prefix, new, 1) if name.startswith(prefix) else name: v for name, v in metrics.items()}

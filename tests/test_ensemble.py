@@ -1,0 +1,208 @@
+"""Prompts that vote: trained in one run, evaluated in one pass, saved and loaded as one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningConfig, PromptTuningError, load_prompt
+from hf_prompt_tuning.ensemble import load_ensemble
+from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.trainer import PromptTuningTrainer
+from hf_prompt_tuning.voting import vote, vote_on_texts, votes
+
+from .conftest import make_tokenizer, tiny_model
+from .test_multi_prompt import arguments, random_prompt
+
+TEMPLATE = PromptTemplate(source="Message : {message} Label :", label_column="label", label_words={"1": "a", "2": "b"})
+FREE = PromptTemplate(source="Message : {message} Answer :", target="{answer}", max_target_length=6)
+MEMBERS = [
+    PromptTask("one", random_prompt(4), learning_rate=0.3, seed=1),
+    PromptTask("two", random_prompt(4), learning_rate=0.003, seed=2),
+    PromptTask("three", random_prompt(7), learning_rate=0.1, seed=2),
+]
+
+
+def make(folder, messages, backbone="llama", template=TEMPLATE, members=MEMBERS, evaluate=True, **values):
+    rows = [row | {"answer": row["message"][-9:].strip()} for row in messages]
+    return EnsembleTrainer(
+        tiny_model(backbone),
+        arguments(folder, num_train_epochs=2, max_grad_norm=1.0, **values),
+        members,
+        rows,
+        rows[:7] if evaluate else None,
+        make_tokenizer("t5" if backbone == "t5" else "gpt2"),
+        template,
+    )
+
+
+class TestVotes:
+    def test_the_majority_wins_though_the_minority_is_surer(self):
+        scores = np.array([[[-1.0, -2.0, -9.0], [-1.0, -2.0, -9.0], [-50.0, -1.0, -9.0]]])
+        assert votes(scores).tolist() == [[2, 1, 0]]
+        assert vote(scores).tolist() == [0]
+
+    def test_a_tie_goes_to_the_likelier_of_the_tied(self):
+        # one vote each for labels 0 and 1; label 2, with none, has the highest sum
+        scores = np.array([[[-1.0, -9.0, -2.0], [-8.0, -1.5, -2.0]]])
+        assert scores.sum(1).argmax() == 2
+        assert vote(scores).tolist() == [0]
+
+    def test_texts(self):
+        assert vote_on_texts(["x", "y", "y", "x", "z"]) == "x"
+        assert vote_on_texts(["z", "y", "y", "x"]) == "y"
+
+
+@pytest.mark.parametrize("backbone", ["llama", "t5"])
+def test_one_pass_gives_what_each_prompt_gives_alone(backbone, tmp_path, messages):
+    """Scores, metrics and the vote against each prompt by itself, row by row."""
+    trainer = make(tmp_path, messages, backbone)
+    trainer.train()
+    calls = []
+    handle = trainer.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    metrics = trainer.evaluate()
+    assert len(calls) == 1  # seven rows, three prompts
+    handle.remove()
+    output = trainer.predict(messages[:7])
+    assert output.predictions.shape == (7, 3, 2)
+    gold = np.array([int(row["label"]) - 1 for row in messages[:7]])
+    alone = []
+    for g, name in enumerate(trainer.members):
+        model = trainer.model
+        model.set_adapter(name)
+        single = PromptTuningTrainer(
+            model,
+            arguments(tmp_path),
+            eval_dataset=messages[:7],
+            processing_class=trainer.processing_class,
+            template=TEMPLATE,
+        )
+        expected = single.predict(messages[:7])
+        np.testing.assert_allclose(output.predictions[:, g], expected.predictions, rtol=1e-4, atol=1e-4)
+        for key in ("loss", "accuracy", "f1"):
+            assert metrics[f"eval_{name}_{key}"] == pytest.approx(expected.metrics[f"test_{key}"], rel=1e-4)
+        alone.append(expected.predictions.argmax(1))
+    majority = (np.stack(alone).sum(0) > 1).astype(int)
+    assert metrics["eval_accuracy"] == pytest.approx((majority == gold).mean())
+    assert metrics["eval_loss"] == pytest.approx(np.mean([metrics[f"eval_{n}_loss"] for n in trainer.members]))
+
+
+@pytest.mark.parametrize("backbone", ["llama", "t5"])
+def test_texts_are_voted_on(backbone, tmp_path, messages):
+    trainer = make(tmp_path, messages, backbone, FREE)
+    trainer.evaluate_untuned()
+    trainer.train()
+    metrics = trainer.evaluate()
+    output = trainer.predict([row | {"answer": row["message"][-9:].strip()} for row in messages[:7]])
+    assert np.shape(output.predictions) == (7, 3)
+    for g, name in enumerate(trainer.members):
+        exact = np.mean([texts[g] == right for texts, right in zip(output.predictions, output.label_ids, strict=True)])
+        assert metrics[f"eval_{name}_exact_match"] == pytest.approx(exact)
+        trainer.model.set_adapter(name)
+        info = trainer.model.info
+        assert set(info.untuned_metrics) == {f"untuned_{k}" for k in ("loss", "perplexity", "exact_match", "rougeL")}
+    voted = [vote_on_texts(texts) for texts in output.predictions]
+    right = np.mean([a == b for a, b in zip(voted, output.label_ids, strict=True)])
+    assert metrics["eval_exact_match"] == output.metrics["test_exact_match"] == pytest.approx(right)
+    trainer.save_model()
+    ensemble = load_ensemble(tmp_path, backbone=tiny_model(backbone), tokenizer=trainer.processing_class)
+    assert [record["prediction"] for record in ensemble.predict(messages[:7], batch_size=4)] == voted
+
+
+def test_an_ensemble_is_saved_and_loads_as_one(tmp_path, messages):
+    trainer = make(tmp_path, messages, eval_strategy="epoch", save_strategy="epoch")
+    trainer.evaluate_untuned()
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    best = max(trainer.members, key=lambda n: (metrics[f"eval_{n}_accuracy"], -metrics[f"eval_{n}_loss"]))
+    assert trainer.best_member == best
+    top = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    prompt = {"README.md", "adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json", "results.json"}
+    prompt |= {"loss.png", "confusion_matrix.png"}
+    assert top == prompt | {"ensemble.json", "losses.png"}
+    assert {file.name for file in (tmp_path / "two").iterdir()} == prompt
+    assert {f.name for f in (tmp_path / "checkpoint-3").iterdir() if f.is_dir()} == set(trainer.members)
+    assert not (tmp_path / "checkpoint-3/ensemble.json").exists()
+    known = json.loads((tmp_path / "ensemble.json").read_text())
+    assert known["best"] == best and known["members"] == ["one", "two", "three"]
+    assert known["metrics"] == {f"eval_{k}": metrics[f"eval_{k}"] for k in ("accuracy", "f1", "loss")}
+
+    peft = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
+    assert torch.equal(peft.prompt_encoder["default"].embedding.weight, trainer._weights[best])
+    model, *_ = load_prompt(tmp_path, backbone=tiny_model("llama"), tokenizer=trainer.processing_class)
+    assert model.info.metrics["eval_accuracy"] == metrics[f"eval_{best}_accuracy"]
+    assert "untuned_accuracy" in model.info.untuned_metrics
+
+    ensemble = load_ensemble(tmp_path, backbone=tiny_model("llama"), tokenizer=trainer.processing_class)
+    output = trainer.predict(messages)
+    np.testing.assert_allclose(ensemble.scores(messages), output.predictions, rtol=1e-4, atol=1e-4)
+    with pytest.raises(PromptTuningError, match="a row has 'text', and the template's source names 'message'"):
+        ensemble.predict([{"text": "x"}])
+    records = ensemble.predict([{"message": row["message"]} for row in messages], batch_size=5)
+    assert [record["prediction"] for record in records] == ["ab"[i] for i in vote(output.predictions)]
+    assert list(records[0]["votes"]) == known["members"]
+    assert list(records[0]["votes"].values()) == ["ab"[i] for i in output.predictions[0].argmax(1)]
+    assert records[0]["scores"]["b"] == pytest.approx(output.predictions[0, :, 1].sum(), rel=1e-4)
+
+    card = (tmp_path / "README.md").read_text()
+    assert f"| accuracy | {metrics['eval_accuracy']:.4f} |" in card.split("## Ensemble")[1]
+    assert f"| accuracy | {metrics[f'eval_{best}_accuracy']:.4f} |" in card.split("## Ensemble")[0]
+    assert "](losses.png)" in card and "## Ensemble" not in (tmp_path / "two/README.md").read_text()
+
+
+def test_the_best_without_evaluation_has_the_lowest_loss(tmp_path, messages):
+    trainer = make(tmp_path, messages, evaluate=False)
+    trainer.train()
+    last = {
+        n: [log[f"loss_{n}"] for log in trainer.state.log_history if f"loss_{n}" in log][-1] for n in trainer.members
+    }
+    assert trainer.best_member == min(last, key=last.get)
+    trainer.save_model()
+    assert json.loads((tmp_path / "ensemble.json").read_text())["metrics"] == {}
+
+
+class TestRefusals:
+    def test_members_that_would_stay_the_same(self, tmp_path, messages):
+        text = PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init_text="positive negative")
+        with pytest.raises(PromptTuningError, match="'a' and 'b' start from the same vectors"):
+            make(tmp_path, messages, members=[PromptTask("a", text, seed=1), PromptTask("b", text, seed=2)])
+        make(tmp_path, messages, members=[PromptTask("a", text), PromptTask("b", text, learning_rate=0.1)])
+
+    def test_one_member(self, tmp_path, messages):
+        with pytest.raises(PromptTuningError, match="has 1 member"):
+            make(tmp_path, messages, members=MEMBERS[:1])
+
+    @pytest.mark.parametrize("name", ["../up", "a/b", "default", "train", "", "x" * 65, "checkpoint-3", 7, "a.b"])
+    def test_names(self, name):
+        with pytest.raises(PromptTuningError, match="the name"):
+            PromptTask(name, random_prompt(2))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"format_version": 2},
+            {"format_version": True},
+            {"members": "one"},
+            {"members": ["one"]},
+            {"members": ["one", "../one"]},
+            {"members": ["one", ["two"]]},
+            {"members": ["one", "one"]},
+            {"best": "four"},
+            {"best": ["one"]},
+            {"metrics": []},
+            {"metrics": {"eval_accuracy": "high"}},
+        ],
+    )
+    def test_a_damaged_description(self, change, tmp_path):
+        known = {"format_version": 1, "members": ["one", "two"], "best": "one", "metrics": {"eval_accuracy": 1.0}}
+        (tmp_path / "ensemble.json").write_text(json.dumps(known | change))
+        with pytest.raises(PromptLoadError, match=r"ensemble\.json is not a prompt's"):
+            load_ensemble(tmp_path, backbone=tiny_model("llama"))
+
+    def test_no_ensemble(self, tmp_path):
+        with pytest.raises(PromptLoadError, match=r"has no ensemble\.json"):
+            load_ensemble(tmp_path, backbone=tiny_model("llama"))
