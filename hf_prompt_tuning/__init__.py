@@ -21,6 +21,8 @@ from .errors import (
 )
 from .foreign_prompts import import_prompt
 from .hub import load_prompt
+from .inspection_results import Inspection
+from .inspector import inspect_prompt
 from .modeling import get_prompt_tuning_model
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .template import PromptTemplate
@@ -34,6 +36,7 @@ __all__ = [
     "DataCollatorForPromptTuning",
     "DivergenceCallback",
     "FrozenBackboneCallback",
+    "Inspection",
     "PromptCheckpointCallback",
     "PromptHubCallback",
     "PromptLoadError",
@@ -51,6 +54,7 @@ __all__ = [
     "TrainingInterrupted",
     "get_prompt_tuning_model",
     "import_prompt",
+    "inspect_prompt",
     "kept_prompts",
     "load_prompt",
     "restore_prompt",

@@ -1,4 +1,4 @@
-"""What was learned, by the vectors alone: the vocabulary's words that they are nearest to, and how they lie among them."""
+"""What was learned, by the vectors alone: the words that they are nearest to, and how they lie among them."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 CHUNK = 16384
 SPARE = 8
-"""More candidates than asked for: they are found by products, whose rounding may swap near ones, and sorted exactly."""
+"""More candidates than asked for: products find them, whose rounding may swap near ones; then they are sorted."""
 
 
 class NearestTokens(NamedTuple):

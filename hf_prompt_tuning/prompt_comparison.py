@@ -47,5 +47,5 @@ def compare_vectors(prompts: Mapping[str, Tensor]) -> PromptComparison:
     transfer = {}
     for i, name in enumerate(names):
         others = [j for j in range(len(names)) if j != i]
-        transfer[name] = [names[j] for j in sorted(others, key=lambda j: -mean_cosine[i][j])]  # noqa: B023
+        transfer[name] = [names[j] for j in sorted(others, key=lambda j: -mean_cosine[i][j])]
     return PromptComparison(names, mean_cosine, pairwise, transfer)

@@ -128,10 +128,10 @@ class SoftPrompts(SavedPrompts):
     @property
     def prompt(self) -> Tensor:
         """The active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
-        weight = (
-            self.prompt_encoder[self.active_adapter].embedding.weight if self._replaced is None else self._replaced
-        )
-        return weight[:0] if self._adapters_disabled else weight
+        vectors = self.prompt_encoder[self.active_adapter].embedding.weight
+        if self._replaced is not None:
+            vectors = self._replaced
+        return vectors[:0] if self._adapters_disabled else vectors
 
     @contextmanager
     def replaced_prompt(self, vectors: Tensor) -> Iterator[None]:
