@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from . import inspection_plots as plots
-from .inspection_text import findings, rows_in_words
+from .inspection_text import findings, printable, rows_in_words
 
 if TYPE_CHECKING:
     from .inspection_results import Inspection, PromptInspection
@@ -19,7 +19,7 @@ def as_html(inspection: "Inspection") -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["visible"] = _visible
+    environment.filters["visible"] = printable
     environment.filters["tint"] = _tint
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         prompts=[
@@ -37,11 +37,6 @@ def _pictures(one: "PromptInspection") -> dict[str, str]:
     changed = any(position.accuracy_without != one.accuracy for position in one.positions)
     known |= {"loss_without": one.loss is not None, "accuracy_without": changed}
     return {name: getattr(plots, name)(one) for name, there in known.items() if there}
-
-
-def _visible(text: str) -> str:
-    """A word whose line breaks, control and direction characters are seen and do nothing."""
-    return repr(text)[1:-1]
 
 
 def _tint(cosine: float) -> str:

@@ -13,11 +13,16 @@ ALIKE = 0.9
 
 
 def as_text(inspection: "Inspection") -> str:
-    """The whole inspection. What comes from a prompt is written as Python writes texts, so it controls no terminal."""
+    """The whole inspection, safe to print."""
     parts = [_prompt(one) for one in inspection.prompts]
     if inspection.comparison is not None:
         parts.append(_comparison(inspection.comparison))
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(map(printable, "\n\n".join(parts).split("\n"))) + "\n"
+
+
+def printable(text: str) -> str:
+    """A text whose line breaks, control and direction characters are seen, and do nothing."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _prompt(one: "PromptInspection") -> str:

@@ -24,7 +24,7 @@ from .prompt_comparison import compare_vectors
 from .prompt_effects import attention_to_prompt, quality, quality_without_each
 from .soft_prompts import SoftPrompts
 from .tokenization import PromptTokenizer
-from .training_data import as_dataset, encode_data
+from .training_data import encode_data
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 BINS = 60
@@ -69,7 +69,9 @@ def inspect_prompt(
         model, tokenizer, names = _loaded(paths, tokenizer, backbone, ignore_mismatch, load_kwargs)
     if tokenizer is None:
         raise PromptTuningError("the backbone's tokenizer is not given; give it as tokenizer=….")
-    found, data = [], as_dataset(data if isinstance(data, Dataset | None) else list(data))
+    if data is not None and not isinstance(data, Dataset):
+        data = Dataset.from_list(list(data))
+    found = []
     with _evaluating(model):
         norms = vocabulary_norms(model.word_embeddings, vocabulary_size(model.word_embeddings, tokenizer))
         for adapter, name in names.items():
@@ -214,7 +216,8 @@ def _of_text(
         found.attention_by_layer = by_layer.tolist()
         for position, share in zip(found.positions, by_layer.mean(0).tolist(), strict=True):
             position.attention = share
-    labelled = [row for row in rows.sort("length") if any(i != IGNORED for i in row["labels"])]
+    labelled = [row for row in rows if any(i != IGNORED for i in row["labels"])]
+    labelled.sort(key=lambda row: row["length"])  # few pads in a batch
     found.labelled_rows = len(labelled)
     if not labelled:
         found.notes["without"] = "the rows have no labels"
