@@ -37,16 +37,18 @@ def moved(one: "PromptInspection") -> str:
 
 def attention(one: "PromptInspection") -> str:
     """Layers down, positions across."""
+    from matplotlib.colors import PowerNorm
+
     figure = new_figure(WIDTH, max(2.2, 0.11 * len(one.attention_by_layer) + 1))
     axes = figure.subplots()
     shares = [[100 * share for share in layer] for layer in one.attention_by_layer]
     extent = (0.5, len(one.positions) + 0.5, len(shares) + 0.5, 0.5)
-    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, extent=extent, interpolation="nearest")
+    # Not straight: one vector often gets most of it (an attention sink), and the others would all look alike.
+    scale = PowerNorm(0.4, vmin=0)
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", norm=scale, extent=extent, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="% of the text's attention")
     axes.set(xlabel="position", ylabel="layer")
-    _whole_ticks(axes, len(one.positions))
-    step = -(-len(shares) // 8)
-    axes.set_yticks(range(1, len(shares) + 1, step))
+    axes.set(xticks=_some_of(len(one.positions), 25), yticks=_some_of(len(shares), 8))
     return _uri(figure, axes)
 
 
@@ -70,8 +72,7 @@ def similarity(one: "PromptInspection") -> str:
     extent = (0.5, size + 0.5, size + 0.5, 0.5)
     image = axes.imshow(one.similarity, cmap="RdBu_r", vmin=-1, vmax=1, extent=extent, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="cosine")
-    axes.set(xlabel="position", ylabel="position")
-    _whole_ticks(axes, size)
+    axes.set(xlabel="position", ylabel="position", xticks=_some_of(size, 12), yticks=_some_of(size, 12))
     return _uri(figure, axes)
 
 
@@ -81,13 +82,13 @@ def _bars(values: list[float], label: str, worse_is_up: bool = True) -> str:
     better = [value < 0 if worse_is_up else value > 0 for value in values]
     axes.bar(range(1, len(values) + 1), values, color=[OTHER if b else MAIN for b in better])
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(xlabel="position", ylabel=label, xlim=(0.4, len(values) + 0.6))
-    _whole_ticks(axes, len(values))
+    axes.set(xlabel="position", ylabel=label, xlim=(0.4, len(values) + 0.6), xticks=_some_of(len(values), 25))
     return _uri(figure, axes)
 
 
-def _whole_ticks(axes: "Axes", positions: int) -> None:
-    axes.set_xticks(range(1, positions + 1, 1 if positions <= 30 else 5 if positions <= 100 else 20))
+def _some_of(number: int, most: int) -> list[int]:
+    """1, and every so many up to `number`: at most `most` of them."""
+    return list(range(1, number + 1, -(-number // most)))
 
 
 def _uri(figure: "Figure", axes: "Axes") -> str:
