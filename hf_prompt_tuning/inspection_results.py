@@ -57,7 +57,8 @@ class Position:
         norm_percentile: the share of the vocabulary's vectors that are shorter, in percent.
         moved: None where the start is not known.
         attention: the share of the text's attention, mean over layers, heads and rows; None where it is not known.
-        loss_without, accuracy_without: of the prompt without this vector; None where they are not known.
+        loss_without: of the prompt without this vector; None where it is not known.
+        accuracy_without: the same.
     """
 
     number: int

@@ -133,10 +133,13 @@ def quality_without_each(
 ) -> list[Quality]:
     """P times loss and accuracy: with one vector removed, those behind it move up (P-1 are left).
 
-    Each of the P shorter prompts goes before all rows; a row's tokens differ in every hidden state from one prompt to
-    the next, so there is nothing to share but the pass itself, which the model's layout fills.
+    Each of the P shorter prompts goes before all rows in turn. Behind another prompt every hidden state of a row is
+    another, so there would be nothing to share between them but a pass, and the rows fill those.
 
-    Args as in `quality`.
+    Args:
+        model: as in `quality`.
+        batches: as in `quality`.
+        label_token_ids: as in `quality`.
     """
     found, vectors = [], model.prompt.detach()
     for left_out in range(len(vectors)):
