@@ -48,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         PromptTuningError: a prompt, its backbone or the data cannot be used.
     """
     args = parser().parse_args(argv)
-    for name in ("words", "batch_size", "max_rows"):
-        if getattr(args, name) < 1:
-            raise PromptTuningError(f"--{name} is {getattr(args, name)}; give 1 or more.")
+    if args.max_rows < 1:
+        raise PromptTuningError(f"max_rows is {args.max_rows}; give 1 or more.")
+    for file in filter(None, (args.json, args.html)):  # before the work, not after it
+        if not Path(file).absolute().parent.is_dir():
+            raise PromptTuningError(f"{file!r} cannot be written: there is no such folder. Make it first.")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     data = None

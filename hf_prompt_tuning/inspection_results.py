@@ -1,6 +1,7 @@
 """What an inspection found, as data, with the three ways to show it."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -130,9 +131,18 @@ class Inspection:
         return as_text(self)
 
     def to_json(self) -> str:
-        """All of it, by the names of these classes."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """All of it, by the names of these classes; a number that is not finite is null."""
+        return json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_html(self) -> str:
         """One page with its pictures in it. It has no script and needs no network."""
         return as_html(self)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN, which a backbone in half precision may give as a loss."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -58,10 +58,13 @@ def inspect_prompt(
         **load_kwargs: to `load_prompt` (`token`, `device_map`, `gguf_file`, …).
 
     Raises:
-        PromptTuningError: there is no tokenizer, or the data do not fit the template of a single prompt. Of several
-            prompts those that they do not fit say so in their notes.
+        PromptTuningError: there is no tokenizer, a number below 1, or the data do not fit the template of a single
+            prompt. Of several prompts those that they do not fit say so in their notes.
         PromptLoadError: as in `load_prompt`.
     """
+    for name, value in (("words", words), ("batch_size", batch_size)):
+        if value < 1:
+            raise PromptTuningError(f"{name} is {value}; give 1 or more.")
     if isinstance(prompts, SoftPrompts):
         model, names = prompts, {name: name for name in prompts.peft_config}
     else:

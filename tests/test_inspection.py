@@ -357,3 +357,5 @@ def test_json_holds_all_of_it(tokenizer, messages):
     assert one["positions"][0]["by_cosine"][0]["text"] == found.prompts[0].positions[0].by_cosine[0].text
     assert one["positions"][3]["loss_without"] == found.prompts[0].positions[3].loss_without
     assert one["attention_by_layer"] == found.prompts[0].attention_by_layer
+    found.prompts[0].positions[1].loss_without = math.nan
+    assert json.loads(found.to_json())["prompts"][0]["positions"][1]["loss_without"] is None
