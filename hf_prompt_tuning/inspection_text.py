@@ -143,21 +143,26 @@ def _of_attention(one: "PromptInspection") -> list[str]:
 def _of_removal(one: "PromptInspection") -> list[str]:
     if one.loss is None:
         return []
+    of = len(one.positions)
     worst = max(one.positions, key=lambda p: p.loss_without)
     better = sum(p.loss_without < one.loss for p in one.positions)
-    said = [
-        f"Without position {worst.number} the loss is {worst.loss_without:.4f} instead of {one.loss:.4f}: no other "
-        f"vector is missed as much. {_some(better, len(one.positions), 'lowers', 'lower')} the loss by leaving."
-    ]
+    loss = f"The loss is {one.loss:.4f}; "
+    if worst.loss_without > one.loss:
+        loss += f"without position {worst.number}, the one that is missed most, it is {worst.loss_without:.4f}. "
+    else:
+        loss += "no removal raises it. "
+    said = [loss + f"{_some(better, of, 'lowers', 'lower')} it by leaving."]
     if one.accuracy is not None:
         same = sum(p.accuracy_without == one.accuracy for p in one.positions)
         low = min(one.positions, key=lambda p: p.accuracy_without)
-        said.append(
-            f"The accuracy ({one.accuracy:.3f}) is the same without any one of the vectors."
-            if same == len(one.positions)
-            else f"The accuracy ({one.accuracy:.3f}) is the same without {same} of {len(one.positions)} vectors, each "
-            f"on its own; without position {low.number} it is {low.accuracy_without:.3f}, and nowhere less."
+        accuracy = (
+            f"The accuracy is {one.accuracy:.3f}, and the same without {same} of {of} vectors, each on its own; "
         )
+        if low.accuracy_without < one.accuracy:
+            accuracy += f"it is lowest without position {low.number} ({low.accuracy_without:.3f})."
+        else:
+            accuracy += "no removal lowers it."
+        said.append(accuracy)
     return said
 
 

@@ -15,6 +15,8 @@ import torch
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from hf_prompt_tuning.inspect import main
+from hf_prompt_tuning.inspection_results import Position, PromptInspection, Word
+from hf_prompt_tuning.inspection_text import findings
 from hf_prompt_tuning.inspector import inspect_prompt
 
 from .conftest import make_tokenizer, tiny_model
@@ -110,6 +112,36 @@ def test_the_text_controls_no_terminal(evil):
     text = evil.to_text()
     assert all(c.isprintable() or c == "\n" for c in text)
     assert r"\x1b[31m\u202e" in text and "'<script>alert(1)</script>' (1.00, 0.00)" in text
+
+
+def inspected(losses, accuracies):
+    """A prompt of two vectors whose loss is 1 and accuracy 0.5, and what these are without each."""
+    word = Word("a", 5, 0.5, 2.0)
+    positions = [
+        Position(i + 1, [word], [word], norm, 100.0 * i, None, 0.1 * (i + 1), loss, accuracy)
+        for i, (norm, loss, accuracy) in enumerate(zip((1.0, 3.0), losses, accuracies, strict=True))
+    ]
+    norms = {"quantiles": {"50": 2.0}, "edges": [0.0, 4.0], "counts": [7.0]}
+    values = dict(rows=4, labelled_rows=4, loss=1.0, accuracy=0.5, attention_by_layer=[[0.1, 0.2]])
+    values["notes"] = {"moved": "it is not."}
+    return PromptInspection("p", "b", 2, None, [], "x", {}, positions, [[1, -0.25], [-0.25, 1]], norms, **values)
+
+
+def test_what_stands_out_is_said():
+    assert findings(inspected([0.75, 1.5], [0.5, 0.25])) == [
+        "1 of 2 vectors is longer than 99 % of the vocabulary's (norms 1 to 3, the vocabulary's median 2).",
+        "The nearest word has a cosine of 0.50 on average.",
+        "The most alike positions are 1 and 2 (cosine -0.25); 0 of 1 pairs are above 0.9.",
+        "The text pays 30 % of its attention to the prompt, the largest share to position 2 (20.0 %).",
+        "The loss is 1.0000; without position 2, the one that is missed most, it is 1.5000. "
+        "1 of 2 vectors lowers it by leaving.",
+        "The accuracy is 0.500, the same without 1 of 2 vectors, each on its own; "
+        "it is lowest without position 2 (0.250).",
+        "How far the vectors moved is not known: it is not.",
+    ]
+    unhurt = findings(inspected([0.75, 0.5], [0.5, 0.75]))
+    assert unhurt[4] == "The loss is 1.0000; no removal raises it. 2 of 2 vectors lower it by leaving."
+    assert unhurt[5].endswith("the same without 1 of 2 vectors, each on its own; no removal lowers it.")
 
 
 def test_the_page_shows_the_numbers(tokenizer, messages):
