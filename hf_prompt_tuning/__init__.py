@@ -24,6 +24,8 @@ from .errors import (
 from .foreign_prompts import import_prompt
 from .foreign_trainers import strip_virtual_tokens
 from .hub import load_prompt
+from .inspection_results import Inspection
+from .inspector import inspect_prompt
 from .modeling import get_prompt_tuning_model
 from .multi_prompt import MultiPromptTrainer
 from .prompt_task import PromptTask
@@ -40,6 +42,7 @@ __all__ = [
     "DivergenceCallback",
     "EnsembleTrainer",
     "FrozenBackboneCallback",
+    "Inspection",
     "MultiPromptTrainer",
     "PromptCheckpointCallback",
     "PromptEnsemble",
@@ -60,6 +63,7 @@ __all__ = [
     "TrainingInterrupted",
     "get_prompt_tuning_model",
     "import_prompt",
+    "inspect_prompt",
     "kept_prompts",
     "load_ensemble",
     "load_prompt",

@@ -67,7 +67,7 @@ def write_card(
         untuned=_plain(info.untuned_metrics),
         numbers=numbers,
         share=100 * numbers / (numbers + backbone_size),
-        start=_start(info),
+        start=start_in_words(info),
         classifies=classifies,
         causal=causal,
         loss_file=LOSS_FILE if (folder / LOSS_FILE).exists() else None,
@@ -121,7 +121,7 @@ def _fence(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
-def _start(info: PromptInfo) -> str:
+def start_in_words(info: PromptInfo) -> str:
     """How the prompt started, as words."""
     known = info.initialization
     return {

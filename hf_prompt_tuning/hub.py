@@ -80,6 +80,8 @@ def load_prompt(
         if backbone is None and saved.backbone.get("revision"):
             source["revision"] = saved.backbone["revision"]
         backbone = _load_backbone(name, saved.config.task_type, device_map=device_map, **source, **backbone_kwargs)
+    if "gguf_file" in backbone_kwargs:  # it holds the tokenizer, too
+        source["gguf_file"] = backbone_kwargs["gguf_file"]
     if tokenizer is None and name:
         tokenizer = _tokenizer(name, required="local_files_only" not in source, **source)
     cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM

@@ -6,7 +6,9 @@ its embeddings in the module, and a prompt started from tokens X must behave exa
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.utils.integrations import gather_params_ctx
@@ -56,6 +58,35 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
     else:
         token_ids = _sampled_ids(config, embed, config.num_virtual_tokens)
     return _embedded(token_ids, embed)
+
+
+def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
+    """Whether a recorded initialisation (`PromptInfo.initialization`) tells all that the first vectors depend on."""
+    return initialization.get("prompt_tuning_init") in (PromptTuningInit.TEXT, PromptTuningInit.FIRST_VOCAB)
+
+
+def made_again(
+    initialization: Mapping[str, Any], length: int, embed: nn.Embedding, tokenizer: PreTrainedTokenizerBase
+) -> Tensor | None:
+    """The vectors that a prompt started from, [P, H], by its record; None where that does not tell them.
+
+    Args:
+        initialization: as in `PromptInfo`, which anyone may have written.
+        length: P.
+        embed: the backbone's input embedding module.
+        tokenizer: the backbone's.
+    """
+    text = initialization.get("prompt_tuning_init_text")
+    if not can_be_made_again(initialization) or not isinstance(text, str | None):
+        return None
+    init = initialization["prompt_tuning_init"]
+    try:
+        config = PromptTuningConfig(
+            num_virtual_tokens=length, prompt_tuning_init=init, prompt_tuning_init_text=text, tokenizer=tokenizer
+        )
+        return initial_prompt(config, embed)
+    except PromptTuningError:
+        return None
 
 
 def _embedded(token_ids: list[int], embed: nn.Embedding) -> Tensor:

@@ -1,10 +1,33 @@
-"""What was learned: the vocabulary's words that a prompt's vectors are nearest to."""
+"""What was learned, by the vectors alone: the words that they are nearest to, and how they lie among them."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 CHUNK = 16384
+SPARE = 8
+"""More candidates than asked for: products find them, whose rounding may swap near ones; then they are sorted."""
+
+
+class NearestTokens(NamedTuple):
+    """The tokens nearest to each of P vectors, nearest first; k of them.
+
+    Attributes:
+        ids: [P, k] long.
+        cosines: [P, k] fp32.
+        distances: [P, k] fp32, euclidean.
+    """
+
+    ids: Tensor
+    cosines: Tensor
+    distances: Tensor
+
+
+def vocabulary_size(embed: nn.Embedding, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens have both a vector and a text; an embedding matrix is often padded with rows of neither use."""
+    return min(embed.num_embeddings, len(tokenizer))
 
 
 def nearest_words(
@@ -21,21 +44,60 @@ def nearest_words(
     Returns:
         P lists of [text, cosine], nearest first.
     """
-    directions = nn.functional.normalize(vectors.float(), dim=1)
+    found = nearest_tokens(vectors, embed, vocabulary_size(embed, tokenizer), how_many)
+    return [
+        [[tokenizer.decode([i]), round(cosine, 4)] for i, cosine in zip(ids, cosines, strict=True)]
+        for ids, cosines in zip(found.ids.tolist(), found.cosines.tolist(), strict=True)
+    ]
+
+
+@torch.no_grad()
+def nearest_tokens(
+    vectors: Tensor, embed: nn.Embedding, size: int, how_many: int, by_distance: bool = False
+) -> NearestTokens:
+    """The tokens of the highest cosine with each vector, or of the least euclidean distance.
+
+    Args:
+        vectors: [P, H].
+        embed: the backbone's input embedding module; its output is compared, which is what the model sees.
+        size: only the first so many tokens.
+        how_many: k; fewer where the vocabulary is smaller.
+        by_distance: rank by distance rather than by cosine.
+    """
+    vectors = vectors.detach().float()
+    directions = nn.functional.normalize(vectors, dim=1)
     best = torch.empty(len(vectors), 0, device=vectors.device)
     ids = torch.empty(len(vectors), 0, dtype=torch.long, device=vectors.device)
-    # A vocabulary may have more rows than the tokenizer has tokens.
-    size = min(embed.num_embeddings, len(tokenizer))
-    with torch.no_grad():
-        for start in range(0, size, CHUNK):
-            chunk = torch.arange(start, min(start + CHUNK, size), device=vectors.device)
-            cosines = directions @ nn.functional.normalize(embed(chunk).float(), dim=1).T
-            best = torch.cat([best, cosines], dim=1)
-            ids = torch.cat([ids, chunk.expand(len(vectors), -1)], dim=1)
-            best, order = best.topk(min(how_many, best.shape[1]), dim=1)
-            ids = ids.gather(1, order)
-    texts = [[tokenizer.decode([i]) for i in row] for row in ids.tolist()]
-    return [
-        [[text, round(cosine, 4)] for text, cosine in zip(words, row, strict=True)]
-        for words, row in zip(texts, best.tolist(), strict=True)
-    ]
+    for start in range(0, size, CHUNK):
+        chunk = torch.arange(start, min(start + CHUNK, size), device=vectors.device)
+        rows = embed(chunk).float()
+        if by_distance:  # the square of it, without the vector's own, which all tokens share
+            scores = 2 * vectors @ rows.T - rows.square().sum(1)
+        else:
+            scores = directions @ nn.functional.normalize(rows, dim=1).T
+        best = torch.cat([best, scores], dim=1)
+        ids = torch.cat([ids, chunk.expand(len(vectors), -1)], dim=1)
+        best, order = best.topk(min(how_many + SPARE, best.shape[1]), dim=1)
+        ids = ids.gather(1, order)
+    rows = embed(ids).float()
+    cosines = nn.functional.cosine_similarity(rows, vectors[:, None], dim=2)
+    distances = (rows - vectors[:, None]).norm(dim=2)
+    order = (distances if by_distance else -cosines).argsort(dim=1, stable=True)[:, :how_many]
+    return NearestTokens(*(x.gather(1, order) for x in (ids, cosines, distances)))
+
+
+@torch.no_grad()
+def vocabulary_norms(embed: nn.Embedding, size: int) -> Tensor:
+    """The norms of the first `size` tokens' embeddings, [size] fp32, on the CPU, in ascending order."""
+    ids = torch.arange(size, device=embed.weight.device)
+    return torch.cat([embed(chunk).float().norm(dim=1) for chunk in ids.split(CHUNK)]).cpu().sort().values
+
+
+def percentiles(values: Tensor, among: Tensor) -> Tensor:
+    """The share of `among` (ascending) that is less than each of `values`, in percent."""
+    return 100 * torch.searchsorted(among, values.contiguous()).float() / len(among)
+
+
+def cosine_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """The cosine of every vector of [P, H] with every one of [P', H]: [P, P']."""
+    return nn.functional.normalize(first.float(), dim=1) @ nn.functional.normalize(second.float(), dim=1).T

@@ -21,7 +21,8 @@ def save_pictures(folder: str | Path, info: PromptInfo) -> None:
         _confusion(info.confusion_matrix).savefig(Path(folder) / CONFUSION_FILE, dpi=120)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches."""
     # Here, because a quarter of the package's import time would be matplotlib's; and without pyplot: no window
     # system, no state shared with the caller's plots.
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _loss(history: dict[str, list[list[float]]]) -> "Figure":
-    figure = _figure(6, 4)
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     for name, points in history.items():
         if points:
@@ -45,7 +46,7 @@ def _loss(history: dict[str, list[list[float]]]) -> "Figure":
 def _confusion(matrix: dict) -> "Figure":
     labels, counts = matrix["labels"], matrix["counts"]
     side = 2.5 + 0.5 * len(labels)
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues")
     ticks = range(len(labels))

@@ -1,8 +1,9 @@
 """A prompt on disk: PEFT's two files, and `prompt_tuning.json` for what PEFT has no word for.
 
 A prompt's folder holds `adapter_config.json` and `adapter_model.safetensors` (tensor `prompt_embeddings`, [P, H]),
-which PEFT reads, and `prompt_tuning.json`: template, label words, initialisation, backbone and results. What is read
-here may come from anyone: whatever is wrong with it ends in a `PromptLoadError`.
+which PEFT reads, and `prompt_tuning.json`: template, label words, initialisation, backbone and results. A prompt whose
+first vectors no one could make again (drawn at random, or another prompt's) has them in `initial_prompt.safetensors`,
+under the same name. What is read here may come from anyone: whatever is wrong with it ends in a `PromptLoadError`.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -23,6 +25,7 @@ from .prompt_info import INFO_FILE, PromptInfo
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+START_FILE = "initial_prompt.safetensors"
 MAX_NUMBERS = 2**27
 """Of a prompt; larger ones are refused before memory is taken. The largest backbones' widest prompts have 2**24."""
 MAX_JSON_BYTES = 2**22
@@ -39,6 +42,7 @@ class SavedPrompt(NamedTuple):
         info: what the prompt says of itself; None where it has no `prompt_tuning.json` (PEFT's own).
         source: the folder or Hub id that it came from.
         backbone: what the files tell of the backbone that it was trained on, by the names of `PromptInfo.backbone`.
+        start: [P, H] fp32, the vectors that its training started from; None where the files do not hold them.
     """
 
     vectors: Tensor
@@ -46,6 +50,7 @@ class SavedPrompt(NamedTuple):
     info: PromptInfo | None
     source: str
     backbone: dict[str, Any]
+    start: Tensor | None = None
 
 
 def find_file(prompt: str | Path, name: str, **hub: Any) -> Path | None:
@@ -73,7 +78,7 @@ def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
     Raises:
         PromptLoadError: a file is missing, damaged or unsafe, or is not a prompt's.
     """
-    files = {name: find_file(prompt, name, **hub) for name in (CONFIG_FILE, WEIGHTS_FILE, INFO_FILE)}
+    files = {name: find_file(prompt, name, **hub) for name in (CONFIG_FILE, WEIGHTS_FILE, INFO_FILE, START_FILE)}
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if files[name] is None:
             raise PromptLoadError(
@@ -92,7 +97,13 @@ def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
     }
     if info is not None:
         backbone |= {name: value for name, value in info.backbone.items() if value is not None}
-    return SavedPrompt(vectors, config, info, str(prompt), backbone)
+    start = None if files[START_FILE] is None else read_vectors(files[START_FILE])
+    if start is not None and start.shape != vectors.shape:
+        raise PromptLoadError(
+            f"{files[START_FILE]} holds {list(start.shape)} numbers and {WEIGHTS_FILE} {list(vectors.shape)}. "
+            "The two files are not of one prompt; remove the first, which nothing but the inspector reads."
+        )
+    return SavedPrompt(vectors, config, info, str(prompt), backbone, start)
 
 
 def used_rows(vectors: Tensor, config: PromptTuningConfig, source: str | Path) -> Tensor:
@@ -171,6 +182,14 @@ def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
     except Exception as error:  # safetensors has an error type of its own, and raises others for damaged headers
         raise PromptLoadError(f"{file} is not a whole safetensors file: {error}.") from error
     return checked(vectors, file)
+
+
+def write_start(folder: Path, start: Tensor | None) -> None:
+    """Writes the vectors that a prompt started from, [P, H] fp32; None removes those of an earlier prompt there."""
+    if start is None:
+        (folder / START_FILE).unlink(missing_ok=True)
+    else:
+        save_file({"prompt_embeddings": start.contiguous()}, folder / START_FILE)
 
 
 def checked(vectors: Tensor, file: str | Path) -> Tensor:

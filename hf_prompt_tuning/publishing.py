@@ -18,7 +18,7 @@ from .resuming import ResumingTrainer
 
 logger = logging.getLogger(__name__)
 
-PUSHED = ("adapter_*", "prompt_tuning.json", "results.json", "README.md", "*.png")
+PUSHED = ("adapter_*", "prompt_tuning.json", "initial_prompt.safetensors", "results.json", "README.md", "*.png")
 
 SKIPPED = "A push during training failed, and training goes on: %s"
 

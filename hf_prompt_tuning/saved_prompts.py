@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .card import write_card
 from .errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from .fingerprint import differences
+from .initialization import can_be_made_again
 from .plots import save_pictures
-from .prompt_files import SavedPrompt, read_prompt
+from .prompt_files import SavedPrompt, read_prompt, write_start
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +101,12 @@ class SavedPrompts:
             )
         with torch.no_grad():
             weight.copy_(vectors)
+        self.prompt_starts[adapter_name] = saved.start
         if saved.info is not None:
             self.prompt_info[adapter_name] = saved.info
+        else:
+            # PEFT's own says nothing of how it started, and not as the config that it is read with.
+            self.prompt_info[adapter_name].initialization = {}
         if not is_trainable:
             self.eval()
 
@@ -167,7 +172,9 @@ class SavedPrompts:
         if is_main_process:
             for name in selected_adapters or list(self.peft_config):
                 folder = Path(save_directory) if name == "default" else Path(save_directory) / name
-                self.prompt_info[name].write(folder)
+                info = self.prompt_info[name]
+                info.write(folder)
+                write_start(folder, None if can_be_made_again(info.initialization) else self.prompt_starts[name])
                 if card:
                     self._write_card(folder, name, repo_id)
 

@@ -59,6 +59,7 @@ class SoftPrompts(SavedPrompts):
 
     task_type: str
     _warned_of_positions = False
+    _replaced: Tensor | None = None
     _fingerprint: dict[str, Any] | None = None
 
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
@@ -95,6 +96,7 @@ class SoftPrompts(SavedPrompts):
             self.prompt_encoder = nn.ModuleDict()
             self.prompt_tokens = {}
             self.prompt_info: dict[str, PromptInfo] = {}
+            self.prompt_starts: dict[str, Tensor | None] = {}
         self.word_embeddings = self.base_model.get_input_embeddings()
         if self._fingerprint is None:
             # Other methods than GGUF, which is dequantized on loading, leave the embedding as it is.
@@ -108,6 +110,7 @@ class SoftPrompts(SavedPrompts):
         encoder.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
         self.prompt_encoder[adapter_name] = encoder
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)
+        self.prompt_starts[adapter_name] = None if config.inference_mode else vectors.detach().cpu().clone()
         self.prompt_info[adapter_name] = PromptInfo(
             initialization=config.initialization(),
             backbone=self._fingerprint
@@ -120,13 +123,24 @@ class SoftPrompts(SavedPrompts):
     def delete_adapter(self, adapter_name: str) -> None:
         """Removes a prompt."""
         super().delete_adapter(adapter_name)
-        del self.prompt_info[adapter_name]
+        del self.prompt_info[adapter_name], self.prompt_starts[adapter_name]
 
     @property
     def prompt(self) -> Tensor:
         """The active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
-        weight = self.prompt_encoder[self.active_adapter].embedding.weight
-        return weight[:0] if self._adapters_disabled else weight
+        vectors = self.prompt_encoder[self.active_adapter].embedding.weight
+        if self._replaced is not None:
+            vectors = self._replaced
+        return vectors[:0] if self._adapters_disabled else vectors
+
+    @contextmanager
+    def replaced_prompt(self, vectors: Tensor) -> Iterator[None]:
+        """Within this context `vectors` ([P', H], any P') stand in the active prompt's place."""
+        before, self._replaced = self._replaced, vectors
+        try:
+            yield
+        finally:
+            self._replaced = before
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

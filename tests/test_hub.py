@@ -14,6 +14,7 @@ PROMPT = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "confusion_matrix.png",
+    "initial_prompt.safetensors",
     "loss.png",
     "prompt_tuning.json",
     "results.json",

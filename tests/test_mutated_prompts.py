@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_prompt_tuning import PromptLoadError, PromptTemplate, load_prompt
-from hf_prompt_tuning.prompt_files import CONFIG_FILE, WEIGHTS_FILE
+from hf_prompt_tuning.prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from hf_prompt_tuning.prompt_info import INFO_FILE
 
 from .conftest import tiny_model
@@ -66,6 +66,7 @@ MUTATIONS = {
     CONFIG_FILE: [flip, cut, retype, retype, retype],
     INFO_FILE: [flip, cut, retype, retype, retype],
     WEIGHTS_FILE: [flip, cut, reshape, reshape],
+    START_FILE: [flip, cut, reshape],
 }
 
 

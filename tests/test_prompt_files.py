@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
+from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, hub, load_prompt
 from hf_prompt_tuning.prompt_files import read_prompt
 
 from .conftest import make_tokenizer, tiny_model
@@ -21,7 +21,8 @@ def folder(tmp_path):
 
 
 def test_round_trip(folder):
-    vectors, config, info, source, backbone = read_prompt(folder)
+    vectors, config, info, source, backbone, start = read_prompt(folder)
+    assert torch.equal(start, vectors)  # nothing was trained
     assert vectors.shape == (3, 32) and vectors.dtype == torch.float32
     assert config.num_virtual_tokens == 3
     assert info.initialization["prompt_tuning_init"] == "RANDOM"
@@ -127,3 +128,15 @@ def test_a_pickled_backbone_is_not_read(tmp_path):
     torch.save(backbone.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(PromptLoadError, match=r"no file named model\.safetensors"):
         load_prompt(tmp_path / "prompt", backbone=folder)
+
+
+def test_a_gguf_files_tokenizer_is_read_from_it(folder, monkeypatch):
+    asked = {}
+
+    def answer(kind, made):
+        return lambda name, **kwargs: asked.setdefault(kind, kwargs) and made
+
+    monkeypatch.setattr(hub.AutoModelForCausalLM, "from_pretrained", answer("backbone", tiny_model("llama")))
+    monkeypatch.setattr(hub.AutoTokenizer, "from_pretrained", answer("tokenizer", make_tokenizer()))
+    load_prompt(folder, backbone="some/where", gguf_file="model.gguf")
+    assert asked["backbone"]["gguf_file"] == asked["tokenizer"]["gguf_file"] == "model.gguf"

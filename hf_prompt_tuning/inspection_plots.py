@@ -1,0 +1,98 @@
+"""The pictures of an inspection's page, as data URIs of SVG. No text in them comes from a prompt."""
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+from .plots import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .inspection_results import PromptInspection
+
+MAIN, OTHER, QUIET = "#2f6db3", "#c2452d", "#c9d3df"
+WIDTH = 7.2
+
+
+def norms(one: "PromptInspection") -> str:
+    """The vocabulary's norms as a histogram, the prompt's vectors as lines over it."""
+    figure = new_figure(WIDTH, 2.6)
+    axes = figure.subplots()
+    counts, edges = one.vocabulary_norms["counts"], one.vocabulary_norms["edges"]
+    axes.stairs(counts, edges, fill=True, color=QUIET, label="the vocabulary's")
+    for position in one.positions:
+        label = "the prompt's" if position.number == 1 else None
+        axes.axvline(position.norm, color=MAIN, alpha=0.7, linewidth=1, label=label)
+    axes.set(xlabel="norm", ylabel="tokens")
+    axes.legend(frameon=False)
+    return _uri(figure, axes)
+
+
+def moved(one: "PromptInspection") -> str:
+    """How far each vector is from where it started."""
+    return _bars([p.moved.distance for p in one.positions], "distance from the start")
+
+
+def attention(one: "PromptInspection") -> str:
+    """Layers down, positions across."""
+    from matplotlib.colors import PowerNorm
+
+    figure = new_figure(WIDTH, max(2.2, 0.11 * len(one.attention_by_layer) + 1))
+    axes = figure.subplots()
+    shares = [[100 * share for share in layer] for layer in one.attention_by_layer]
+    extent = (0.5, len(one.positions) + 0.5, len(shares) + 0.5, 0.5)
+    # Not straight: one vector often gets most of it (an attention sink), and the others would all look alike.
+    scale = PowerNorm(0.4, vmin=0)
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", norm=scale, extent=extent, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="% of the text's attention")
+    axes.set(xlabel="position", ylabel="layer")
+    axes.set(xticks=_some_of(len(one.positions), 25), yticks=_some_of(len(shares), 8))
+    return _uri(figure, axes)
+
+
+def loss_without(one: "PromptInspection") -> str:
+    """What the loss gains (worse, up) or loses when a vector is removed."""
+    changes = [p.loss_without - one.loss for p in one.positions]
+    return _bars(changes, "change of the loss without it")
+
+
+def accuracy_without(one: "PromptInspection") -> str:
+    """What the accuracy gains or loses (worse, down) when a vector is removed, in points of a hundred."""
+    changes = [100 * (p.accuracy_without - one.accuracy) for p in one.positions]
+    return _bars(changes, "change of the accuracy\nwithout it (points)", worse_is_up=False)
+
+
+def similarity(one: "PromptInspection") -> str:
+    """The cosine of every position with every other."""
+    figure = new_figure(5.2, 4.4)
+    axes = figure.subplots()
+    size = len(one.positions)
+    extent = (0.5, size + 0.5, size + 0.5, 0.5)
+    image = axes.imshow(one.similarity, cmap="RdBu_r", vmin=-1, vmax=1, extent=extent, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="cosine")
+    axes.set(xlabel="position", ylabel="position", xticks=_some_of(size, 12), yticks=_some_of(size, 12))
+    return _uri(figure, axes)
+
+
+def _bars(values: list[float], label: str, worse_is_up: bool = True) -> str:
+    figure = new_figure(WIDTH, 2.4)
+    axes = figure.subplots()
+    better = [value < 0 if worse_is_up else value > 0 for value in values]
+    axes.bar(range(1, len(values) + 1), values, color=[OTHER if b else MAIN for b in better])
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set(xlabel="position", ylabel=label, xlim=(0.4, len(values) + 0.6), xticks=_some_of(len(values), 25))
+    return _uri(figure, axes)
+
+
+def _some_of(number: int, most: int) -> list[int]:
+    """1, and every so many up to `number`: at most `most` of them."""
+    return list(range(1, number + 1, -(-number // most)))
+
+
+def _uri(figure: "Figure", axes: "Axes") -> str:
+    axes.spines[["top", "right"]].set_visible(False)
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()

@@ -1,0 +1,194 @@
+"""An inspection as tables for a terminal, and what stands out in it as sentences."""
+
+from typing import TYPE_CHECKING
+
+from .prompt_comparison import PromptComparison
+
+if TYPE_CHECKING:
+    from .inspection_results import Inspection, Position, PromptInspection, Word
+
+LONGER = 99.0
+"""A norm above so many percent of the vocabulary's is called longer than the vocabulary's."""
+ALIKE = 0.9
+
+
+def as_text(inspection: "Inspection") -> str:
+    """The whole inspection, safe to print."""
+    parts = [_prompt(one) for one in inspection.prompts]
+    if inspection.comparison is not None:
+        parts.append(_comparison(inspection.comparison))
+    return "\n".join(map(printable, "\n\n".join(parts).split("\n"))) + "\n"
+
+
+def printable(text: str) -> str:
+    """A text whose line breaks, control and direction characters are seen, and do nothing."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _prompt(one: "PromptInspection") -> str:
+    lines = [
+        f"prompt {one.name!r}",
+        f"  backbone    {one.backbone!r}",
+        f"  vectors     {len(one.positions)} of width {one.width}",
+        f"  started as  {one.started_as!r}",
+    ]
+    if one.source is not None:
+        lines.append(f"  format      {one.source!r} -> {' | '.join(map(repr, one.targets))}")
+    if one.recorded:
+        lines.append(f"  recorded    {', '.join(f'{name!r}: {value:.4g}' for name, value in one.recorded.items())}")
+    if one.rows:
+        lines.append(f"  text        {rows_in_words(one)}")
+    lines += ["", *(f"  - {finding}" for finding in findings(one)), ""]
+    lines += _table(_header(one), [_cells(one, position) for position in one.positions])
+    return "\n".join(lines)
+
+
+def rows_in_words(one: "PromptInspection") -> str:
+    """How many rows of text were looked at, and how the prompt does on them."""
+    words = f"{one.rows} rows"
+    if one.loss is not None:
+        accuracy = "" if one.accuracy is None else f"accuracy {one.accuracy:.3f}, "
+        words += f", {one.labelled_rows} of them with a target: {accuracy}loss {one.loss:.4f}"
+    return words
+
+
+def _header(one: "PromptInspection") -> list[str]:
+    header = ["#", "nearest by cosine (cosine, distance)", "by distance", "norm", "pct"]
+    if "moved" not in one.notes:
+        header += ["from", "moved", "cosine"]
+    if one.attention_by_layer:
+        header.append("attention")
+    if one.loss is not None:
+        header += ["loss without", *(["accuracy without"] if one.accuracy is not None else [])]
+    return header
+
+
+def _cells(one: "PromptInspection", position: "Position") -> list[str]:
+    cells = [
+        str(position.number),
+        "  ".join(map(_word, position.by_cosine[:3])),
+        "  ".join(map(_word, position.by_distance[:1])),
+        f"{position.norm:.3g}",
+        f"{position.norm_percentile:.0f}%",
+    ]
+    if position.moved is not None:
+        cells += [repr(position.moved.start.text), f"{position.moved.distance:.3g}", f"{position.moved.cosine:.2f}"]
+    if position.attention is not None:
+        cells.append(f"{100 * position.attention:.2f}%")
+    if position.loss_without is not None:
+        cells.append(f"{position.loss_without:.4f}")
+        if position.accuracy_without is not None:
+            cells.append(f"{position.accuracy_without:.3f}")
+    return cells
+
+
+def _word(word: "Word") -> str:
+    return f"{word.text!r} ({word.cosine:.2f}, {word.distance:.2f})"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def findings(one: "PromptInspection") -> list[str]:
+    """What stands out, in sentences; why something is not known is among them."""
+    return [*_of_vectors(one), *_of_attention(one), *_of_removal(one), *_unknown(one)]
+
+
+def _of_vectors(one: "PromptInspection") -> list[str]:
+    positions = one.positions
+    longer = sum(p.norm_percentile > LONGER for p in positions)
+    nearest = sum(p.by_cosine[0].cosine for p in positions) / len(positions)
+    said = [
+        f"{_some(longer, len(positions))} longer than {LONGER:.0f} % of the vocabulary's (norms "
+        f"{min(p.norm for p in positions):.3g} to {max(p.norm for p in positions):.3g}, "
+        f"the vocabulary's median {one.vocabulary_norms['quantiles']['50']:.3g}).",
+        f"The nearest word has a cosine of {nearest:.2f} on average.",
+    ]
+    moves = [p.moved for p in positions if p.moved is not None]
+    if moves:
+        far = max(positions, key=lambda p: p.moved.distance)
+        kept = sum(move.still_nearest for move in moves)
+        said.append(
+            f"Vectors moved by {sum(m.distance for m in moves) / len(moves):.3g} on average, position {far.number} "
+            f"most ({far.moved.distance:.3g}); {kept} of {len(moves)} are still nearest to the word that they "
+            "started as."
+        )
+    pairs = [(one.similarity[i][j], i + 1, j + 1) for i in range(len(positions)) for j in range(i)]
+    if pairs:
+        cosine, first, second = max(pairs)
+        alike = sum(pair[0] > ALIKE for pair in pairs)
+        said.append(
+            f"The most alike positions are {second} and {first} (cosine {cosine:.2f}); {alike} of {len(pairs)} pairs "
+            f"are above {ALIKE}."
+        )
+    return said
+
+
+def _of_attention(one: "PromptInspection") -> list[str]:
+    if not one.attention_by_layer:
+        return []
+    total = sum(p.attention for p in one.positions)
+    most = max(one.positions, key=lambda p: p.attention)
+    return [
+        f"The text pays {100 * total:.0f} % of its attention to the prompt, the largest share to position "
+        f"{most.number} ({100 * most.attention:.1f} %)."
+    ]
+
+
+def _of_removal(one: "PromptInspection") -> list[str]:
+    if one.loss is None:
+        return []
+    of = len(one.positions)
+    worst = max(one.positions, key=lambda p: p.loss_without)
+    better = sum(p.loss_without < one.loss for p in one.positions)
+    loss = f"The loss is {one.loss:.4f}; "
+    if worst.loss_without > one.loss:
+        loss += f"without position {worst.number}, the one that is missed most, it is {worst.loss_without:.4f}. "
+    else:
+        loss += "no removal raises it. "
+    said = [loss + f"{_some(better, of, 'lowers', 'lower')} it by leaving."]
+    if one.accuracy is not None:
+        same = sum(p.accuracy_without == one.accuracy for p in one.positions)
+        low = min(one.positions, key=lambda p: p.accuracy_without)
+        accuracy = (
+            f"The accuracy is {one.accuracy:.3f}, and the same without {same} of {of} vectors, each on its own; "
+        )
+        if low.accuracy_without < one.accuracy:
+            accuracy += f"it is lowest without position {low.number} ({low.accuracy_without:.3f})."
+        else:
+            accuracy += "no removal lowers it."
+        said.append(accuracy)
+    return said
+
+
+def _unknown(one: "PromptInspection") -> list[str]:
+    what = {
+        "moved": "How far the vectors moved",
+        "attention": "The attention that they get",
+        "without": "What the prompt is worth without each",
+    }
+    return [f"{what[name]} is not known: {reason.rstrip('.')}." for name, reason in one.notes.items()]
+
+
+def _some(number: int, of: int, one: str = "is", more: str = "are") -> str:
+    return f"{number} of {of} vectors {one if number == 1 else more}"
+
+
+def _comparison(compared: PromptComparison) -> str:
+    names = compared.names
+    lines = [f"comparison of {len(names)} prompts"]
+    for title, matrix in (
+        ("cosine of the mean vectors", compared.mean_cosine),
+        ("mean cosine of all pairs of vectors", compared.pairwise_cosine),
+    ):
+        numbers = [str(i + 1) for i in range(len(names))]
+        rows = [[f"{i + 1} {names[i]!r}", *(f"{x:.3f}" for x in row)] for i, row in enumerate(matrix)]
+        lines += ["", f"  {title}", *_table(["", *numbers], rows)]
+    lines += ["", "  to start a prompt from another (the most alike first):"]
+    lines += [f"  {name!r} <- {', '.join(map(repr, others))}" for name, others in compared.transfer.items()]
+    return "\n".join(lines)

@@ -1,0 +1,234 @@
+"""`inspect_prompt`: everything that can be said of a prompt, or of several on one backbone."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .backbone import max_positions
+from .card import start_in_words
+from .collator import DataCollatorForPromptTuning
+from .errors import PromptTuningError
+from .hub import load_prompt
+from .initialization import made_again
+from .inspection import NearestTokens, cosine_matrix, nearest_tokens, percentiles, vocabulary_norms, vocabulary_size
+from .inspection_results import Inspection, Move, Position, PromptInspection, Word
+from .layouts.base import IGNORED
+from .prompt_comparison import compare_vectors
+from .prompt_effects import attention_to_prompt, quality, quality_without_each
+from .soft_prompts import SoftPrompts
+from .tokenization import PromptTokenizer
+from .training_data import encode_data
+
+QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+BINS = 60
+
+
+def inspect_prompt(
+    prompts: SoftPrompts | str | Path | Sequence[str | Path],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    data: Dataset | Sequence[dict[str, Any]] | None = None,
+    *,
+    backbone: PreTrainedModel | str | Path | None = None,
+    words: int = 5,
+    batch_size: int = 32,
+    ignore_mismatch: bool = False,
+    **load_kwargs: Any,
+) -> Inspection:
+    """What prompts have learned, and what each of their vectors does.
+
+    From the vectors alone: the nearest words (Lester et al. 2021, section 7), norms beside the vocabulary's, cosines
+    between positions, how far each has moved from its start, and how alike the prompts are (SPoT, Vu et al. 2022).
+    With rows of text: the attention that each position gets, and loss and accuracy with each position removed.
+
+    Args:
+        prompts: a prompt-tuning model (all prompts on it are inspected), or prompts' folders or Hub ids.
+        tokenizer: the backbone's; needed with a model.
+        data: rows with the columns of the prompt's template.
+        backbone: as in `load_prompt`, for folders and Hub ids; one is loaded for all prompts.
+        words: how many nearest words for each position.
+        batch_size: of rows, where positions are removed.
+        ignore_mismatch: as in `load_prompt`.
+        **load_kwargs: to `load_prompt` (`token`, `device_map`, `gguf_file`, …).
+
+    Raises:
+        PromptTuningError: there is no tokenizer, a number below 1, or the data do not fit the template of a single
+            prompt. Of several prompts those that they do not fit say so in their notes.
+        PromptLoadError: as in `load_prompt`.
+    """
+    for name, value in (("words", words), ("batch_size", batch_size)):
+        if value < 1:
+            raise PromptTuningError(f"{name} is {value}; give 1 or more.")
+    if isinstance(prompts, SoftPrompts):
+        model, names = prompts, {name: name for name in prompts.peft_config}
+    else:
+        paths = [prompts] if isinstance(prompts, str | Path) else list(prompts)
+        model, tokenizer, names = _loaded(paths, tokenizer, backbone, ignore_mismatch, load_kwargs)
+    if tokenizer is None:
+        raise PromptTuningError("the backbone's tokenizer is not given; give it as tokenizer=….")
+    if data is not None and not isinstance(data, Dataset):
+        data = Dataset.from_list(list(data))
+    found = []
+    with _evaluating(model):
+        norms = vocabulary_norms(model.word_embeddings, vocabulary_size(model.word_embeddings, tokenizer))
+        for adapter, name in names.items():
+            model.set_adapter(adapter)
+            one = _of_vectors(model, name, tokenizer, norms, words)
+            if data is None:
+                one.notes |= dict.fromkeys(("attention", "without"), "no rows of text were given")
+            else:
+                try:
+                    _of_text(model, tokenizer, data, batch_size, one)
+                except PromptTuningError as error:
+                    if len(names) == 1:
+                        raise
+                    one.notes |= dict.fromkeys(("attention", "without"), str(error))
+            found.append(one)
+    vectors = {name: model.prompt_encoder[adapter].embedding.weight.detach() for adapter, name in names.items()}
+    return Inspection(found, compare_vectors(vectors) if len(names) > 1 else None)
+
+
+def _loaded(
+    paths: list[str | Path],
+    tokenizer: PreTrainedTokenizerBase | None,
+    backbone: PreTrainedModel | str | Path | None,
+    ignore_mismatch: bool,
+    load_kwargs: dict[str, Any],
+) -> tuple[SoftPrompts, PreTrainedTokenizerBase | None, dict[str, str]]:
+    """A model with all prompts, its tokenizer, and the prompts' names by those of their adapters."""
+    if not paths:
+        raise PromptTuningError("there is no prompt; give a folder or a Hub id.")
+    if len({str(path) for path in paths}) < len(paths):
+        raise PromptTuningError(f"a prompt is given twice: {', '.join(map(str, paths))}.")
+    first, *others = paths
+    model, tokenizer, _ = load_prompt(
+        first, backbone=backbone, tokenizer=tokenizer, ignore_mismatch=ignore_mismatch, **load_kwargs
+    )
+    hub = {name: load_kwargs[name] for name in ("token", "cache_dir") if name in load_kwargs}
+    names = {"default": str(first)}
+    for number, path in enumerate(others, start=2):
+        names[f"prompt_{number}"] = str(path)
+        model.load_adapter(path, f"prompt_{number}", ignore_mismatch=ignore_mismatch, **hub)
+    return model, tokenizer, names
+
+
+@contextmanager
+def _evaluating(model: SoftPrompts) -> Iterator[None]:
+    """Within this context the model is in eval mode; afterwards it is as it was, its active prompt too."""
+    training, active = model.training, model.active_adapter
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.set_adapter(active)
+
+
+def _of_vectors(
+    model: SoftPrompts, name: str, tokenizer: PreTrainedTokenizerBase, norms: Tensor, how_many: int
+) -> PromptInspection:
+    """What the active prompt's vectors tell without any text."""
+    vectors, embed, info = model.prompt.detach(), model.word_embeddings, model.info
+    template, known = info.template, info.backbone
+    lengths = vectors.norm(dim=1).cpu()
+    by_cosine = nearest_tokens(vectors, embed, len(norms), how_many)
+    by_distance = nearest_tokens(vectors, embed, len(norms), how_many, by_distance=True)
+    positions = [
+        Position(i + 1, *both, float(lengths[i]), float(share))
+        for i, (both, share) in enumerate(
+            zip(
+                zip(_words(by_cosine, tokenizer), _words(by_distance, tokenizer), strict=True),
+                percentiles(lengths, norms),
+                strict=True,
+            )
+        )
+    ]
+    counts, edges = torch.histogram(norms, BINS)
+    found = PromptInspection(
+        name=name,
+        backbone=str(known.get("name_or_path") or known.get("architecture") or type(model.get_base_model()).__name__),
+        width=vectors.shape[1],
+        source=None if template is None else template.source,
+        targets=[] if template is None else list((template.label_words or {}).values()) or [template.target or ""],
+        started_as=start_in_words(info),
+        recorded={key.removeprefix("eval_"): float(v) for key, v in info.metrics.items() if math.isfinite(v)},
+        positions=positions,
+        similarity=cosine_matrix(vectors, vectors).tolist(),
+        vocabulary_norms={
+            "quantiles": {str(q): float(norms[round(q / 100 * (len(norms) - 1))]) for q in QUANTILES},
+            "edges": edges.tolist(),
+            "counts": counts.tolist(),
+        },
+    )
+    _add_moves(found, model, tokenizer, len(norms))
+    return found
+
+
+def _words(found: NearestTokens, tokenizer: PreTrainedTokenizerBase) -> list[list[Word]]:
+    rows = zip(found.ids.tolist(), found.cosines.tolist(), found.distances.tolist(), strict=True)
+    return [[Word(tokenizer.decode([i]), i, c, d) for i, c, d in zip(*row, strict=True)] for row in rows]
+
+
+def _add_moves(found: PromptInspection, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """How far each vector has moved, where the start is kept or can be made again."""
+    vectors, embed = model.prompt.detach(), model.word_embeddings
+    start = model.prompt_starts[model.active_adapter]
+    if start is None:
+        start = made_again(model.info.initialization, len(vectors), embed, tokenizer)
+    if start is None:
+        found.notes["moved"] = "the vectors that the prompt started from are not known"
+        return
+    start = start.to(vectors.device)
+    words = _words(nearest_tokens(start, embed, size, 1), tokenizer)
+    distances, norms = (vectors - start).norm(dim=1), start.norm(dim=1).clamp(min=1e-12)
+    cosines = torch.nn.functional.cosine_similarity(vectors, start, dim=1)
+    for i, position in enumerate(found.positions):
+        position.moved = Move(
+            distance=float(distances[i]),
+            relative=float(distances[i] / norms[i]),
+            cosine=float(cosines[i]),
+            start=words[i][0],
+            still_nearest=words[i][0].token_id == position.by_cosine[0].token_id,
+        )
+
+
+def _of_text(
+    model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, data: Dataset, batch_size: int, found: PromptInspection
+) -> None:
+    """What the active prompt's vectors do to rows of text."""
+    template = model.info.template
+    if template is None:
+        raise PromptTuningError(f"{found.name} has no template, by which rows become text; leave the data out.")
+    encoder = PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
+    limit = max_positions(model.get_base_model())
+    rows = encode_data(
+        data, "given", encoder, None if limit is None else limit - len(found.positions), require_target=False
+    )
+    found.rows = len(rows)
+    try:
+        by_layer = attention_to_prompt(model, rows)
+    except PromptTuningError as error:
+        found.notes["attention"] = str(error)
+    else:
+        found.attention_by_layer = by_layer.tolist()
+        for position, share in zip(found.positions, by_layer.mean(0).tolist(), strict=True):
+            position.attention = share
+    labelled = [row for row in rows if any(i != IGNORED for i in row["labels"])]
+    labelled.sort(key=lambda row: row["length"])  # few pads in a batch
+    found.labelled_rows = len(labelled)
+    if not labelled:
+        found.notes["without"] = "the rows have no labels"
+        return
+    collate = DataCollatorForPromptTuning(tokenizer)
+    batches = [collate(labelled[i : i + batch_size]) for i in range(0, len(labelled), batch_size)]
+    found.loss, found.accuracy = quality(model, batches, encoder.label_token_ids)
+    for position, one in zip(
+        found.positions, quality_without_each(model, batches, encoder.label_token_ids), strict=True
+    ):
+        position.loss_without, position.accuracy_without = one
