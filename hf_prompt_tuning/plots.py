@@ -70,7 +70,7 @@ def save_curves(folder: str | Path, histories: dict[str, dict[str, list[list[flo
     """
     if not any(points for history in histories.values() for points in history.values()):
         return
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     for i, (name, history) in enumerate(histories.items()):
         for key, style in (("loss", "-"), ("eval_loss", "--")):
