@@ -9,11 +9,11 @@ from tempfile import mkdtemp
 from typing import Any
 
 from huggingface_hub import CommitInfo, upload_folder
-from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from .checkpoint_files import with_pickles, without_pickles
+from .distributed import DistributedTrainer
 from .errors import first_line
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ PUSHED = ("adapter_*", "prompt_tuning.json", "results.json", "README.md", "*.png
 SKIPPED = "A push during training failed, and training goes on: %s"
 
 
-class PublishingTrainer(Trainer):
+class PublishingTrainer(DistributedTrainer):
     """The part of `PromptTuningTrainer` that talks to the Hub."""
 
     def push_to_hub(

@@ -222,7 +222,6 @@ class SoftPrompts(SavedPrompts):
             predictions.logits.float(), predictions.targets, reduction="sum", label_smoothing=label_smoothing
         )
         if num_items_in_batch is None:
-            num_items_in_batch = max(len(predictions.targets), 1)
-        elif isinstance(num_items_in_batch, Tensor):
-            num_items_in_batch = num_items_in_batch.to(total.device)
-        return total / num_items_in_batch
+            num_items_in_batch = len(predictions.targets)
+        # Nothing is labelled on this process (or on any): the loss is 0, not 0/0.
+        return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
