@@ -51,7 +51,35 @@ class DistributedTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         every = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
         model._ddp_params_and_buffers_to_ignore = [name for name, tensor in every if tensor is not model.prompt]
-        return super()._prepare_for_training(*args, **kwargs)
+        if self.args.world_size > 1 and self.model_wrapped is self.model:
+            # An evaluation before training leaves the mark of a prepared model, and Accelerate would not make it a
+            # distributed one: each process would train a prompt of its own.
+            self.model._is_accelerate_prepared = False
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.accelerator.is_fsdp2:
+            # What FSDP2 does not shard it does not average either.
+            self._sync_replicated_trainable_parameters(self.model)
+        return prepared
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in `Trainer`; FSDP2 shards the backbone and leaves the prompts whole."""
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.cpu_ram_efficient_loading:
+                raise PromptTuningError(
+                    "fsdp_cpu_ram_efficient_loading is on, and Accelerate then shards every parameter; set it to "
+                    "false, so that the prompt stays whole."
+                )
+            plugin.ignored_modules = "prompt_encoder"
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, also before training with FSDP2, which takes a model together with its optimizer only."""
+        if self.accelerator.is_fsdp2 and not self.accelerator._models:
+            self.create_optimizer()
+            self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+            self.model_wrapped = self.model
+        return super().evaluation_loop(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """As in `Trainer`, without the rows that fill up the last batch.

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .sharding import whole
+
 CHUNK = 16384
 
 
@@ -26,10 +28,10 @@ def nearest_words(
     ids = torch.empty(len(vectors), 0, dtype=torch.long, device=vectors.device)
     # A vocabulary may have more rows than the tokenizer has tokens.
     size = min(embed.num_embeddings, len(tokenizer))
-    with torch.no_grad():
+    with whole(embed):
         for start in range(0, size, CHUNK):
             chunk = torch.arange(start, min(start + CHUNK, size), device=vectors.device)
-            cosines = directions @ nn.functional.normalize(embed(chunk).float(), dim=1).T
+            cosines = directions @ nn.functional.normalize(embed.forward(chunk).float(), dim=1).T
             best = torch.cat([best, cosines], dim=1)
             ids = torch.cat([ids, chunk.expand(len(vectors), -1)], dim=1)
             best, order = best.topk(min(how_many, best.shape[1]), dim=1)

@@ -78,6 +78,9 @@ def trained(folder: Path) -> dict:
         "encoder-decoder": curve(trainer(folder, ROWS, name="t5")),
         "grouped by length": curve(trainer(folder, ROWS, train_sampling_strategy="group_by_length")),
     }
+    run = trainer(folder, ROWS, eval_dataset=ROWS)
+    run.evaluate_untuned()
+    facts["evaluated before"] = curve(run)
     # With two processes the second has these rows alone in its first batch.
     bare = [row | {"labels": [-100] * len(row["input_ids"])} if i in (2, 3) else row for i, row in enumerate(TOKENS)]
     for layout in ("padded", "cached", "packed"):

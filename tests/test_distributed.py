@@ -71,6 +71,7 @@ def numbers(found):
         "accumulated",
         "encoder-decoder",
         "grouped by length",
+        "evaluated before",
         "no labels, padded",
         "no labels, cached",
         "no labels, packed",
