@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
@@ -21,6 +22,9 @@ class DistributedTrainer(Trainer):
             # The active prompt is always used, and looking for what is not costs a message a step.
             args.ddp_find_unused_parameters = False
         super().__init__(args=args, **kwargs)
+        if self.accelerator.is_fsdp2:
+            # Prompt and optimizer state are whole, so Trainer saves and loads them as it does without FSDP.
+            self.is_fsdp_enabled = False
         if self.args.world_size > 1 and isinstance(self.model, SoftPrompts):
             self._start_alike(self.model)
 
@@ -57,6 +61,7 @@ class DistributedTrainer(Trainer):
             self.model._is_accelerate_prepared = False
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.accelerator.is_fsdp2:
+            register_fsdp_forward_method(self.model, "generate")
             # What FSDP2 does not shard it does not average either.
             self._sync_replicated_trainable_parameters(self.model)
         return prepared
@@ -79,6 +84,7 @@ class DistributedTrainer(Trainer):
             self.create_optimizer()
             self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
             self.model_wrapped = self.model
+            register_fsdp_forward_method(self.model, "generate")
         return super().evaluation_loop(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:

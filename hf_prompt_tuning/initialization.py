@@ -63,7 +63,7 @@ def _embedded(token_ids: list[int], embed: nn.Embedding) -> Tensor:
     with whole(embed):
         if embed.weight.is_meta:
             raise PromptTuningError(
-                "the backbone's embedding is on the meta device, without numbers to start from; load its weights first."
+                "the backbone's embedding is on the meta device: it has no numbers to start from. Load its weights."
             )
         return embed.forward(torch.tensor(token_ids, device=embed.weight.device)).float().clone()
 

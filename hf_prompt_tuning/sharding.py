@@ -46,7 +46,7 @@ def whole(embed: nn.Module) -> Iterator[None]:
 def embedded(embed: nn.Module, token_ids: Tensor) -> Tensor:
     """What an embedding module gives for token ids of any shape.
 
-    FSDP2 gathers a weight when the outermost module that it wraps is called, which the embedding, called first, is not.
+    FSDP2 gathers weights when the outermost module that it wraps is called; the embedding is called before that.
     """
     if not isinstance(embed.weight, DTensor):
         return embed(token_ids)

@@ -37,8 +37,8 @@ class CachedLayout:
             first = (labels[:, 0] != IGNORED).nonzero()[:, 0]
             logits, cache = self._prompt_pass(backbone, vectors.to(examples.embeds.dtype), len(first))
             if len(first) or cache is not None:
-                # Also where no first token is labelled: this connects a batch without labels to the prompt (one process
-                # of several may have it), and FSDP2 gathers a layer's weights again once its output gets a gradient,
+                # Also where no first token is labelled: this connects a batch without labels to the prompt (a process
+                # of several may have one), and FSDP2 gathers a layer's weights again once its output gets a gradient,
                 # which the last layer's keys and values alone would not give it.
                 parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
             in_group, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
