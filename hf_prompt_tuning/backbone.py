@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationMethod
 
+from .sharding import embedded
+
 
 def turn_off_dropout(backbone: PreTrainedModel) -> None:
     """Sets every dropout probability of a model to 0, in its modules and in what they read from the config.
@@ -104,7 +106,7 @@ def has_per_layer_inputs(backbone: PreTrainedModel) -> bool:
 
 def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Those vectors, of all layers in a row: [B, T, layers * D] for ids [B, T]."""
-    return backbone.get_per_layer_input_embeddings()(input_ids)
+    return embedded(backbone.get_per_layer_input_embeddings(), input_ids)
 
 
 @contextmanager

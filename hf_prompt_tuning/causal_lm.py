@@ -15,6 +15,7 @@ from .layouts import Candidates, Examples, LabelledLogits, Layout, Prompts, choo
 from .layouts.base import IGNORED, token_inputs
 from .layouts.padded import as_it_came, continued, labels_where_predicted, padded_rows, predicting_columns
 from .outputs import LabelledOutput, RankingOutput
+from .sharding import in_step, is_sharded
 from .soft_prompts import SoftPrompts
 
 
@@ -48,13 +49,14 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         # What a layout can do depends on these two, and both may change between batches.
         state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
         if state not in self._chosen_layouts:
-            # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare.
+            # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare; and processes
+            # that share a sharded backbone might come to different results, or have nothing to compare on.
             dropout = backbone.training and self.active_peft_config.backbone_dropout
             if not any(map(len, prompts.vectors)):
                 # The choice is the prompt's, also where a batch without one (`disable_adapter`) comes first.
                 weight = self.prompt_encoder[self.active_adapter].embedding.weight
                 prompts = Prompts.one(self._as_tokens(weight), len(examples.mask))
-            batch = (prompts, examples) if check and not dropout else None
+            batch = (prompts, examples) if check and not dropout and not is_sharded(backbone) else None
             self._chosen_layouts[state] = choose(name, backbone, max_packed_tokens, batch)
         return self._chosen_layouts[state]
 
@@ -106,10 +108,13 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             if given := [name for name, value in kwargs.items() if value is not None]:
                 raise PromptTuningError(f"{given[0]} is given with only_labelled or candidates; leave it out.")
             if candidates is not None:
-                return RankingOutput(scores=self._rank(prompts, examples, self._candidates(candidates)))
+                words = self._candidates(candidates)
+                with in_step(self.base_model, prompts.vectors[0]):
+                    return RankingOutput(scores=self._rank(prompts, examples, words))
             layout = self._layout(prompts, examples)
-            found = layout.labelled_logits(self.base_model, prompts, examples)
-            loss = self._loss(found, num_items_in_batch, label_smoothing)
+            with in_step(self.base_model, prompts.vectors[0]) as zeros:
+                found = layout.labelled_logits(self.base_model, prompts, examples)
+            loss = self._loss(found, num_items_in_batch, label_smoothing) + sum(zeros)
             return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
         if adapter_names is not None:
             raise PromptTuningError("adapter_names is given without only_labelled or candidates; use set_adapter.")
@@ -194,6 +199,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             kwargs["input_ids"] = input_ids
         # Said aloud because a finished Trainer leaves the config's `use_cache` False.
         kwargs.setdefault("use_cache", True)
+        kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
         inputs = token_inputs(self.base_model, embeds)
         with generating_with(self.base_model, inputs.pop("per_layer_inputs", None)):
             return self.base_model.generate(**inputs, attention_mask=mask, **kwargs)

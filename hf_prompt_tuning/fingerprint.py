@@ -10,9 +10,11 @@ import hashlib
 from typing import Any
 
 import torch
-from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
+
+from .sharding import whole
 
 ROWS_AT_ONCE = 1024
 SAMPLED_ROWS = 16
@@ -27,21 +29,22 @@ def fingerprint(backbone: PreTrainedModel, quantized: str | None = None) -> dict
     """Architecture, sizes and embedding of a backbone, as JSON.
 
     Args:
-        backbone: a model whose embedding is in memory; one that is elsewhere (offloaded, on meta) has no
-            `embedding` entry.
+        backbone: a model; sharded and offloaded embeddings are brought together for this. One on the meta device has
+            no `embedding` entry.
         quantized: the method that its embedding was quantized with, if it was.
     """
     text_config = backbone.config.get_text_config()
     embed = backbone.get_input_embeddings()
     known = {
-        "architecture": type(backbone).__name__,
+        # `fully_shard` puts a class of its own in front.
+        "architecture": next(c.__name__ for c in type(backbone).__mro__ if not issubclass(c, FSDPModule)),
         "vocab_size": embed.num_embeddings,
         "num_layers": getattr(text_config, "num_hidden_layers", None),
         "embedding_width": embed.embedding_dim,
     }
-    if embed.weight.is_meta:
-        return known
-    with torch.no_grad(), gather_params_ctx(embed.parameters()):
+    with whole(embed):
+        if embed.weight.is_meta:
+            return known
         known["embedding"] = {
             "dtype": str(embed.weight.dtype).removeprefix("torch."),
             "quantized": quantized,
@@ -67,7 +70,7 @@ def embedding_hash(weight: Tensor) -> str | None:
 def _sample(embed: nn.Embedding) -> Tensor:
     """[16, 16] fp32, of rows spread over the vocabulary; by the module, which knows how to read quantized rows."""
     rows = torch.arange(1, 2 * SAMPLED_ROWS, 2, device=embed.weight.device) * embed.num_embeddings
-    return embed(rows // (2 * SAMPLED_ROWS))[:, :SAMPLED_COLUMNS].float().cpu()
+    return embed.forward(rows // (2 * SAMPLED_ROWS))[:, :SAMPLED_COLUMNS].float().cpu()
 
 
 def differences(known: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from .config import PromptTuningConfig, PromptTuningInit
 from .errors import PromptTuningError
 from .foreign_prompts import import_prompt
 from .prompt_files import read_prompt
+from .sharding import embedding_device, whole
 from .tokenization import continuation_ids
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -41,7 +41,7 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
     init = config.prompt_tuning_init
     if init == PromptTuningInit.RANDOM:
         vectors = torch.empty(config.num_virtual_tokens, embed.embedding_dim)
-        return vectors.uniform_(-config.random_range, config.random_range).to(embed.weight.device)
+        return vectors.uniform_(-config.random_range, config.random_range).to(embedding_device(embed))
     if init == PromptTuningInit.PROMPT:
         return _from_prompt(config, embed)
     if init == PromptTuningInit.CLASS_LABELS:
@@ -91,10 +91,12 @@ def made_again(
 
 def _embedded(token_ids: list[int], embed: nn.Embedding) -> Tensor:
     """[len(token_ids), H] in fp32: what the model itself would see for these tokens."""
-    ids = torch.tensor(token_ids, device=embed.weight.device)
-    # Under ZeRO-3 each process holds a shard of the embedding; this gathers it.
-    with torch.no_grad(), gather_params_ctx(embed.parameters()):
-        return embed(ids).float().clone()
+    with whole(embed):
+        if embed.weight.is_meta:
+            raise PromptTuningError(
+                "the backbone's embedding is on the meta device: it has no numbers to start from. Load its weights."
+            )
+        return embed.forward(torch.tensor(token_ids, device=embed.weight.device)).float().clone()
 
 
 def _tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase:
@@ -189,7 +191,7 @@ def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
             f"this prompt has {config.num_virtual_tokens} of width {embed.embedding_dim}. Set num_virtual_tokens to "
             f"{vectors.shape[0]}, and use a prompt of a backbone of the same width."
         )
-    return vectors.to(embed.weight.device)
+    return vectors.to(embedding_device(embed))
 
 
 def _saved_vectors(prompt: str) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .sharding import whole
+
 CHUNK = 16384
 SPARE = 8
 """More candidates than asked for: products find them, whose rounding may swap near ones; then they are sorted."""
@@ -68,20 +70,21 @@ def nearest_tokens(
     directions = nn.functional.normalize(vectors, dim=1)
     best = torch.empty(len(vectors), 0, device=vectors.device)
     ids = torch.empty(len(vectors), 0, dtype=torch.long, device=vectors.device)
-    for start in range(0, size, CHUNK):
-        chunk = torch.arange(start, min(start + CHUNK, size), device=vectors.device)
-        rows = embed(chunk).float()
-        if by_distance:  # the square of it, without the vector's own, which all tokens share
-            scores = 2 * vectors @ rows.T - rows.square().sum(1)
-        else:
-            scores = directions @ nn.functional.normalize(rows, dim=1).T
-        best = torch.cat([best, scores], dim=1)
-        ids = torch.cat([ids, chunk.expand(len(vectors), -1)], dim=1)
-        best, order = best.topk(min(how_many + SPARE, best.shape[1]), dim=1)
-        ids = ids.gather(1, order)
-    rows = embed(ids).float()
-    cosines = nn.functional.cosine_similarity(rows, vectors[:, None], dim=2)
-    distances = (rows - vectors[:, None]).norm(dim=2)
+    with whole(embed):
+        for start in range(0, size, CHUNK):
+            chunk = torch.arange(start, min(start + CHUNK, size), device=vectors.device)
+            rows = embed.forward(chunk).float()
+            if by_distance:  # the square of it, without the vector's own, which all tokens share
+                scores = 2 * vectors @ rows.T - rows.square().sum(1)
+            else:
+                scores = directions @ nn.functional.normalize(rows, dim=1).T
+            best = torch.cat([best, scores], dim=1)
+            ids = torch.cat([ids, chunk.expand(len(vectors), -1)], dim=1)
+            best, order = best.topk(min(how_many + SPARE, best.shape[1]), dim=1)
+            ids = ids.gather(1, order)
+        rows = embed.forward(ids).float()
+        cosines = nn.functional.cosine_similarity(rows, vectors[:, None], dim=2)
+        distances = (rows - vectors[:, None]).norm(dim=2)
     order = (distances if by_distance else -cosines).argsort(dim=1, stable=True)[:, :how_many]
     return NearestTokens(*(x.gather(1, order) for x in (ids, cosines, distances)))
 
@@ -89,8 +92,10 @@ def nearest_tokens(
 @torch.no_grad()
 def vocabulary_norms(embed: nn.Embedding, size: int) -> Tensor:
     """The norms of the first `size` tokens' embeddings, [size] fp32, on the CPU, in ascending order."""
-    ids = torch.arange(size, device=embed.weight.device)
-    return torch.cat([embed(chunk).float().norm(dim=1) for chunk in ids.split(CHUNK)]).cpu().sort().values
+    with whole(embed):
+        ids = torch.arange(size, device=embed.weight.device)
+        norms = [embed.forward(chunk).float().norm(dim=1) for chunk in ids.split(CHUNK)]
+    return torch.cat(norms).cpu().sort().values
 
 
 def percentiles(values: Tensor, among: Tensor) -> Tensor:

@@ -11,19 +11,20 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length, rotate_checkpoints
 
 from .checkpoints import UNFINISHED, damage, newest_whole, publish, saving, seal, tidy
+from .distributed import DistributedTrainer
 from .errors import PromptTuningError, TrainingInterrupted
 from .interruption import SignalWatch
 
 logger = logging.getLogger(__name__)
 
 
-class ResumingTrainer(Trainer):
+class ResumingTrainer(DistributedTrainer):
     """The part of `PromptTuningTrainer` that saves and resumes."""
 
     _unfinished = False  # while a checkpoint is being written

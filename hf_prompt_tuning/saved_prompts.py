@@ -166,6 +166,8 @@ class SavedPrompts:
                 )
         # Never the embedding layers: they belong to the backbone, and PEFT's check for them asks the Hub.
         kwargs["save_embedding_layers"] = False
+        # Nor the backbone's weights: PEFT would gather a sharded backbone's, and throw them away.
+        kwargs["state_dict"] = {}
         super().save_pretrained(
             str(save_directory), selected_adapters=selected_adapters, is_main_process=is_main_process, **kwargs
         )

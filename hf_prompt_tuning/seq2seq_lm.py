@@ -12,6 +12,7 @@ from .layouts import Examples, LabelledLogits
 from .layouts.base import IGNORED, projected_at
 from .layouts.padded import padded_rows
 from .outputs import LabelledOutput, RankingOutput
+from .sharding import is_sharded
 from .soft_prompts import SoftPrompts
 
 
@@ -65,11 +66,16 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
 
     def _rank(self, embeds: Tensor, mask: Tensor, candidates: Sequence[Sequence[int]]) -> Tensor:
         """[B, L] fp32: the encoder once, then the decoder for each candidate."""
-        encoded = self.base_model.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True)
+        if is_sharded(self.base_model):
+            # Its encoder alone would find no weights: they are gathered when the whole model is called.
+            source = {"inputs_embeds": embeds}
+        else:
+            encoder = self.base_model.get_encoder()
+            source = {"encoder_outputs": encoder(inputs_embeds=embeds, attention_mask=mask, return_dict=True)}
         scores = []
         for words in candidates:
             labels = torch.tensor(words, device=embeds.device).expand(len(embeds), -1)
-            found = self._labelled_logits(labels, encoder_outputs=encoded, attention_mask=mask, use_cache=False)
+            found = self._labelled_logits(labels, **source, attention_mask=mask, use_cache=False)
             scores.append(found.log_likelihood(len(embeds)))
         return torch.stack(scores, dim=1)
 
@@ -85,4 +91,5 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             input_ids = kwargs.pop("inputs", None)
         embeds, mask = padded_rows(*self._inputs(input_ids, inputs_embeds, attention_mask))
         kwargs.setdefault("use_cache", True)
+        kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
         return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)

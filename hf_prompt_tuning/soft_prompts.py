@@ -29,6 +29,7 @@ from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
 from .prompt_info import PromptInfo
 from .saved_prompts import SavedPrompts
+from .sharding import embedded, embedding_device
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class SoftPrompts(SavedPrompts):
             vectors = torch.zeros(config.num_virtual_tokens, config.token_dim)
         else:
             vectors = initial_prompt(config, self.word_embeddings)
-        vectors = vectors.to(self.word_embeddings.weight.device, torch.float32)
+        vectors = vectors.to(embedding_device(self.word_embeddings), torch.float32)
         encoder = PromptVectors(PeftPromptTuningConfig(**config.to_dict() | {"prompt_tuning_init": "RANDOM"}), None)
         encoder.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
         self.prompt_encoder[adapter_name] = encoder
@@ -211,12 +212,12 @@ class SoftPrompts(SavedPrompts):
         return prompts, examples
 
     def _candidates(self, token_ids: Sequence[Sequence[int]]) -> Candidates:
-        ids = tuple(torch.tensor(words, device=self.word_embeddings.weight.device) for words in token_ids)
+        ids = tuple(torch.tensor(words, device=self.prompt.device) for words in token_ids)
         return Candidates(ids, tuple(self._embed(words[None])[0] for words in ids))
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """[B, T, H], with the per-layer vectors of the tokens behind it where the backbone has such."""
-        embeds = self.word_embeddings(input_ids)
+        embeds = embedded(self.word_embeddings, input_ids)
         if not has_per_layer_inputs(self.base_model):
             return embeds
         return torch.cat([embeds, per_layer_inputs(self.base_model, input_ids).to(embeds.dtype)], dim=-1)
@@ -253,7 +254,6 @@ class SoftPrompts(SavedPrompts):
             predictions.logits.float(), predictions.targets, reduction="sum", label_smoothing=label_smoothing
         )
         if num_items_in_batch is None:
-            num_items_in_batch = max(len(predictions.targets), 1)
-        elif isinstance(num_items_in_batch, Tensor):
-            num_items_in_batch = num_items_in_batch.to(total.device)
-        return total / num_items_in_batch
+            num_items_in_batch = len(predictions.targets)
+        # Nothing is labelled on this process (or on any): the loss is 0, not 0/0.
+        return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)

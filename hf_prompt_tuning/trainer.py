@@ -15,6 +15,7 @@ from .errors import PromptTuningError
 from .modeling import get_prompt_tuning_model
 from .prompt_info import PromptInfo
 from .searching import SearchingTrainer
+from .sharding import whole
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
@@ -163,8 +164,11 @@ class PromptTuningTrainer(SearchingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Not super()'s, which also pickles the arguments and copies the tokenizer: a prompt's folder holds neither.
-        if self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model)
+        model = self.accelerator.unwrap_model(self.model)
+        # On every process, because what is sharded is brought together: the embedding, for the nearest words, and with
+        # ZeRO-3 the prompt.
+        with whole(model.prompt_encoder[model.active_adapter].embedding):
             self._describe(model.info)
-            folder = output_dir or self.args.output_dir
-            model.save_pretrained(folder, state_dict=state_dict, repo_id=self.hub_model_id, card=not self._unfinished)
+            if self.args.should_save:
+                folder = output_dir or self.args.output_dir
+                model.save_pretrained(folder, repo_id=self.hub_model_id, card=not self._unfinished)

@@ -2,11 +2,11 @@
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from peft.utils.integrations import gather_params_ctx
 from torch import nn
 from transformers import TrainerCallback
 
 from ..errors import PromptTuningError
+from ..sharding import whole
 from ..soft_prompts import SoftPrompts
 
 SAMPLED_WORDS = 4096
@@ -30,5 +30,5 @@ def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
 def mean_word_norm(embed: nn.Embedding) -> float:
     """The mean norm of the vocabulary's vectors, as the backbone sees them; of a sample where there are many."""
     ids = torch.linspace(0, embed.num_embeddings - 1, min(embed.num_embeddings, SAMPLED_WORDS))
-    with torch.no_grad(), gather_params_ctx(embed.parameters()):
-        return embed(ids.long().to(embed.weight.device)).float().norm(dim=1).mean().item()
+    with whole(embed):
+        return embed.forward(ids.long().to(embed.weight.device)).float().norm(dim=1).mean().item()

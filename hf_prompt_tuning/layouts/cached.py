@@ -10,9 +10,12 @@ It computes G·P + B·T tokens, and needs a causal model with a cache. ALiBi, wi
 model's own business, because each row is an ordinary continuation.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from ..sharding import is_sharded
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
 
 
@@ -26,10 +29,17 @@ class CachedLayout:
         needed, parts = examples.needed(), []
         for vectors, rows in prompts.groups():
             group = needed.select(rows)
+            if is_sharded(backbone):
+                # FSDP2 frees a layer's weights once its input has a gradient; without one the text's pass would keep
+                # the first layer's, and gather less often than a process that makes another pass instead.
+                group = replace(group, embeds=group.embeds + 0.0 * vectors.sum().to(group.embeds.dtype))
             labels = examples.labels[rows]
             first = (labels[:, 0] != IGNORED).nonzero()[:, 0]
             logits, cache = self._prompt_pass(backbone, vectors.to(examples.embeds.dtype), len(first))
-            if len(first):
+            if len(first) or cache is not None:
+                # Also where no first token is labelled: this connects a batch without labels to the prompt (a process
+                # of several may have one), and FSDP2 gathers a layer's weights again once its output gets a gradient,
+                # which the last layer's keys and values alone would not give it.
                 parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
             in_group, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
             if len(in_group):
@@ -38,11 +48,8 @@ class CachedLayout:
                     cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=rows.device))
                 logits, _ = _text_pass(backbone, len(vectors), group, cache, in_group, columns)
                 parts.append(LabelledLogits(logits, labels[in_group, columns + 1], rows[in_group]))
-        if not parts:
-            # Nothing is labelled: no predictions, still connected to the prompt (a rank whose batch is empty).
-            logits, _ = self._prompt_pass(backbone, prompts.vectors[0].to(examples.embeds.dtype), 0)
-            none = torch.empty(0, dtype=torch.long, device=prompts.of.device)
-            parts.append(LabelledLogits(logits, none, none))
+        if not parts:  # neither a prompt nor a label
+            parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
         return LabelledLogits.concatenate(parts)
 
     def candidate_scores(

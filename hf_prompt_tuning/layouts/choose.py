@@ -169,5 +169,6 @@ def _loss_and_gradient(
         vectors = tuple(v.detach().clone().requires_grad_() for v in prompts.vectors)
         found = layout.labelled_logits(backbone, Prompts(vectors, prompts.of), examples)
         loss = torch.nn.functional.cross_entropy(found.logits.float(), found.targets)
-        gradients = torch.autograd.grad(loss, [v for v in vectors if len(v)], allow_unused=True)
+        wanted = [v for v in vectors if len(v)]
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
     return loss.detach(), torch.cat([g.flatten() for g in gradients if g is not None] or [loss.detach()[None]])

@@ -1,0 +1,91 @@
+"""A backbone whose weights are not all in this process's memory: sharded over processes, or offloaded.
+
+FSDP2 (`fully_shard`) and DeepSpeed ZeRO-3 keep a share of each weight on each process and gather it when it is
+needed; Accelerate's `device_map` leaves weights on the CPU or on disk until then.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import align_module_device, has_offloaded_params
+from peft.utils.integrations import gather_params_ctx
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+
+def is_sharded(backbone: nn.Module) -> bool:
+    """Whether each pass gathers weights from other processes, so that all of them must make it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return False
+    zero3 = any(hasattr(parameter, "ds_id") for parameter in backbone.parameters())
+    return zero3 or any(isinstance(module, FSDPModule) for module in backbone.modules())
+
+
+def embedding_device(embed: nn.Module) -> torch.device:
+    """Where an embedding's vectors are computed, wherever its weight lies."""
+    return torch.device(embed._hf_hook.execution_device) if has_offloaded_params(embed) else embed.weight.device
+
+
+@contextmanager
+def whole(embed: nn.Module) -> Iterator[None]:
+    """Within this context an embedding's weight is in memory, all of it; every process must enter."""
+    shard = embed.weight
+    with torch.no_grad(), gather_params_ctx(embed.parameters()), align_module_device(embed):
+        if isinstance(shard, DTensor):
+            embed._parameters["weight"] = nn.Parameter(shard.full_tensor(), requires_grad=False)
+        try:
+            yield
+        finally:
+            if isinstance(shard, DTensor):
+                embed._parameters["weight"] = shard
+
+
+def embedded(embed: nn.Module, token_ids: Tensor) -> Tensor:
+    """What an embedding module gives for token ids of any shape.
+
+    FSDP2 gathers weights when the outermost module that it wraps is called; the embedding is called before that.
+    """
+    if not isinstance(embed.weight, DTensor):
+        return embed(token_ids)
+    with whole(embed):
+        # Not by a call, whose hooks would take the embedding for the outermost module.
+        return embed.forward(token_ids)
+
+
+@contextmanager
+def in_step(backbone: nn.Module, vectors: Tensor) -> Iterator[list[Tensor]]:
+    """Within this context all processes call a sharded backbone equally often.
+
+    How many passes a layout takes depends on a process's batch, and one that made fewer would leave the others waiting
+    for its share of the weights. So each pass is announced, and a process that is done goes on with passes for nothing
+    until all are.
+
+    Args:
+        backbone: the model that is called.
+        vectors: [P, H], what it is called on for nothing.
+
+    Yields:
+        a list: afterwards of zeros that belong into the loss, because a backward pass gathers weights as well.
+    """
+    zeros: list[Tensor] = []
+    if not is_sharded(backbone):
+        yield zeros
+        return
+    # In front of FSDP's own, which starts to gather.
+    handle = backbone.register_forward_pre_hook(lambda *_: _any_calls(True, vectors.device) and None, prepend=True)
+    try:
+        yield zeros
+    finally:
+        handle.remove()
+    while _any_calls(False, vectors.device):
+        zeros.append(backbone(inputs_embeds=vectors[None], use_cache=False).logits.sum() * 0.0)
+
+
+def _any_calls(calls: bool, device: torch.device) -> bool:
+    """Whether any process is about to call the backbone; each says whether it is."""
+    flag = torch.tensor(int(calls), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
