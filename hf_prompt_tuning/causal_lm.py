@@ -1,5 +1,6 @@
 """A causal language model behind a soft prompt: forward and generate."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,10 @@ from peft import PeftModelForCausalLM
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from .backbone import generating_with
 from .errors import PromptTuningError
 from .foreign_trainers import agreed_labels, check_unpacked, from_shifted
+from .generation import generate
+from .inference import ComputedPrompts, can_be_continued
 from .layouts import Candidates, Examples, LabelledLogits, Layout, Prompts, choose
 from .layouts.base import IGNORED, token_inputs
 from .layouts.padded import as_it_came, continued, labels_where_predicted, padded_rows, predicting_columns
@@ -31,6 +33,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.use_layout()
+        self._computed = ComputedPrompts()
 
     def use_layout(self, name: str = "auto", max_packed_tokens: int | None = None, check: bool = True) -> None:
         """How labelled tokens and candidates are computed from now on; it changes the cost, never the result.
@@ -60,6 +63,24 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             self._chosen_layouts[state] = choose(name, backbone, max_packed_tokens, batch)
         return self._chosen_layouts[state]
 
+    def _with_computed(self, prompts: Prompts, examples: Examples) -> Prompts:
+        """With what was computed of the prompts before; as they came where gradients are wanted, or chance is."""
+        backbone = self.base_model
+        dropout = backbone.training and any(config.backbone_dropout for config in self.peft_config.values())
+        if torch.is_grad_enabled() or dropout or not can_be_continued(backbone):
+            return prompts
+        tokens = [vectors.to(examples.embeds.dtype) for vectors in prompts.vectors]
+        computed = [
+            self._computed.get(name, vectors, backbone) if len(vectors) else None
+            for name, vectors in zip(prompts.names, tokens, strict=True)
+        ]
+        return dataclasses.replace(prompts, computed=tuple(computed))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Removes a prompt."""
+        super().delete_adapter(adapter_name)
+        self._computed.forget(adapter_name)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -84,7 +105,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             only_labelled: return a `LabelledOutput` of the K labelled tokens, computed in the fastest layout (what our
                 trainer asks for), in place of PEFT's logits [B, P+T, V].
             candidates: L sequences of token ids; return a `RankingOutput` of their scores behind each row.
-            adapter_names: a prompt for each row, "__base__" for none; with `only_labelled` or `candidates`.
+            adapter_names: a prompt for each row, "__base__" for none; default the active one. Where their lengths
+                differ, P is the longest's, and a row's prompt ends at column P-1: texts line up, and what stands
+                before a shorter prompt means nothing.
             num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
             shift_labels: in place of `labels`, each where it is predicted: [B, T], or [B, T+1] with the first token's.
@@ -112,14 +135,18 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 with in_step(self.base_model, prompts.vectors[0]):
                     return RankingOutput(scores=self._rank(prompts, examples, words))
             layout = self._layout(prompts, examples)
+            if layout.name != "padded":
+                prompts = self._with_computed(prompts, examples)
             with in_step(self.base_model, prompts.vectors[0]) as zeros:
                 found = layout.labelled_logits(self.base_model, prompts, examples)
             loss = self._loss(found, num_items_in_batch, label_smoothing) + sum(zeros)
             return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
-        if adapter_names is not None:
-            raise PromptTuningError("adapter_names is given without only_labelled or candidates; use set_adapter.")
-        if examples.order is not None and kwargs.get("output_attentions"):
-            raise PromptTuningError("output_attentions is given for rows padded at the left; pad them at the right.")
+        ragged = len(set(prompts.lengths().tolist())) > 1
+        if (examples.order is not None or ragged) and kwargs.get("output_attentions"):
+            raise PromptTuningError(
+                "output_attentions is given for rows padded at the left, or for prompts of several lengths; "
+                "pad rows at the right, and give prompts of one length."
+            )
         return self._outputs(prompts, examples, num_items_in_batch, label_smoothing, **kwargs)
 
     def _outputs(
@@ -145,20 +172,25 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             targets = examples.labels[examples.labels != IGNORED]
             found = LabelledLogits(outputs.logits[rows, columns], targets, rows)
             values["loss"] = self._loss(found, num_items_in_batch, label_smoothing)
-        values |= {name: self._as_it_came(value, examples.order) for name, value in outputs.items() if name != "loss"}
+        values |= {
+            name: self._as_it_came(value, prompts, examples) for name, value in outputs.items() if name != "loss"
+        }
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
 
     def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
         layout = self._layout(prompts, continued(sources, candidates.ids[0], candidates.embeds[0]))
+        if layout.name != "padded":
+            prompts = self._with_computed(prompts, sources)
         return layout.candidate_scores(self.base_model, prompts, sources, candidates)
 
-    def _as_it_came(self, value: Any, order: Tensor | None) -> Any:
+    @staticmethod
+    def _as_it_came(value: Any, prompts: Prompts, examples: Examples) -> Any:
         """Logits and hidden states ([B, P+T, ...], or a tuple of them) in the order of the caller's columns."""
         if isinstance(value, Tensor) and value.dim() == 3:
-            return as_it_came(value, len(self.prompt), order)
+            return as_it_came(value, prompts, examples)
         if isinstance(value, tuple) and value and isinstance(value[0], Tensor) and value[0].dim() == 3:
-            return tuple(as_it_came(v, len(self.prompt), order) for v in value)
+            return tuple(as_it_came(v, prompts, examples) for v in value)
         return value
 
     @staticmethod
@@ -181,25 +213,28 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generates behind the prompt; arguments and result as in transformers' `generate`.
+        """Generates behind the prompt, which is computed once and kept; arguments and result as in transformers'.
 
         Args:
             input_ids: [B, T] long (also as the first positional argument, or `inputs`); the result starts with it, as
-                with PEFT's.
+                with PEFT's, and lengths (`max_length`) count it, and not the prompt.
             attention_mask: [B, T]; pads may stand at either side.
-            inputs_embeds: [B, T, H] in place of `input_ids`; the result is then the new tokens alone.
+            inputs_embeds: [B, T, H] in place of `input_ids`; the result is then the new tokens alone, and the prompt
+                is computed with them.
+            adapter_names: a prompt for each row, "__base__" for none; default the active one.
+
+        Raises:
+            PromptTuningError: unknown names, no room for a new token in `max_length`, or drafts (`assistant_model`, …)
+                for a backbone that cannot go on from a computed prompt.
         """
         if input_ids is None and inputs_embeds is None:
             input_ids = kwargs.pop("inputs", None)
-        prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask)
-        embeds, mask = padded_rows(prompts, examples, pads="left")
-        if input_ids is not None:
-            kwargs["input_ids"] = input_ids
-        # Said aloud because a finished Trainer leaves the config's `use_cache` False.
-        kwargs.setdefault("use_cache", True)
         kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
-        inputs = token_inputs(self.base_model, embeds)
-        with generating_with(self.base_model, inputs.pop("per_layer_inputs", None)):
-            return self.base_model.generate(**inputs, attention_mask=mask, **kwargs)
+        self._check_positions(kwargs.pop("position_ids", None), attention_mask)
+        with torch.no_grad():
+            prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
+            dtype = examples.embeds.dtype
+            return generate(self.base_model, prompts, examples, input_ids, kwargs, self._with_computed)

@@ -84,12 +84,22 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generates the target; arguments and result as in transformers' `generate`."""
+        """Generates the target; arguments and result as in transformers' `generate`.
+
+        Args:
+            input_ids: [B, T] long, the encoder's (also as the first positional argument, or `inputs`).
+            attention_mask: [B, T]; pads may stand at either side.
+            inputs_embeds: [B, T, H] in place of `input_ids`.
+            adapter_names: a prompt for each row, "__base__" for none; default the active one.
+        """
         if input_ids is None and inputs_embeds is None:
             input_ids = kwargs.pop("inputs", None)
-        embeds, mask = padded_rows(*self._inputs(input_ids, inputs_embeds, attention_mask))
+        embeds, mask = padded_rows(
+            *self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
+        )
         kwargs.setdefault("use_cache", True)
         kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
         return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)

@@ -165,7 +165,11 @@ class SoftPrompts(SavedPrompts):
     def _prompts(self, batch: int, adapter_names: Sequence[str] | None) -> Prompts:
         """The prompts of `batch` rows: the active one, or those of their names (`"__base__"` is none, as in PEFT)."""
         if adapter_names is None:
-            return Prompts.one(self._as_tokens(self.prompt), batch)
+            name = NO_PROMPT if self._adapters_disabled else self.active_adapter
+            none = torch.zeros(batch, dtype=torch.long, device=self.prompt.device)
+            return Prompts((self._as_tokens(self.prompt),), none, (name,))
+        if isinstance(adapter_names, str):
+            raise PromptTuningError(f"adapter_names is {adapter_names!r}; give a list, with a name for each row.")
         if len(adapter_names) != batch:
             raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {batch} rows; give one a row.")
         distinct = list(dict.fromkeys(adapter_names))
@@ -177,9 +181,8 @@ class SoftPrompts(SavedPrompts):
         vectors = [
             self.prompt[:0] if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight for name in distinct
         ]
-        vectors = [self._as_tokens(v) for v in vectors]
         of = torch.tensor([distinct.index(name) for name in adapter_names], device=self.prompt.device)
-        return Prompts(tuple(vectors), of)
+        return Prompts(tuple(map(self._as_tokens, vectors)), of, tuple(distinct))
 
     def _inputs(
         self,

@@ -32,7 +32,7 @@ def test_rows_are_prompt_text_pads_whichever_side_was_padded():
 def test_outputs_return_to_the_columns_they_came_from():
     left = Examples.align(column(0.0, 7.0, 8.0), torch.tensor([[0, 1, 1]]))
     rows, _ = padded_rows(Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)
-    assert as_it_came(rows, 2, left.order)[0, :, 0].tolist() == [1, 2, 0, 7, 8]
+    assert as_it_came(rows, Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)[0, :, 0].tolist() == [1, 2, 0, 7, 8]
 
 
 def test_pads_between_tokens_are_taken_out_and_their_labels_with_them():

@@ -3,12 +3,14 @@
 from .base import Candidates, Examples, LabelledLogits, Layout, Prompts
 from .cached import CachedLayout
 from .choose import choose
+from .computed import ComputedPrompt
 from .packed import PackedLayout
 from .padded import PaddedLayout
 
 __all__ = [
     "CachedLayout",
     "Candidates",
+    "ComputedPrompt",
     "Examples",
     "LabelledLogits",
     "Layout",

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .computed import ComputedPrompt
 
 IGNORED = -100
 """The label of a position that is not predicted, as everywhere in PyTorch and transformers."""
@@ -76,10 +79,14 @@ class Prompts:
     Attributes:
         vectors: G tensors of [P_g, H]; lengths may differ, and 0 is no prompt.
         of: [B] long, the prompt (0 … G-1) of each example.
+        names: of the G prompts' adapters; empty where no one asks.
+        computed: what was computed of each of the G prompts before, None for no prompt; empty: nothing was.
     """
 
     vectors: tuple[Tensor, ...]
     of: Tensor
+    names: tuple[str, ...] = ()
+    computed: "tuple[ComputedPrompt | None, ...]" = ()
 
     @classmethod
     def one(cls, vectors: Tensor, batch: int) -> "Prompts":
@@ -90,12 +97,12 @@ class Prompts:
         """[B] long: how many virtual tokens stand before each example."""
         return torch.tensor([len(v) for v in self.vectors], device=self.of.device)[self.of]
 
-    def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each prompt that is used, with the examples ([B_g] long) that have it."""
-        for g, vectors in enumerate(self.vectors):
+    def groups(self) -> Iterator[tuple[int, Tensor]]:
+        """Each prompt (0 … G-1) that is used, with the examples ([B_g] long) that have it."""
+        for g in range(len(self.vectors)):
             rows = (self.of == g).nonzero()[:, 0]
             if len(rows):
-                yield vectors, rows
+                yield g, rows
 
     def select(self, rows: Tensor) -> "Prompts":
         """The prompts of the examples `rows`, those that none of them has left out."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..sharding import is_sharded
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
+from .computed import cache_of
 
 
 class CachedLayout:
@@ -27,15 +28,15 @@ class CachedLayout:
     def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
         """The labelled tokens' predictions, [K, V]; first tokens are predicted by the prompt's own pass."""
         needed, parts = examples.needed(), []
-        for vectors, rows in prompts.groups():
+        for g, rows in prompts.groups():
             group = needed.select(rows)
             if is_sharded(backbone):
                 # FSDP2 frees a layer's weights once its input has a gradient; without one the text's pass would keep
                 # the first layer's, and gather less often than a process that makes another pass instead.
-                group = replace(group, embeds=group.embeds + 0.0 * vectors.sum().to(group.embeds.dtype))
+                group = replace(group, embeds=group.embeds + 0.0 * prompts.vectors[g].sum().to(group.embeds.dtype))
             labels = examples.labels[rows]
             first = (labels[:, 0] != IGNORED).nonzero()[:, 0]
-            logits, cache = self._prompt_pass(backbone, vectors.to(examples.embeds.dtype), len(first))
+            logits, cache = self._prompt_pass(backbone, prompts, g, examples.embeds.dtype, len(first))
             if len(first) or cache is not None:
                 # Also where no first token is labelled: this connects a batch without labels to the prompt (a process
                 # of several may have one), and FSDP2 gathers a layer's weights again once its output gets a gradient,
@@ -46,7 +47,7 @@ class CachedLayout:
                 if cache is not None:
                     # Not `batch_repeat_interleave`, which fails on the caches of linear attention.
                     cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=rows.device))
-                logits, _ = _text_pass(backbone, len(vectors), group, cache, in_group, columns)
+                logits, _ = _text_pass(backbone, len(prompts.vectors[g]), group, cache, in_group, columns)
                 parts.append(LabelledLogits(logits, labels[in_group, columns + 1], rows[in_group]))
         if not parts:  # neither a prompt nor a label
             parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
@@ -58,36 +59,42 @@ class CachedLayout:
         """[B, L]: each source once, in groups of equal length (pads must not come between a source and its words)."""
         scores = torch.empty(len(sources.mask), len(candidates.ids), device=sources.embeds.device)
         lengths = sources.mask.sum(1)
-        for vectors, rows in prompts.groups():
+        for g, rows in prompts.groups():
             for length in lengths[rows].unique().tolist():
                 same = rows[lengths[rows] == length]
                 group = sources.select(same)
                 # With the source as a longer prompt, all candidates are the examples behind it.
-                logits, cache = self._source_pass(backbone, vectors.to(group.embeds.dtype), group)
-                scores[same] = self._behind(backbone, len(vectors) + length, logits, cache, candidates)
+                logits, cache = self._source_pass(backbone, prompts, g, group)
+                before = len(prompts.vectors[g]) + length
+                scores[same] = self._behind(backbone, before, logits, cache, candidates)
         return scores
 
     @staticmethod
-    def _prompt_pass(backbone: nn.Module, vectors: Tensor, copies: int) -> tuple[Tensor, object]:
+    def _prompt_pass(
+        backbone: nn.Module, prompts: Prompts, g: int, dtype: torch.dtype, copies: int
+    ) -> tuple[Tensor, object]:
         """`copies` of the last position's prediction ([copies, V]), and the cache; no cache without a prompt."""
+        vectors = prompts.vectors[g].to(dtype)
         if not len(vectors):
             return vectors.new_empty(0, 1), None
+        if prompts.computed:
+            return prompts.computed[g].logits.expand(copies, -1), cache_of(prompts.computed[g].layers)
         zeros = torch.zeros(copies, dtype=torch.long, device=vectors.device)
         with projected_at(backbone, zeros, zeros + len(vectors) - 1):
             outputs = backbone(**token_inputs(backbone, vectors[None]), use_cache=True)
         return outputs.logits[0], outputs.past_key_values
 
     @staticmethod
-    def _source_pass(backbone: nn.Module, vectors: Tensor, group: Examples) -> tuple[Tensor, object]:
+    def _source_pass(backbone: nn.Module, prompts: Prompts, g: int, group: Examples) -> tuple[Tensor, object]:
         """The last position's prediction of each row, [B', V], and the cache of prompt and source."""
         batch, length = group.mask.shape
-        logits, cache = CachedLayout._prompt_pass(backbone, vectors, 1)
+        logits, cache = CachedLayout._prompt_pass(backbone, prompts, g, group.embeds.dtype, 1)
         if cache is not None:
             cache.reorder_cache(torch.zeros(batch, dtype=torch.long, device=group.mask.device))
         if not length:
             return logits.expand(batch, -1), cache
-        rows = torch.arange(batch, device=group.mask.device)
-        return _text_pass(backbone, len(vectors), group, cache, rows, torch.full_like(rows, length - 1))
+        rows, before = torch.arange(batch, device=group.mask.device), len(prompts.vectors[g])
+        return _text_pass(backbone, before, group, cache, rows, torch.full_like(rows, length - 1))
 
     @staticmethod
     def _behind(backbone: nn.Module, before: int, logits: Tensor, cache: object, candidates: Candidates) -> Tensor:

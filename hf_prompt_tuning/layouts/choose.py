@@ -1,10 +1,7 @@
 """Which layout a backbone gets: read from its config and signature, then checked on the first batch."""
 
-import inspect
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +10,9 @@ from transformers import PreTrainedModel
 from ..errors import PromptTuningError, first_line
 from .base import IGNORED, Examples, Layout, Prompts
 from .cached import CachedLayout
-from .masks import Reach
 from .packed import PackedLayout
 from .padded import PaddedLayout
+from .traits import has_local_layers, is_recurrent, reaches, takes
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +21,6 @@ NAMES = ("packed", "cached", "padded")
 
 MAX_PACKED_TOKENS = 2048
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
-REACHES: dict[str, Callable[[Any], Reach]] = {
-    "full_attention": lambda config: Reach(),
-    "sliding_attention": lambda config: Reach(window=config.sliding_window),
-    "chunked_attention": lambda config: Reach(chunk=config.attention_chunk_size),
-}
 
 
 @dataclass(frozen=True)
@@ -54,48 +46,34 @@ def judge(name: str, backbone: PreTrainedModel, max_packed_tokens: int | None = 
 
 
 def _cached(backbone: PreTrainedModel) -> Verdict:
-    parameters = inspect.signature(backbone.forward).parameters
-    if "past_key_values" not in parameters:
+    if not takes(backbone, "past_key_values"):
         return Verdict(None, "the model has no key-value cache")
     if backbone.is_activation_checkpointing:
         return Verdict(None, "activation checkpointing computes layers again, and a cache would be filled twice")
     # Some recurrent models start every sequence from an empty state, whatever the cache holds.
-    return Verdict(CachedLayout(), certain=not _is_recurrent(backbone))
+    return Verdict(CachedLayout(), certain=not is_recurrent(backbone))
 
 
 def _packed(backbone: PreTrainedModel, max_packed_tokens: int | None) -> Verdict:
     config = backbone.config.get_text_config()
-    if "position_ids" not in inspect.signature(backbone.forward).parameters:
+    if not takes(backbone, "position_ids"):
         return Verdict(None, "the model takes no position_ids")
-    if _is_recurrent(backbone):
+    if is_recurrent(backbone):
         return Verdict(None, "the model is recurrent: no mask keeps one example's state from the next")
     if getattr(config, "alibi", False):
         return Verdict(None, "the model's ALiBi counts columns, not positions")
-    if "local" in (getattr(config, "attention_layers", None) or ()):
+    if has_local_layers(backbone):
         return Verdict(None, "the model's local attention counts columns, not positions")
     if backbone.config._attn_implementation not in MASKED_ATTENTION:
         return Verdict(None, f"{backbone.config._attn_implementation} takes no mask of our own")
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-    if unknown := [kind for kind in kinds if kind not in REACHES]:
-        return Verdict(None, f"the model has {unknown[0]} layers")
-    if not kinds or kinds == ["full_attention"]:
-        # Models without `layer_types` have one kind of layer, with a window where the config has one.
-        window = getattr(config, "sliding_window", None) if not kinds else None
-        reaches = {"full_attention": Reach(window=window)}
-        as_dict = False
-    else:
-        reaches = {kind: REACHES[kind](config) for kind in kinds}
-        as_dict = True
+    kinds = reaches(backbone)
     budget = max_packed_tokens or MAX_PACKED_TOKENS
     if (limit := getattr(config, "max_position_embeddings", None)) is not None:
         # Some models (GPT-J, CodeGen) cut their own causal mask from a buffer of that many columns.
         budget = min(budget, limit)
-    return Verdict(PackedLayout(budget, reaches, as_dict))
-
-
-def _is_recurrent(backbone: PreTrainedModel) -> bool:
-    kinds = getattr(backbone.config.get_text_config(), "layer_types", None) or ()
-    return bool(backbone._is_stateful) or any(kind not in REACHES for kind in kinds)
+    # A mask for each kind of layer, but where the only kind is what every model has.
+    as_dict = list(kinds) != ["full_attention"]
+    return Verdict(PackedLayout(budget, kinds, as_dict))
 
 
 def choose(

@@ -58,7 +58,7 @@ def sees(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, query
     return visible
 
 
-def tree_mask(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach) -> Tensor:
-    """[N, N] bool: `sees` for every pair."""
+def tree_mask(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, past: int = 0) -> Tensor:
+    """[N-past, N] bool: `sees` for every column behind the first `past`, and all columns."""
     columns = torch.arange(len(segments), device=segments.device)
-    return sees(above, segments, positions, reach, columns[:, None], columns[None, :])
+    return sees(above, segments, positions, reach, columns[past:, None], columns[None, :])

@@ -21,45 +21,15 @@ with its own prompts.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
+from .computed import cache_of, side_by_side
 from .masks import Reach, ancestors, sees, tree_mask
-
-
-@dataclass
-class Row:
-    """A packed row in the making: segments of a tree, with their embeddings and positions."""
-
-    parents: list[int] = field(default_factory=list)
-    embeds: list[Tensor] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    columns: list[int] = field(default_factory=list)
-
-    def add(self, embeds: Tensor, parent: int = -1) -> int:
-        """Appends a segment ([n, H]) behind another (or at the root); returns its number."""
-        self.starts.append(self.end(parent) if parent >= 0 else 0)
-        self.columns.append(self.columns[-1] + len(self.embeds[-1]) if self.columns else 0)
-        self.parents.append(parent)
-        self.embeds.append(embeds)
-        return len(self.parents) - 1
-
-    def end(self, segment: int) -> int:
-        """The position behind a segment's last token."""
-        return self.starts[segment] + len(self.embeds[segment])
-
-    def path_columns(self, segment: int) -> list[int]:
-        """The columns of all tokens from the root to a segment's last one, in the order of their positions."""
-        path: list[int] = []
-        while segment >= 0:
-            first = self.columns[segment]
-            path[:0] = range(first, first + len(self.embeds[segment]))
-            segment = self.parents[segment]
-        return path
+from .row import Row
 
 
 class PackedLayout:
@@ -156,8 +126,11 @@ class PackedLayout:
         """
         row, segments = Row(), {}
         prompt_of = prompts.of.tolist()
-        for g in dict.fromkeys([prompt_of[b] for b in members] or [0]):
-            head = row.add(prompts.vectors[g].to(examples.embeds.dtype))
+        used = list(dict.fromkeys([prompt_of[b] for b in members] or [0]))
+        computed = {g: prompts.computed[g] for g in used if prompts.computed and prompts.computed[g] is not None}
+        roots = {g: row.add_computed(prompt) for g, prompt in computed.items()}
+        for g in used:
+            head = roots[g] if g in roots else row.add(prompts.vectors[g].to(examples.embeds.dtype))
             group = [b for b in members if prompt_of[b] == g]
             shared = _shared_tokens(examples.embeds, group, lengths)
             if shared:
@@ -168,32 +141,46 @@ class PackedLayout:
 
     def _run(self, backbone: nn.Module, row: Row, columns: list[int]) -> Tensor:
         """The predictions at some columns of a row, [K, V]."""
-        embeds = torch.cat(row.embeds)
-        device = embeds.device
-        sizes = torch.tensor([len(e) for e in row.embeds])
-        segments = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-        positions = torch.arange(len(segments)) - (torch.tensor(row.columns) - torch.tensor(row.starts))[segments]
-        positions, segments = positions.to(device), segments.to(device)
-        above = ancestors(row.parents).to(device)
-        ends = [column + len(e) for column, e in zip(row.columns, row.embeds, strict=True)]
+        past = row.past
+        known = row.predictions()
+        inside = [column - past for column in columns if column >= past]
+        if past and not inside:
+            # Nothing is asked for that was not computed before.
+            return torch.cat([row.computed[0].logits[:0], *(known[column] for column in columns)])
+        predictions = self._pass(backbone, row, inside)
+        if len(inside) == len(columns):
+            return predictions
+        behind = torch.tensor(columns, device=predictions.device) >= past
+        found = predictions.new_empty(len(columns), predictions.shape[1])
+        found[behind] = predictions
+        found[~behind] = torch.cat([known[column] for column in columns if column < past]).to(found.dtype)
+        return found
+
+    def _pass(self, backbone: nn.Module, row: Row, columns: list[int]) -> Tensor:
+        """The predictions at some of the embedded columns of a row, [K, V]."""
+        embeds, past = torch.cat(row.embeds), row.past
+        positions, segments = row.positions_and_segments(embeds.device)
+        above = ancestors(row.parents).to(embeds.device)
+        ends = [c + n - past for c, n in zip(row.columns, row.lengths, strict=True) if c + n > past]
         in_turn = self._goes_in_blocks(backbone, embeds)
         masks = {}
         for kind, reach in self.reaches.items():
             if backbone.config._attn_implementation == "flex_attention":
-                masks[kind] = _block_mask(above, segments, positions, reach)
+                masks[kind] = _block_mask(above, segments, positions, reach, past)
                 continue
-            visible = tree_mask(above, segments, positions, reach)
+            visible = tree_mask(above, segments, positions, reach, past)
             masks[kind] = _as_attention_wants(visible[None, None], backbone, embeds.dtype)
             if in_turn:
                 # The mask carries its blocks to `blocks.attention`; a model that copies it loses only those.
                 masks[kind].blocks = cut(visible, ends, embeds.dtype)
-        at = torch.tensor(columns, dtype=torch.long, device=device)
+        at = torch.tensor(columns, dtype=torch.long, device=embeds.device)
         with projected_at(backbone, torch.zeros_like(at), at), in_blocks(backbone) if in_turn else nullcontext():
             return backbone(
                 **token_inputs(backbone, embeds[None]),
                 attention_mask=masks if self.as_dict else next(iter(masks.values())),
-                position_ids=positions[None],
-                use_cache=False,
+                position_ids=positions[None, past:],
+                past_key_values=cache_of(side_by_side(row.computed)) if past else None,
+                use_cache=bool(past),
             ).logits[0]
 
     @staticmethod
@@ -229,11 +216,11 @@ def _as_attention_wants(mask: Tensor, backbone: nn.Module, dtype: torch.dtype) -
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def _block_mask(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach) -> object:
+def _block_mask(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, past: int) -> object:
     """The mask for flex_attention, which skips the blocks that no token sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return sees(above, segments, positions, reach, query, key)
+        return sees(above, segments, positions, reach, query + past, key)
 
-    return create_block_mask(visible, None, None, len(segments), len(segments), device=segments.device)
+    return create_block_mask(visible, None, None, len(segments) - past, len(segments), device=segments.device)

@@ -29,10 +29,8 @@ def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tu
     if len(prompts.vectors) == 1:
         heads = prompts.vectors[0].to(dtype).expand(len(prompts.of), -1, -1)
     else:
-        heads = pad_sequence([v.to(dtype) for v in prompts.vectors], batch_first=True)[prompts.of]
-    columns = torch.arange(heads.shape[1], device=heads.device)
-    embeds = torch.cat([heads, examples.embeds], dim=1)
-    mask = torch.cat([columns < prompts.lengths()[:, None], examples.mask], dim=1)
+        heads = pad_sequence([v.to(dtype) for v in prompts.vectors], batch_first=True, padding_side="left")[prompts.of]
+    embeds, mask = torch.cat([heads, examples.embeds], dim=1), row_mask(prompts, examples)
     if not bool(mask.all()):
         rows = Examples.align(embeds, mask)
         embeds, mask = rows.embeds, rows.mask
@@ -42,12 +40,27 @@ def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tu
     return embeds, mask.long()
 
 
-def as_it_came(x: Tensor, num_virtual_tokens: int, order: Tensor | None) -> Tensor:
-    """Undoes `Examples.align` on what the backbone computed: [B, P+T, ...] whose column P+t is input column t."""
-    if order is None:
+def row_mask(prompts: Prompts, examples: Examples) -> Tensor:
+    """[B, P+T] bool of rows `[pads | prompt | text | pads]`, in which every text starts in the same column."""
+    lengths = prompts.lengths()
+    columns = torch.arange(max(map(len, prompts.vectors)), device=lengths.device)
+    return torch.cat([columns >= len(columns) - lengths[:, None], examples.mask], dim=1)
+
+
+def as_it_came(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
+    """What the backbone computed of padded rows ([B, P+T, ...]) in the columns of the batch as it came.
+
+    Column P+t is the input's column t, and column P-1 a prompt's last vector, whatever the prompts' lengths.
+    """
+    mask = row_mask(prompts, examples)
+    moved = Examples.align(mask.unsqueeze(-1), mask).order
+    if moved is not None:
+        x = take_columns(x, torch.argsort(moved, dim=1))
+    if examples.order is None:
         return x
-    text = take_columns(x[:, num_virtual_tokens:], torch.argsort(order, dim=1))
-    return torch.cat([x[:, :num_virtual_tokens], text], dim=1)
+    start = x.shape[1] - examples.mask.shape[1]
+    text = take_columns(x[:, start:], torch.argsort(examples.order, dim=1))
+    return torch.cat([x[:, :start], text], dim=1)
 
 
 def predicting_columns(prompts: Prompts, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,78 @@
+"""A prompt's part of every pass, computed once and kept until anything that it was computed from changes."""
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .layouts import ComputedPrompt
+from .layouts.computed import compute
+from .layouts.traits import is_recurrent, takes
+from .sharding import is_sharded
+
+
+@dataclass(frozen=True)
+class _Kept:
+    vectors: Tensor
+    backbone: tuple
+    computed: ComputedPrompt
+
+
+class ComputedPrompts:
+    """The computed prompts of a model, the latest of each name."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Kept] = {}
+
+    def get(self, name: str, vectors: Tensor, backbone: PreTrainedModel) -> ComputedPrompt:
+        """The prompt as computed before, or now.
+
+        Args:
+            name: of the adapter.
+            vectors: [P, H] or wider, as the backbone gets them. They are compared with the numbers that were computed
+                from: an edit through `.data` leaves no other trace, and P * H numbers cost less than a layer.
+            backbone: one that `can_be_continued`.
+        """
+        state = (vectors.dtype, vectors.device, *state_of(backbone))
+        kept = self._kept.get(name)
+        if kept is None or kept.backbone != state or not torch.equal(kept.vectors, vectors):
+            vectors = vectors.detach().clone()
+            kept = _Kept(vectors, state, compute(backbone, vectors))
+            self._kept[name] = kept
+        return kept.computed
+
+    def forget(self, name: str) -> None:
+        """Frees what is kept of a prompt."""
+        self._kept.pop(name, None)
+
+
+def state_of(backbone: PreTrainedModel) -> tuple:
+    """What else a computed prompt depends on: the weights as they lie, how attention is computed, and autocast.
+
+    Weights are told by where they lie and how often they were changed in place; their numbers are too many.
+    """
+    kind = backbone.device.type
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    weights = tuple(map(_trace, chain(backbone.parameters(), backbone.buffers())))
+    return backbone.config._attn_implementation, backbone.training, autocast, weights
+
+
+def _trace(tensor: Tensor) -> tuple[Any, ...]:
+    # A tensor that was made in inference mode counts no changes, and a sharded one has no address of its own.
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    version = 0 if tensor.is_inference() else tensor._version
+    return id(tensor), tensor.data_ptr() if plain else 0, version, tensor.dtype
+
+
+def can_be_continued(backbone: PreTrainedModel) -> bool:
+    """Whether a computed prompt serves this backbone, as it stands, for every text behind it."""
+    if not takes(backbone, "past_key_values") or is_recurrent(backbone):
+        return False
+    if is_sharded(backbone):
+        return False  # whose processes must make the same passes, whatever each of them has computed before
+    if backbone.config._attn_implementation == "flex_attention":
+        return False  # it compiles its masks for each shape, which a short pass more does not pay for
+    return not (backbone.training and backbone.is_activation_checkpointing)
