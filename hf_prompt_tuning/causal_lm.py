@@ -236,5 +236,4 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         self._check_positions(kwargs.pop("position_ids", None), attention_mask)
         with torch.no_grad():
             prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
-            dtype = examples.embeds.dtype
             return generate(self.base_model, prompts, examples, input_ids, kwargs, self._with_computed)

@@ -30,6 +30,8 @@ from .layouts.traits import ignores_masked_columns
 DEFAULT_NEW_TOKENS = 20
 """How many transformers generates where no one says a number."""
 
+IGNORES_MASKS = ("rwkv",)
+
 SPECULATIVE = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
@@ -51,51 +53,55 @@ def generate(
         options: `generate`'s other arguments.
         computed: adds what was computed of the prompts to them.
     """
-    config, others = _resolved(backbone, options, examples.embeds.shape[1])
+    config, options = _resolved(backbone, options, examples.embeds.shape[1])
     width = int(examples.mask.sum(1).max())
     ids = None if input_ids is None else _at_the_right(input_ids, examples, width)
-    if ids is not None and _can_continue(backbone, prompts, examples, config, others):
-        result = _continued(backbone, computed(prompts, examples), examples, ids, config, others)
+    if ids is not None and _can_continue(backbone, prompts, examples, config, options):
+        result = _continued(backbone, computed(prompts, examples), examples, ids, config, options)
     else:
-        if speculative := [name for name in SPECULATIVE if others.get(name) or getattr(config, name, None)]:
+        if speculative := [name for name in SPECULATIVE if options.get(name) or getattr(config, name, None)]:
             raise PromptTuningError(
                 f"{speculative[0]} is given, and {type(backbone).__name__} cannot go on from a computed prompt here, "
                 "without which drafts are checked at the wrong places. Leave it out."
             )
-        result = _anew(backbone, prompts, examples, ids, config, others)
+        result = _anew(backbone, prompts, examples, ids, options)
     return result if input_ids is None else _starting_with(input_ids, result, width)
 
 
 def _resolved(backbone: PreTrainedModel, options: dict[str, Any], columns: int) -> tuple[GenerationConfig, dict]:
-    """All settings in one config, and the arguments that are no settings.
+    """What the options come to, for us to read, and the options with lengths said as new tokens.
 
-    Lengths are said as new tokens: what the backbone is given has other columns than the caller's T.
+    The backbone is given other columns than the caller's T, so a length that counts columns would be another.
     """
-    options = dict(options)
-    config = copy.deepcopy(options.pop("generation_config", None) or GenerationConfig())
+    config = copy.deepcopy(options.get("generation_config") or GenerationConfig())
     # As `generate` does: what the caller says, else what the model's own config says.
     config.update(**backbone.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
-    others = config.update(**options)
+    config.update(**{name: value for name, value in options.items() if hasattr(config, name)})
     # Said aloud because a finished Trainer leaves the config's `use_cache` False.
-    config.use_cache = options.get("use_cache", True)
+    said = {"use_cache": options.get("use_cache", True)}
     if config.max_new_tokens is None and config.max_length is not None:
         if config.max_length <= columns:
             raise PromptTuningError(
                 f"max_length is {config.max_length}, and input_ids have {columns} columns already. "
                 "Give max_new_tokens, or a larger max_length (a prompt's virtual tokens do not count)."
             )
-        config.max_new_tokens = config.max_length - columns
-    if config.min_new_tokens is None and (config.min_length or 0) > columns:
-        config.min_new_tokens = config.min_length - columns
-    config.max_length = config.min_length = None
-    return config, others
+        said |= {"max_new_tokens": config.max_length - columns, "max_length": None}
+    if config.min_new_tokens is None and config.min_length:
+        said |= {"min_new_tokens": max(config.min_length - columns, 0) or None, "min_length": None}
+    config.update(**said)
+    given = options.get("generation_config")
+    if given is None:
+        return config, options | said
+    given = copy.deepcopy(given)
+    given.update(**said)
+    return config, {name: value for name, value in options.items() if name not in said} | {"generation_config": given}
 
 
 def _can_continue(
-    backbone: PreTrainedModel, prompts: Prompts, examples: Examples, config: GenerationConfig, others: dict[str, Any]
+    backbone: PreTrainedModel, prompts: Prompts, examples: Examples, config: GenerationConfig, options: dict[str, Any]
 ) -> bool:
     """Whether what was computed of the prompts gives what computing all anew gives, states and attentions too."""
-    if not can_be_continued(backbone) or not config.use_cache or others.get("past_key_values") is not None:
+    if not can_be_continued(backbone) or not config.use_cache or options.get("past_key_values") is not None:
         return False
     if config.cache_implementation not in (None, "dynamic", "static", "hybrid"):
         return False
@@ -114,7 +120,7 @@ def _continued(
     examples: Examples,
     ids: Tensor,
     config: GenerationConfig,
-    others: dict[str, Any],
+    options: dict[str, Any],
 ) -> Any:
     mask = _mask_at_the_right(examples, ids.shape[1])
     if any(prompt is not None for prompt in prompts.computed):
@@ -127,11 +133,10 @@ def _continued(
             cache = StaticCache(backbone.config, max_cache_len=mask.shape[1] + new)
             for i, (keys, values) in enumerate(layers):
                 cache.update(keys, values, i)
-        config.cache_implementation = None
-        if backbone.generation_config.cache_implementation is not None:
-            others = others | {"cache_implementation": None}  # which would else be filled in again
-        others = others | {"past_key_values": cache}
-    return backbone.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config, **others)
+        options = options | {"past_key_values": cache}
+        if config.cache_implementation is not None:
+            options["cache_implementation"] = None  # transformers takes a cache or its name
+    return backbone.generate(input_ids=ids, attention_mask=mask.long(), **options)
 
 
 def _anew(
@@ -139,15 +144,19 @@ def _anew(
     prompts: Prompts,
     examples: Examples,
     ids: Tensor | None,
-    config: GenerationConfig,
-    others: dict[str, Any],
+    options: dict[str, Any],
 ) -> Any:
     embeds, mask = padded_rows(prompts, examples.select(torch.arange(len(examples.mask))), pads="left")
+    if backbone.config.model_type in IGNORES_MASKS and not bool(mask.all()):
+        raise PromptTuningError(
+            f"the rows have several lengths, and {type(backbone).__name__} takes pads for tokens. "
+            "Generate for rows of one length at a time (with their prompts)."
+        )
     inputs = token_inputs(backbone, embeds)
     if ids is not None:
-        others = others | {"input_ids": ids}
+        options = options | {"input_ids": ids}
     with generating_with(backbone, inputs.pop("per_layer_inputs", None)):
-        return backbone.generate(**inputs, attention_mask=mask, generation_config=config, **others)
+        return backbone.generate(**inputs, attention_mask=mask, **options)
 
 
 def _mask_at_the_right(examples: Examples, width: int) -> Tensor:

@@ -1,5 +1,8 @@
 """The slow reference that fast code is compared with, and batches to compare on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -58,6 +61,38 @@ def reference_loss(model, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
         total = total + torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")
         count += int(keep.sum())
     return total / count
+
+
+@torch.no_grad()
+def greedy(model, ids: Tensor, steps: int, adapter: str | None = None) -> list[int]:
+    """The next tokens behind one row, each from a pass over all before it: no cache, no pads, no `generate`."""
+    with behind(model, adapter):
+        new: list[int] = []
+        for _ in range(steps):
+            row = torch.cat([ids, torch.tensor(new, dtype=torch.long)])[None]
+            new.append(int(model(input_ids=row).logits[0, -1].argmax()))
+    return new
+
+
+@contextmanager
+def behind(model, adapter: str | None) -> Iterator[None]:
+    """Within this context a prompt is the active one, "__base__" for none; None changes nothing."""
+    before = model.active_adapter
+    if adapter not in (None, "__base__"):
+        model.set_adapter(adapter)
+    with model.disable_adapter() if adapter == "__base__" else nullcontext():
+        yield
+    model.set_adapter(before)
+
+
+def with_prompts(model, *, seed: int = 7, **lengths: int):
+    """The model with more prompts, of these names and lengths; the first stays active."""
+    torch.manual_seed(seed)
+    for name, length in lengths.items():
+        kind = model.peft_config["default"].task_type
+        config = dict(task_type=kind, prompt_tuning_init="RANDOM", random_range=1.0)
+        model.add_adapter(name, PromptTuningConfig(num_virtual_tokens=length, **config))
+    return model
 
 
 def loss_and_gradient(model, loss: Tensor) -> tuple[float, Tensor]:

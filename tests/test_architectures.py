@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 
 from .conftest import scale_weights
-from .helpers import loss_and_gradient, pad, ragged_rows, reference_loss, relative_error
+from .helpers import greedy, loss_and_gradient, pad, ragged_rows, reference_loss, relative_error, with_prompts
 
 LLAMA_LIKE = dict(
     vocab_size=400,
@@ -141,6 +141,38 @@ def test_the_layout_that_a_backbone_gets_is_exact(name):
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert relative_error(gradient, expected) < 1e-5
     assert [layout.name for layout in model._chosen_layouts.values()] == [LAYOUTS.get(name, "packed")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "rwkv"])
+def test_mixed_batches_are_as_their_rows_alone(name):
+    """Rows longer than a window or a chunk; prompts of several lengths, and none."""
+    torch.manual_seed(1)
+    config = PromptTuningConfig(num_virtual_tokens=6, prompt_tuning_init="RANDOM")
+    model = with_prompts(get_prompt_tuning_model(tiny_backbone(name), config), other=3).eval()
+    rows, names = ragged_rows([9, 2, 12]), ["default", "other", "__base__"]
+    expected = [greedy(model, ids, 3, adapter) for (ids, _), adapter in zip(rows, names, strict=True)]
+    for side in ("right", "left"):
+        batch = pad(rows, side)
+        batch.pop("labels")
+        out = model.generate(**batch, adapter_names=names, max_new_tokens=3, do_sample=False, eos_token_id=None)
+        assert out[:, 12:].tolist() == expected
+        scores = {}
+        for layout in ("padded", "auto"):
+            model.use_layout(layout)
+            with torch.no_grad():
+                scores[layout] = model(**batch, candidates=[[11, 2], [12, 13, 2]], adapter_names=names).scores
+        torch.testing.assert_close(scores["auto"], scores["padded"], rtol=1e-5, atol=1e-4)
+
+
+def test_rwkv_reads_pads_and_says_so():
+    backbone = tiny_backbone("rwkv")
+    model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM"))
+    ids = torch.randint(4, 400, (2, 5))
+    options = dict(max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert model.generate(input_ids=ids, **options)[:, 5:].tolist() == [greedy(model, row, 3) for row in ids]
+    with pytest.raises(PromptTuningError, match="RwkvForCausalLM takes pads for tokens"):
+        model.generate(input_ids=ids, attention_mask=torch.tensor([[1] * 5, [0] + [1] * 4]), **options)
 
 
 @pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])

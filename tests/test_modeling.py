@@ -17,7 +17,7 @@ from hf_prompt_tuning import (
 )
 
 from .conftest import DECODERS, ENCODER_DECODERS, VOCAB, tiny_model
-from .helpers import loss_and_gradient, pad, ragged_rows, relative_error, tiny_prompt_model
+from .helpers import greedy, loss_and_gradient, pad, ragged_rows, relative_error, tiny_prompt_model
 
 
 def reload_with_peft(model, folder, name, seed=0):
@@ -219,23 +219,13 @@ def test_generation_continues_each_row_as_if_alone(name):
     rows = ragged_rows([7, 2, 5])
     options = dict(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
     alone = [model.generate(input_ids=ids[None], **options)[0, len(ids) :] for ids, _ in rows]
-    theirs = [_greedy(model, ids, 4) for ids, _ in rows]
+    theirs = [greedy(model, ids, 4) for ids, _ in rows]
     assert [row.tolist() for row in alone] == theirs
     for side in ("right", "left"):
         batch = pad(rows, side)
         out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options)
         assert torch.equal(out[:, :7], batch["input_ids"])
         assert out[:, 7:].tolist() == theirs
-
-
-def _greedy(model, ids, steps):
-    """Without a cache and without `generate`."""
-    new = []
-    for _ in range(steps):
-        with torch.no_grad():
-            logits = model(input_ids=torch.cat([ids, torch.tensor(new, dtype=torch.long)])[None]).logits
-        new.append(int(logits[0, -1].argmax()))
-    return new
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
