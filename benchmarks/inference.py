@@ -135,9 +135,8 @@ def show(name: str, seconds: dict[str, float]) -> None:
     for system, value in seconds.items():
         print(f"  {system:17s} {value:8.3f} s   PEFT/it {seconds['peft'] / value:6.2f}", flush=True)
     if "ours, one prompt" in seconds:
-        print(
-            f"  throughput of the mixed batch against one prompt's: {seconds['ours, one prompt'] / seconds['ours']:.2f}"
-        )
+        share = seconds["ours, one prompt"] / seconds["ours"]
+        print(f"  throughput of the mixed batch against one prompt's: {share:.2f}")
 
 
 def main() -> None:

@@ -16,7 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    StaticCache,
+)
 
 from .backbone import generating_with
 from .errors import PromptTuningError
@@ -30,7 +37,8 @@ from .layouts.traits import ignores_masked_columns
 DEFAULT_NEW_TOKENS = 20
 """How many transformers generates where no one says a number."""
 
-IGNORES_MASKS = ("rwkv",)
+ONE_ROW_ONLY = ("rwkv",)
+"""Models whose own `generate` is wrong in transformers for more rows than one."""
 
 SPECULATIVE = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
@@ -54,8 +62,15 @@ def generate(
         computed: adds what was computed of the prompts to them.
     """
     config, options = _resolved(backbone, options, examples.embeds.shape[1])
+    if backbone.config.model_type in ONE_ROW_ONLY and len(examples.mask) * _copies(config) > 1:
+        raise PromptTuningError(
+            f"got {len(examples.mask)} rows and {_copies(config)} sequences for each, and {type(backbone).__name__} "
+            "generates right for one alone. Give one row at a time, without beams."
+        )
     width = int(examples.mask.sum(1).max())
     ids = None if input_ids is None else _at_the_right(input_ids, examples, width)
+    if ids is not None:
+        options = _without_pads(options, config, width - examples.mask.sum(1))
     if ids is not None and _can_continue(backbone, prompts, examples, config, options):
         result = _continued(backbone, computed(prompts, examples), examples, ids, config, options)
     else:
@@ -89,12 +104,30 @@ def _resolved(backbone: PreTrainedModel, options: dict[str, Any], columns: int) 
     if config.min_new_tokens is None and config.min_length:
         said |= {"min_new_tokens": max(config.min_length - columns, 0) or None, "min_length": None}
     config.update(**said)
-    given = options.get("generation_config")
-    if given is None:
-        return config, options | said
-    given = copy.deepcopy(given)
-    given.update(**said)
-    return config, {name: value for name, value in options.items() if name not in said} | {"generation_config": given}
+    return config, _saying(options, **said)
+
+
+def _saying(options: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """The options with other settings, said where the caller says his: in a config or beside it."""
+    if options.get("generation_config") is None:
+        return options | values
+    config = copy.deepcopy(options["generation_config"])
+    config.update(**values)
+    return {name: value for name, value in options.items() if name not in values} | {"generation_config": config}
+
+
+def _without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor) -> dict[str, Any]:
+    """The options with a repetition penalty that leaves out each row's `pads` ([B] long) first ids.
+
+    Left to itself, transformers counts them in the mask, which has a prompt's columns as well.
+    """
+    if config.repetition_penalty in (None, 1.0) or not bool(pads.any()):
+        return options
+    penalty = RepetitionPenaltyLogitsProcessor(
+        config.repetition_penalty, prompt_ignore_length=pads.repeat_interleave(_copies(config))
+    )
+    processors = LogitsProcessorList([penalty, *(options.get("logits_processor") or ())])
+    return _saying(options, repetition_penalty=1.0) | {"logits_processor": processors}
 
 
 def _can_continue(
@@ -124,7 +157,7 @@ def _continued(
 ) -> Any:
     mask = _mask_at_the_right(examples, ids.shape[1])
     if any(prompt is not None for prompt in prompts.computed):
-        copies = max(config.num_beams or 1, config.num_return_sequences or 1)
+        copies = _copies(config)
         layers, seen = in_rows(prompts.computed, prompts.of.repeat_interleave(copies))
         mask = torch.cat([seen[::copies], mask], dim=1)
         cache: Cache = cache_of(layers)
@@ -147,16 +180,16 @@ def _anew(
     options: dict[str, Any],
 ) -> Any:
     embeds, mask = padded_rows(prompts, examples.select(torch.arange(len(examples.mask))), pads="left")
-    if backbone.config.model_type in IGNORES_MASKS and not bool(mask.all()):
-        raise PromptTuningError(
-            f"the rows have several lengths, and {type(backbone).__name__} takes pads for tokens. "
-            "Generate for rows of one length at a time (with their prompts)."
-        )
     inputs = token_inputs(backbone, embeds)
     if ids is not None:
         options = options | {"input_ids": ids}
     with generating_with(backbone, inputs.pop("per_layer_inputs", None)):
         return backbone.generate(**inputs, attention_mask=mask, **options)
+
+
+def _copies(config: GenerationConfig) -> int:
+    """How many rows `generate` makes of each."""
+    return max(config.num_beams or 1, config.num_return_sequences or 1)
 
 
 def _mask_at_the_right(examples: Examples, width: int) -> Tensor:

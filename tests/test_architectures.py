@@ -165,14 +165,15 @@ def test_mixed_batches_are_as_their_rows_alone(name):
         torch.testing.assert_close(scores["auto"], scores["padded"], rtol=1e-5, atol=1e-4)
 
 
-def test_rwkv_reads_pads_and_says_so():
+def test_rwkv_generates_for_one_row_and_refuses_more():
     backbone = tiny_backbone("rwkv")
     model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM"))
     ids = torch.randint(4, 400, (2, 5))
     options = dict(max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert model.generate(input_ids=ids, **options)[:, 5:].tolist() == [greedy(model, row, 3) for row in ids]
-    with pytest.raises(PromptTuningError, match="RwkvForCausalLM takes pads for tokens"):
-        model.generate(input_ids=ids, attention_mask=torch.tensor([[1] * 5, [0] + [1] * 4]), **options)
+    assert model.generate(input_ids=ids[:1], **options)[0, 5:].tolist() == greedy(model, ids[0], 3)
+    for refused in ({"input_ids": ids}, {"input_ids": ids[:1], "num_beams": 2}):
+        with pytest.raises(PromptTuningError, match="RwkvForCausalLM generates right for one alone"):
+            model.generate(**refused, **options)
 
 
 @pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
