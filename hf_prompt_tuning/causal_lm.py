@@ -13,8 +13,9 @@ from .errors import PromptTuningError
 from .foreign_trainers import agreed_labels, check_unpacked, from_shifted
 from .generation import generate
 from .inference import ComputedPrompts, can_be_continued
-from .layouts import Candidates, Examples, LabelledLogits, Layout, Prompts, choose
+from .layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, choose
 from .layouts.base import IGNORED, token_inputs
+from .layouts.choose import judge
 from .layouts.padded import as_it_came, continued, labels_where_predicted, padded_rows, predicting_columns
 from .outputs import LabelledOutput, RankingOutput
 from .sharding import in_step, is_sharded
@@ -236,4 +237,14 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         self._check_positions(kwargs.pop("position_ids", None), attention_mask)
         with torch.no_grad():
             prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
-            return generate(self.base_model, prompts, examples, input_ids, kwargs, self._with_computed)
+            layout = self._layout_for_texts()
+            return generate(self.base_model, prompts, examples, input_ids, kwargs, self._with_computed, layout)
+
+    def _layout_for_texts(self) -> PackedLayout | None:
+        """The packed layout, where it is exact for this backbone, asked for or left open, and was not found wrong."""
+        name, max_packed_tokens, _ = self._layout_request
+        found = [layout.name for layout in self._chosen_layouts.values()]
+        if name not in ("auto", "packed") or any(layout != "packed" for layout in found):
+            return None
+        layout = judge("packed", self.base_model, max_packed_tokens).layout
+        return layout if isinstance(layout, PackedLayout) else None

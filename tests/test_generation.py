@@ -1,10 +1,13 @@
 """Generation behind a computed prompt gives what computing it all anew gives, whatever is asked of `generate`."""
 
+import functools
+
 import pytest
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from hf_prompt_tuning import PromptTuningError, generation
+from hf_prompt_tuning.layouts import packed
 
 from . import helpers
 from .conftest import make_tokenizer, tiny_model
@@ -20,14 +23,14 @@ ROWED = list(zip(ROWS, NAMES, strict=True))
 def ways(monkeypatch):
     """How each call was generated."""
     taken: list[str] = []
-    for way in ("_continued", "_anew"):
+    for way in ("_packed", "_continued", "_anew"):
         run = getattr(generation, way)
-        monkeypatch.setattr(generation, way, lambda *a, way=way, run=run: taken.append(way) or run(*a))
+        monkeypatch.setattr(generation, way, lambda *a, way=way, run=run: taken.append(way[1:]) or run(*a))
     return taken
 
 
 def anew(monkeypatch):
-    monkeypatch.setattr(generation, "_can_continue", lambda *args: False)
+    monkeypatch.setattr(generation, "_way", lambda *args: "anew")
 
 
 def inputs(side="left", rows=ROWS):
@@ -77,7 +80,11 @@ def test_the_tokens_are_those_of_computing_all_anew(name, asked, ways, monkeypat
     if "generation_config" in options:
         options = {"generation_config": options["generation_config"], "pad_token_id": 0, "eos_token_id": None}
     results = []
-    for _ in range(2):
+    for layout in ("auto", "cached", "anew"):
+        if layout == "anew":
+            anew(monkeypatch)
+        else:
+            model.use_layout(layout)
         for side in ("left", "right"):
             for names in (None, NAMES):
                 torch.manual_seed(5)
@@ -85,9 +92,9 @@ def test_the_tokens_are_those_of_computing_all_anew(name, asked, ways, monkeypat
                 copies = len(out) // 3
                 assert torch.equal(out[:, :7], inputs(side)["input_ids"].repeat_interleave(copies, dim=0))
                 results.append(out[:, 7:].tolist())
-        anew(monkeypatch)
-    assert ways == ["_continued"] * 4 + ["_anew"] * 4
-    assert results[:4] == results[4:]
+    first = "continued" if name == "bloom" or "static" in asked else "packed"
+    assert ways == [first] * 4 + ["continued"] * 4 + ["anew"] * 4
+    assert results[:4] == results[4:8] == results[8:]
     assert results[0] == results[2] and results[1] == results[3]
 
 
@@ -137,30 +144,63 @@ def test_pads_that_no_row_needs_cost_nothing():
     hook.remove()
     assert torch.equal(out[:, :20], wide["input_ids"])
     assert out[:, 20:].tolist() == model.generate(**batch, **OPTIONS)[:, 7:].tolist()
-    assert seen == [5, 7, 1, 1, 1]  # the prompt, the texts, and each new token but the last
+    assert seen == [5, 14, 1, 1, 1]  # the prompt, all texts in one row, and each new token but the last
 
 
-@pytest.mark.parametrize("window, way", [(4, "_anew"), (64, "_continued")])
-def test_a_window_shorter_than_the_rows_is_computed_anew(window, way, ways, monkeypatch):
+@pytest.mark.parametrize("window, continued", [(4, "anew"), (64, "continued")])
+def test_a_window_is_cut_where_the_tokens_are(window, continued, ways, monkeypatch):
+    """Masked columns between a prompt and its text would take places in a short window."""
     model = windowed(monkeypatch, window)
     expected = [greedy(model, ids, 4) for ids, _ in ROWS]
-    for static in ({}, {"cache_implementation": "static"}):
-        for side in ("left", "right"):
-            out = model.generate(**inputs(side), **OPTIONS, **static)
-            assert out[:, 7:].tolist() == expected
-    assert ways == [way] * 4
+    for layout in ("auto", "cached"):
+        model.use_layout(layout)
+        for static in ({}, {"cache_implementation": "static"}):
+            for side in ("left", "right"):
+                out = model.generate(**inputs(side), **OPTIONS, **static)
+                assert out[:, 7:].tolist() == expected
+    assert ways == ["packed"] * 2 + [continued] * 6
 
 
 @pytest.mark.parametrize("name", ["mistral", "mpt", "gemma"])
 def test_rows_of_one_length_are_always_continued(name, ways, monkeypatch):
     model = windowed(monkeypatch, 4) if name == "mistral" else tiny_prompt_model(name, 6).eval()
-    with_prompts(model, other=6)
+    with_prompts(model, other=6).use_layout("cached")
     rows, names = ragged_rows([5, 5]), ["default", "other"]
     expected = [greedy(model, ids, 4, adapter) for (ids, _), adapter in zip(rows, names, strict=True)]
     for static in ({}, {"cache_implementation": "static"}):
         out = model.generate(**inputs(rows=rows), adapter_names=names, **OPTIONS, **static)
         assert out[:, 5:].tolist() == expected
-    assert ways == ["_continued"] * 2
+    assert ways == ["continued"] * 2
+
+
+@pytest.mark.parametrize("budget", [8, 20, None])
+def test_texts_are_packed_in_rows_under_the_budget(budget, ways):
+    model = with_prompts(tiny_prompt_model("llama"), other=3).eval()
+    model.use_layout("packed", max_packed_tokens=budget)
+    out = model.generate(**inputs(), adapter_names=NAMES, **OPTIONS, num_beams=2, num_return_sequences=2)
+    model.use_layout("cached")
+    assert torch.equal(
+        out, model.generate(**inputs(), adapter_names=NAMES, **OPTIONS, num_beams=2, num_return_sequences=2)
+    )
+    assert ways == ["packed", "continued"]
+
+
+def test_a_layout_that_was_found_wrong_is_not_used(ways, monkeypatch):
+    model = tiny_prompt_model("llama").eval()
+    monkeypatch.setattr(packed, "ancestors", lambda parents: torch.eye(len(parents), dtype=torch.bool))
+    model(**pad(ROWS, "left"), only_labelled=True)  # the check on the first batch
+    out = model.generate(**inputs(), **OPTIONS)
+    assert out[:, 7:].tolist() == [greedy(model, ids, 4) for ids, _ in ROWS]
+    assert ways == ["continued"]
+
+
+def test_the_backbones_forward_is_its_own_again():
+    model = tiny_prompt_model("llama").eval()
+    model.generate(**inputs(), **OPTIONS)
+    assert "forward" not in vars(model.base_model)
+    wrapper = model.base_model.forward = functools.partial(model.base_model.forward)
+    model.generate(**inputs(), **OPTIONS)
+    assert model.base_model.forward is wrapper
 
 
 def test_what_is_computed_anew(ways):
@@ -175,7 +215,7 @@ def test_what_is_computed_anew(ways):
     batch["attention_mask"][1] = 0
     empty = model.generate(**batch, **OPTIONS)[:, 7:].tolist()
     assert empty == [expected[0], greedy(model, torch.tensor([], dtype=torch.long), 4), expected[2]]
-    assert ways == ["_continued"] + ["_anew"] * 3
+    assert ways == ["packed"] + ["anew"] * 3
 
 
 def test_a_config_that_a_trainer_left_without_a_cache():
@@ -199,7 +239,7 @@ def test_drafts_are_checked_behind_the_prompt(helper, ways):
     drafts = {"assistant": {"assistant_model": tiny_model("llama", seed=4)}, "lookup": {"prompt_lookup_num_tokens": 3}}
     out = model.generate(input_ids=ids, **OPTIONS | {"max_new_tokens": 8}, **drafts[helper])
     assert out[0, 8:].tolist() == greedy(model, ids[0], 8)
-    assert ways == ["_continued"]
+    assert ways == ["continued"]
 
 
 def test_refusals():

@@ -46,7 +46,12 @@ def compute(backbone: PreTrainedModel, vectors: Tensor) -> ComputedPrompt:
     cache, row = DynamicCache(), torch.zeros(1, dtype=torch.long, device=vectors.device)
     with projected_at(backbone, row, row + len(vectors) - 1):
         outputs = backbone(**token_inputs(backbone, vectors[None]), past_key_values=cache, use_cache=True)
-    return ComputedPrompt([(layer.keys, layer.values) for layer in cache.layers], outputs.logits[0])
+    return ComputedPrompt(layers_of(cache), outputs.logits[0])
+
+
+def layers_of(cache: DynamicCache) -> Layers:
+    """What a cache holds."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
@@ -61,7 +66,7 @@ def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
 
 
 def side_by_side(computed: Sequence[ComputedPrompt]) -> Layers:
-    """Several prompts in one row, [1, heads, P_1 + P_2 + …, d]."""
+    """Several prompts in one row, [1, heads, P_1 + P_2 + …, d]; nothing of none."""
     if len(computed) == 1:
         return computed[0].layers
     return [
@@ -90,8 +95,21 @@ def in_rows(computed: Sequence[ComputedPrompt | None], of: Tensor) -> tuple[Laye
     # A masked column gets what stands in the first; nobody sees it.
     starts = lengths.cumsum(0) - lengths
     index = (starts[:, None] + columns).masked_fill(columns < 0, 0)[of]
+    return dealt_out(layers, index), mask
+
+
+def dealt_out(layers: Layers, columns: Tensor) -> Layers:
+    """Some columns of one row as the rows of a batch.
+
+    Args:
+        layers: [1, heads, N, d] each.
+        columns: [B, W] long.
+
+    Returns:
+        [B, heads, W, d] each.
+    """
 
     def rows(x: Tensor) -> Tensor:
-        return x[0].index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
+        return x[0].index_select(1, columns.flatten()).unflatten(1, columns.shape).transpose(0, 1)
 
-    return [(rows(keys), rows(values)) for keys, values in layers], mask
+    return [(rows(keys), rows(values)) for keys, values in layers]

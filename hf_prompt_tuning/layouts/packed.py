@@ -24,10 +24,11 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
-from .computed import cache_of, side_by_side
+from .computed import Layers, cache_of, dealt_out, layers_of, side_by_side
 from .masks import Reach, ancestors, sees, tree_mask
 from .row import Row
 
@@ -99,6 +100,37 @@ class PackedLayout:
             )
         return scores
 
+    def states(
+        self, backbone: nn.Module, prompts: Prompts, examples: Examples, copies: int = 1
+    ) -> tuple[Layers, Tensor, Tensor]:
+        """What a cache holds of every example behind its prompt, for others to go on from.
+
+        Args:
+            backbone: a causal model with a key-value cache.
+            prompts: of the B examples.
+            examples: each has a token.
+            copies: of each row, one behind another.
+
+        Returns:
+            [B * copies, heads, P+T, d] for each layer, the predictions of the examples' last tokens,
+            [B * copies, V], and the mask of their real columns, which stand at the right, [B, P+T] bool.
+        """
+        lengths = examples.mask.sum(1).tolist()
+        width = max(map(len, prompts.vectors)) + max(lengths)
+        layers, logits, parts = [], [], []
+        for members in self._rows(prompts, lengths, list(range(len(lengths)))):
+            row, example_of = self._with_examples(prompts, examples, members, lengths)
+            paths = [row.path_columns(example_of[b]) for b in members]
+            outputs = self._pass(backbone, row, [path[-1] - row.past for path in paths], keep=True)
+            columns = torch.tensor([[-1] * (width - len(path)) + path for path in paths], device=examples.mask.device)
+            # A masked column gets what stands in the first; nobody sees it.
+            index = columns.clamp(min=0).repeat_interleave(copies, dim=0)
+            layers.append(dealt_out(layers_of(outputs.past_key_values), index))
+            logits.append(outputs.logits[0].repeat_interleave(copies, dim=0))
+            parts.append(columns >= 0)
+        rows = [tuple(torch.cat(states) for states in zip(*layer, strict=True)) for layer in zip(*layers, strict=True)]
+        return rows if len(layers) > 1 else layers[0], torch.cat(logits), torch.cat(parts)
+
     def _rows(self, prompts: Prompts, lengths: list[int], order: list[int]) -> list[list[int]]:
         """Examples in rows under the budget, each with its prompts, in the order they came."""
         rows: list[list[int]] = []
@@ -147,7 +179,7 @@ class PackedLayout:
         if past and not inside:
             # Nothing is asked for that was not computed before.
             return torch.cat([row.computed[0].logits[:0], *(known[column] for column in columns)])
-        predictions = self._pass(backbone, row, inside)
+        predictions = self._pass(backbone, row, inside).logits[0]
         if len(inside) == len(columns):
             return predictions
         behind = torch.tensor(columns, device=predictions.device) >= past
@@ -156,8 +188,8 @@ class PackedLayout:
         found[~behind] = torch.cat([known[column] for column in columns if column < past]).to(found.dtype)
         return found
 
-    def _pass(self, backbone: nn.Module, row: Row, columns: list[int]) -> Tensor:
-        """The predictions at some of the embedded columns of a row, [K, V]."""
+    def _pass(self, backbone: nn.Module, row: Row, columns: list[int], keep: bool = False) -> ModelOutput:
+        """The output for a row's embedded columns: predictions at some of them ([1, K, V]), and what to `keep`."""
         embeds, past = torch.cat(row.embeds), row.past
         positions, segments = row.positions_and_segments(embeds.device)
         above = ancestors(row.parents).to(embeds.device)
@@ -179,9 +211,9 @@ class PackedLayout:
                 **token_inputs(backbone, embeds[None]),
                 attention_mask=masks if self.as_dict else next(iter(masks.values())),
                 position_ids=positions[None, past:],
-                past_key_values=cache_of(side_by_side(row.computed)) if past else None,
-                use_cache=bool(past),
-            ).logits[0]
+                past_key_values=cache_of(side_by_side(row.computed)) if past or keep else None,
+                use_cache=bool(past) or keep,
+            )
 
     @staticmethod
     def _goes_in_blocks(backbone: nn.Module, embeds: Tensor) -> bool:
