@@ -28,8 +28,10 @@ from .inspection_results import Inspection
 from .inspector import inspect_prompt
 from .modeling import get_prompt_tuning_model
 from .multi_prompt import MultiPromptTrainer
+from .pipelines import PromptClassificationPipeline, PromptGenerationPipeline
 from .prompt_task import PromptTask
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
+from .serving import VllmPrompt, export_vllm
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
@@ -45,7 +47,9 @@ __all__ = [
     "Inspection",
     "MultiPromptTrainer",
     "PromptCheckpointCallback",
+    "PromptClassificationPipeline",
     "PromptEnsemble",
+    "PromptGenerationPipeline",
     "PromptHubCallback",
     "PromptLoadError",
     "PromptMismatchError",
@@ -61,6 +65,8 @@ __all__ = [
     "PromptTuningModelForSeq2SeqLM",
     "PromptTuningTrainer",
     "TrainingInterrupted",
+    "VllmPrompt",
+    "export_vllm",
     "get_prompt_tuning_model",
     "import_prompt",
     "inspect_prompt",

@@ -84,6 +84,11 @@ class PromptTemplate:
         return list(dict.fromkeys(name for is_field, name in pieces if is_field))
 
     @property
+    def source_columns(self) -> list[str]:
+        """The columns that the source names, in order: what a row needs to be predicted."""
+        return list(dict.fromkeys(name for is_field, name in parse(self.source) if is_field))
+
+    @property
     def is_classification(self) -> bool:
         """Whether a prompt with this template ranks labels (rather than writing text)."""
         return self.label_column is not None

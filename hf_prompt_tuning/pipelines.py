@@ -1,0 +1,228 @@
+"""`pipeline("prompt-classification")` and `pipeline("prompt-generation")`: raw rows in, labels or texts out.
+
+Importing the package registers both with transformers. A row goes through the template of its prompt; rows of several
+prompts on one backbone may stand in one batch.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .errors import PromptTuningError
+from .hub import load_prompt
+from .soft_prompts import SoftPrompts
+from .template import PromptTemplate
+from .tokenization import PromptTokenizer
+
+NEW_TOKENS = 64
+"""How many tokens are written at most where neither the call nor the template says."""
+
+
+class _Row(NamedTuple):
+    """An input, and the prompt that it is for."""
+
+    content: Any
+    adapter_name: str
+
+
+class PromptPipeline(Pipeline):
+    """What both pipelines share: from a row to token ids, by the template of its prompt.
+
+    Args:
+        model: a prompt's Hub id or folder (in `pipeline(…)`), or a prompt-tuning model with `tokenizer`.
+        tokenizer: the backbone's.
+        **kwargs: as in transformers' `Pipeline`.
+
+    Raises:
+        PromptTuningError: the model has no prompt, or its prompt no template.
+    """
+
+    _load_tokenizer = True
+    _load_processor = _load_image_processor = _load_feature_extractor = _load_video_processor = False
+    _pipeline_calls_generate = False
+    classifies: bool
+
+    def __init__(self, model: SoftPrompts, tokenizer: Any = None, **kwargs: Any):
+        if not isinstance(model, SoftPrompts):
+            raise PromptTuningError(
+                f"model is a {type(model).__name__}; give a prompt's Hub id or folder, or a model from load_prompt."
+            )
+        if tokenizer is not None and tokenizer.pad_token_id is None:
+            # A batch needs one; which, is of no account behind a mask.
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.pad_token = tokenizer.eos_token
+        self._coders: dict[str, PromptTokenizer] = {}
+        super().__init__(model=model, tokenizer=tokenizer, **kwargs)
+        self._coder(model.active_adapter)
+
+    def __call__(self, inputs: Any, adapter_names: str | Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Labels or texts, of one row or of many.
+
+        Args:
+            inputs: a row (a dict of columns, or the text itself where the template has one column), a list of rows,
+                or a dataset or generator of them, which then gives its results one by one.
+            adapter_names: the prompt for all rows, or (for a list) one for each; default the active one.
+            **kwargs: `batch_size` and `num_workers` as in transformers, and those of `_sanitize_parameters`.
+
+        Raises:
+            PromptTuningError: a name is not known, there is not one for each row, or a row lacks a column.
+        """
+        names = self.model.active_adapter if adapter_names is None else adapter_names
+        if isinstance(inputs, list):
+            if isinstance(names, str):
+                names = [names] * len(inputs)
+            if len(names) != len(inputs):
+                raise PromptTuningError(
+                    f"adapter_names has {len(names)} names for {len(inputs)} rows; give one a row."
+                )
+            rows: Any = [_Row(content, name) for content, name in zip(inputs, names, strict=True)]
+            return super().__call__(rows, **kwargs) if rows else []
+        if not isinstance(names, str):
+            raise PromptTuningError("adapter_names is a list, and inputs are none; give one name, or a list of rows.")
+        if isinstance(inputs, Mapping | str):
+            return super().__call__([_Row(inputs, names)], **kwargs)[0]
+        return super().__call__((_Row(content, names) for content in inputs), **kwargs)
+
+    def _coder(self, name: str) -> PromptTokenizer:
+        """The tokenization of a prompt's template."""
+        if name not in self._coders:
+            if name not in self.model.prompt_info:
+                known = ", ".join(map(repr, self.model.prompt_info))
+                raise PromptTuningError(f"adapter_names has {name!r}; this model's prompts are {known}.")
+            template = self.model.prompt_info[name].template
+            if template is None or template.is_classification != self.classifies:
+                raise self._unfit(name, template)
+            self._coders[name] = PromptTokenizer(template, self.tokenizer, self.model.config.is_encoder_decoder)
+        return self._coders[name]
+
+    def _unfit(self, name: str, template: PromptTemplate | None) -> PromptTuningError:
+        if template is None:
+            return PromptTuningError(
+                f"the prompt {name!r} has no template, and {type(self).__name__} makes text of rows by it. "
+                f"Set model.prompt_info[{name!r}].template."
+            )
+        does, other = (
+            ("writes text", "prompt-generation") if self.classifies else ("classifies", "prompt-classification")
+        )
+        return PromptTuningError(
+            f"the prompt {name!r} {does}, which is not for {type(self).__name__}. Use pipeline({other!r}) for it."
+        )
+
+    def preprocess(self, row: _Row) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` [1, T], and `which` [1], the number of the prompt."""
+        coder, content = self._coder(row.adapter_name), row.content
+        columns = coder.template.source_columns
+        if isinstance(content, str):
+            if len(columns) != 1:
+                needed = ", ".join(map(repr, columns))
+                raise PromptTuningError(f"got a text, and the template has the columns {needed}; give a dict of them.")
+            content = {columns[0]: content}
+        if missing := [name for name in columns if name not in content]:
+            raise PromptTuningError(
+                f"the template's field {{{missing[0]}}} is not in the row, which has {', '.join(map(repr, content))}."
+            )
+        ids = torch.tensor([coder.source_ids(content)[0]])
+        which = torch.tensor([list(self.model.prompt_info).index(row.adapter_name)])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "which": which}
+
+    def _name(self, outputs: Mapping[str, Tensor]) -> str:
+        return list(self.model.prompt_info)[int(outputs["which"])]
+
+
+class PromptClassificationPipeline(PromptPipeline):
+    """Labels with their scores: `{"label", "score"}`, or with `top_k` a list of them, best first.
+
+    A score is the share of a label's likelihood in that of all the prompt's labels, so they sum to 1.
+    """
+
+    classifies = True
+
+    def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict, dict, dict]:
+        """`top_k`: so many labels for each row; more than there are gives all."""
+        if top_k is not None and top_k < 1:
+            raise PromptTuningError(f"top_k is {top_k}; give 1 or more labels, or leave it out for the best alone.")
+        return {}, {}, {} if top_k is None else {"top_k": top_k}
+
+    def _forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Prompts with the same labels are ranked together, whatever their names.
+        known = list(self.model.prompt_info)
+        names = [known[g] for g in batch["which"].tolist()]
+        by_labels: dict[tuple, list[int]] = {}
+        for row, name in enumerate(names):
+            by_labels.setdefault(tuple(map(tuple, self._coder(name).label_token_ids)), []).append(row)
+        ids = batch["input_ids"]
+        scores = torch.full((len(ids), max(map(len, by_labels))), -torch.inf, device=ids.device)
+        for candidates, rows in by_labels.items():
+            scores[rows, : len(candidates)] = self.model(
+                input_ids=ids[rows],
+                attention_mask=batch["attention_mask"][rows],
+                candidates=candidates,
+                adapter_names=[names[row] for row in rows],
+            ).scores
+        return {"scores": scores, "which": batch["which"]}
+
+    def postprocess(self, outputs: dict[str, Tensor], top_k: int | None = None) -> dict | list[dict]:
+        """One row's labels."""
+        template = self._coder(self._name(outputs)).template
+        shares = outputs["scores"][0, : len(template.labels)].softmax(-1).tolist()
+        ranked = sorted(zip(template.label_words.values(), shares, strict=True), key=lambda pair: -pair[1])
+        found = [{"label": words, "score": share} for words, share in ranked]
+        return found[0] if top_k is None else found[:top_k]
+
+
+class PromptGenerationPipeline(PromptPipeline):
+    """Texts: `{"generated_text"}`, the continuation alone, or with `num_return_sequences` a list of them."""
+
+    classifies = False
+
+    def _sanitize_parameters(self, **generate_kwargs: Any) -> tuple[dict, dict, dict]:
+        """What transformers' `generate` takes."""
+        return {}, generate_kwargs, {}
+
+    def _forward(self, batch: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        which, ids, tokenizer = batch["which"], batch["input_ids"], self.tokenizer
+        known = list(self.model.prompt_info)
+        names = [known[g] for g in which.tolist()]
+        limits = torch.tensor([self._coder(name).template.max_target_length or NEW_TOKENS for name in names])
+        defaults = {
+            "max_new_tokens": int(limits.max()),
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        sequences = self.model.generate(
+            input_ids=ids, attention_mask=batch["attention_mask"], adapter_names=names, **defaults | options
+        )
+        new = sequences[:, 0 if self.model.config.is_encoder_decoder else ids.shape[1] :].unflatten(0, (len(ids), -1))
+        if "max_new_tokens" not in options:
+            # One pass for all of them, as long as the longest may be; each prompt's own limit is kept.
+            beyond = torch.arange(new.shape[2]) >= limits[:, None, None]
+            new = new.masked_fill(beyond.to(new.device), tokenizer.pad_token_id)
+        return {"sequences": new, "which": which}
+
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict | list[dict]:
+        """One row's texts."""
+        sequences = self.tokenizer.batch_decode(outputs["sequences"][0], skip_special_tokens=True)
+        texts = [{"generated_text": text.strip()} for text in sequences]
+        return texts[0] if len(texts) == 1 else texts
+
+
+class _NamedPrompt:
+    """What `pipeline(…, model="user/prompt")` loads a model with."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, token: Any = None, device_map: Any = None, dtype: Any = None, **others: Any
+    ) -> SoftPrompts:
+        # `others` holds a revision, which is the backbone's: transformers looks it up there. A prompt's own is for
+        # load_prompt, whose model a pipeline takes as well.
+        options = {} if dtype is None else {"dtype": dtype}
+        return load_prompt(name, token=token, device_map=device_map, **options)[0]
+
+
+PIPELINE_REGISTRY.register_pipeline("prompt-classification", PromptClassificationPipeline, pt_model=_NamedPrompt)
+PIPELINE_REGISTRY.register_pipeline("prompt-generation", PromptGenerationPipeline, pt_model=_NamedPrompt)
