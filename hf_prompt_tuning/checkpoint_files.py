@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer_pt_utils import safe_globals
 
+from .checkpoints import MANIFEST, seal
 from .errors import PromptTuningError
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl")
@@ -34,7 +35,7 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
     for file in sorted(Path(checkpoint).iterdir()):
         if (file / "adapter_config.json").exists():
             shutil.copytree(file, Path(folder) / file.name)  # one of several prompts
-        if file.name == ARGUMENTS or not file.is_file():
+        if file.name in (ARGUMENTS, MANIFEST) or not file.is_file():
             continue
         if file.name == STATE:
             # It names the best checkpoint by its path on this machine, where alone it can be found.
@@ -51,6 +52,8 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
         (Path(folder) / f"{file.name}.json").write_text(json.dumps(tree) + "\n", encoding="utf-8")
         if tensors:
             save_file(tensors, Path(folder) / f"{file.name}.safetensors")
+    # Of its own files: by the manifest of the folder that it was copied from it would be damaged.
+    seal(Path(folder))
 
 
 @contextmanager

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .card import write_card
+from .describing import to_record
 from .ensemble_info import EnsembleInfo
 from .errors import PromptTuningError
-from .evaluating import to_record
 from .evaluation import (
     classification_metrics,
     confusion_matrix,
@@ -237,9 +236,8 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def _save_prompts(self, folder: Path) -> None:
         super()._save_prompts(folder)
-        # A checkpoint holds the members alone: the best is known at the end.
-        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            return
+        if self._unfinished:
+            return  # a checkpoint holds the members alone: the best is known at the end
         model, best = self.accelerator.unwrap_model(self.model), self.best_member
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copy(folder / best / file, folder)

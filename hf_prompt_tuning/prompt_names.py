@@ -8,7 +8,7 @@ from torch import nn
 from .errors import PromptTuningError
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-TAKEN = ("default", "__base__")
+TAKEN = ("default", "__base__", "unfinished")
 
 
 def check_name(name: Any) -> None:

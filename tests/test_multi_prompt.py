@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_prompt_tuning import (
@@ -262,3 +263,25 @@ class TestRefusals:
         for data, message in (([], "with several tasks give a dict"), ({"x": []}, "there is no task 'x'")):
             with pytest.raises(PromptTuningError, match=message):
                 trainer.evaluate(data)
+
+
+@pytest.mark.parametrize("poison", ["prompt", "gradient"])
+def test_any_prompt_that_goes_wrong_ends_the_run(poison, tmp_path, tokenizer, tasks):
+    """Not only the first, which is the active one; and the last checkpoint holds all of them whole."""
+
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            weight = model.prompt_encoder["reviews"].embedding.weight
+            if state.global_step == 4 and poison == "prompt":
+                weight.data.fill_(float("nan"))
+            elif state.global_step == 4:
+                weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    args = arguments(tmp_path, save_strategy="steps", save_steps=2)
+    trainer = MultiPromptTrainer(tiny_model("llama"), args, tasks, tokenizer, callbacks=[Poison()])
+    with pytest.raises(FloatingPointError, match=r"at step 5; .*checkpoint-4"):
+        trainer.train()
+    for name in trainer.tasks:
+        kept = load_file(tmp_path / f"checkpoint-4/{name}/adapter_model.safetensors")["prompt_embeddings"]
+        assert torch.isfinite(kept).all()
+    assert not (tmp_path / "checkpoint-6").exists()

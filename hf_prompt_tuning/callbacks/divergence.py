@@ -83,17 +83,20 @@ class DivergenceCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **kwargs: Any
     ) -> None:
         """Takes a gradient that is not finite for zero, and adds up the learning rates."""
-        rate, gradient = optimizer.param_groups[0]["lr"], watched(model, self).prompt.grad
-        if gradient is None:  # DeepSpeed's are elsewhere
+        rate, prompts = optimizer.param_groups[0]["lr"], watched(model, self).prompt_encoder.values()
+        # Of several prompts that train together, all are looked at; DeepSpeed's gradients are elsewhere.
+        gradients = [p.embedding.weight.grad for p in prompts if p.embedding.weight.grad is not None]
+        if not gradients:
             self._rates = self._rates + rate
             return
-        bad = ~torch.isfinite(gradient).all()
+        bad = ~torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
         # With a gradient scaler, overflows are to be expected: it skips such a step, and scales less from then on.
         # (`step_was_skipped` is silent about a fused optimizer's, which skips within itself.)
         self._rates = self._rates + rate * ~bad
         if getattr(optimizer, "scaler", None) is None:
             self._note(bad)
-            gradient.masked_fill_(bad, 0.0)
+            for gradient in gradients:
+                gradient.masked_fill_(bad, 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Looks, before the Trainer logs, evaluates or saves."""
