@@ -145,6 +145,7 @@ class EvaluatingTrainer(PublishingTrainer):
         for name, data in datasets.items():
             prefix = f"transfer_{name}"
             data = self._encoded(data, f"transfer ({name})", require_target=False)
+            self._confusion = {}  # the validation's is the prompt's
             # Not `evaluate`, whose callbacks would take these metrics for the validation's.
             metrics = super().predict(data, metric_key_prefix=prefix).metrics
             known = {key.removeprefix(f"{prefix}_"): value for key, value in to_record(metrics).items()}
