@@ -155,9 +155,7 @@ def _of_removal(one: "PromptInspection") -> list[str]:
     if one.accuracy is not None:
         same = sum(p.accuracy_without == one.accuracy for p in one.positions)
         low = min(one.positions, key=lambda p: p.accuracy_without)
-        accuracy = (
-            f"The accuracy is {one.accuracy:.3f}, and the same without {same} of {of} vectors, each on its own; "
-        )
+        accuracy = f"The accuracy is {one.accuracy:.3f}, the same without {same} of {of} vectors, each on its own; "
         if low.accuracy_without < one.accuracy:
             accuracy += f"it is lowest without position {low.number} ({low.accuracy_without:.3f})."
         else:

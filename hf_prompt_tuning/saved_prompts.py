@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, create_repo, upload_folder
+from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .card import write_card
 from .errors import PromptLoadError, PromptMismatchError, PromptTuningError
-from .fingerprint import differences
+from .fingerprint import differences, embedding_hash
 from .initialization import can_be_made_again
 from .plots import save_pictures
 from .prompt_files import SavedPrompt, read_prompt, write_start
@@ -101,7 +102,7 @@ class SavedPrompts:
             )
         with torch.no_grad():
             weight.copy_(vectors)
-        self.prompt_starts[adapter_name] = saved.start
+        self.prompt_starts[adapter_name] = self._start_of(saved, adapter_name)
         if saved.info is not None:
             self.prompt_info[adapter_name] = saved.info
         else:
@@ -109,6 +110,18 @@ class SavedPrompts:
             self.prompt_info[adapter_name].initialization = {}
         if not is_trainable:
             self.eval()
+
+    def _start_of(self, saved: SavedPrompt, adapter_name: str) -> Tensor | None:
+        """The vectors that a saved prompt started from: its own file's, or (a checkpoint has none) this model's.
+
+        Whichever they are, they must be those that the prompt remembers by their hash: a run that is resumed with
+        another seed starts from others.
+        """
+        known = None if saved.info is None else saved.info.initialization.get("hash")
+        for start in (saved.start, self.prompt_starts[adapter_name]):
+            if start is not None and embedding_hash(start) == known:
+                return start
+        return None
 
     def _check_backbone(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
         """Whether this backbone is the prompt's; one of another width cannot be ignored."""
@@ -147,7 +160,8 @@ class SavedPrompts:
             selected_adapters: default all of them.
             is_main_process: whether this process writes.
             repo_id: the Hub repository that the card's code names.
-            card: with pictures and card; False for a checkpoint, which no one reads and which is saved often.
+            card: with pictures, card, and the vectors that it started from; False for a checkpoint, which no one reads
+                and which is saved often.
             **kwargs: as in PEFT.
 
         Raises:
@@ -176,8 +190,9 @@ class SavedPrompts:
                 folder = Path(save_directory) if name == "default" else Path(save_directory) / name
                 info = self.prompt_info[name]
                 info.write(folder)
-                write_start(folder, None if can_be_made_again(info.initialization) else self.prompt_starts[name])
                 if card:
+                    known = can_be_made_again(info.initialization)
+                    write_start(folder, None if known else self.prompt_starts[name])
                     self._write_card(folder, name, repo_id)
 
     def _write_card(self, folder: Path, adapter_name: str, repo_id: str | None) -> None:

@@ -23,7 +23,7 @@ from .backbone import (
 )
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
-from .fingerprint import fingerprint
+from .fingerprint import embedding_hash, fingerprint
 from .initialization import initial_prompt
 from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
@@ -111,9 +111,10 @@ class SoftPrompts(SavedPrompts):
         encoder.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
         self.prompt_encoder[adapter_name] = encoder
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)
-        self.prompt_starts[adapter_name] = None if config.inference_mode else vectors.detach().cpu().clone()
+        start = None if config.inference_mode else vectors.detach().cpu().clone()
+        self.prompt_starts[adapter_name] = start
         self.prompt_info[adapter_name] = PromptInfo(
-            initialization=config.initialization(),
+            initialization=config.initialization() | ({} if start is None else {"hash": embedding_hash(start)}),
             backbone=self._fingerprint
             | {
                 "name_or_path": config.base_model_name_or_path,

@@ -49,6 +49,35 @@ def test_what_none_tells_is_kept_in_a_file(tokenizer, tmp_path, init):
     assert made_again(loaded.info.initialization, 3, loaded.word_embeddings, tokenizer) is None
 
 
+def test_a_checkpoint_leaves_it_to_the_model_that_resumes(tokenizer, tmp_path):
+    """A checkpoint is saved often, and holds the start's hash alone; another seed's start is not taken for it."""
+
+    def fresh(seed):
+        backbone = tiny_model("gemma")
+        torch.manual_seed(seed)
+        return get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3), tokenizer)
+
+    model = fresh(1)
+    start = model.prompt.detach().clone()
+    model.save_pretrained(tmp_path, card=False)
+    assert not (tmp_path / START_FILE).exists()
+    for seed, expected in ((1, start), (2, None)):
+        resumed = fresh(seed)
+        resumed.load_adapter(tmp_path, "default", is_trainable=True)
+        found = resumed.prompt_starts["default"]
+        assert (found is None) == (expected is None) and (found is None or torch.equal(found, expected))
+    loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
+    assert loaded.prompt_starts["default"] is None
+
+
+def test_a_file_of_another_start_is_not_believed(tokenizer, tmp_path):
+    model, start = trained(tokenizer, num_virtual_tokens=3)
+    model.save_pretrained(tmp_path)
+    save_file({"prompt_embeddings": start + 1}, tmp_path / START_FILE)
+    loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
+    assert loaded.prompt_starts["default"] is None
+
+
 def test_a_prompt_from_another_starts_where_that_ended(tokenizer, tmp_path):
     model, _ = trained(tokenizer, num_virtual_tokens=3)
     model.save_pretrained(tmp_path / "a")

@@ -263,6 +263,7 @@ def test_what_a_run_leaves(tmp_path, tokenizer, messages):
     trainer.save_model()
     saved = {f.name for f in tmp_path.iterdir() if f.is_file()}
     prompt = {"README.md", "adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json"}
+    prompt |= {"initial_prompt.safetensors"}
     assert saved == prompt | {"results.json", "loss.png", "confusion_matrix.png"}
     checkpoint = {f.name for f in (tmp_path / "checkpoint-3").iterdir()}
     assert "training_args.bin" not in checkpoint and "tokenizer.json" not in checkpoint
