@@ -10,7 +10,8 @@ import yaml
 
 from hf_prompt_tuning import PromptTuningError, arguments
 from hf_prompt_tuning.arguments import DataArguments, parse_arguments
-from hf_prompt_tuning.data import load_transfer, read_file
+from hf_prompt_tuning.data import load_transfer
+from hf_prompt_tuning.data_files import read_file
 from hf_prompt_tuning.prompt_files import read_prompt
 from hf_prompt_tuning.prompt_info import PromptInfo
 
