@@ -79,8 +79,8 @@ def test_a_text_columns_values_are_their_own_words():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"source": "{a}"}, "give one of them"),
-        ({"source": "{a}", "target": "x", "label_column": "y"}, "give one of them"),
+        ({"source": "{a}"}, "label_column is .*; give one of them"),
+        ({"source": "{a}", "target": "x", "label_column": "y"}, "label_column is .*; give one of them"),
         ({"source": "a { b", "target": "x"}, "stray '{'; write"),
         ({"source": "a {} b", "target": "x"}, "stray '{}'"),
         ({"source": "a", "target": "x}"}, "stray '}'"),

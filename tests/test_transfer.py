@@ -138,7 +138,8 @@ def test_the_articles_experiment(monkeypatch):
 def test_a_file_of_the_hub_is_asked_of_the_hub():
     """Not of this machine's disk; there is no Hub here, and that is said."""
     with pytest.raises(
-        PromptTuningError, match=r"the data file 'hf://datasets/a/b/c.parquet' cannot be read as parquet"
+        PromptTuningError,
+        match=r"the data file 'hf://datasets/a/b/c.parquet' cannot be read as parquet: .* Check its URL",
     ):
         read_file("hf://datasets/a/b/c.parquet")
 

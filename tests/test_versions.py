@@ -3,7 +3,6 @@
 import configparser
 import re
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,11 +42,6 @@ def test_the_oldest_are_the_lower_bounds(tmp_path):
     for name, requirement in requirements().items():
         lower, upper = sorted(requirement.specifier, key=lambda bound: bound.operator, reverse=True)
         assert (lower.operator, upper.operator, lower.version) == (">=", "<", oldest[name])
-
-
-def test_what_is_installed_is_within_the_ranges():
-    for name, requirement in requirements().items():
-        assert requirement.specifier.contains(version(name)), name
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
