@@ -1,11 +1,12 @@
 # Each target sets up what it needs: a virtual environment in .venv with the tested versions.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BACKBONE := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test soak quality style docs bench clean
+.PHONY: demo test test-oldest test-newest soak quality style docs bench clean
 
 demo: $(VENV)/installed $(BACKBONE)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
@@ -14,6 +15,14 @@ demo: $(VENV)/installed $(BACKBONE)
 
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# The suite with the lowest versions that setup.cfg allows, and with the newest: each in an environment of its own.
+test-oldest: $(VENV)-oldest/constraints.txt
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=$<
+
+test-newest:
+	rm -f $(VENV)-newest/installed
+	$(MAKE) test VENV=$(VENV)-newest CONSTRAINTS=
 
 # The long form of what `test` tries a little: 30 deaths of a run, and what each of them left.
 soak: $(VENV)/installed
@@ -38,13 +47,18 @@ bench: $(VENV)/installed $(BACKBONE)
 	$(if $(DATA),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
 	    $(BIN)/python benchmarks/raft_folds.py --data $(DATA))
 
-$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+	    $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
 	touch $@
+
+%-oldest/constraints.txt: setup.cfg
+	mkdir -p $(@D)
+	sed -nE 's/^( +|[a-z]+ = )([A-Za-z0-9_-]+)(\[[^]]*\])?>=([0-9.]+),.*/\2==\4/p' $< > $@
 
 $(BACKBONE): | $(VENV)/installed
 	$(BIN)/python examples/get_backbone.py $(dir $@)
 
 clean:
-	rm -rf $(VENV) .cache outputs build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest .cache outputs build *.egg-info

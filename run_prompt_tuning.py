@@ -6,6 +6,7 @@
 Every argument is told by --help. Copy this file and change it where your task needs more.
 """
 
+from transformers import set_seed
 from transformers.utils.logging import get_logger
 
 from hf_prompt_tuning import PromptTuningTrainer, get_prompt_tuning_model
@@ -34,6 +35,7 @@ def main() -> None:
         transfer = load_transfer(data_args, template)
 
     # The frozen backbone with a new prompt in front of its input.
+    set_seed(training_args.seed)
     backbone, tokenizer = load_backbone(model_args)
     common = {
         "args": training_args,

@@ -51,7 +51,7 @@ def load(name: str):
 def encode(tokenizer, backbone, case: dict) -> list[dict]:
     """The texts as token ids, in file order; with T, as many texts a row as make T tokens."""
     from hf_prompt_tuning import PromptTemplate
-    from hf_prompt_tuning.data import read_file
+    from hf_prompt_tuning.data_files import read_file
     from hf_prompt_tuning.tokenization import PromptTokenizer
 
     data = read_file(case["data"])

@@ -198,7 +198,7 @@ def parse_values(from_file: dict[str, Any], argv: Sequence[str]) -> Arguments:
     known = {f.name for group in GROUPS for f in dataclasses.fields(group)}
     for key in from_file:
         if key not in known:
-            raise PromptTuningError(_unknown(f"the key {key!r}", key, known))
+            raise PromptTuningError(f"the key {key!r} is not known; did you mean {nearest(key, known)!r}?")
     by_flag = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
     # A flag that may be given several times adds to itself, but not to the file's.
     flags = [flag for key, value in from_file.items() if key not in by_flag for flag in _as_flags(key, value)]
@@ -207,7 +207,8 @@ def parse_values(from_file: dict[str, Any], argv: Sequence[str]) -> Arguments:
     flags += _unsaid(said, flags, parser)
     *parsed, rest = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
     if rest:
-        raise PromptTuningError(_unknown(f"the argument {rest[0]!r}", rest[0].lstrip("-").split("=")[0], known))
+        near = nearest(rest[0].lstrip("-").split("=")[0], known)
+        raise PromptTuningError(f"the argument {rest[0]!r} is not known; did you mean {near!r}?")
     model, data, prompt, training = parsed
     resume = training.resume_from_checkpoint
     if isinstance(resume, str) and resume.lower() in ("true", "false"):
@@ -225,7 +226,9 @@ class _Parser(HfArgumentParser):
 def read_config(file: Path) -> dict[str, Any]:
     """The values of a YAML or JSON file. Raises PromptTuningError where it cannot be read or holds no mapping."""
     if file.suffix not in (".yaml", ".yml", ".json"):
-        raise PromptTuningError(f"the first argument {str(file)!r} is neither a flag nor a .yaml or .json file.")
+        raise PromptTuningError(
+            f"the first argument {str(file)!r} is neither a flag nor a .yaml or .json file; give one."
+        )
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -235,9 +238,14 @@ def read_config(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise PromptTuningError(f"the config {str(file)!r} is not {file.suffix[1:]}: {error}") from error
+        what = " ".join(str(error).split())  # YAML's errors have several lines
+        raise PromptTuningError(
+            f"the config {str(file)!r} is not {file.suffix[1:]}: {what}. Mend it there."
+        ) from error
     if not isinstance(values, dict):
-        raise PromptTuningError(f"the config {str(file)!r} is no mapping of argument names to values.")
+        raise PromptTuningError(
+            f"the config {str(file)!r} is no mapping of argument names to values; write `name: value`."
+        )
     return {str(key): value for key, value in values.items()}
 
 
@@ -266,6 +274,5 @@ def _unsaid(said: set[str], flags: list[str], parser: _Parser) -> list[str]:
     return [f"--{name}={value}" for name, value in defaults.items() if name not in said]
 
 
-def _unknown(what: str, key: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.0)
-    return f"{what} is not known; did you mean {near[0]!r}?"
+def nearest(key: str, known: set[str]) -> str:
+    return difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.0)[0]

@@ -70,7 +70,8 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **source)
     except (OSError, ValueError, ImportError) as error:
         raise PromptTuningError(
-            f"the backbone {args.model_name_or_path!r} cannot be loaded: {first_line(error)}"
+            f"the backbone {args.model_name_or_path!r} cannot be loaded: {first_line(error)} "
+            "Check its name, its revision and your access to it."
         ) from error
     return backbone, tokenizer
 

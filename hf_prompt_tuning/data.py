@@ -1,26 +1,18 @@
 """From files and Hub data sets to rows."""
 
-import csv
-import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
+from .data_files import ORIGIN, read_file
 from .errors import PromptTuningError, first_line
 from .template import PromptTemplate
 
 if TYPE_CHECKING:
     from .arguments import DataArguments
-
-logger = logging.getLogger(__name__)
-
-URL = "hf://"
-"""A file of a repository on the Hub, e.g. hf://datasets/nyu-mll/glue/mrpc/validation-00000-of-00001.parquet."""
-
-READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def split_names(dataset_name: str | None, config_name: str | None, revision: str | None) -> list[str]:
@@ -36,10 +28,12 @@ def split_names(dataset_name: str | None, config_name: str | None, revision: str
 def load_splits(args: "DataArguments", seed: int) -> DatasetDict:
     """The splits that the arguments name, under "train", "validation" and "test".
 
+    A file's rows have one more column, `ORIGIN`, for messages: drawing and splitting give rows new numbers.
+
     `max_train_samples` and `max_eval_samples` draw rows by the seed (files are often sorted by their label).
 
     Raises:
-        PromptTuningError: no data, a file that is not there, is empty, or is not what its name says.
+        PromptTuningError: no data, or a file that `read_file` refuses.
     """
     splits = DatasetDict()
     if args.dataset_name is not None:
@@ -50,7 +44,7 @@ def load_splits(args: "DataArguments", seed: int) -> DatasetDict:
     for split in ("train", "validation", "test"):
         file = getattr(args, f"{split}_file")
         if file is not None:
-            splits[split] = read_file(file, args.column_names)
+            splits[split] = _with_origin(read_file(file, args.column_names), file)
     if not splits:
         raise PromptTuningError("there is no data; give train_file, validation_file, test_file or dataset_name.")
     percentage = args.validation_split_percentage
@@ -58,6 +52,10 @@ def load_splits(args: "DataArguments", seed: int) -> DatasetDict:
         if "train" not in splits or not 1 <= percentage <= 99:
             raise PromptTuningError(
                 f"validation_split_percentage is {percentage}; give 1 to 99, together with training data."
+            )
+        if len(splits["train"]) < 2:
+            raise PromptTuningError(
+                f"validation_split_percentage is {percentage} and there is 1 training row; give 2 or more to split."
             )
         halves = splits["train"].train_test_split(test_size=percentage / 100, seed=seed)
         splits["train"], splits["validation"] = halves["train"], halves["test"]
@@ -95,7 +93,10 @@ def load_transfer(args: "DataArguments", template: PromptTemplate) -> dict[str, 
                 f"({', '.join(files) or 'which is not given'})."
             )
         renamed[found[1]][found[2]] = found[3]
-    return {name: _for_template(read_file(file), name, renamed[name], template) for name, file in files.items()}
+    return {
+        name: _with_origin(_for_template(read_file(file), name, renamed[name], template), file)
+        for name, file in files.items()
+    }
 
 
 def _for_template(data: Dataset, name: str, columns: dict[str, str], template: PromptTemplate) -> Dataset:
@@ -120,48 +121,8 @@ def _for_template(data: Dataset, name: str, columns: dict[str, str], template: P
     return data
 
 
-def read_file(file: str | Path, column_names: list[str] | None = None) -> Dataset:
-    """The rows of a csv, tsv, json, jsonl or parquet file.
-
-    Values stay as they are written: "NA" and "null" are words, not missing values, and a tsv file's quotation marks
-    are text (they are in most tsv files: a stray one would swallow the lines up to the next).
-
-    Args:
-        file: its name's ending tells what it is; a path, or the `hf://` URL of a file on the Hub.
-        column_names: for a csv or tsv file that has no header line.
-
-    Raises:
-        PromptTuningError: it is not there, empty, or not what its name says.
-    """
-    path = Path(file)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise PromptTuningError(
-            f"the data file {str(file)!r} ends in {path.suffix!r}; give one of {', '.join(READERS)}."
-        )
-    on_hub = str(file).startswith(URL)
-    if not on_hub and not path.is_file():
-        raise PromptTuningError(f"the data file {str(file)!r} is not there; check the path.")
-    if not on_hub and path.stat().st_size == 0:
-        raise PromptTuningError(f"the data file {str(file)!r} is empty.")
-    if column_names is not None and reader != "csv":
-        raise PromptTuningError(f"column_names are for csv and tsv files, and the data file is {str(file)!r}.")
-    options: dict[str, Any] = {}
-    if reader == "csv":
-        options = {"keep_default_na": False, "names": column_names}
-        if path.suffix.lower() == ".tsv":
-            options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
-        if column_names is not None:
-            options["header"] = None
-    try:
-        return load_dataset(reader, data_files={"data": str(file)}, split="data", **options)
-    except Exception as error:  # pandas, pyarrow and datasets each raise their own
-        if "corresponds to no data" in str(error):
-            raise PromptTuningError(f"the data file {str(file)!r} has no rows.") from error
-        cause = error.__cause__ or error
-        raise PromptTuningError(
-            f"the data file {str(file)!r} cannot be read as {path.suffix[1:]}: {first_line(cause)}"
-        ) from error
+def _with_origin(data: Dataset, file: str) -> Dataset:
+    return data.add_column(ORIGIN, [f"row {i} of {Path(file).name}" for i in range(1, len(data) + 1)])
 
 
 def _not_loaded(dataset_name: str, error: Exception) -> PromptTuningError:

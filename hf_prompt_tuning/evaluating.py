@@ -13,7 +13,7 @@ from .evaluation import (
     classification_metrics,
     confusion_matrix,
     decode,
-    generate_targets,
+    generate_within,
     label_nll,
     longest_target,
     loss_metrics,
@@ -75,7 +75,8 @@ class EvaluatingTrainer(PublishingTrainer):
 
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         unwrapped, limit = self.accelerator.unwrap_model(model), self._generation_limit()
-        return generate_targets(unwrapped, inputs, self.processing_class, limit)
+        room = None if self._encoder.is_encoder_decoder else self._limit
+        return generate_within(unwrapped, inputs, self.processing_class, limit, room)
 
     def _generation_limit(self) -> int:
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset

@@ -92,9 +92,13 @@ def _google(path: Path) -> Tensor:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise PromptLoadError(f"{path} holds {getattr(array, 'dtype', 'an archive')}, not floating-point numbers.")
+            raise PromptLoadError(
+                f"{path} holds {getattr(array, 'dtype', 'an archive')}, not floating-point numbers; save it as such."
+            )
         if array.ndim != 2 or not 0 < array.size <= MAX_NUMBERS:
-            raise PromptLoadError(f"{path} holds an array of shape {list(array.shape)}; a prompt is [P, H].")
+            raise PromptLoadError(
+                f"{path} holds an array of shape {list(array.shape)}; a prompt is [P, H]: save it so."
+            )
         return checked(torch.from_numpy(np.array(array, dtype=np.float32)), path)
     except PromptLoadError:
         raise
@@ -108,7 +112,9 @@ def _safetensors(path: Path) -> Tensor:
         with safe_open(path, framework="pt") as tensors:
             shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors has an error type of its own
-        raise PromptLoadError(f"{path} is not a whole safetensors file: {error}.") from error
+        raise PromptLoadError(
+            f"{path} is not a whole safetensors file: {error}. Take it anew from where it was saved."
+        ) from error
     return read_vectors(path, _choice({key: len(shape) for key, shape in shapes.items()}, path))
 
 
@@ -152,7 +158,7 @@ def _pickled(path: Path) -> Tensor:
     vectors = tensors[_choice({key: tensor.dim() for key, tensor in tensors.items()}, path)]
     if vectors.numel() > MAX_NUMBERS or not vectors.is_floating_point():
         raise PromptLoadError(
-            f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}; a prompt is floats [P, H]."
+            f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}; a prompt is floats [P, H]: save it so."
         )
     return checked(vectors.detach().float().clone(), path)
 
@@ -177,7 +183,9 @@ def _choice(dimensions: Mapping[str, int], path: Path) -> str:
     matrices = [key for key, number in dimensions.items() if number == 2]
     if len(matrices) == 1:
         return matrices[0]
-    raise PromptLoadError(f"{path} holds {sorted(dimensions)[:5]}, and none of them is known as a prompt.")
+    raise PromptLoadError(
+        f"{path} holds {sorted(dimensions)[:5]}, and none of them is known as a prompt; save its vectors alone."
+    )
 
 
 FORMATS: dict[str, Callable[[Path], Tensor]] = {

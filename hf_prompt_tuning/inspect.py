@@ -13,7 +13,7 @@ import datasets
 import transformers
 
 from hf_prompt_tuning.cli import run
-from hf_prompt_tuning.data import read_file
+from hf_prompt_tuning.data_files import read_file
 from hf_prompt_tuning.errors import PromptTuningError
 from hf_prompt_tuning.inspector import inspect_prompt
 

@@ -64,7 +64,7 @@ def inspect_prompt(
     """
     for name, value in (("words", words), ("batch_size", batch_size)):
         if value < 1:
-            raise PromptTuningError(f"{name} is {value}; give 1 or more.")
+            raise PromptTuningError(f"{name} is {value}; give 1 or more, in whole numbers.")
     if isinstance(prompts, SoftPrompts):
         model, names = prompts, {name: name for name in prompts.peft_config}
     else:

@@ -60,11 +60,14 @@ def find_file(prompt: str | Path, name: str, **hub: Any) -> Path | None:
         PromptLoadError: there is no such folder or repository, or it cannot be read.
     """
     if not Path(prompt).is_dir() and hub_id(str(prompt)) is None:
-        raise PromptLoadError(f"{str(prompt)!r} is neither a folder on this machine nor a Hub id.")
+        raise PromptLoadError(f"{str(prompt)!r} is neither a folder on this machine nor a Hub id; check it.")
     try:
         file = cached_file(str(prompt), name, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise PromptLoadError(f"the prompt {str(prompt)!r} cannot be had: {first_line(error)}") from error
+        raise PromptLoadError(
+            f"the prompt {str(prompt)!r} cannot be had: {first_line(error)} "
+            "Check its name, its revision and your access to it."
+        ) from error
     return None if file is None else Path(file)
 
 
@@ -118,7 +121,7 @@ def used_rows(vectors: Tensor, config: PromptTuningConfig, source: str | Path) -
     if len(vectors) != config.num_virtual_tokens:
         raise PromptLoadError(
             f"{source}: {CONFIG_FILE} says {config.num_virtual_tokens} virtual tokens and {WEIGHTS_FILE} holds "
-            f"{len(vectors)}. The two files are not of one prompt."
+            f"{len(vectors)}. The two files are not of one prompt: take both from the same save."
         )
     return vectors
 
@@ -133,7 +136,9 @@ def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
             raise PromptTuningError(f"it holds a {type(values).__name__}, not an object")
         return build(values)
     except (OSError, ValueError, RecursionError) as error:
-        raise PromptLoadError(f"{file} is not a prompt's {file.name}: {error}") from error
+        raise PromptLoadError(
+            f"{file} is not a prompt's {file.name}: {error}. Take it anew from where it was saved."
+        ) from error
 
 
 def adapter_config(values: dict[str, Any]) -> PromptTuningConfig:
@@ -152,7 +157,9 @@ def adapter_config(values: dict[str, Any]) -> PromptTuningConfig:
     kept = {name: values.get(name) for name in kinds}
     for name, value in kept.items():
         if not isinstance(value, kinds[name]) or isinstance(value, bool):
-            raise PromptTuningError(f"{name} is {value!r:.80}, not {' or '.join(k.__name__ for k in kinds[name])}")
+            raise PromptTuningError(
+                f"{name} is {value!r:.80}, and must be {' or '.join(k.__name__ for k in kinds[name])}"
+            )
     if kept["task_type"] not in (None, *TASK_TYPES):
         raise PromptTuningError(f"task_type is {kept['task_type']!r:.80}, not {' or '.join(TASK_TYPES)}")
     return PromptTuningConfig(**kept, prompt_tuning_init="RANDOM", num_transformer_submodules=1)
@@ -167,20 +174,27 @@ def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
     try:
         with safe_open(file, framework="pt") as tensors:
             if key not in tensors.keys():  # noqa: SIM118  (it is no mapping)
-                raise PromptLoadError(f"{file} has no tensor `{key}`; it holds {sorted(tensors.keys())[:5]}.")
+                raise PromptLoadError(
+                    f"{file} has no tensor `{key}`; it holds {sorted(tensors.keys())[:5]}. Give a prompt's file."
+                )
             piece = tensors.get_slice(key)
             shape, dtype = piece.get_shape(), piece.get_dtype()
             if len(shape) != 2 or not 0 < shape[0] * shape[1] <= MAX_NUMBERS:
                 raise PromptLoadError(
-                    f"{file} holds an array of shape {list(shape)}; a prompt is [P, H], at most {MAX_NUMBERS} numbers."
+                    f"{file} holds an array of shape {list(shape)}; a prompt is [P, H], at most {MAX_NUMBERS} "
+                    "numbers: give such a file."
                 )
             if dtype not in FLOATING:
-                raise PromptLoadError(f"{file} holds numbers of type {dtype}; a prompt's are one of {FLOATING}.")
+                raise PromptLoadError(
+                    f"{file} holds numbers of type {dtype}; a prompt's are one of {FLOATING}: save them so."
+                )
             vectors = tensors.get_tensor(key).float()
     except PromptLoadError:
         raise
     except Exception as error:  # safetensors has an error type of its own, and raises others for damaged headers
-        raise PromptLoadError(f"{file} is not a whole safetensors file: {error}.") from error
+        raise PromptLoadError(
+            f"{file} is not a whole safetensors file: {error}. Take it anew from where it was saved."
+        ) from error
     return checked(vectors, file)
 
 
@@ -199,7 +213,11 @@ def checked(vectors: Tensor, file: str | Path) -> Tensor:
         PromptLoadError: they are not.
     """
     if vectors.dim() != 2 or not vectors.numel():
-        raise PromptLoadError(f"{file} holds an array of shape {list(vectors.shape)}; a prompt is [P, H].")
+        raise PromptLoadError(
+            f"{file} holds an array of shape {list(vectors.shape)}; a prompt is [P, H]: give such a file."
+        )
     if not bool(torch.isfinite(vectors).all()):
-        raise PromptLoadError(f"{file} holds NaN or infinite numbers; it cannot be used.")
+        raise PromptLoadError(
+            f"{file} holds NaN or infinite numbers; give a prompt from before they came, or train it anew."
+        )
     return vectors

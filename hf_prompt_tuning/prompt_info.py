@@ -99,7 +99,7 @@ def _template(values: Any) -> PromptTemplate:
         if name not in kinds:
             raise PromptTuningError(f"template has an unknown field {name!r:.80}")
         if not isinstance(value, kinds[name]) or isinstance(value, bool):
-            raise PromptTuningError(f"template.{name} is {value!r:.80}")
+            raise PromptTuningError(f"template.{name} is {value!r:.80}, which cannot be")
     if "source" not in values:
         raise PromptTuningError("template has no source")
     _texts("template.label_words", values.get("label_words") or {})

@@ -3,16 +3,23 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date, time, timedelta
 from functools import cached_property
+from numbers import Number
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
+from .data_files import ORIGIN
 from .errors import PromptTuningError
 
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 NOT_A_COLUMN = re.compile(r"\.__|\[|\]|![rsa]\b|:[^ ]*$")
 """What str.format would take for an attribute, an index, a conversion or a format: never looked up, so refused."""
+
+
+TEXTS = (str, Number, date, time, timedelta)
+"""The kinds of value that a field may have (a `datetime` is a `date`)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,13 @@ class PromptTemplate:
                 f"which has {', '.join(map(repr, column_names))}. Mend the template or the column's name."
             )
 
+    def check_fields(self, row: Mapping[str, Any]) -> None:
+        """Raises PromptTuningError where every field of the source is missing: there is nothing to learn from."""
+        fields = [name for is_field, name in parse(self.source) if is_field]
+        if fields and all(is_missing(row[name]) for name in fields):
+            missing = ", ".join(f"{{{name}}}" for name in dict.fromkeys(fields))
+            raise PromptTuningError(f"{missing} is missing; give the row a text or remove it.")
+
     def source_text(self, row: Mapping[str, Any], longest_field: int | None = None) -> str:
         """The source of one row; each field is cut to `longest_field` characters where that is given."""
         return fill(parse(self.source), row, longest_field)
@@ -154,7 +168,8 @@ class PromptTemplate:
             if self.label_column not in data.column_names and (train is not None or self.label_words is None):
                 raise PromptTuningError(
                     f"label_column {self.label_column!r} is no column of the data, "
-                    f"which has {', '.join(map(repr, data.column_names))}."
+                    f"which has {', '.join(repr(c) for c in data.column_names if c != ORIGIN)}. "
+                    "Mend its name."
                 )
             feature = data.features.get(self.label_column) if data.features else None
         names = feature.names if isinstance(feature, ClassLabel) else []
@@ -211,23 +226,35 @@ def parse(template: str) -> list[tuple[bool, str]]:
 
 
 def fill(pieces: list[tuple[bool, str]], row: Mapping[str, Any], longest_field: int | None = None) -> str:
-    """The text of a parsed template for one row; a missing value (None) is an empty text."""
+    """The text of a parsed template for one row; a missing value is an empty text.
+
+    Raises:
+        PromptTuningError: a field holds what has no text of its own (a list, an object, bytes).
+    """
     texts = []
     for is_field, piece in pieces:
         if is_field:
             value = row[piece]
-            texts.append("" if value is None else str(value)[:longest_field])
+            if not isinstance(value, TEXTS) and not is_missing(value):
+                raise PromptTuningError(
+                    f"{{{piece}}} is a {type(value).__name__} ({str(value)[:60]}), and a template takes texts, "
+                    "numbers and dates; make it one of these in the data."
+                )
+            texts.append("" if is_missing(value) else str(value)[:longest_field])
         else:
             texts.append(piece)
     return "".join(texts)
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value is None or NaN."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
 def label_key(value: Any) -> str:
     """A label's value as a key of `label_words`: 1, 1.0 and "1" are the same; "" for a missing one."""
-    if value is None:
+    if is_missing(value):
         return ""
     if isinstance(value, float):
-        if value != value:
-            return ""
         return str(int(value)) if value.is_integer() else str(value)
     return str(value)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from datasets import ClassLabel, Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from .data_files import ORIGIN
 from .errors import PromptTuningError
 from .layouts.base import IGNORED
 from .template import PromptTemplate, label_key
@@ -15,6 +16,8 @@ from .template import PromptTemplate, label_key
 logger = logging.getLogger(__name__)
 
 ANCHORS = ("a", ":", "\n")
+LONG = 16
+"""Characters a token, beyond which a text is cut without tokenizing all of it: seconds for each megabyte."""
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -30,6 +33,11 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
         if both[: len(head)] == head:
             return both[len(head) :]
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def origin(row: Mapping[str, Any]) -> str:
+    """Where a row is from, in parentheses; nothing where that is not known."""
+    return f" ({row[ORIGIN]})" if row.get(ORIGIN) else ""
 
 
 class PromptTokenizer:
@@ -96,14 +104,16 @@ class PromptTokenizer:
             PromptTuningError: the text is empty, or the template's words alone are longer than `max_source_length`.
         """
         limit = self.template.max_source_length
+        self.template.check_fields(row)
         text = self.template.source_text(row)
         if self.template.source and not text.strip():
             raise PromptTuningError(f"the source {self.template.source!r} is empty here; remove the row or fill it.")
-        ids = self._source_ids(text)
-        if not ids and self.template.source:
-            raise PromptTuningError(f"the source {text!r} tokenizes to nothing; remove the row.")
-        if limit is None or len(ids) <= limit:
-            return ids, False
+        if limit is None or len(text) <= LONG * limit:
+            ids = self._source_ids(text)
+            if not ids and self.template.source:
+                raise PromptTuningError(f"the source {text[:60]!r} tokenizes to nothing; remove the row.")
+            if limit is None or len(ids) <= limit:
+                return ids, False
         # The longest cap on the fields' characters at which the whole source fits, by doubling and then halving.
         fits = self._source_ids(self.template.source_text(row, 0))
         if len(fits) > limit:
@@ -114,6 +124,8 @@ class PromptTokenizer:
         low, high = 0, limit
         while len(ids := self._source_ids(self.template.source_text(row, high))) <= limit and high < len(text):
             low, high, fits = high, 2 * high, ids
+        if len(ids) <= limit:
+            return ids, False
         while high - low > 1:
             middle = (low + high) // 2
             ids = self._source_ids(self.template.source_text(row, middle))
@@ -194,6 +206,12 @@ class PromptTokenizer:
             return set()
         return {str(i) for i in range(feature.num_classes)} - set(self.template.labels)
 
+    def _features(self) -> Features:
+        """The types of what `encode` gives."""
+        kinds = {"was_cut": Value("bool"), "length": Value("int64")}
+        kinds |= {"input_ids": List(Value("int64")), "labels": List(Value("int64"))}
+        return Features(kinds | ({"label": Value("int64")} if self.template.is_classification else {}))
+
     def encode_dataset(
         self, data: Dataset | IterableDataset, name: str, require_target: bool = True
     ) -> Dataset | IterableDataset:
@@ -205,8 +223,9 @@ class PromptTokenizer:
             require_target: refuse rows without a label.
         """
         columns = data.column_names
-        if columns is not None:
-            self.template.check_columns(columns, name)
+        if columns is None:
+            columns = list(next(iter(data), {}))
+        self.template.check_columns([column for column in columns if column != ORIGIN], name)
 
         unlabelled = set() if require_target else self._names_without_words(data)
 
@@ -216,10 +235,11 @@ class PromptTokenizer:
             try:
                 return self.encode(row, require_target)
             except PromptTuningError as error:
-                raise PromptTuningError(f"row {index + 1} of the {name} data: {error}") from error
+                raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
 
         if isinstance(data, IterableDataset):
-            return data.map(encode, with_indices=True, remove_columns=columns)
+            # With features, by which it is known for a stream of token ids from here on.
+            return data.map(encode, with_indices=True, remove_columns=columns, features=self._features())
         encoded = data.map(
             encode, with_indices=True, remove_columns=columns, load_from_cache_file=False, desc=f"Tokenizing {name}"
         )

@@ -4,7 +4,8 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .backbone import max_positions
 from .callbacks import DivergenceCallback
@@ -14,6 +15,7 @@ from .describing import describe_run
 from .errors import PromptTuningError
 from .modeling import get_prompt_tuning_model
 from .prompt_info import PromptInfo
+from .sampling import SeededLengthGroupedSampler
 from .searching import SearchingTrainer
 from .sharding import whole
 from .soft_prompts import SoftPrompts
@@ -63,6 +65,11 @@ class PromptTuningTrainer(SearchingTrainer):
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
         if processing_class is None and (template is not None or data_collator is None):
             raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
+        if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps <= 0:
+            raise PromptTuningError(
+                f"the training data is a stream and max_steps is {args.max_steps}; a stream has no length to count "
+                "epochs by: give max_steps, 1 or more."
+            )
         if template is not None:
             template = template.with_label_words(as_dataset(train_dataset), as_dataset(eval_dataset))
         self.model_init = model_init
@@ -70,6 +77,8 @@ class PromptTuningTrainer(SearchingTrainer):
             if model is not None:
                 raise PromptTuningError("both model and model_init are given; give one of them.")
             model = super().call_model_init()
+        if prompt_config is not None:
+            set_seed(args.seed)  # before the prompt is drawn
         model = self._wrapped(model, prompt_config, processing_class, template)
         self._encoder: PromptTokenizer | None = None
         template = template if template is not None else getattr(getattr(model, "info", None), "template", None)
@@ -148,6 +157,19 @@ class PromptTuningTrainer(SearchingTrainer):
         """How many text tokens fit behind the prompt."""
         limit = max_positions(model.get_base_model()) if isinstance(model, SoftPrompts) else None
         return None if limit is None else limit - len(model.prompt)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            size = sampler.batch_size * self.args.world_size
+            sampler = SeededLengthGroupedSampler(size, sampler.lengths, seed)
+        return sampler
+
+    def set_initial_training_values(self, args: PromptTuningArguments, dataloader: Any) -> tuple:
+        """As in `Trainer`; `max_steps=0` is no step, where `Trainer` takes one before it looks."""
+        num_train_epochs, *values = super().set_initial_training_values(args, dataloader)
+        return (0 if args.max_steps == 0 else num_train_epochs, *values)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`, asking the model for the labelled positions only."""

@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
+from .data_files import ORIGIN
 from .errors import PromptTuningError
-from .tokenization import PromptTokenizer
+from .tokenization import PromptTokenizer, origin
 
 
 def encode_data(data: Any, name: str, encoder: PromptTokenizer | None, limit: int | None, require_target: bool) -> Any:
@@ -20,7 +21,7 @@ def encode_data(data: Any, name: str, encoder: PromptTokenizer | None, limit: in
         require_target: refuse rows without a label.
 
     Raises:
-        PromptTuningError: no rows, no column of token ids, or a row that is too long.
+        PromptTuningError: no rows, no column of token ids, a row that is too long, or data of an unknown kind.
     """
     if data is None:
         return None
@@ -30,17 +31,24 @@ def encode_data(data: Any, name: str, encoder: PromptTokenizer | None, limit: in
         data = Dataset.from_list(data)
     if hasattr(data, "__len__") and len(data) == 0:
         raise PromptTuningError(f"the {name} data has no rows; give it some, or leave it out.")
-    if encoder is not None and "input_ids" not in (getattr(data, "column_names", None) or ()):
+    raw = data
+    if encoder is not None and not isinstance(data, Dataset | IterableDataset):
+        raise PromptTuningError(
+            f"the {name} data is a {type(data).__name__}, and a template makes text of rows; give a list of them, or "
+            "a Dataset or IterableDataset of the datasets library."
+        )
+    if encoder is not None and "input_ids" not in (data.column_names or ()):
         data = encoder.encode_dataset(data, name, require_target)
     if isinstance(data, Dataset):
-        _check_rows(data, name, limit)
+        _check_rows(data, raw, name, limit)
     return data
 
 
-def _check_rows(data: Dataset, name: str, limit: int | None) -> None:
+def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> None:
     if "input_ids" not in data.column_names:
+        columns = ", ".join(repr(column) for column in data.column_names if column != ORIGIN)
         raise PromptTuningError(
-            f"the {name} data has the columns {', '.join(map(repr, data.column_names))} and no 'input_ids'. "
+            f"the {name} data has the columns {columns} and no 'input_ids'. "
             "Give a template that makes text of the columns, or rows of token ids."
         )
     if limit is None:
@@ -49,8 +57,8 @@ def _check_rows(data: Dataset, name: str, limit: int | None) -> None:
     longest = int(np.argmax(lengths))
     if lengths[longest] > limit:
         raise PromptTuningError(
-            f"row {longest + 1} of the {name} data has {lengths[longest]} tokens, and behind the prompt the "
-            f"backbone has positions for {limit}. Lower max_source_length or num_virtual_tokens."
+            f"row {longest + 1} of the {name} data{origin(raw[longest])} has {lengths[longest]} tokens, and behind "
+            f"the prompt the backbone has positions for {limit}. Lower max_source_length or num_virtual_tokens."
         )
 
 

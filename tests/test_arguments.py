@@ -86,8 +86,12 @@ def test_resume_true_is_a_truth_and_a_path_a_path(config):
     ("values", "flags", "message"),
     [
         ({"learning_rat": 1}, [], "the key 'learning_rat' is not known; did you mean 'learning_rate'"),
-        ({}, ["--num_virtual_token", "3"], "'--num_virtual_token' is not known; did you mean 'num_virtual_tokens'"),
-        ({}, ["--seed", "many"], "--seed: invalid int value: 'many'"),
+        (
+            {},
+            ["--num_virtual_token", "3"],
+            "the argument '--num_virtual_token' is not known; did you mean 'num_virtual_tokens'",
+        ),
+        ({}, ["--seed", "many"], "--seed: invalid int value: 'many'. See --help."),
         ({}, ["--eval_strategy", "often"], "eval_strategy.*'often'"),
     ],
 )
@@ -100,9 +104,9 @@ def test_files_that_are_no_config(tmp_path):
     (tmp_path / "list.yaml").write_text("- a\n")
     (tmp_path / "bad.json").write_text("{")
     for name, message in [
-        ("none.yaml", "cannot be read: No such file"),
-        ("list.yaml", "is no mapping"),
-        ("bad.json", "is not json"),
+        ("none.yaml", "the config .* cannot be read: No such file"),
+        ("list.yaml", "the config .* is no mapping"),
+        ("bad.json", "the config .* is not json"),
         ("notes.txt", "neither a flag nor a .yaml or .json file"),
     ]:
         with pytest.raises(PromptTuningError, match=message):

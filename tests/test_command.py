@@ -148,6 +148,8 @@ def test_free_text_end_to_end(files, messages):
 
 
 def test_bad_input_is_one_line(files):
+    bad = files / "bad.csv"
+    bad.write_text("message,label\nnever came,1\nthank you\n")
     for flags, message in [
         (
             ["--source_template", "{text} Label :"],
@@ -155,6 +157,10 @@ def test_bad_input_is_one_line(files):
         ),
         (["--num_virtual_tokens", "0"], "error: num_virtual_tokens is 0"),
         (["--train_file", "nowhere.csv"], "error: the data file 'nowhere.csv' is not there"),
+        (
+            ["--train_file", bad],
+            f"error: row 2 (line 3) of the data file {str(bad)!r} cannot be used: it has 1",
+        ),
         (["--model_name_or_path", str(files)], "error: the backbone"),
     ]:
         done = command("run_prompt_tuning.py", files / "config.yaml", *flags)

@@ -204,5 +204,5 @@ class TestRefusals:
             load_ensemble(tmp_path, backbone=tiny_model("llama"))
 
     def test_no_ensemble(self, tmp_path):
-        with pytest.raises(PromptLoadError, match=r"has no ensemble\.json"):
+        with pytest.raises(PromptLoadError, match=r"has no ensemble\.json; one prompt is loaded"):
             load_ensemble(tmp_path, backbone=tiny_model("llama"))

@@ -318,7 +318,10 @@ class TestFirstTokens:
         with torch.no_grad():
             expected = model(input_ids=ids[None], labels=labels[None]).loss
             assert torch.equal(model(input_ids=ids[None], shift_labels=shifted).loss, expected)
-            for wrong, message in ((shifted[:, 2:], "has 4 columns for 6 tokens; give 6, or 7"), (ids[None], "last")):
+            for wrong, message in (
+                (shifted[:, 2:], "has 4 columns for 6 tokens; give 6, or 7"),
+                (ids[None], "a label in its last column"),
+            ):
                 with pytest.raises(PromptTuningError, match=message):
                     model(input_ids=ids[None], shift_labels=wrong)
 

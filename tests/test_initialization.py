@@ -108,10 +108,10 @@ def test_defaults():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
+        ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0; a prompt has at least 1"),
         ({"num_virtual_tokens": 2.5}, "num_virtual_tokens is 2.5"),
         ({"prompt_tuning_init": "WORDS"}, "prompt_tuning_init is 'WORDS'; use one of TEXT"),
-        ({"prompt_tuning_init": "TEXT"}, "prompt_tuning_init_text is None"),
+        ({"prompt_tuning_init": "TEXT"}, "prompt_tuning_init_text is None. Give the words"),
         ({"prompt_tuning_init": "PROMPT"}, "init_prompt is not given"),
         ({"prompt_tuning_init_text": "x"}, "which needs a tokenizer"),
         ({"prompt_tuning_init": "CLASS_LABELS"}, "there are no label words"),
@@ -136,5 +136,5 @@ def test_a_prompt_of_another_size_is_refused(tmp_path):
 
 def test_a_text_of_nothing_is_refused(tokenizer):
     tokenizer_of_nothing = lambda text, **_: {"input_ids": []}  # noqa: E731
-    with pytest.raises(PromptTuningError, match="tokenizes to nothing"):
+    with pytest.raises(PromptTuningError, match=r"prompt_tuning_init_text .* tokenizes to nothing"):
         make(tokenizer=tokenizer_of_nothing, prompt_tuning_init_text="\u200b")

@@ -338,7 +338,7 @@ def test_what_cannot_be_inspected(tokenizer, tmp_path, messages):
         inspect_prompt(model)
     with pytest.raises(PromptTuningError, match=r"\{message\} is no column of the given data"):
         inspect_prompt(model, tokenizer, [{"text": "x", "label": "1"}])
-    with pytest.raises(PromptTuningError, match="has no template"):
+    with pytest.raises(PromptTuningError, match="has no template, by which"):
         inspect_prompt(prompt_model(tokenizer, template=None), tokenizer, messages)
     with pytest.raises(PromptTuningError, match="there is no prompt"):
         inspect_prompt([], tokenizer)

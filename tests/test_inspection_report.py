@@ -229,7 +229,7 @@ def test_the_command_compares(folders, capsys):
 def test_what_the_command_refuses(folders):
     with pytest.raises(PromptTuningError, match=r"max_rows is 0; give 1 or more"):
         main([str(folders / "one"), "--max_rows", "0"])
-    with pytest.raises(PromptTuningError, match="words is 0; give 1 or more"):
+    with pytest.raises(PromptTuningError, match="words is 0; give 1 or more, in whole numbers"):
         main([str(folders / "one"), "--words", "0"])
     with pytest.raises(PromptTuningError, match="there is no such folder"):
         main([str(folders / "one"), "--html", str(folders / "nowhere" / "page.html")])

@@ -46,7 +46,7 @@ def change(file, **values):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
+        (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json; a prompt's folder holds"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
         (lambda f: (f / "adapter_config.json").write_text("{"), "is not a prompt's adapter_config.json"),
         (lambda f: change(f / "adapter_config.json", peft_type="LORA"), "is a LORA adapter"),
@@ -67,7 +67,7 @@ def change(file, **values):
             lambda f: (f / "prompt_tuning.json").write_text("[]"),
             "is not a prompt's .*: it holds a list",
         ),
-        (lambda f: change(f / "prompt_tuning.json", format_version=9), "is of format 9"),
+        (lambda f: change(f / "prompt_tuning.json", format_version=9), "it is of format 9"),
         (lambda f: change(f / "prompt_tuning.json", template={"sauce": "x"}), "template has an unknown field 'sauce'"),
         (
             lambda f: change(f / "prompt_tuning.json", template={"source": "{x.__class__}", "target": "{y}"}),
@@ -75,12 +75,15 @@ def change(file, **values):
         ),
         (
             lambda f: change(f / "prompt_tuning.json", metrics={"eval_loss": "low"}),
-            "holds 'low', not a number",
+            "metrics holds 'low', not a number",
         ),
-        (lambda f: change(f / "adapter_config.json", num_virtual_tokens="3"), "num_virtual_tokens is '3', not int"),
-        (lambda f: change(f / "adapter_config.json", task_type="TOKEN_CLS"), "task_type is 'TOKEN_CLS'"),
+        (
+            lambda f: change(f / "adapter_config.json", num_virtual_tokens="3"),
+            "num_virtual_tokens is '3', and must be int",
+        ),
+        (lambda f: change(f / "adapter_config.json", task_type="TOKEN_CLS"), "task_type is 'TOKEN_CLS', not"),
         (lambda f: (f / "prompt_tuning.json").write_text("[" * 100_000), "recursion"),
-        (lambda f: (f / "prompt_tuning.json").write_text(" " * (2**22 + 1)), "larger than 4 MB"),
+        (lambda f: (f / "prompt_tuning.json").write_text(" " * (2**22 + 1)), "it is larger than 4 MB"),
         (
             lambda f: save_file({"prompt_embeddings": torch.ones(3, 32).int()}, f / "adapter_model.safetensors"),
             "numbers of type I32",

@@ -164,7 +164,10 @@ class TestMembers:
             (("--num_prompts", "3", "--learning_rates", "0.1", "0.2"), "learning_rates has 2 values for 3 prompts"),
             (("--learning_rates", "0.1"), "there are to be 1 prompts"),
             (("--num_prompts", "0"), "there are to be 0 prompts"),
-            (("--num_prompts", "2", "--learning_rates", "0.1", "-1"), "learning_rate of 'prompt_2' is -1"),
+            (
+                ("--num_prompts", "2", "--learning_rates", "0.1", "-1"),
+                "learning_rate of 'prompt_2' is -1; give a number above 0",
+            ),
         ],
     )
     def test_refusals(self, flags, message):

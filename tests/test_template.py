@@ -79,18 +79,18 @@ def test_a_text_columns_values_are_their_own_words():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"source": "{a}"}, "give one of them"),
-        ({"source": "{a}", "target": "x", "label_column": "y"}, "give one of them"),
-        ({"source": "a { b", "target": "x"}, "stray '{'"),
+        ({"source": "{a}"}, "label_column is .*; give one of them"),
+        ({"source": "{a}", "target": "x", "label_column": "y"}, "label_column is .*; give one of them"),
+        ({"source": "a { b", "target": "x"}, "stray '{'; write"),
         ({"source": "a {} b", "target": "x"}, "stray '{}'"),
         ({"source": "a", "target": "x}"}, "stray '}'"),
         ({"source": "a", "target": "x", "label_words": WORDS}, "without label_column"),
-        ({"source": "a", "target": "x", "max_source_length": 0}, "max_source_length is 0"),
+        ({"source": "a", "target": "x", "max_source_length": 0}, "max_source_length is 0; give 1 or more tokens"),
         (
             {"source": "a", "label_column": "y", "label_words": {"1": "x", "2": "x "}},
             "labels '1' and '2' have the same",
         ),
-        ({"source": "a", "label_column": "y", "label_words": {"1": " "}}, "label '1' has no words"),
+        ({"source": "a", "label_column": "y", "label_words": {"1": " "}}, r"label '1' has no words \(got"),
     ],
 )
 def test_refusals(values, message):

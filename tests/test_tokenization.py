@@ -133,12 +133,12 @@ def test_a_row_without_a_label_can_be_predicted_but_not_trained_on(tokenizers):
         (
             {"label_column": None, "label_words": None, "target": "{t}"},
             {"message": "a", "t": ""},
-            "tokenizes to nothing",
+            "the target '' tokenizes to nothing",
         ),
         (
             {"label_column": None, "label_words": None, "target": "{t}", "max_target_length": 3},
             {"message": "a", "t": "the old town of night"},
-            "max_target_length is 3",
+            "max_target_length is 3. Targets are never cut",
         ),
     ],
 )

@@ -160,6 +160,23 @@ def test_free_text_is_judged_by_what_is_generated(tmp_path, tokenizer, messages)
     assert "eval_exact_match" not in quiet and quiet["eval_loss"] == pytest.approx(output.metrics["test_loss"])
 
 
+def test_a_text_ends_where_the_backbone_has_no_more_positions(tmp_path, tokenizer):
+    """And the others of its batch are as long as ever."""
+    rows = [{"message": "day " * 104, "answer": "a"}, {"message": "day", "answer": "night " * 18}]
+    texts = []
+    for size, data in ((2, rows), (1, rows), (2, rows[::-1])):
+        model = tiny_prompt_model("gpt2", num_virtual_tokens=4)
+        trainer = make(tmp_path, tokenizer, rows, FREE, model, per_device_eval_batch_size=size)
+        texts.append(trainer.predict(data).predictions)
+    assert texts[0] == texts[1] == texts[2][::-1]
+    ids = [torch.tensor([trainer._encoder.source_ids(row)[0]]) for row in rows]
+    limits = [124 - ids[0].shape[1], longest_target(trainer.train_dataset)]
+    assert limits[0] < 15 < limits[1]
+    for text, source, limit in zip(texts[0], ids, limits, strict=True):
+        alone = model.generate(input_ids=source, max_new_tokens=limit, do_sample=False, eos_token_id=2, pad_token_id=0)
+        assert tokenizer.decode(alone[0, source.shape[1] :], skip_special_tokens=True).strip() == text
+
+
 def test_rows_of_token_ids_need_no_template(tmp_path, tokenizer):
     rows = Dataset.from_list(
         [{"input_ids": [5, 6, 7, 8], "labels": [5, -100, 7, 8]}, {"input_ids": [9, 10], "labels": [-100, 10]}]

@@ -10,7 +10,8 @@ import yaml
 
 from hf_prompt_tuning import PromptTuningError, arguments
 from hf_prompt_tuning.arguments import DataArguments, parse_arguments
-from hf_prompt_tuning.data import load_transfer, read_file
+from hf_prompt_tuning.data import load_transfer
+from hf_prompt_tuning.data_files import read_file
 from hf_prompt_tuning.prompt_files import read_prompt
 from hf_prompt_tuning.prompt_info import PromptInfo
 
@@ -137,7 +138,8 @@ def test_the_articles_experiment(monkeypatch):
 def test_a_file_of_the_hub_is_asked_of_the_hub():
     """Not of this machine's disk; there is no Hub here, and that is said."""
     with pytest.raises(
-        PromptTuningError, match=r"the data file 'hf://datasets/a/b/c.parquet' cannot be read as parquet"
+        PromptTuningError,
+        match=r"the data file 'hf://datasets/a/b/c.parquet' cannot be read as parquet: .* Check its URL",
     ):
         read_file("hf://datasets/a/b/c.parquet")
 

@@ -1,0 +1,254 @@
+"""Rows of a csv, tsv, json, jsonl or parquet file. Whatever is wrong with one is told with its row."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, DownloadManager, load_dataset
+from pyarrow import parquet
+
+from .errors import PromptTuningError, first_line
+
+csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KB, is shorter than some documents.
+READERS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+ORIGIN = "__origin__"
+"""The column that holds where a row is from ("row 3 of train.csv")."""
+URL = "hf://"
+"""A file of a repository on the Hub, e.g. hf://datasets/nyu-mll/glue/mrpc/validation-00000-of-00001.parquet."""
+CHUNK = 10_000
+"""So many rows become columns at once."""
+
+
+def read_file(file: str | Path, column_names: list[str] | None = None) -> Dataset:
+    """The rows of a csv, tsv, json, jsonl or parquet file.
+
+    Values stay as they are written: all of a csv or tsv file is text ("007", "NA" and "null" too), a date in a json
+    file is the text that it is there, and a tsv file's quotation marks are text (they are in most tsv files: a stray
+    one would swallow the lines up to the next).
+
+    Args:
+        file: its name's ending tells what it is; a path, or the `hf://` URL of a file on the Hub.
+        column_names: for a csv or tsv file that has no header line.
+
+    Raises:
+        PromptTuningError: it is not there, empty, or not what its name says; or one of its rows is malformed.
+    """
+    suffix = Path(file).suffix.lower()
+    if suffix not in READERS:
+        raise PromptTuningError(f"the data file {str(file)!r} ends in {suffix!r}; give one of {', '.join(READERS)}.")
+    path = _downloaded(str(file), suffix) if str(file).startswith(URL) else Path(file)
+    if not path.is_file():
+        raise PromptTuningError(f"the data file {str(file)!r} is not there; check the path.")
+    if path.stat().st_size == 0:
+        raise PromptTuningError(f"the data file {str(file)!r} is empty; give one with rows, or leave it out.")
+    if suffix in (".csv", ".tsv"):
+        data = _dataset(path, _table_rows(path, column_names))
+    elif column_names is not None:
+        raise PromptTuningError(
+            f"column_names are for csv and tsv files, and the data file is {str(file)!r}; leave them out."
+        )
+    else:
+        data = _parquet(path) if suffix == ".parquet" else _dataset(path, _json_rows(path))
+    if len(data) == 0:
+        raise PromptTuningError(f"the data file {str(file)!r} has no rows; give one with rows, or leave it out.")
+    return data
+
+
+def _downloaded(url: str, suffix: str) -> Path:
+    """The local copy of a file of a repository on the Hub."""
+    try:
+        return Path(DownloadManager().download(url))
+    except Exception as error:  # datasets raises many kinds, its own and the Hub client's
+        raise PromptTuningError(
+            f"the data file {url!r} cannot be read as {suffix[1:]}: {first_line(error)} Check its URL and your access."
+        ) from error
+
+
+def _fault(path: Path, what: Any, row: int, line: int | None = None) -> PromptTuningError:
+    at = (f"row {row}" if row else "the header") + (f" (line {line})" if line is not None else "")
+    return PromptTuningError(f"{at} of the data file {str(path)!r} cannot be used: {what}. Correct it or remove it.")
+
+
+def _dataset(path: Path, rows: Iterator[dict[str, Any]]) -> Dataset:
+    """Rows as columns; a row that lacks a column has a missing value there."""
+    tables = []
+    while chunk := list(islice(rows, CHUNK)):
+        names = dict.fromkeys(name for row in chunk for name in row)
+        try:
+            tables.append(pa.table({name: pa.array([row.get(name) for row in chunk]) for name in names}))
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # of lists and objects, say
+            first = sum(table.num_rows for table in tables) + 1
+            raise PromptTuningError(
+                f"rows {first} to {first + len(chunk) - 1} of the data file {str(path)!r} do not agree on what a "
+                f"column holds: {first_line(error)}. Write it alike in all of them."
+            ) from error
+    if not tables:
+        return Dataset.from_dict({})
+    try:
+        return Dataset(pa.concat_tables(tables, promote_options="permissive"))
+    except pa.ArrowException as error:
+        raise PromptTuningError(
+            f"the rows of the data file {str(path)!r} do not agree on what a column holds: {first_line(error)}. "
+            "Write it alike in all of them."
+        ) from error
+
+
+def _table_rows(path: Path, names: list[str] | None) -> Iterator[dict[str, str]]:
+    """The rows of a csv or tsv file, each value a text; blank lines are none."""
+    options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
+    # Bytes that are no UTF-8 are carried along as surrogates, to be told of with the row where they are.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True, **options)
+        row, line = 0 if names is None else 1, 1
+        while True:
+            try:
+                values = next(reader, None)
+                if values is None:
+                    return
+                _check_encoding("".join(values))
+            except csv.Error as error:
+                what = f"{error} (a quotation mark within a value is written twice)"
+                raise _fault(path, what, row, line) from error
+            except ValueError as error:
+                raise _fault(path, error, row, line) from error
+            line, start = reader.line_num + 1, line
+            if not values:
+                continue
+            if names is None:
+                names = [value or f"Unnamed: {i}" for i, value in enumerate(values)]
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise _fault(path, f"it names the column {twice[0]!r} twice", row, start)
+            elif len(values) != len(names):
+                what = f"it has {len(values)} values for the {len(names)} columns {', '.join(map(repr, names))}"
+                raise _fault(path, what, row, start)
+            else:
+                yield dict(zip(names, values, strict=True))
+            row += 1
+
+
+def _check_encoding(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        character = ord(text[error.start])
+        what = f"the byte {character - 0xDC00:#04x} is" if 0xDC80 <= character <= 0xDCFF else f"\\u{character:04x} is"
+        raise ValueError(f"{what} no UTF-8 (save the file in that encoding)") from error
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a json file (a list of them, one alone, or one a line) or a jsonl file."""
+    first: dict[str, tuple[str, int]] = {}  # of each column, what it holds and the row that showed it
+    for row, (line, text) in enumerate(_json_texts(path), 1):
+        try:
+            _check_encoding(text)
+            value = json.loads(text, object_pairs_hook=_object)
+            if not isinstance(value, dict):
+                raise ValueError(f"it is {KINDS[type(value)]}, not an object of column names and values")
+            if "\\u" in text:
+                _check_encoding(json.dumps(value, ensure_ascii=False))
+            for name, item in value.items():
+                _check_kind(name, item, row, first)
+        except json.JSONDecodeError as error:
+            raise _fault(path, f"it is no JSON ({error.msg}; character {error.pos + 1})", row, line) from error
+        except (ValueError, RecursionError) as error:
+            raise _fault(path, error, row, line) from error
+        yield value
+
+
+KINDS = {
+    str: "a text",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return dict(pairs)
+
+
+def _check_kind(name: str, value: Any, row: int, first: dict[str, tuple[str, int]]) -> None:
+    """Refuses a value of another kind than the rows before have there: a column holds one kind."""
+    if value is None:
+        return
+    kind, shown = first.setdefault(name, (KINDS[type(value)], row))
+    if kind != KINDS[type(value)]:
+        raise ValueError(f"its {name!r} is {KINDS[type(value)]} ({str(value)[:60]}), and row {shown} has {kind} there")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"its {name!r} is {value}, a number of more than 64 bits (write it as a text)")
+
+
+def _json_texts(path: Path) -> Iterator[tuple[int | None, str]]:
+    """The line number (None within a list) and the text of each row."""
+    content = path.read_bytes() if path.suffix.lower() == ".json" else b""
+    text = content.decode("utf-8-sig", errors="surrogateescape").strip()
+    if text.startswith("["):
+        yield from ((None, item) for item in _items(text))
+    elif text and _is_json(text):
+        yield None, text
+    else:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line.decode("utf-8-sig", errors="surrogateescape").strip()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _items(text: str) -> Iterator[str]:
+    """The texts of a JSON list's items; from a fault on, the rest is one item, which is no JSON."""
+    decoder, gap = json.JSONDecoder(), re.compile(r"\s*,?\s*")
+    start = gap.match(text, 1).end()
+    while start < len(text) - 1 or text[start:] != "]":
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = len(text)
+        yield text[start:end]
+        start = gap.match(text, end).end()
+
+
+def _parquet(path: Path) -> Dataset:
+    """A parquet file's rows; its texts are looked through, because a reader takes them for UTF-8 unseen."""
+    try:
+        before = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(CHUNK):
+                _check_texts(path, batch, before)
+                before += batch.num_rows
+        return load_dataset("parquet", data_files={"data": str(path)}, split="data")
+    except PromptTuningError:
+        raise
+    except Exception as error:  # pyarrow and datasets each raise their own
+        cause = first_line(error.__cause__ or error)
+        raise PromptTuningError(
+            f"the data file {str(path)!r} cannot be read as parquet: {cause} Write it anew."
+        ) from error
+
+
+def _check_texts(path: Path, batch: pa.RecordBatch, before: int) -> None:
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        for row in range(batch.num_rows):
+            try:
+                batch.slice(row, 1).validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise _fault(path, first_line(error), before + row + 1) from error
