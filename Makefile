@@ -44,6 +44,8 @@ docs: $(VENV)/installed
 bench: $(VENV)/installed $(BACKBONE)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py \
 	    $(if $(DATA),--data $(DATA))
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/inference.py \
+	    $(if $(DATA),--data $(DATA))
 	$(if $(DATA),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
 	    $(BIN)/python benchmarks/raft_folds.py --data $(DATA))
 

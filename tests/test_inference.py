@@ -212,6 +212,25 @@ def test_it_is_not_used_with_dropout_checkpointing_or_without_a_prompt(passes):
     assert not passes
 
 
+def test_vectors_in_the_prompts_place_are_computed_for_themselves(passes):
+    model = tiny_prompt_model()
+    before = ranked(model)
+    with model.replaced_prompt(torch.randn(3, 32)):
+        torch.testing.assert_close(ranked(model), ranked_anew(model), rtol=1e-5, atol=1e-4)
+        assert generated(model) == [greedy(model, ids, 4) for ids, _ in ROWS]
+    assert torch.equal(ranked(model), before)
+    assert len(passes) == 3
+
+
+def test_a_sharded_backbone_makes_the_passes_that_it_always_made(passes, monkeypatch):
+    """Its processes would otherwise differ in how often they gather weights."""
+    model = tiny_prompt_model()
+    monkeypatch.setattr(inference, "is_sharded", lambda backbone: True)
+    assert generated(model) == [greedy(model, ids, 4) for ids, _ in ROWS]
+    torch.testing.assert_close(ranked(model), ranked_anew(model), rtol=1e-5, atol=1e-4)
+    assert not passes
+
+
 def test_a_deleted_prompt_is_forgotten():
     model = with_prompts(tiny_prompt_model(), other=3)
     model.generate(**inputs(), **OPTIONS, adapter_names=["default", "other", "other"])
