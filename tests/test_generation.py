@@ -246,6 +246,12 @@ def test_refusals():
     ids = torch.ones(1, 4, dtype=torch.long)
     with pytest.raises(PromptTuningError, match="prompt_lookup_num_tokens is given, and Mamba"):
         tiny_prompt_model("mamba").generate(input_ids=ids, prompt_lookup_num_tokens=2, **OPTIONS)
+    rwkv = tiny_prompt_model("llama")
+    rwkv.config.model_type = "rwkv"
+    with pytest.raises(
+        PromptTuningError, match=r"got 2 rows and 1 sequences for each, and .* generates right for one alone"
+    ):
+        rwkv.generate(input_ids=ids.repeat(2, 1), **OPTIONS)
     model = tiny_prompt_model("llama")
     with pytest.raises(PromptTuningError, match="max_length is 4, and input_ids have 4 columns already"):
         model.generate(input_ids=ids, max_length=4)
