@@ -58,6 +58,14 @@ class Deliver(TrainerCallback):
             os.kill(os.getpid(), self.signum)
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """A test run in the background has Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def make(folder, tokenizer, name="llama", callbacks=(), **values):
     set_seed(len(str(folder)))  # what came before must not matter
     model = tiny_prompt_model(name, num_virtual_tokens=4, backbone_dropout=name == "gpt2")
@@ -260,6 +268,14 @@ def test_a_second_signal_ends_at_once_and_an_echo_does_not(monkeypatch):
         assert sent == [(os.getpid(), signal.SIGINT)]
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruption.SignalWatch() as watch:
+        signal.raise_signal(signal.SIGINT)
+        assert watch.signum is None
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_signals_are_for_the_main_thread(tmp_path, tokenizer):
