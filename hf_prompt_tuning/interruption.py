@@ -31,7 +31,9 @@ class SignalWatch:
     def __enter__(self) -> "SignalWatch":
         try:
             for signum in (signal.SIGTERM, signal.SIGINT):
-                self._before[signum] = signal.signal(signum, self._note)
+                # One that is ignored stays so: a shell's background jobs are to survive Ctrl-C.
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._note)
         except ValueError as error:
             raise PromptTuningError(
                 "save_on_signal is True outside the main thread, where Python handles no signals. "

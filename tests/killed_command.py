@@ -40,6 +40,7 @@ def child(words: list[str], log: Path, file_size: int | None, place: dict[str, s
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(place)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this runs in the background
         if file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
         os.fsync, Path.rename = slowly(os.fsync), slowly(Path.rename)

@@ -15,8 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
 from pathlib import Path
 
 from hf_prompt_tuning.checkpoints import MANIFEST, UNFINISHED, fault
@@ -149,16 +148,19 @@ def pass_over_a_damaged_one(config: Path, output: Path, flags: dict, draw: rando
     assert f"not being whole: {newest.name} " in said and f"Resuming from {older}." in said, said
 
 
-def live(flags: dict, config: Path, disk: Disk, draw: random.Random, causes: Iterable[str], figures: Counter) -> None:
-    """One run through these deaths (or fewer, if it ends before), against the same run that nothing interrupts."""
+def live(
+    flags: dict, config: Path, disk: Disk, draw: random.Random, causes: deque[str], share: int, figures: Counter
+) -> None:
+    """One run through so many deaths (or fewer, if it ends before), against the same run that nothing interrupts."""
     whole, output = config.with_name("whole"), disk.folder / "run"
     started = time.monotonic()
     finish(config, whole, flags)
     seconds = time.monotonic() - started
-    for cause in causes:
-        died = death(cause, config, output, flags, disk, draw, seconds)
+    for _ in range(share):
+        died = death(causes[0], config, output, flags, disk, draw, seconds)
         if not died:
             break
+        causes.rotate(-1)
         figures.update(died)
         if len(checkpoints(output)) > 1 and draw.random() < 0.2:
             pass_over_a_damaged_one(config, output, flags, draw)
@@ -176,7 +178,7 @@ def live(flags: dict, config: Path, disk: Disk, draw: random.Random, causes: Ite
 
 def soak(kills: int, seed: int) -> Counter:
     """Runs of all kinds in turn, until so many deaths have been died; then the last one is finished, too."""
-    figures, causes = Counter(), itertools.cycle(CAUSES)
+    figures, causes = Counter(), deque(CAUSES)
     with tempfile.TemporaryDirectory() as made:
         os.environ["HF_HOME"] = made
         config, disk, draw = write_inputs(Path(made)), Disk(Path(made) / "disk"), random.Random(seed)
@@ -185,7 +187,7 @@ def soak(kills: int, seed: int) -> Counter:
                 if figures["kills"] >= kills:
                     return figures
                 share = min(-(-kills // len(RUNS)), kills - figures["kills"])
-                live(flags, config, disk, draw, itertools.islice(causes, share), figures)
+                live(flags, config, disk, draw, causes, share, figures)
                 print(dict(figures), file=sys.stderr, flush=True)
         finally:
             disk.close()
