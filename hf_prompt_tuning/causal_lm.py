@@ -1,6 +1,5 @@
 """A causal language model behind a soft prompt: forward and generate."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,12 +69,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         dropout = backbone.training and any(config.backbone_dropout for config in self.peft_config.values())
         if torch.is_grad_enabled() or dropout or not can_be_continued(backbone):
             return prompts
-        tokens = [vectors.to(examples.embeds.dtype) for vectors in prompts.vectors]
-        computed = [
-            self._computed.get(name, vectors, backbone) if len(vectors) else None
-            for name, vectors in zip(prompts.names, tokens, strict=True)
-        ]
-        return dataclasses.replace(prompts, computed=tuple(computed))
+        return self._computed.added_to(prompts, examples.embeds.dtype, backbone)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Removes a prompt."""

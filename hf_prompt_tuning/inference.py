@@ -1,6 +1,6 @@
 """A prompt's part of every pass, computed once and kept until anything that it was computed from changes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .layouts import ComputedPrompt
+from .layouts import ComputedPrompt, Prompts
 from .layouts.computed import compute
 from .layouts.traits import is_recurrent, takes
 from .sharding import is_sharded
@@ -27,21 +27,28 @@ class ComputedPrompts:
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
 
-    def get(self, name: str, vectors: Tensor, backbone: PreTrainedModel) -> ComputedPrompt:
-        """The prompt as computed before, or now.
+    def added_to(self, prompts: Prompts, dtype: torch.dtype, backbone: PreTrainedModel) -> Prompts:
+        """The prompts with what was computed of each before, or is now.
 
         Args:
-            name: of the adapter.
-            vectors: [P, H] or wider, as the backbone gets them. They are compared with the numbers that were computed
-                from: an edit through `.data` leaves no other trace, and P * H numbers cost less than a layer.
+            prompts: with their names.
+            dtype: of embedded text.
             backbone: one that `can_be_continued`.
         """
-        state = (vectors.dtype, vectors.device, *state_of(backbone))
+        state = state_of(backbone)
+        computed = [
+            self._get(name, vectors.detach().to(dtype), state, backbone) if len(vectors) else None
+            for name, vectors in zip(prompts.names, prompts.vectors, strict=True)
+        ]
+        return replace(prompts, computed=tuple(computed))
+
+    def _get(self, name: str, vectors: Tensor, state: tuple, backbone: PreTrainedModel) -> ComputedPrompt:
+        # The vectors are compared with the numbers that were computed from: an edit through `.data` leaves no other
+        # trace, and P * H numbers cost less than a layer.
+        state = (vectors.dtype, vectors.device, *state)
         kept = self._kept.get(name)
         if kept is None or kept.backbone != state or not torch.equal(kept.vectors, vectors):
-            vectors = vectors.detach().clone()
-            kept = _Kept(vectors, state, compute(backbone, vectors))
-            self._kept[name] = kept
+            kept = self._kept[name] = _Kept(vectors.clone(), state, compute(backbone, vectors))
         return kept.computed
 
     def forget(self, name: str) -> None:
