@@ -29,7 +29,7 @@ from .evaluation import (
 from .layouts.base import IGNORED
 from .multi_prompt import MultiPromptTrainer
 from .plots import save_pictures
-from .prompt_files import CONFIG_FILE, WEIGHTS_FILE
+from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .prompt_task import PromptTask
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
@@ -239,8 +239,10 @@ class EnsembleTrainer(MultiPromptTrainer):
         if self._unfinished:
             return  # a checkpoint holds the members alone: the best is known at the end
         model, best = self.accelerator.unwrap_model(self.model), self.best_member
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            shutil.copy(folder / best / file, folder)
+        (folder / START_FILE).unlink(missing_ok=True)  # an earlier best one's, where not all prompts have it
+        for file in (CONFIG_FILE, WEIGHTS_FILE, START_FILE):
+            if (folder / best / file).exists():
+                shutil.copy(folder / best / file, folder)
         config, info = model.peft_config[best], model.prompt_info[best]
         ensemble = EnsembleInfo(self.members, best, self._vote_metrics)
         info.write(folder)

@@ -163,7 +163,8 @@ class ResumingTrainer(DistributedTrainer):
         self, max_steps: int, update_steps: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
         place = super()._init_training_state(max_steps, update_steps, epochs, checkpoint, trial)
-        if checkpoint is not None and not has_length(self.train_dataset) and not self.args.ignore_data_skip:
+        streamed = self.train_dataset is not None and not has_length(self.train_dataset)
+        if checkpoint is not None and streamed and not self.args.ignore_data_skip:
             # Streamed data: super() takes all `max_steps` for one pass; the logged epoch counts the passes.
             share, passes = math.modf(self.state.epoch)
             place = int(passes), round(share * max_steps * self.args.gradient_accumulation_steps)

@@ -122,7 +122,7 @@ def test_an_ensemble_is_saved_and_loads_as_one(tmp_path, messages):
     assert trainer.best_member == best
     top = {file.name for file in tmp_path.iterdir() if file.is_file()}
     prompt = {"README.md", "adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json", "results.json"}
-    prompt |= {"loss.png", "confusion_matrix.png"}
+    prompt |= {"initial_prompt.safetensors", "loss.png", "confusion_matrix.png"}
     assert top == prompt | {"ensemble.json", "losses.png"}
     assert {file.name for file in (tmp_path / "two").iterdir()} == prompt
     assert {f.name for f in (tmp_path / "checkpoint-3").iterdir() if f.is_dir()} == set(trainer.members)

@@ -170,6 +170,7 @@ def test_what_a_run_leaves(tmp_path, tokenizer, tasks):
         folder.name: {file.name for file in folder.iterdir()} for folder in tmp_path.iterdir() if folder.is_dir()
     }
     prompt = {"README.md", "adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json", "results.json"}
+    prompt |= {"initial_prompt.safetensors"}
     assert folders["complaints"] == folders["reviews"] == prompt | {"loss.png", "confusion_matrix.png"}
     assert folders["answers"] == prompt | {"loss.png"}
     assert set(folders) == {"complaints", "reviews", "answers", "checkpoint-4", "checkpoint-8", "checkpoint-9"}
