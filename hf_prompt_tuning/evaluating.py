@@ -20,6 +20,7 @@ from .evaluation import (
     text_metrics,
 )
 from .publishing import PublishingTrainer
+from .sharding import whole
 from .tokenization import PromptTokenizer
 from .training_data import encode_data
 
@@ -75,7 +76,10 @@ class EvaluatingTrainer(PublishingTrainer):
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         limit = self._encoder.template.max_target_length or longest_target(data)
-        return generate_targets(self.accelerator.unwrap_model(model), inputs, self.processing_class, limit)
+        model = self.accelerator.unwrap_model(model)
+        # ZeRO-3 gathers a prompt for `forward` alone.
+        with whole(model.prompt_encoder[model.active_adapter].embedding):
+            return generate_targets(model, inputs, self.processing_class, limit)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         nll, tokens, *detail = prediction.predictions

@@ -162,6 +162,10 @@ class SavedPrompts:
                 folder = Path(save_directory) if name == "default" else Path(save_directory) / name
                 self._write_description(folder, name, repo_id)
 
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> torch.Tensor:
+        """A prompt's vectors, [P, H], on the CPU. Not by a call of its module, which ZeRO-3 would count on one process."""
+        return self.prompt_encoder[adapter_name].embedding.weight.detach().cpu()
+
     def _write_description(self, folder: Path, adapter_name: str, repo_id: str | None) -> None:
         info, config = self.prompt_info[adapter_name], self.peft_config[adapter_name]
         info.write(folder)
