@@ -163,7 +163,8 @@ class SavedPrompts:
                 self._write_description(folder, name, repo_id)
 
     def get_prompt_embedding_to_save(self, adapter_name: str) -> torch.Tensor:
-        """A prompt's vectors, [P, H], on the CPU. Not by a call of its module, which ZeRO-3 would count on one process."""
+        """A prompt's vectors, [P, H], on the CPU."""
+        # Not by a call of their module, as in PEFT: one process alone makes it here, and ZeRO-3 counts calls.
         return self.prompt_encoder[adapter_name].embedding.weight.detach().cpu()
 
     def _write_description(self, folder: Path, adapter_name: str, repo_id: str | None) -> None:

@@ -17,7 +17,9 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 def launch_arguments(config: Path, *flags: str) -> argparse.Namespace:
     """What `accelerate launch --config_file CONFIG FLAGS run_prompt_tuning.py` makes of a config."""
     parser = launch_command_parser()
-    return _validate_launch_command(parser.parse_args(["--config_file", str(config), *flags, "run_prompt_tuning.py"]))[0]
+    return _validate_launch_command(parser.parse_args(["--config_file", str(config), *flags, "run_prompt_tuning.py"]))[
+        0
+    ]
 
 
 @contextmanager
