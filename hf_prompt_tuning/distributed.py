@@ -59,6 +59,10 @@ class DistributedTrainer(Trainer):
             # An evaluation before training leaves the mark of a prepared model, and Accelerate would not make it a
             # distributed one: each process would train a prompt of its own.
             self.model._is_accelerate_prepared = False
+        if self.is_deepspeed_enabled and self.deepspeed is not None:
+            # An engine that was made for evaluating has no optimizer.
+            self.deepspeed.destroy()
+            self.deepspeed, self.model_wrapped = None, self.model
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.accelerator.is_fsdp2:
             register_fsdp_forward_method(self.model, "generate")

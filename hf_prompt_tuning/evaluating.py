@@ -21,6 +21,7 @@ from .evaluation import (
     text_metrics,
 )
 from .publishing import PublishingTrainer
+from .sharding import whole
 from .tokenization import PromptTokenizer
 from .training_data import encode_data
 
@@ -76,7 +77,9 @@ class EvaluatingTrainer(PublishingTrainer):
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         unwrapped, limit = self.accelerator.unwrap_model(model), self._generation_limit()
         room = None if self._encoder.is_encoder_decoder else self._limit
-        return generate_within(unwrapped, inputs, self.processing_class, limit, room)
+        # ZeRO-3 gathers a prompt for `forward` alone.
+        with whole(unwrapped.prompt_encoder[unwrapped.active_adapter].embedding):
+            return generate_within(unwrapped, inputs, self.processing_class, limit, room)
 
     def _generation_limit(self) -> int:
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset

@@ -195,6 +195,11 @@ class SavedPrompts:
                     write_start(folder, None if known else self.prompt_starts[name])
                     self._write_card(folder, name, repo_id)
 
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> torch.Tensor:
+        """A prompt's vectors, [P, H], on the CPU."""
+        # Not by a call of their module, as in PEFT: one process alone makes it here, and ZeRO-3 counts calls.
+        return self.prompt_encoder[adapter_name].embedding.weight.detach().cpu()
+
     def _write_card(self, folder: Path, adapter_name: str, repo_id: str | None) -> None:
         info, config = self.prompt_info[adapter_name], self.peft_config[adapter_name]
         save_pictures(folder, info)

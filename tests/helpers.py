@@ -12,12 +12,13 @@ from hf_prompt_tuning.layouts.base import IGNORED
 from .conftest import VOCAB, tiny_model
 
 
-def tiny_prompt_model(name: str, num_virtual_tokens: int = 5, seed: int = 0, **config):
-    """A tiny backbone behind a random prompt."""
+def tiny_prompt_model(name: str, num_virtual_tokens: int = 5, seed: int = 0, backbone=None, **config):
+    """A tiny backbone (or the one given) behind a random prompt."""
     config = {"prompt_tuning_init": "RANDOM"} | config
     torch.manual_seed(seed + 1)
     return get_prompt_tuning_model(
-        tiny_model(name, seed), PromptTuningConfig(num_virtual_tokens=num_virtual_tokens, **config)
+        tiny_model(name, seed) if backbone is None else backbone,
+        PromptTuningConfig(num_virtual_tokens=num_virtual_tokens, **config),
     )
 
 
