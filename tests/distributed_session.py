@@ -143,7 +143,8 @@ def on_the_wire(folder: Path) -> dict:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         run.train()
-    facts = {"sent": [(e.name, e.input_shapes[0]) for e in profile.events() if e.name.startswith("gloo:")]}
+    sent = [e for e in profile.events() if e.name.startswith("gloo:")]
+    facts: dict = {"sent": [(e.name, e.input_shapes[0] if e.input_shapes else []) for e in sent]}  # a barrier has none
     if WORLD > 1:
         logged = run.model_wrapped._get_ddp_logging_data()
         facts |= {name: logged[name] for name in ("bucket_sizes", "num_parameter_tensors")}
