@@ -85,23 +85,21 @@ class PromptEnsemble:
             features.append({"input_ids": ids, "labels": [IGNORED] * len(ids)})
         return {name: value.to(self.model.device) for name, value in self._collator(features).items()}
 
+    def _of_all(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch once for every prompt, [G * B, T], so that all of them answer in one call."""
+        repeated = {name: value.repeat(len(self.members), 1) for name, value in batch.items()}
+        return repeated | {"adapter_names": [name for name in self.members for _ in batch["input_ids"]]}
+
     def _ranked(self, batch: dict[str, Any]) -> np.ndarray:
-        size, many = len(batch["input_ids"]), len(self.members)
-        repeated = {name: value.repeat(many, 1) for name, value in batch.items()}
-        repeated["adapter_names"] = [name for name in self.members for _ in range(size)]
-        scores = rank_labels(self.model, repeated, self._encoder.label_token_ids, self._encoder.is_encoder_decoder)
-        return scores.view(many, size, -1).transpose(0, 1).cpu().numpy()
+        ids, seq2seq = self._encoder.label_token_ids, self._encoder.is_encoder_decoder
+        scores = rank_labels(self.model, self._of_all(batch), ids, seq2seq)
+        return scores.view(len(self.members), -1, len(ids)).transpose(0, 1).cpu().numpy()
 
     def _written(self, batch: dict[str, Any]) -> list[list[str]]:
-        by_member, before = [], self.model.active_adapter
-        try:
-            for name in self.members:
-                self.model.set_adapter(name)
-                ids = generate_targets(self.model, batch, self.tokenizer, self.template.max_target_length or 128)
-                by_member.append(decode(ids.cpu().numpy(), self.tokenizer))
-        finally:
-            self.model.set_adapter(before)
-        return [list(texts) for texts in zip(*by_member, strict=True)]
+        limit, size = self.template.max_target_length or 128, len(batch["input_ids"])
+        ids = generate_targets(self.model, self._of_all(batch), self.tokenizer, limit)
+        texts = decode(ids.cpu().numpy(), self.tokenizer)
+        return [texts[row::size] for row in range(size)]
 
 
 def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:

@@ -128,18 +128,16 @@ class EnsembleTrainer(MultiPromptTrainer):
             nll, tokens = label_nll(model, rows)
             found = nll.view(many, size).T, tokens.view(many, size)[0]
             if getattr(self.args, "predict_with_generate", True):
-                found += (self._texts_of_all(unwrapped, inputs),)
+                found += (self._texts_of_all(unwrapped, rows),)
         return None, found, inputs["labels"]
 
-    def _texts_of_all(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    def _texts_of_all(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """What each prompt generates, [B, G, T'], -100 behind their ends."""
         limit = self._generation_limit()
-        texts = []
-        for name in self.members:
-            with self._using(name):
-                ids = generate_targets(model, inputs, self.processing_class, limit)
-            texts.append(nn.functional.pad(ids, (0, limit + 1 - ids.shape[1]), value=IGNORED))
-        return torch.stack(texts, dim=1)
+        ids = generate_targets(model, rows, self.processing_class, limit)
+        # Of one width in every batch, which are put together later.
+        ids = nn.functional.pad(ids, (0, limit + 1 - ids.shape[1]), value=IGNORED)
+        return ids.view(len(self.members), -1, limit + 1).transpose(0, 1)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         nll, tokens, *detail = prediction.predictions

@@ -135,6 +135,7 @@ def generate_targets(
     ids = model.generate(
         input_ids=batch["input_ids"],
         attention_mask=mask,
+        adapter_names=batch.get("adapter_names"),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
