@@ -73,7 +73,6 @@ def test_what_is_wrong_in_a_prompts_description(values, message):
             {"only_labelled": True, "output_attentions": True},
             "output_attentions is given with only_labelled or candid",
         ),
-        ({"adapter_names": ["default"] * 2}, "adapter_names is given without only_labelled or candidates"),
         ({"output_attentions": True}, "output_attentions is given for rows padded at the left"),
     ],
 )
