@@ -8,6 +8,7 @@ import yaml
 
 from hf_prompt_tuning import PromptTuningError, arguments
 from hf_prompt_tuning.arguments import parse_arguments
+from hf_prompt_tuning.tasks import read_tasks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -128,7 +129,11 @@ def test_templates_that_cannot_be(config, values, message):
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_examples_parse(example, monkeypatch):
     monkeypatch.setattr(arguments, "split_names", lambda name, *_: ["train", "test"] if name else [])
-    said = set(yaml.safe_load(example.read_text()))
+    said = yaml.safe_load(example.read_text())
+    if "tasks" in said:
+        found = read_tasks([str(example)])
+        assert list(found.tasks) == [task["name"] for task in said["tasks"]] and found.training.do_train
+        return
     missing = {
         "model_name_or_path": "m",
         "train_file": "t.csv",
@@ -141,5 +146,5 @@ def test_the_examples_parse(example, monkeypatch):
     flags = [f"--{key}={value}" for key, value in missing.items() if key not in said]
     _, data, prompt, training = parse_arguments([str(example), *flags])
     assert data.template().is_classification
-    assert prompt.config(None).num_virtual_tokens == yaml.safe_load(example.read_text())["num_virtual_tokens"]
+    assert prompt.config(None).num_virtual_tokens == said["num_virtual_tokens"]
     assert training.do_train

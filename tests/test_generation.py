@@ -244,7 +244,10 @@ def test_drafts_are_checked_behind_the_prompt(helper, ways):
 
 def test_refusals():
     ids = torch.ones(1, 4, dtype=torch.long)
-    with pytest.raises(PromptTuningError, match="prompt_lookup_num_tokens is given, and Mamba"):
+    with pytest.raises(
+        PromptTuningError,
+        match="prompt_lookup_num_tokens is given, and MambaForCausalLM cannot go on from a computed prompt",
+    ):
         tiny_prompt_model("mamba").generate(input_ids=ids, prompt_lookup_num_tokens=2, **OPTIONS)
     rwkv = tiny_prompt_model("llama")
     rwkv.config.model_type = "rwkv"

@@ -130,7 +130,7 @@ class TestRefusals:
     def test_a_prompt_without_a_template(self, tokenizer):
         model = made(tokenizer, LABELS)
         model.info.template = None
-        with pytest.raises(PromptTuningError, match="the prompt 'default' has no template"):
+        with pytest.raises(PromptTuningError, match="the prompt 'default' has no template, and"):
             pipeline("prompt-classification", model=model, tokenizer=tokenizer)
 
     def test_a_model_without_a_prompt(self, tokenizer):

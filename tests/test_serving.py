@@ -66,14 +66,14 @@ def test_refusals(tmp_path, tokenizer):
         export_vllm(made(tokenizer, "t5"), tmp_path, tokenizer=tokenizer)
     with pytest.raises(PromptTuningError, match="GemmaForCausalLM changes its embeddings after looking them up"):
         export_vllm(made(tokenizer, "gemma"), tmp_path, tokenizer=tokenizer)
-    with pytest.raises(PromptTuningError, match="the prompt has no tokenizer"):
+    with pytest.raises(PromptTuningError, match="the prompt has no tokenizer, without which"):
         export_vllm(made(tokenizer), tmp_path)
     with pytest.raises(PromptTuningError, match="the prompt has no template"):
         export_vllm(made(tokenizer, template=None), tmp_path, tokenizer=tokenizer)
     folder = export_vllm(made(tokenizer), tmp_path / "out", tokenizer=tokenizer)
     file = folder / "embeddings.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(PromptLoadError, match="is not whole"):
+    with pytest.raises(PromptLoadError, match=r"is not whole: .*; export it again"):
         VllmPrompt.load(folder)
     with pytest.raises(PromptLoadError, match=r"is not a prompt's prompt_tuning\.json"):
         VllmPrompt.load(tmp_path / "nowhere")
