@@ -7,6 +7,7 @@ processor time, which on a shared machine says more (with OMP_NUM_THREADS=1: wai
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -41,7 +42,7 @@ def config() -> PromptTuningConfig:
 
 def step_of(trainer: PromptTuningTrainer):
     """A function that does one training step of a trainer: forward and backward of its next batch."""
-    batches = iter(trainer.get_train_dataloader())
+    batches = itertools.cycle(trainer.get_train_dataloader())
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
 

@@ -166,7 +166,7 @@ class TestMembers:
             (("--num_prompts", "0"), "there are to be 0 prompts"),
             (
                 ("--num_prompts", "2", "--learning_rates", "0.1", "-1"),
-                "learning_rate of 'prompt_2' is -1; give a number above 0",
+                "learning_rate of 'prompt_2' is -1.0; give a number above 0",
             ),
         ],
     )
