@@ -1,6 +1,7 @@
 """A causal language model behind a soft prompt: forward and generate."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -76,6 +77,11 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         super().delete_adapter(adapter_name)
         self._computed.forget(adapter_name)
 
+    def _in_step(self, prompts: Prompts, examples: Examples) -> AbstractContextManager[list[Tensor]]:
+        vectors = prompts.vectors[0]
+        some = vectors if len(vectors) else vectors.new_zeros(1, vectors.shape[1])
+        return in_step(self.base_model, token_inputs(self.base_model, some[None].to(examples.embeds.dtype)))
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -127,12 +133,12 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 raise PromptTuningError(f"{given[0]} is given with only_labelled or candidates; leave it out.")
             if candidates is not None:
                 words = self._candidates(candidates)
-                with in_step(self.base_model, prompts.vectors[0]):
+                with self._in_step(prompts, examples):
                     return RankingOutput(scores=self._rank(prompts, examples, words))
             layout = self._layout(prompts, examples)
             if layout.name != "padded":
                 prompts = self._with_computed(prompts, examples)
-            with in_step(self.base_model, prompts.vectors[0]) as zeros:
+            with self._in_step(prompts, examples) as zeros:
                 found = layout.labelled_logits(self.base_model, prompts, examples)
             loss = self._loss(found, num_items_in_batch, label_smoothing) + sum(zeros)
             return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)

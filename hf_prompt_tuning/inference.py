@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from .layouts import ComputedPrompt, Prompts
 from .layouts.computed import compute
 from .layouts.traits import is_recurrent, takes
-from .sharding import is_sharded
+from .sharding import embedding_device, is_sharded
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def state_of(backbone: PreTrainedModel) -> tuple:
 
     Weights are told by where they lie and how often they were changed in place; their numbers are too many.
     """
-    kind = backbone.device.type
+    kind = embedding_device(backbone.get_input_embeddings()).type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
     weights = tuple(map(_trace, chain(backbone.parameters(), backbone.buffers())))
     return backbone.config._attn_implementation, backbone.training, autocast, weights

@@ -63,10 +63,10 @@ def _run(model: SoftPrompts, row: dict[str, Any], **kwargs: Any) -> Any:
     backbone = model.get_base_model()
     if backbone.config.is_encoder_decoder:
         start = backbone.config.decoder_start_token_id or 0
-        kwargs["decoder_input_ids"] = torch.tensor([[start]], device=backbone.device)
+        kwargs["decoder_input_ids"] = torch.tensor([[start]], device=model.prompt.device)
     elif "use_cache" in inspect.signature(backbone.forward).parameters:
         kwargs["use_cache"] = False
-    return model(input_ids=torch.tensor([row["input_ids"]], device=backbone.device), **kwargs)
+    return model(input_ids=torch.tensor([row["input_ids"]], device=model.prompt.device), **kwargs)
 
 
 def _layers(output: Any, width: int) -> list[Tensor]:

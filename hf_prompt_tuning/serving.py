@@ -22,6 +22,7 @@ from .errors import PromptLoadError, PromptTuningError
 from .hub import load_prompt
 from .prompt_files import read_json
 from .prompt_info import INFO_FILE, PromptInfo
+from .sharding import whole
 from .tokenization import PromptTokenizer
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
@@ -55,9 +56,9 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
         lacks = "tokenizer" if tokenizer is None else "template"
         raise PromptTuningError(f"the prompt has no {lacks}, without which rows cannot be told to it; give {lacks}=….")
     embed = model.word_embeddings
-    probe = torch.arange(min(8, embed.num_embeddings), device=embed.weight.device)
-    with torch.no_grad():
-        if not torch.equal(embed(probe), embed.weight[probe]):
+    with whole(embed):
+        probe = torch.arange(min(8, embed.num_embeddings), device=embed.weight.device)
+        if not torch.equal(embed.forward(probe), embed.weight[probe]):
             raise PromptTuningError(
                 f"{type(model.base_model).__name__} changes its embeddings after looking them up, and a server may do "
                 "so with those that it is given. Serve it with transformers."

@@ -6,6 +6,7 @@ needed; Accelerate's `device_map` leaves weights on the CPU or on disk until the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,7 +57,7 @@ def embedded(embed: nn.Module, token_ids: Tensor) -> Tensor:
 
 
 @contextmanager
-def in_step(backbone: nn.Module, vectors: Tensor) -> Iterator[list[Tensor]]:
+def in_step(backbone: nn.Module, tokens: dict[str, Tensor]) -> Iterator[list[Tensor]]:
     """Within this context all processes call a sharded backbone equally often.
 
     How many passes a layout takes depends on a process's batch, and one that made fewer would leave the others waiting
@@ -65,7 +66,7 @@ def in_step(backbone: nn.Module, vectors: Tensor) -> Iterator[list[Tensor]]:
 
     Args:
         backbone: the model that is called.
-        vectors: [P, H], what it is called on for nothing.
+        tokens: what it is called with for nothing; at least one token, of the prompt where there is one.
 
     Yields:
         a list: afterwards of zeros that belong into the loss, because a backward pass gathers weights as well.
@@ -74,14 +75,18 @@ def in_step(backbone: nn.Module, vectors: Tensor) -> Iterator[list[Tensor]]:
     if not is_sharded(backbone):
         yield zeros
         return
-    # In front of FSDP's own, which starts to gather.
-    handle = backbone.register_forward_pre_hook(lambda *_: _any_calls(True, vectors.device) and None, prepend=True)
+    device = tokens["inputs_embeds"].device
+
+    def announce(*_: Any) -> None:
+        _any_calls(True, device)
+
+    handle = backbone.register_forward_pre_hook(announce, prepend=True)  # before FSDP's own starts to gather
     try:
         yield zeros
     finally:
         handle.remove()
-    while _any_calls(False, vectors.device):
-        zeros.append(backbone(inputs_embeds=vectors[None], use_cache=False).logits.sum() * 0.0)
+    while _any_calls(False, device):
+        zeros.append(backbone(**tokens, use_cache=False).logits.sum() * 0.0)
 
 
 def _any_calls(calls: bool, device: torch.device) -> bool:

@@ -53,9 +53,9 @@ def started(name: str, share: Callable) -> dict:
     return facts | {"fingerprint": model._fingerprint, "kinds": sorted(kinds), "prompt": type(model.prompt).__name__}
 
 
-def computed(name: str, share: Callable, layout: str) -> list[dict]:
+def computed(name: str, share: Callable, layout: str, dtype: torch.dtype = torch.float32) -> list[dict]:
     """Loss, gradient, scores and continuations: of batches of different sizes, then of one without labels here."""
-    model = tiny_prompt_model(name, backbone=share(tiny_model(name)))
+    model = tiny_prompt_model(name, backbone=share(tiny_model(name).to(dtype)))
     model.use_layout(layout, max_packed_tokens=20)
     facts = []
     for lengths, labelled in (([7, 3, 9, 4], True), ([5, 2], True), ([6, 4, 3], False)):
@@ -68,9 +68,11 @@ def computed(name: str, share: Callable, layout: str) -> list[dict]:
         source = {key: batch[key] for key in ("input_ids", "attention_mask")}
         with torch.no_grad():
             scores = model(**source, candidates=[[5, 6, 7], [8, 2]]).scores
-            logits = model(**source).logits[:, -1]
+            logits = model(**source).logits[:, -1].float()
+            with model.disable_adapter():
+                alone = model(**source, candidates=[[5, 6, 7], [8, 2]]).scores
         texts = model.generate(**source, max_new_tokens=3 + RANK, do_sample=False, pad_token_id=0)
-        found = {"gradient": gradient, "scores": scores, "logits": logits, "texts": texts}
+        found = {"gradient": gradient, "scores": scores, "alone": alone, "logits": logits, "texts": texts}
         facts.append({"loss": loss} | {key: value.tolist() for key, value in found.items()})
     return facts
 
@@ -114,6 +116,7 @@ def session(folder: Path) -> dict:
         facts[kind] = {"started": {name: started(name, share) for name in ("gpt2", "gemma")}}
         for name, layout in (("llama", "padded"), ("llama", "cached"), ("llama", "packed"), ("gpt2", "packed")):
             facts[kind][f"{name} {layout}"] = computed(name, share, layout)
+        facts[kind]["gemma packed"] = computed("gemma", share, "packed", torch.bfloat16)
     facts["whole"]["trained"] = trained(folder)
     facts["sharded"]["trained"] = trained(folder, distributed_config=DistributedConfig(fsdp_size=2))
     facts["whole"]["prepared"] = {name: prepared(folder, name, False) for name in ("llama", "gpt2")}

@@ -54,10 +54,11 @@ def test_prompts_start_from_a_sharded_embedding(name, facts):
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("llama", "padded"), ("llama", "cached"), ("llama", "packed"), ("gpt2", "packed")]
+    ("name", "layout"),
+    [("llama", "padded"), ("llama", "cached"), ("llama", "packed"), ("gpt2", "packed"), ("gemma", "packed")],
 )
 def test_loss_gradient_scores_and_texts_are_a_whole_backbones(name, layout, facts):
-    """The processes' batches take different numbers of passes, and one has no label."""
+    """The processes' batches take different numbers of passes, and one has no label. Gemma is in bf16."""
     for process in facts:
         whole, sharded = (process[half][f"{name} {layout}"] for half in ("whole", "sharded"))
         alike(sharded, whole)

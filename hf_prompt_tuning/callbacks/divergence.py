@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from .watched import mean_word_norm, watched
+from .watched import mean_word_norm, prompt_vectors, watched
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class DivergenceCallback(TrainerCallback):
         """Remembers where the prompt starts."""
         model = watched(model, self)
         self._said, self._collapsed, self._confusion = set(), False, model.info.confusion_matrix
-        self._start = model.prompt.detach().clone()
+        self._start = prompt_vectors(model)
         self._word_norm = mean_word_norm(model.word_embeddings)
         self._rates: Any = 0.0  # the sum of the learning rates of the steps that were taken
         self._step = state.global_step + 1
@@ -112,7 +112,7 @@ class DivergenceCallback(TrainerCallback):
         self._unhook()
 
     def _look(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, **kwargs: Any) -> None:
-        vectors = watched(model, self).prompt.detach()
+        vectors = prompt_vectors(watched(model, self))
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             # All processes must stop together, and an infinite loss may be one's alone.
             torch.distributed.all_reduce(self._bad_step, torch.distributed.ReduceOp.MIN)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..errors import PromptTuningError
 from ..inspection import nearest_words
-from .watched import mean_word_norm, watched
+from .watched import mean_word_norm, prompt_vectors, watched
 
 
 class PromptMonitorCallback(TrainerCallback):
@@ -38,7 +38,7 @@ class PromptMonitorCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Remembers where the prompt starts, and how long the vocabulary's vectors are."""
         model = watched(model, self)
-        self._start = model.prompt.detach().clone()
+        self._start = prompt_vectors(model)
         self._word_norm = mean_word_norm(model.word_embeddings)
 
     def _is_due(self, state: Any, step: int) -> bool:
@@ -55,7 +55,7 @@ class PromptMonitorCallback(TrainerCallback):
         if not self._is_due(state, state.global_step):
             return
         model = watched(model, self)
-        vectors = model.prompt.detach()
+        vectors = prompt_vectors(model)
         norm, moved = vectors.norm(dim=1).mean(), (vectors - self._start).norm(dim=1).mean()
         values: dict[str, Any] = {
             "prompt/norm": norm.item(),

@@ -2,7 +2,7 @@
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..errors import PromptTuningError
@@ -25,6 +25,12 @@ def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
             "Give the Trainer a model from get_prompt_tuning_model."
         )
     return model
+
+
+def prompt_vectors(model: SoftPrompts) -> Tensor:
+    """A copy of the active prompt's vectors, [P, H]; with ZeRO-3 every process must ask for it."""
+    with whole(model.prompt_encoder[model.active_adapter].embedding):
+        return model.prompt.detach().clone()
 
 
 def mean_word_norm(embed: nn.Embedding) -> float:
