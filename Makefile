@@ -13,8 +13,9 @@ demo: $(VENV)/installed $(BACKBONE)
 	    $(BIN)/accelerate launch run_prompt_tuning.py examples/complaints.yaml
 	$(BIN)/python examples/show_results.py outputs/complaints
 
+# A file's tests stay together: some share what took long to make.
 test: $(VENV)/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 # The suite with the lowest versions that setup.cfg allows, and with the newest: each in an environment of its own.
 test-oldest: $(VENV)-oldest/constraints.txt
