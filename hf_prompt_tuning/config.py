@@ -3,9 +3,12 @@
 import dataclasses
 import enum
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import peft
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import TrainingArguments
 
 from .backbone import hub_id
@@ -186,3 +189,6 @@ class PromptTuningArguments(TrainingArguments):
         if self.device.type == "cpu":
             # Pinned memory is for copies to an accelerator; without one, torch warns at every epoch.
             self.dataloader_pin_memory = False
+            if dist.is_initialized():
+                # transformers gives the timeout to GPUs' processes alone.
+                _set_pg_timeout(timedelta(seconds=self.ddp_timeout))

@@ -126,10 +126,14 @@ def averaged_by_process(folder: Path) -> dict:
 def started_apart(folder: Path) -> dict:
     """Processes whose prompts differ, and processes whose backbones do."""
     model = tiny_prompt_model("llama", num_virtual_tokens=4)
+    facts: dict[str, Any] = {}
     with torch.no_grad():
         model.prompt.add_(RANK)
     run = trainer(folder, None, model=model, eval_dataset=ROWS)
-    facts = {"loss": run.evaluate()["eval_loss"]}
+    if WORLD > 1:
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+        facts["timeout"] = backend.options._timeout.total_seconds()
+    facts |= {"loss": run.evaluate()["eval_loss"]}
     try:
         trainer(folder, ROWS, model=tiny_prompt_model("llama", num_virtual_tokens=4, seed=RANK))
     except PromptTuningError as error:

@@ -162,6 +162,10 @@ def test_one_process_pushes(two, hub):
     assert titles[1:] == ["Training in progress, step 3", "End of training"]
 
 
+def test_a_stalled_process_is_waited_for_no_longer_than_ddp_timeout(two):
+    assert two["started_apart"]["timeout"] == 60
+
+
 def test_a_lost_process_ends_the_run(killed, two):
     """The launch ended by itself (`killed` waits 120 seconds at most), and the run goes on from its checkpoint."""
     assert killed.returncode == 1 and "exitcode  : -9" in killed.stderr
