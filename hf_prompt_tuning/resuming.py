@@ -7,13 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length, rotate_checkpoints
 
 from .checkpoints import UNFINISHED, damage, newest_whole, publish, saving, seal, tidy
@@ -176,28 +173,3 @@ class ResumingTrainer(DistributedTrainer):
             if wrong:
                 logger.warning("The best prompt so far is lost: %s %s. Only a better one will be kept.", best, wrong)
         return place
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        sampler = super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return _ByEpoch(sampler, seed) if isinstance(sampler, LengthGroupedSampler) else sampler
-
-
-class _ByEpoch(Sampler):
-    """Length groups drawn from the seed and the epoch alone, so that a resumed run draws them again.
-
-    transformers draws them from the global generator, whose state at the epoch's start no checkpoint within it holds.
-    """
-
-    def __init__(self, sampler: LengthGroupedSampler, seed: int):
-        self.sampler, self.seed = sampler, seed
-        sampler.generator = torch.Generator()
-
-    def set_epoch(self, epoch: int) -> None:
-        self.sampler.generator.manual_seed(self.seed + epoch)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Any:
-        return iter(self.sampler)

@@ -152,7 +152,8 @@ def test_only_the_prompts_gradient_crosses_the_wire(two):
 
 def test_one_process_writes(one, two):
     first, second = two["saved"]["files"]
-    assert second == ["checkpoint-3/rng_state_1.pth"]  # its own generators, for resuming
+    # Its own generators, for resuming; the first process takes them in, where the folder is the same.
+    assert second == ["unfinished/checkpoint-3/rng_state_1.pth"]
     alone = {name.replace("rng_state.pth", "rng_state_0.pth") for name in one["saved"]["files"][0]}
     assert set(first) == alone
 
