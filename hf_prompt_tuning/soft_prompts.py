@@ -24,7 +24,7 @@ from .backbone import (
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
 from .fingerprint import embedding_hash, fingerprint
-from .initialization import initial_prompt
+from .initialization import can_be_made_again, initial_prompt
 from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
 from .prompt_info import PromptInfo
@@ -113,8 +113,11 @@ class SoftPrompts(SavedPrompts):
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)
         start = None if config.inference_mode else vectors.detach().cpu().clone()
         self.prompt_starts[adapter_name] = start
+        initialization = config.initialization()
+        if start is not None and not can_be_made_again(initialization):
+            initialization["hash"] = embedding_hash(start)
         self.prompt_info[adapter_name] = PromptInfo(
-            initialization=config.initialization() | ({} if start is None else {"hash": embedding_hash(start)}),
+            initialization=initialization,
             backbone=self._fingerprint
             | {
                 "name_or_path": config.base_model_name_or_path,

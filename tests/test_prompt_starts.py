@@ -34,6 +34,7 @@ def test_what_a_record_tells_is_made_again(tokenizer, tmp_path, config):
     model.save_pretrained(tmp_path)
     assert not (tmp_path / START_FILE).exists()
     loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
+    assert loaded.info.initialization == PromptTuningConfig(**config).initialization()  # and no hash
     again = made_again(loaded.info.initialization, len(loaded.prompt), loaded.word_embeddings, tokenizer)
     torch.testing.assert_close(again, start, rtol=0, atol=0)
 
