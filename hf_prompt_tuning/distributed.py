@@ -21,6 +21,9 @@ class DistributedTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             # The active prompt is always used, and looking for what is not costs a message a step.
             args.ddp_find_unused_parameters = False
+        if args.accelerator_config.dispatch_batches is None:
+            # For a stream, Accelerate's default cuts one batch for all, and rows of different lengths make none.
+            args.accelerator_config.dispatch_batches = False
         super().__init__(args=args, **kwargs)
         if self.accelerator.is_fsdp2:
             # Prompt and optimizer state are whole, so Trainer saves and loads them as it does without FSDP.
@@ -82,14 +85,23 @@ class DistributedTrainer(Trainer):
                 )
             plugin.ignored_modules = "prompt_encoder"
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`, also before training with FSDP2, which takes a model together with its optimizer only."""
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, also before training with FSDP2, which takes a model together with its optimizer only.
+
+        Raises:
+            PromptTuningError: streamed data, of which several processes count some rows twice.
+        """
+        if self.args.world_size > 1 and not has_length(dataloader):
+            raise PromptTuningError(
+                f"the data to evaluate is streamed, and {self.args.world_size} processes would count the rows that "
+                "fill up its last batch. Give rows that have a length (Dataset.from_list(list(stream)))."
+            )
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
             self.create_optimizer()
             self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
             self.model_wrapped = self.model
             register_fsdp_forward_method(self.model, "generate")
-        return super().evaluation_loop(*args, **kwargs)
+        return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """As in `Trainer`, without the rows that fill up the last batch.

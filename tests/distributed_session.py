@@ -54,7 +54,7 @@ def trainer(folder: Path, rows: Any, name: str = "llama", model: Any = None, **v
     return PromptTuningTrainer(
         model if model is not None else tiny_prompt_model(name, num_virtual_tokens=4),
         PromptTuningArguments(**defaults | values),
-        train_dataset=rows if rows is None else Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
         processing_class=make_tokenizer("t5" if name == "t5" else "gpt2"),
         **{"template": CLASSES} | chosen,
     )
@@ -141,6 +141,17 @@ def started_apart(folder: Path) -> dict:
     return facts
 
 
+def streamed(folder: Path) -> dict:
+    """A stream of eight rows trains, in batches that it fills; to evaluate it is refused."""
+    stream = Dataset.from_list(ROWS[:8]).to_iterable_dataset()
+    facts = curve(trainer(folder, stream, max_steps=4))
+    try:
+        trainer(folder, None, eval_dataset=stream).evaluate()
+    except PromptTuningError as error:
+        facts["refused"] = str(error)
+    return facts
+
+
 def on_the_wire(folder: Path) -> dict:
     """The messages of a run of three steps, by name, and how many numbers each carries."""
     run = trainer(folder, ROWS * 2, max_steps=3, logging_steps=9)
@@ -200,7 +211,7 @@ def resumed(folder: Path) -> dict:
 
 
 def session(folder: Path) -> dict:
-    parts = (trained, evaluated, averaged_by_process, started_apart, on_the_wire, saved, resumed)
+    parts = (trained, evaluated, averaged_by_process, started_apart, streamed, on_the_wire, saved, resumed)
     return {"world": WORLD} | {part.__name__: part(folder) for part in parts}
 
 

@@ -135,6 +135,14 @@ def test_processes_with_different_backbones_are_refused(two):
     assert two["started_apart"]["refused"].startswith("process 1 has another backbone than process 0")
 
 
+def test_a_stream_trains_and_is_not_evaluated(one, two):
+    for what in ("losses", "prompt"):
+        got, expected = (numbers(facts["streamed"][what]) for facts in (two, one))
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    refusal = "the data to evaluate is streamed, and 2 processes would count the rows"
+    assert two["streamed"]["refused"].startswith(refusal) and "refused" not in one["streamed"]
+
+
 def test_only_the_prompts_gradient_crosses_the_wire(two):
     """In three steps: the prompt once, at DDP's start; then its gradient and a count of tokens with each step."""
     facts = two["on_the_wire"]
