@@ -1,10 +1,12 @@
 """Cached and packed against each example alone: loss, gradient, ranking, several prompts, windows."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError
-from hf_prompt_tuning.layouts import blocks, packed
+from hf_prompt_tuning.layouts import ComputedPrompt, Examples, Prompts, blocks, packed
 from hf_prompt_tuning.layouts.masks import Reach, ancestors, tree_mask
 
 from .conftest import DECODERS
@@ -34,6 +36,7 @@ BATCHES = {
 @pytest.fixture(params=[96, 3], ids=["one call", "blocks"])
 def block_size(request, monkeypatch):
     monkeypatch.setattr(blocks, "MIN_BLOCK", request.param)
+    monkeypatch.setattr(blocks, "MIN_OWN_BLOCK", request.param)
     monkeypatch.setattr(packed, "MIN_BLOCK", request.param)
 
 
@@ -90,7 +93,7 @@ def test_a_window_shorter_than_the_rows_is_cut_by_positions(monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["padded", "cached", "packed"])
-def test_several_prompts_in_one_batch(layout):
+def test_several_prompts_in_one_batch(layout, block_size):
     model = tiny_prompt_model("llama", num_virtual_tokens=5)
     model.add_adapter("other", PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
     model.use_layout(layout)
@@ -112,6 +115,29 @@ def test_several_prompts_in_one_batch(layout):
     got = torch.autograd.grad(found.loss * len(found.targets), prompts)
     assert found.loss.item() * len(found.targets) == pytest.approx(total.item(), rel=1e-5)
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(got, expected, strict=True))
+
+
+def test_a_block_looks_at_one_prompts_keys(monkeypatch):
+    """Two prompts of two vectors, with a text of three tokens behind each."""
+    monkeypatch.setattr(blocks, "MIN_OWN_BLOCK", 5)
+    segments, positions = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 3, 3]), torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4])
+    mask = tree_mask(ancestors([-1, 0, -1, 2]), segments, positions, Reach())
+    cut = blocks.cut(mask, [2, 5, 7, 10], torch.float32)
+    assert [(block.start, block.stop, block.keys.tolist()) for block in cut] == [
+        (0, 5, [0, 1, 2, 3, 4]),
+        (5, 10, [5, 6, 7, 8, 9]),
+    ]
+
+
+def test_computed_prompts_leave_a_row_room_for_texts():
+    """Four prompts of 6 vectors with a text of 2 tokens each: a mask of 8 * 32 is under 20 * 20."""
+    texts = Examples(torch.zeros(4, 2, 8), torch.ones(4, 2, dtype=torch.bool))
+    prompts = Prompts((torch.zeros(6, 8),) * 4, torch.arange(4))
+    kept = ComputedPrompt([(torch.zeros(1, 1, 6, 4),) * 2], torch.zeros(1, 9))
+    layout, lengths = packed.PackedLayout(20), texts.mask.sum(1).tolist()
+    assert layout._rows(prompts, lengths, [0, 1, 2, 3]) == [[0, 1], [2, 3]]
+    prompts = dataclasses.replace(prompts, computed=(kept,) * 4)
+    assert layout._rows(prompts, lengths, [0, 1, 2, 3]) == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "bloom", "mpt"])

@@ -25,6 +25,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 NAME = "prompt_tuning_blocks"
 MIN_BLOCK = 96
 """Queries of a block, at least: below that the calls cost more than they save (SmolLM2-135M, two cores)."""
+MIN_OWN_BLOCK = 24
+"""The same where a block ends with the last text of a prompt: one that goes on has to look at two prompts' keys."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Block:
 
 
 def cut(mask: Tensor, ends: list[int], dtype: torch.dtype) -> list[Block]:
-    """Blocks of at least `MIN_BLOCK` queries, cut where segments end.
+    """Blocks of at least `MIN_BLOCK` queries (`MIN_OWN_BLOCK` before another prompt's), cut where segments end.
 
     Args:
         mask: [N, N] bool.
@@ -53,8 +55,10 @@ def cut(mask: Tensor, ends: list[int], dtype: torch.dtype) -> list[Block]:
     """
     blocks, start = [], 0
     for stop in ends:
-        if (stop - start < MIN_BLOCK and stop != ends[-1]) or stop == start:
-            continue
+        if stop != ends[-1]:
+            alone = not (mask[stop - 1] & mask[stop]).any()
+            if stop - start < (MIN_OWN_BLOCK if alone else MIN_BLOCK):
+                continue
         keys = mask[start:stop].any(0).nonzero()[:, 0]
         visible = mask[start:stop][:, keys]
         bias = torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill(~visible, -torch.inf)
@@ -83,12 +87,11 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     outputs = [
         torch.nn.functional.scaled_dot_product_attention(
             query[:, :, block.start : block.stop],
-            key.index_select(2, block.keys),
-            value.index_select(2, block.keys),
+            repeat_kv(key.index_select(2, block.keys), groups),
+            repeat_kv(value.index_select(2, block.keys), groups),
             attn_mask=block.mask,
             dropout_p=dropout,
             scale=scaling,

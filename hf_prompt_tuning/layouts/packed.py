@@ -37,7 +37,8 @@ class PackedLayout:
     """See the module's text.
 
     Args:
-        max_tokens: a row's token budget. An example that is longer gets a row of its own.
+        max_tokens: a row's token budget, for the mask has so many rows and columns; a prompt that was computed before
+            adds no rows to it. An example that is longer gets a row of its own.
         reaches: how far each kind of layer sees, by its name in the config's `layer_types`; usually there is one.
         as_dict: the model wants a mask for each kind, in a dict.
     """
@@ -135,17 +136,19 @@ class PackedLayout:
         """Examples in rows under the budget, each with its prompts, in the order they came."""
         rows: list[list[int]] = []
         used: set[int] = set()
-        total = 0
-        prompt_of = prompts.of.tolist()
-        for b in order:
-            cost = lengths[b] + (0 if prompt_of[b] in used else len(prompts.vectors[prompt_of[b]]))
-            if not rows or total + cost > self.max_tokens:
+        queries = keys = 0
+        for b, g in zip(order, prompts.of[order].tolist(), strict=True):
+            length, new = len(prompts.vectors[g]), g not in used
+            # A prompt that was computed before is seen, and sees nothing any more.
+            asked = 0 if prompts.computed and prompts.computed[g] is not None else length
+            size = (queries + lengths[b] + new * asked) * (keys + lengths[b] + new * length)
+            if not rows or size > self.max_tokens**2:
                 rows.append([])
-                used, total = set(), 0
-                cost = lengths[b] + len(prompts.vectors[prompt_of[b]])
+                used, queries, keys, new = set(), 0, 0, True
             rows[-1].append(b)
-            used.add(prompt_of[b])
-            total += cost
+            used.add(g)
+            queries += lengths[b] + new * asked
+            keys += lengths[b] + new * length
         return rows
 
     @staticmethod
