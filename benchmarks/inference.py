@@ -114,6 +114,8 @@ class Bench:
             f"time to first token, P={P}, one text": {
                 "peft": lambda: self.generate(self.peft, one, 1),
                 "ours": lambda: self.generate(self.ours, one, 1),
+                # What no prompt can be faster than.
+                "backbone alone": lambda: self.generate(self.ours.get_base_model(), one, 1),
             },
             f"{PROMPTS} prompts in a batch of {MIXED}, generate {NEW} tokens": {
                 "peft": lambda: self.in_turn(self.peft, mixed, lambda t: self.generate(self.peft, t, NEW)),
