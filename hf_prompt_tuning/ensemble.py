@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from .collator import DataCollatorForPromptTuning
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptLoadError, PromptTuningError
-from .evaluation import decode, generate_targets, rank_labels
+from .evaluation import decode, generate_within, rank_labels, room_behind
 from .hub import load_prompt
 from .layouts.base import IGNORED
 from .prompt_files import find_file, read_json
@@ -97,7 +97,9 @@ class PromptEnsemble:
 
     def _written(self, batch: dict[str, Any]) -> list[list[str]]:
         limit, size = self.template.max_target_length or 128, len(batch["input_ids"])
-        ids = generate_targets(self.model, self._of_all(batch), self.tokenizer, limit)
+        rows = self._of_all(batch)
+        room = room_behind(self.model, rows["adapter_names"])
+        ids = generate_within(self.model, rows, self.tokenizer, limit, room)
         texts = decode(ids.cpu().numpy(), self.tokenizer)
         return [texts[row::size] for row in range(size)]
 

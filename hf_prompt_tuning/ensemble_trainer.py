@@ -20,10 +20,11 @@ from .evaluation import (
     classification_metrics,
     confusion_matrix,
     decode,
-    generate_targets,
+    generate_within,
     label_nll,
     loss_metrics,
     rank_labels,
+    room_behind,
     text_metrics,
 )
 from .layouts.base import IGNORED
@@ -133,8 +134,8 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def _texts_of_all(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """What each prompt generates, [B, G, T'], -100 behind their ends."""
-        limit = self._generation_limit()
-        ids = generate_targets(model, rows, self.processing_class, limit)
+        limit, room = self._generation_limit(), room_behind(model, rows["adapter_names"])
+        ids = generate_within(model, rows, self.processing_class, limit, room)
         # Of one width in every batch, which are put together later.
         ids = nn.functional.pad(ids, (0, limit + 1 - ids.shape[1]), value=IGNORED)
         return ids.view(len(self.members), -1, limit + 1).transpose(0, 1)

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .backbone import max_positions
 from .layouts.base import IGNORED
 from .template import PromptTemplate
 
@@ -149,7 +150,11 @@ def generate_targets(
 
 
 def generate_within(
-    model: Any, batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, room: int | None
+    model: Any,
+    batch: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    room: int | Tensor | None,
 ) -> Tensor:
     """As `generate_targets`, ending where the backbone has no more positions.
 
@@ -158,22 +163,43 @@ def generate_within(
 
     Args:
         model, batch, tokenizer, max_new_tokens: as there.
-        room: how many tokens a causal backbone has positions for behind the prompt; None where there is no limit.
+        room: how many tokens a causal backbone has positions for behind the prompt, or behind each row's ([B] long);
+            None where there is no limit.
     """
     if room is None:
         return generate_targets(model, batch, tokenizer, max_new_tokens)
-    lengths = (batch["attention_mask"] * (batch["labels"] == IGNORED)).sum(1)
-    tight = lengths + max_new_tokens > room
+    left = room - (batch["attention_mask"] * (batch["labels"] == IGNORED)).sum(1)
+    tight = left < max_new_tokens
     parts = [((~tight).nonzero()[:, 0], max_new_tokens)] if not tight.all() else []
-    parts += [(row, max(1, room - int(lengths[row]))) for row in tight.nonzero()]
+    parts += [(row, max(1, int(left[row]))) for row in tight.nonzero()]
     found = []
     for rows, limit in parts:
-        part = {name: values[rows] for name, values in batch.items()}
+        part = {
+            name: values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
+            for name, values in batch.items()
+        }
         found.append((rows, generate_targets(model, part, tokenizer, limit)))
-    ids = lengths.new_full((len(lengths), max(part.shape[1] for _, part in found)), IGNORED)
+    ids = left.new_full((len(left), max(part.shape[1] for _, part in found)), IGNORED)
     for rows, part in found:
         ids[rows, : part.shape[1]] = part
     return ids
+
+
+def room_behind(model: Any, names: Sequence[str]) -> Tensor | None:
+    """How many text tokens a causal backbone has positions for behind each row's prompt, [B] long.
+
+    Args:
+        model: a prompt-tuning model, unwrapped.
+        names: each row's prompt.
+
+    Returns:
+        None where there is no limit.
+    """
+    limit = max_positions(model.get_base_model())
+    if limit is None or model.config.is_encoder_decoder:
+        return None
+    lengths = [len(model.prompt_encoder[name].embedding.weight) for name in names]
+    return limit - torch.tensor(lengths, device=model.device)
 
 
 def longest_target(data: Any) -> int:

@@ -7,6 +7,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import reduce
 
 from .errors import PromptTuningError, TrainingInterrupted
@@ -61,6 +62,8 @@ class SignalWatch:
 
     def noted(self, device: torch.device) -> int | None:
         """The signal that any process of the run has got: all of them ask at one step, and get one answer."""
+        if PartialState().num_processes == 1:
+            return self.signum  # without a look at the device, which a step would wait for
         agreed = int(reduce(torch.tensor(self.signum or 0, device=device), reduction="max"))
         if agreed and self.signum is None:
             self.signum, self._noted_at = agreed, time.monotonic()

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningConfig, PromptTuningError, load_prompt
-from hf_prompt_tuning.ensemble import load_ensemble
+from hf_prompt_tuning.ensemble import PromptEnsemble, load_ensemble
 from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.prompt_task import PromptTask
 from hf_prompt_tuning.trainer import PromptTuningTrainer
@@ -110,6 +110,24 @@ def test_texts_are_voted_on(backbone, tmp_path, messages):
     trainer.save_model()
     ensemble = load_ensemble(tmp_path, backbone=tiny_model(backbone), tokenizer=trainer.processing_class)
     assert [record["prediction"] for record in ensemble.predict(messages[:7], batch_size=4)] == voted
+
+
+def test_texts_end_where_each_prompt_leaves_no_positions(tmp_path, messages):
+    """Of GPT-2's 128 positions a row leaves 3 behind the longest prompt (7), and 6 behind the others."""
+    trainer = make(tmp_path, messages, "gpt2", FREE)
+    encoder, rows = trainer._encoder, [{"message": row["message"], "answer": "x"} for row in messages[:3]]
+    while len(encoder.source_ids(rows[1])[0]) < 128 - 7 - 3:
+        rows[1]["message"] += " x"
+    assert len(encoder.source_ids(rows[1])[0]) == 128 - 7 - 3
+    found = np.transpose(trainer.predict(rows).predictions).tolist()
+    for name, texts in zip(trainer.members, found, strict=True):
+        trainer.model.set_adapter(name)
+        single = PromptTuningTrainer(
+            trainer.model, arguments(tmp_path), processing_class=trainer.processing_class, template=FREE
+        )
+        assert texts == single.predict(rows).predictions
+    ensemble = PromptEnsemble(trainer.model, trainer.members, trainer.processing_class, FREE)
+    assert [list(record["votes"].values()) for record in ensemble.predict(rows)] == np.transpose(found).tolist()
 
 
 def test_an_ensemble_is_saved_and_loads_as_one(tmp_path, messages):
