@@ -58,10 +58,11 @@ def test_prompts_start_from_a_sharded_embedding(name, facts):
     [("llama", "padded"), ("llama", "cached"), ("llama", "packed"), ("gpt2", "packed"), ("gemma", "packed")],
 )
 def test_loss_gradient_scores_and_texts_are_a_whole_backbones(name, layout, facts):
-    """The processes' batches take different numbers of passes, and one has no label. Gemma is in bf16."""
+    """The processes' batches take different numbers of passes, and one has no label. Gemma is in bf16, whose rounding
+    differs where a whole backbone ranks behind a computed prompt, and a sharded one computes it with the texts."""
     for process in facts:
         whole, sharded = (process[half][f"{name} {layout}"] for half in ("whole", "sharded"))
-        alike(sharded, whole)
+        alike(sharded, whole, 1e-3 if name == "gemma" else 1e-5)
         assert np.abs(whole[0]["gradient"]).max() > 1e-3
     assert facts[1]["sharded"][f"{name} {layout}"][2]["loss"] == 0.0
     assert np.abs(facts[1]["sharded"][f"{name} {layout}"][2]["gradient"]).max() == 0.0
