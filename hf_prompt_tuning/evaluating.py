@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
+from .calibration import fit_calibration
 from .describing import to_record
 from .evaluation import (
     classification_metrics,
@@ -20,6 +21,7 @@ from .evaluation import (
     rank_labels,
     text_metrics,
 )
+from .prompt_info import PromptInfo
 from .publishing import PublishingTrainer
 from .sharding import whole
 from .tokenization import PromptTokenizer
@@ -32,7 +34,7 @@ class EvaluatingTrainer(PublishingTrainer):
     _encoder: PromptTokenizer | None  # None for rows of token ids
     _extra_metrics: Any
     _limit: int | None  # of a row's tokens
-    _confusion: dict[str, Any]
+    _described: PromptInfo | None  # the prompt that an evaluation describes
 
     def _encoded(self, data: Any, name: str, require_target: bool) -> Any:
         return encode_data(data, name, self._encoder, self._limit, require_target)
@@ -91,7 +93,9 @@ class EvaluatingTrainer(PublishingTrainer):
         outputs, references = self._readable(detail, prediction.label_ids)
         if self._encoder is not None and self._encoder.template.is_classification:
             metrics |= classification_metrics(outputs, references)
-            self._confusion |= confusion_matrix(outputs, references, self._encoder.template)
+            if self._described is not None:
+                self._described.confusion_matrix = confusion_matrix(outputs, references, self._encoder.template)
+                self._described.calibration = fit_calibration(outputs, references)
         elif self._encoder is not None and detail:
             metrics |= text_metrics(outputs, references)
         if self._extra_metrics is not None:
@@ -108,9 +112,9 @@ class EvaluatingTrainer(PublishingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `Trainer`; the prompt remembers the metrics of its last evaluation."""
-        info = self.accelerator.unwrap_model(self.model).info
         # Filled while it evaluates, so that callbacks see it.
-        info.confusion_matrix = self._confusion = {}
+        self._described = info = self.accelerator.unwrap_model(self.model).info
+        info.confusion_matrix, info.calibration = {}, {}
         metrics = super().evaluate(*args, **kwargs)
         info.metrics = to_record(metrics)
         return metrics
@@ -125,7 +129,7 @@ class EvaluatingTrainer(PublishingTrainer):
         if isinstance(data, dict):
             data = next(iter(data.values()))
         model = self.accelerator.unwrap_model(self.model)
-        self._confusion = {}
+        self._described = None
         # A data loader draws a seed; forked, so that the run is the same whether this was asked or not.
         with model.disable_adapter(), torch.random.fork_rng(devices=[]):
             # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
@@ -149,7 +153,7 @@ class EvaluatingTrainer(PublishingTrainer):
         for name, data in datasets.items():
             prefix = f"transfer_{name}"
             data = self._encoded(data, f"transfer ({name})", require_target=False)
-            self._confusion = {}  # the validation's is the prompt's
+            self._described = None  # what the validation says of it stays
             # Not `evaluate`, whose callbacks would take these metrics for the validation's.
             metrics = super().predict(data, metric_key_prefix=prefix).metrics
             known = {key.removeprefix(f"{prefix}_"): value for key, value in to_record(metrics).items()}
@@ -160,7 +164,7 @@ class EvaluatingTrainer(PublishingTrainer):
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As in `Trainer`. Predictions are label scores [N, L] (log-likelihoods, in the order of `template.labels`;
         `label_ids` is -1 for rows without a label), or the generated texts (with the texts of the references)."""
-        self._confusion = {}
+        self._described = None
         output = super().predict(test_dataset, *args, **kwargs)
         outputs, references = self._readable(list(output.predictions[2:]), output.label_ids)
         return output._replace(predictions=outputs, label_ids=references)

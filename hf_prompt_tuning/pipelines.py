@@ -137,7 +137,8 @@ class PromptPipeline(Pipeline):
 class PromptClassificationPipeline(PromptPipeline):
     """Labels with their scores: `{"label", "score"}`, or with `top_k` a list of them, best first.
 
-    A score is the share of a label's likelihood in that of all the prompt's labels, so they sum to 1.
+    Scores sum to 1: the softmax of the labels' log-likelihoods, divided by the temperature that the prompt's last
+    evaluation found (`PromptInfo.calibration`). Of a prompt that was never evaluated it is 1.
     """
 
     classifies = True
@@ -168,8 +169,10 @@ class PromptClassificationPipeline(PromptPipeline):
 
     def postprocess(self, outputs: dict[str, Tensor], top_k: int | None = None) -> dict | list[dict]:
         """One row's labels."""
-        template = self._coder(self._name(outputs)).template
-        shares = outputs["scores"][0, : len(template.labels)].softmax(-1).tolist()
+        name = self._name(outputs)
+        template, calibration = self._coder(name).template, self.model.prompt_info[name].calibration
+        scores = outputs["scores"][0, : len(template.labels)] / calibration.get("temperature", 1.0)
+        shares = scores.softmax(-1).tolist()
         ranked = sorted(zip(template.label_words.values(), shares, strict=True), key=lambda pair: -pair[1])
         found = [{"label": words, "score": share} for words, share in ranked]
         return found[0] if top_k is None else found[:top_k]

@@ -1,6 +1,7 @@
 """What a prompt says of itself in `prompt_tuning.json`: how to use it, what it was made of, and how good it is."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from .template import PromptTemplate
 INFO_FILE = "prompt_tuning.json"
 RESULTS_FILE = "results.json"
 FORMAT_VERSION = 1
-RESULTS = ("metrics", "untuned_metrics", "transfer", "history", "confusion_matrix")
+RESULTS = ("metrics", "untuned_metrics", "transfer", "history", "confusion_matrix", "calibration")
 PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
 
 
@@ -33,6 +34,8 @@ class PromptInfo:
         transfer: by data set that it was evaluated but not trained on, the metrics there, and the `rows`.
         history: `loss` and `eval_loss`, each a list of [update step, value].
         confusion_matrix: `labels` (words) and `counts` [L, L], rows by the right label, of the last evaluation.
+        calibration: the `temperature` that label scores are divided by before their softmax, and what it was fitted
+            on; of the last evaluation.
         nearest_words: for each position, the vocabulary's nearest tokens, each with its cosine.
     """
 
@@ -48,6 +51,7 @@ class PromptInfo:
     transfer: dict[str, dict[str, float]] = field(default_factory=dict)
     history: dict[str, list[list[float]]] = field(default_factory=dict)
     confusion_matrix: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, float] = field(default_factory=dict)
     nearest_words: list[list[list[Any]]] = field(default_factory=list)
 
     def write(self, folder: str | Path) -> None:
@@ -180,6 +184,14 @@ def _confusion(name: str, value: Any) -> None:
         raise PromptTuningError(f"{name}.counts has {len(value['counts'])} rows for {len(labels)} labels")
 
 
+def _calibration(name: str, value: Any) -> None:
+    _metrics(name, value)
+    if value and not {"temperature", "rows", "ece", "calibrated_ece"} <= value.keys():
+        raise PromptTuningError(f"{name} lacks one of temperature, rows, ece, calibrated_ece")
+    if value and not 0 < value["temperature"] < math.inf:
+        raise PromptTuningError(f"{name}.temperature is {value['temperature']!r:.80}, not a number above 0")
+
+
 def _words(name: str, value: Any) -> None:
     def is_word(pair: Any) -> bool:
         return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], float)
@@ -218,5 +230,6 @@ CHECKS = {
     "transfer": _transfer,
     "history": _history,
     "confusion_matrix": _confusion,
+    "calibration": _calibration,
     "nearest_words": _words,
 }

@@ -85,7 +85,7 @@ class PromptTuningTrainer(SearchingTrainer):
         if template is not None and processing_class is not None:
             self._encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
         self._extra_metrics = compute_metrics
-        self._confusion: dict[str, Any] = {}
+        self._described = None
         self._limit = self._room(model)
         callbacks = list(callbacks or [])
         if getattr(args, "early_stopping_patience", None):

@@ -84,6 +84,7 @@ def whole(tmp_path_factory):
     info.metrics, info.untuned_metrics = {"eval_accuracy": 0.9}, {"untuned_accuracy": 0.5}
     info.history = {"loss": [[1, 2.0], [2, 1.5]]}
     info.confusion_matrix = {"labels": ["a", "b"], "counts": [[3, 1], [0, 4]]}
+    info.calibration = {"temperature": 2.0, "rows": 8, "ece": 0.2, "calibrated_ece": 0.1}
     info.nearest_words = [[["the", 0.5]]] * 3
     folder = tmp_path_factory.mktemp("prompts") / "whole"
     model.save_pretrained(folder)

@@ -47,6 +47,11 @@ EMBEDDING = {"dtype": "F32", "quantized": None, "hash": None, "sample": []}
         ({"history": {"loss": [[1, 2, 3]]}}, "history.loss has a row of 3, not 2"),
         ({"confusion_matrix": {"labels": [1]}}, r"confusion_matrix.labels is \[1\], not a list of texts"),
         ({"confusion_matrix": {"labels": ["a"], "counts": []}}, "confusion_matrix.counts has 0 rows for 1 labels"),
+        ({"calibration": {"temperature": 2.0}}, "calibration lacks one of temperature, rows, ece, calibrated_ece"),
+        (
+            {"calibration": {"temperature": 0, "rows": 5, "ece": 0.1, "calibrated_ece": 0.1}},
+            "calibration.temperature is 0, not a number above 0",
+        ),
         (
             {"nearest_words": [["a"]]},
             r"nearest_words is \[\['a'\]\], not a list of \[word, cosine\] for each position",

@@ -1,0 +1,59 @@
+"""How sure a prompt's label scores may be: one temperature, fitted on evaluated rows."""
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+BINS = 10
+RANGE = (0.01, 100.0)
+"""Of temperatures. Beyond it scores are all alike, or one is 1 and the others 0."""
+
+
+def fit_calibration(scores: np.ndarray, references: np.ndarray) -> dict[str, Any]:
+    """The temperature that makes the softmax of scores / temperature most likely (Guo et al. 2017, section 4.2).
+
+    The right label counts as (N+1)/(N+L), the others as 1/(N+L) each, as Platt (1999) does it for two labels: rows
+    that are all told right would else ask for a temperature of 0.
+
+    Args:
+        scores: [N, L] log-likelihoods.
+        references: [N], the index of the right label; rows with -1 are left out.
+
+    Returns:
+        `temperature`, `rows` (N), and the expected calibration error on these rows without (`ece`) and with it
+        (`calibrated_ece`); empty without a labelled row.
+    """
+    known = references >= 0
+    scores, references = scores[known].astype(np.float64), references[known]
+    rows, labels = scores.shape
+    if not rows or not np.isfinite(scores).all():
+        return {}
+    targets = np.full(scores.shape, 1 / (rows + labels))
+    targets[np.arange(rows), references] = (rows + 1) / (rows + labels)
+
+    def loss(log_temperature: float) -> float:
+        return -float((targets * log_softmax(scores / np.exp(log_temperature), axis=1)).sum()) / rows
+
+    temperature = float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))
+    return {
+        "temperature": temperature,
+        "rows": rows,
+        "ece": expected_calibration_error(scores, references),
+        "calibrated_ece": expected_calibration_error(scores / temperature, references),
+    }
+
+
+def expected_calibration_error(scores: np.ndarray, references: np.ndarray) -> float:
+    """How far the best label's probability is from how often it is right, a mean over `BINS` equal bins.
+
+    Args:
+        scores: [N, L], unnormalised log-probabilities.
+        references: [N], the index of the right label.
+    """
+    probabilities = np.exp(log_softmax(scores, axis=1))
+    sure, right = probabilities.max(1), probabilities.argmax(1) == references
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    gaps = [abs(sure[bins == b].sum() - right[bins == b].sum()) for b in np.unique(bins)]
+    return float(sum(gaps) / len(references))
