@@ -25,8 +25,10 @@ test-newest:
 	rm -f $(VENV)-newest/installed
 	$(MAKE) test VENV=$(VENV)-newest CONSTRAINTS=
 
-# The long form of what `test` tries a little: 30 deaths of a run, and what each of them left.
+# The long form of what `test` tries a little: 30 deaths of a run and what each of them left; 10,000 data files, most of
+# them damaged.
 soak: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak_rows --files 10000
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak_interruption --kills 30
 
 quality: $(VENV)/installed

@@ -123,6 +123,8 @@ def _table_rows(path: Path, names: list[str] | None) -> Iterator[dict[str, str]]
                 names = [value or f"Unnamed: {i}" for i, value in enumerate(values)]
                 if twice := [name for name in names if names.count(name) > 1]:
                     raise _fault(path, f"it names the column {twice[0]!r} twice", row, start)
+                if nul := _with_nul(names):
+                    raise _fault(path, f"the name {nul!r} has a NUL", row, start)
             elif len(values) != len(names):
                 what = f"it has {len(values)} values for the {len(names)} columns {', '.join(map(repr, names))}"
                 raise _fault(path, what, row, start)
@@ -175,7 +177,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    if nul := _with_nul(names):
+        raise ValueError(f"its name {nul!r} has a NUL")
     return dict(pairs)
+
+
+def _with_nul(names: list[str]) -> str | None:
+    """A column name that Arrow would cut short."""
+    return next((name for name in names if "\0" in name), None)
 
 
 def _check_kind(name: str, value: Any, row: int, first: dict[str, tuple[str, int]]) -> None:
@@ -214,15 +223,24 @@ def _is_json(text: str) -> bool:
 
 def _items(text: str) -> Iterator[str]:
     """The texts of a JSON list's items; from a fault on, the rest is one item, which is no JSON."""
-    decoder, gap = json.JSONDecoder(), re.compile(r"\s*,?\s*")
-    start = gap.match(text, 1).end()
-    while start < len(text) - 1 or text[start:] != "]":
+    decoder, between = json.JSONDecoder(), re.compile(r"\s*(,\s*|\]$)")
+    start = len(text) - len(text[1:].lstrip())
+    if text[start:] == "]":
+        return
+    while start < len(text):
         try:
             _, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            end = len(text)
+            yield text[start:]
+            return
         yield text[start:end]
-        start = gap.match(text, end).end()
+        gap = between.match(text, end)
+        if gap is None:
+            yield text[end - 1 :]  # with the bracket that ends the item before, nothing that follows is JSON
+            return
+        start = gap.end()
+    if text[-1] != "]":
+        yield ""
 
 
 def _parquet(path: Path) -> Dataset:

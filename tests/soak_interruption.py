@@ -127,7 +127,14 @@ def death(
     assert not broken, f"{cause} left {broken}"
     assert checkpoints(output) or not (before or 143 in codes), f"{cause} left no checkpoint ({before} were there)"
     left = (output / UNFINISHED).exists()
-    return {"kills": 1, cause: 1, "signals in the middle of a save": saving, "half-written saves left": left}
+    lost = len(codes) > 1 and cause != FULL
+    return {
+        "kills": 1,
+        cause: 1,
+        "ranks lost, of two": lost,
+        "signals in the middle of a save": saving,
+        "half-written saves left": left,
+    }
 
 
 def finish(config: Path, output: Path, flags: dict) -> None:

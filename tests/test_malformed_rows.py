@@ -13,6 +13,7 @@ from hf_prompt_tuning.data import load_splits
 from hf_prompt_tuning.data_files import CHUNK, read_file
 from hf_prompt_tuning.tokenization import PromptTokenizer
 
+from . import soak_rows
 from .helpers import tiny_prompt_model
 from .test_trainer import losses, make
 
@@ -168,6 +169,10 @@ REFUSED = {
     "a text among numbers": ("a.jsonl", lines({"label": 1}, {"label": "2"}), "row 2 (line 2)", "'label' is a text"),
     "a huge number": ("a.jsonl", lines({"text": 2**70}), "row 1 (line 1)", "a number of more than 64 bits"),
     "a broken item": ("a.json", b'[{"text": "a"}, {"text" 5}]', "row 2", "it is no JSON"),
+    "no comma between items": ("a.json", b'[{"text": "a"} {"text": "b"}]', "row 2", "it is no JSON"),
+    "a comma behind the last": ("a.json", b'[{"text": "a"}, ]', "row 2", "it is no JSON"),
+    "a comma before the first": ("a.json", b'[ , {"text": "a"}]', "row 1", "it is no JSON"),
+    "a comma and no more": ("a.json", b'[{"text": "a"}, ', "row 2", "it is no JSON"),
     "a list that is cut": ("a.json", b'[{"text": "a"}, {"text": "b"}', "row 3", "it is no JSON"),
     "a value too few": ("a.csv", QUOTED + b"b\nc,2\n", "row 2 (line 4)", "it has 1 values for the 2 columns 'text'"),
     "a value too many": ("a.tsv", b"text\tlabel\na\t1\tb\n", "row 1 (line 2)", "it has 3 values for the 2"),
@@ -179,6 +184,8 @@ REFUSED = {
     ),
     "an open quotation": ("a.csv", QUOTED + b'"b,1\nc,2\n', "row 2 (line 4)", "unexpected end of data"),
     "a stray quotation mark": ("a.csv", QUOTED + b'"b" c,1\n', "row 2 (line 4)", "written twice"),
+    "a NUL in a column's name": ("a.csv", b"te\0xt,label\na,1\n", "the header (line 1)", r"'te\x00xt' has a NUL"),
+    "a NUL in a key": ("a.jsonl", lines(FINE, {"a\0": "1"}), "row 2 (line 2)", r"'a\x00' has a NUL"),
     "a column twice": ("a.csv", b"text,text\na,1\n", "the header (line 1)", "it names the column 'text' twice"),
 }
 
@@ -193,6 +200,12 @@ def test_a_malformed_row_is_refused_with_its_file_and_row(case, tmp_path, tokeni
     assert message.startswith(f"{where} of the data file {str(file)!r} cannot be used: ")
     assert what in message
     assert message.endswith("Correct it or remove it.")
+
+
+def test_files_damaged_at_random():
+    """`make soak` tries 10,000."""
+    figures = soak_rows.soak(files=200, seed=0)
+    assert sum(figures.values()) == 200 and figures["rows refused"] > 80
 
 
 UNUSABLE = {
