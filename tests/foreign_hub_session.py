@@ -12,11 +12,15 @@ from .hub_server import HubServer
 
 
 def pushed(hub: HubServer, folder: Path) -> dict:
-    """By trainer: the files that it pushed, and how far the prompt that a stranger gets is from its own."""
+    """By trainer: the files that it pushed, and how far the prompt that a stranger gets is from its own.
+
+    Under "… callback" what `PromptHubCallback` pushed meanwhile, beside the best prompt, which the trainer ends with.
+    """
     import transformers
     from trl import SFTConfig, SFTTrainer
 
     from hf_prompt_tuning import load_prompt
+    from hf_prompt_tuning.callbacks import PromptHubCallback
 
     from .conftest import make_tokenizer
     from .helpers import tiny_prompt_model
@@ -30,18 +34,24 @@ def pushed(hub: HubServer, folder: Path) -> dict:
     ):
         repo = f"alice/{trainer_class.__name__}"
         hub_values = {"push_to_hub": True, "hub_model_id": repo, "hub_token": "hf_alice", "save_strategy": "epoch"}
+        hub_values |= {"eval_strategy": "epoch", "load_best_model_at_end": True}
         trainer = trainer_class(
             model=tiny_prompt_model(name),
             args=arguments(str(folder / trainer_class.__name__), **COMMON | hub_values | values),
             train_dataset=data,
+            eval_dataset=data,
+            callbacks=[PromptHubCallback(f"{repo}-best", token="hf_alice")],
             processing_class=tokenizer,
             data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         )
         trainer.train()
         trainer.push_to_hub()
-        got = load_prompt(repo, backbone=trainer.model.get_base_model(), tokenizer=tokenizer)[0]
-        distance = (got.prompt - trainer.model.prompt).abs().max().item()
-        facts[trainer_class.__name__] = {"files": sorted(hub.files(repo)), "distance": distance}
+        for name, where in ((trainer_class.__name__, repo), (f"{trainer_class.__name__} callback", f"{repo}-best")):
+            got = load_prompt(where, backbone=trainer.model.get_base_model(), tokenizer=tokenizer)[0]
+            distance = (got.prompt - trainer.model.prompt).abs().max().item()
+            evaluated = got.info.metrics.get("eval_loss")
+            facts[name] = {"files": sorted(hub.files(where)), "distance": distance, "loss": evaluated}
+            facts[name]["best"] = trainer.state.best_metric
     return facts
 
 

@@ -15,9 +15,12 @@ def test_what_they_push_loads(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert set(facts) == {"Trainer", "Seq2SeqTrainer", "SFTTrainer"}
+    trainers = ("Trainer", "Seq2SeqTrainer", "SFTTrainer")
+    assert set(facts) == {f"{name}{how}" for name in trainers for how in ("", " callback")}
     for fact in facts.values():
         assert {"adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json", "README.md"} <= set(
             fact["files"]
         )
         assert fact["distance"] == 0
+    for name in trainers:
+        assert facts[f"{name} callback"]["loss"] == facts[name]["best"]
