@@ -23,6 +23,7 @@ def write_card(
     backbone_size: int,
     repo_id: str | None = None,
     ensemble: EnsembleInfo | None = None,
+    subfolder: str | None = None,
 ) -> None:
     """Writes `README.md` into a prompt's folder, beside its pictures.
 
@@ -33,6 +34,7 @@ def write_card(
         backbone_size: how many parameters stay frozen.
         repo_id: the Hub repository that the folder goes to; without it the card's code loads the folder itself.
         ensemble: the one that this prompt is the best of, if the folder holds one.
+        subfolder: of the repository, where the prompt is in one.
     """
     base = hub_id(config.base_model_name_or_path)
     causal = config.task_type != "SEQ_2_SEQ_LM"
@@ -45,7 +47,7 @@ def write_card(
         tags=["prompt-tuning", "soft-prompt", "hf_prompt_tuning"],
         pipeline_tag="text-classification" if classifies else "text-generation" if causal else None,
         datasets=[info.data["dataset"]] if info.data.get("dataset") else None,
-        model_name=_title(repo_id, base),
+        model_name=_title(repo_id, subfolder, base),
         eval_results=_eval_results(metrics, info, classifies) or None,
     )
     numbers = config.num_virtual_tokens * config.token_dim
@@ -54,9 +56,9 @@ def write_card(
     environment.filters["cell"] = _cell
     environment.filters["fence"] = _fence
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=_title(repo_id, base),
+        title=_title(repo_id, subfolder, base),
         base=base,
-        repo=repo_id or ".",
+        where=f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
         config=config,
         info=info,
         ensemble=ensemble,
@@ -77,7 +79,9 @@ def write_card(
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 
 
-def _title(repo_id: str | None, base: str | None) -> str:
+def _title(repo_id: str | None, subfolder: str | None, base: str | None) -> str:
+    if repo_id and subfolder:
+        return f"{subfolder} of {repo_id.split('/')[-1]}"
     if repo_id:
         return repo_id.split("/")[-1]
     return f"A soft prompt for {base}" if base else "A soft prompt"

@@ -193,17 +193,18 @@ class SavedPrompts:
                 if card:
                     known = can_be_made_again(info.initialization)
                     write_start(folder, None if known else self.prompt_starts[name])
-                    self._write_card(folder, name, repo_id)
+                    self._write_card(folder, name, repo_id, None if name == "default" else name)
 
     def get_prompt_embedding_to_save(self, adapter_name: str) -> torch.Tensor:
         """A prompt's vectors, [P, H], on the CPU."""
         # Not by a call of their module, as in PEFT: one process alone makes it here, and ZeRO-3 counts calls.
         return self.prompt_encoder[adapter_name].embedding.weight.detach().cpu()
 
-    def _write_card(self, folder: Path, adapter_name: str, repo_id: str | None) -> None:
+    def _write_card(self, folder: Path, adapter_name: str, repo_id: str | None, subfolder: str | None = None) -> None:
         info, config = self.prompt_info[adapter_name], self.peft_config[adapter_name]
         save_pictures(folder, info)
-        write_card(folder, config, info, sum(p.numel() for p in self.base_model.parameters()), repo_id)
+        size = sum(p.numel() for p in self.base_model.parameters())
+        write_card(folder, config, info, size, repo_id, subfolder=subfolder)
 
     def push_to_hub(
         self,
@@ -246,7 +247,10 @@ class SavedPrompts:
         """Saves the active prompt as it is pushed, its card written for `repo_id`; returns where its files are."""
         name = self.active_adapter
         self.save_pretrained(folder, selected_adapters=[name], repo_id=repo_id)
-        path = Path(folder) if name == "default" else Path(folder) / name
+        path = Path(folder)
+        if name != "default":  # its folder goes to the root of the repository
+            path /= name
+            self._write_card(path, name, repo_id)
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
         return path

@@ -190,7 +190,9 @@ class TaskTrainer(PromptTuningTrainer):
             with self._using(name) as info:
                 self._describe(info)
         model = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(folder, selected_adapters=list(self.tasks), card=not self._unfinished)
+        model.save_pretrained(
+            folder, selected_adapters=list(self.tasks), repo_id=self.hub_model_id, card=not self._unfinished
+        )
         if not self._unfinished:
             save_curves(folder, {name: self._history(name) for name in self.tasks})
 

@@ -208,8 +208,11 @@ def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks, monkeypatch):
     )
     trainer.train()
     monkeypatch.setattr(trainer, "_send", keep)
+    trainer.hub_model_id = "alice/two"
     trainer._upload("message", blocking=True)
     assert {f"{name}/adapter_model.safetensors" for name in ("complaints", "reviews")} < set(sent)
+    assert b"load_prompt('alice/two', subfolder='complaints', backbone=backbone" in sent["complaints/README.md"]
+    assert b"from_pretrained(backbone, 'alice/two', subfolder='reviews')" in sent["reviews/README.md"]
     assert "losses.png" in sent and not any("checkpoint" in name or name.endswith(".bin") for name in sent)
     (tmp_path / "hub").mkdir()
     without_pickles(tmp_path / "checkpoint-4", tmp_path / "hub")

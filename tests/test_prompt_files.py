@@ -11,7 +11,7 @@ from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tun
 from hf_prompt_tuning.prompt_files import read_prompt
 
 from .conftest import make_tokenizer, tiny_model
-from .helpers import tiny_prompt_model
+from .helpers import tiny_prompt_model, with_prompts
 
 
 @pytest.fixture
@@ -143,3 +143,15 @@ def test_a_gguf_files_tokenizer_is_read_from_it(folder, monkeypatch):
     monkeypatch.setattr(hub.AutoTokenizer, "from_pretrained", answer("tokenizer", make_tokenizer()))
     load_prompt(folder, backbone="some/where", gguf_file="model.gguf")
     assert asked["backbone"]["gguf_file"] == asked["tokenizer"]["gguf_file"] == "model.gguf"
+
+
+def test_a_prompt_that_is_pushed_alone_is_at_the_root(tmp_path):
+    model = with_prompts(tiny_prompt_model("llama"), other=3)
+    model.set_adapter("other")
+    card = (model.save_for_hub(tmp_path, "alice/other") / "README.md").read_text()
+    assert (
+        "load_prompt('alice/other', backbone=backbone" in card and "from_pretrained(backbone, 'alice/other')" in card
+    )
+    model.save_pretrained(tmp_path, repo_id="alice/both")
+    assert "load_prompt('alice/both', subfolder='other', " in (tmp_path / "other" / "README.md").read_text()
+    assert "load_prompt('alice/both', backbone" in (tmp_path / "README.md").read_text()
