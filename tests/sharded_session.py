@@ -2,7 +2,7 @@
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.sharded_session FOLDER
 
-Both print what happened as JSON, in a line of their own; test_sharded.py compares whole and sharded.
+Each writes what happened as JSON, FOLDER/facts-RANK.json; test_sharded.py compares whole and sharded.
 """
 
 import json
@@ -127,6 +127,6 @@ def session(folder: Path) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    # In one piece, so that the processes' lines do not mix.
-    sys.stdout.write("\n" + json.dumps(session(Path(sys.argv[1]))) + "\n")
+    # Each process into a file of its own: a pipe would mix what is longer than its buffer.
+    (Path(sys.argv[1]) / f"facts-{RANK}.json").write_text(json.dumps(session(Path(sys.argv[1]))))
     dist.destroy_process_group()
