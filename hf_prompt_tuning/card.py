@@ -51,11 +51,7 @@ def write_card(
         eval_results=_eval_results(metrics, info, classifies) or None,
     )
     numbers = config.num_virtual_tokens * config.token_dim
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters["literal"] = repr
-    environment.filters["cell"] = _cell
-    environment.filters["fence"] = _fence
-    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    body = _template().render(
         title=_title(repo_id, subfolder, base),
         base=base,
         where=f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
@@ -77,6 +73,13 @@ def write_card(
         labels=LABELS,
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
+
+
+def _template() -> jinja2.Template:
+    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **options)
+    environment.filters |= {"literal": repr, "cell": _cell, "fence": _fence}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _title(repo_id: str | None, subfolder: str | None, base: str | None) -> str:

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from .calibration import fit_calibration
 from .card import write_card
 from .describing import to_record
 from .ensemble_info import EnsembleInfo
 from .errors import PromptTuningError
 from .evaluation import (
     classification_metrics,
-    confusion_matrix,
     decode,
     generate_within,
     label_nll,
@@ -89,7 +87,6 @@ class EnsembleTrainer(MultiPromptTrainer):
         self._limit = None if None in self._limits.values() else min(self._limits.values())
         self._refuse_twins()
         self._vote_metrics: dict[str, float] = {}
-        self._details: dict[str, tuple[dict[str, Any], dict[str, float]]] = {}
 
     def _refuse_twins(self) -> None:
         for one, other in combinations(self.tasks.values(), 2):
@@ -152,10 +149,9 @@ class EnsembleTrainer(MultiPromptTrainer):
             own = loss_metrics(nll[:, g], tokens)
             if template.is_classification:
                 own |= classification_metrics(outputs[:, g], references)
-                self._details[name] = (
-                    confusion_matrix(outputs[:, g], references, template),
-                    fit_calibration(outputs[:, g], references),
-                )
+                if self._described is not None:
+                    info = self.accelerator.unwrap_model(self.model).prompt_info[name]
+                    self._describe_scores(info, outputs[:, g], references)
             elif outputs is not None:
                 own |= text_metrics([texts[g] for texts in outputs], references)
             metrics |= {f"{name}_{key}": value for key, value in own.items()}
@@ -202,7 +198,6 @@ class EnsembleTrainer(MultiPromptTrainer):
             own = {key: known.pop(key) for key in list(known) if key.startswith(f"{prefix}_{name}_")}
             info = self.accelerator.unwrap_model(self.model).prompt_info[name]
             info.metrics = {key.replace(f"{prefix}_{name}", "eval", 1): value for key, value in own.items()}
-            info.confusion_matrix, info.calibration = self._details.get(name, ({}, {}))
         self._vote_metrics = {key.replace(prefix, "eval", 1): value for key, value in known.items()}
         return metrics
 

@@ -34,7 +34,7 @@ class EvaluatingTrainer(PublishingTrainer):
     _encoder: PromptTokenizer | None  # None for rows of token ids
     _extra_metrics: Any
     _limit: int | None  # of a row's tokens
-    _described: PromptInfo | None  # the prompt that an evaluation describes
+    _described: PromptInfo | None  # while `evaluate` runs on the prompt, not on other data or without it
 
     def _encoded(self, data: Any, name: str, require_target: bool) -> Any:
         return encode_data(data, name, self._encoder, self._limit, require_target)
@@ -94,13 +94,16 @@ class EvaluatingTrainer(PublishingTrainer):
         if self._encoder is not None and self._encoder.template.is_classification:
             metrics |= classification_metrics(outputs, references)
             if self._described is not None:
-                self._described.confusion_matrix = confusion_matrix(outputs, references, self._encoder.template)
-                self._described.calibration = fit_calibration(outputs, references)
+                self._describe_scores(self._described, outputs, references)
         elif self._encoder is not None and detail:
             metrics |= text_metrics(outputs, references)
         if self._extra_metrics is not None:
             metrics |= self._extra_metrics(EvalPrediction(predictions=outputs, label_ids=references))
         return metrics
+
+    def _describe_scores(self, info: PromptInfo, scores: np.ndarray, references: np.ndarray) -> None:
+        info.confusion_matrix = confusion_matrix(scores, references, self._encoder.template)
+        info.calibration = fit_calibration(scores, references)
 
     def _readable(self, detail: list[np.ndarray], labels: np.ndarray) -> tuple[Any, Any]:
         """What a metric compares: scores and indices, texts and texts, or logits and labels."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from hf_prompt_tuning import PromptTuningConfig, PromptTuningTrainer, load_prompt
+from hf_prompt_tuning import load_prompt
 from hf_prompt_tuning.calibration import RANGE, expected_calibration_error, fit_calibration
 from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.prompt_task import PromptTask
@@ -13,6 +13,7 @@ from hf_prompt_tuning.prompt_task import PromptTask
 from .conftest import tiny_model
 from .test_multi_prompt import arguments, random_prompt
 from .test_pipelines import LABELS
+from .test_trainer import make
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
@@ -47,15 +48,7 @@ def test_the_expected_calibration_error():
 
 
 def test_an_evaluation_fits_it_and_a_pipeline_divides_by_it(tmp_path, tokenizer, messages):
-    trainer = PromptTuningTrainer(
-        tiny_model("llama"),
-        arguments(tmp_path, max_steps=3),
-        train_dataset=messages,
-        eval_dataset=messages,
-        processing_class=tokenizer,
-        template=LABELS,
-        prompt_config=PromptTuningConfig(num_virtual_tokens=4, prompt_tuning_init="RANDOM"),
-    )
+    trainer = make(tmp_path, tokenizer, messages, template=LABELS, eval_rows=messages)
     trainer.train()
     output = trainer.predict(messages)
     assert trainer.model.info.calibration == {}

@@ -169,6 +169,7 @@ def test_an_ensemble_is_saved_and_loads_as_one(tmp_path, messages):
     card = (tmp_path / "README.md").read_text()
     assert f"| accuracy | {metrics['eval_accuracy']:.4f} |" in card.split("## Ensemble")[1]
     assert f"| accuracy | {metrics[f'eval_{best}_accuracy']:.4f} |" in card.split("## Ensemble")[0]
+    assert "ensemble = load_ensemble('.', backbone=backbone, tokenizer=tokenizer)" in card
     assert "](losses.png)" in card and "## Ensemble" not in (tmp_path / "two/README.md").read_text()
 
 

@@ -112,3 +112,12 @@ def test_signals_are_for_the_main_thread(tmp_path, tokenizer):
     thread.start()
     thread.join()
     assert len(said) == 1 and "main thread" in said[0]
+
+
+def test_one_process_asks_no_device(monkeypatch):
+    """A question to a GPU in each step would wait for it."""
+    monkeypatch.setattr(interruption, "reduce", None)
+    with pytest.raises(TrainingInterrupted), interruption.SignalWatch() as watch:
+        assert watch.noted(None) is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert watch.noted(None) == signal.SIGTERM
