@@ -3,7 +3,6 @@
 Only what the client (2.4) asks for when a model is pushed and pulled. Nothing of it is imported by the package.
 """
 
-import base64
 import contextlib
 import hashlib
 import itertools
@@ -13,77 +12,21 @@ import re
 import socket
 import threading
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-
-class Refusal(Exception):
-    """What the Hub says instead of an answer; the client chooses its exception by `code`."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
-        super().__init__(message)
-        self.status, self.headers = status, headers | ({"X_Error_Code": code} if code else {})
-
-
-def is_lfs(name: str, size: int) -> bool:
-    return name.endswith((".safetensors", ".bin", ".png")) or size > 10_000_000
-
-
-def identity(name: str, content: bytes) -> str:
-    """As the client computes it of its own file, to skip what has not changed."""
-    if is_lfs(name, len(content)):
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-class Commit(NamedTuple):
-    """A whole snapshot; a branch names one only once it is complete."""
-
-    sha: str
-    title: str
-    files: dict[str, bytes]
-    before: tuple["Commit", ...]
-
-
-@dataclass
-class Repository:
-    owner: str
-    private: bool
-    branches: dict[str, Commit]
-    lfs: dict[str, bytes] = field(default_factory=dict)
-
-    def at(self, revision: str) -> Commit:
-        by_sha = {commit.sha: commit for last in self.branches.values() for commit in (*last.before, last)}
-        if (found := (by_sha | self.branches).get(revision)) is None:
-            raise Refusal(404, "Invalid rev id", "RevisionNotFound")
-        return found
-
-    def commit(self, branch: str, header: dict, *operations: dict) -> str:
-        """All of the operations, or none; returns the new sha."""
-        if (parent := self.branches.get(branch)) is None:
-            raise Refusal(404, "Invalid rev id", "RevisionNotFound")
-        files, title = dict(parent.files), header["value"]["summary"]
-        for kind, value in ((operation["key"], operation["value"]) for operation in operations):
-            if kind == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif kind == "lfsFile":
-                if value["oid"] not in self.lfs:
-                    raise Refusal(400, "LFS pointer pointed to a file that does not exist")
-                files[value["path"]] = self.lfs[value["oid"]]
-            else:  # deletedFile or deletedFolder
-                gone = value["path"].rstrip("/") + "/"
-                files = {name: content for name, content in files.items() if not f"{name}/".startswith(gone)}
-        tree = sorted((name, identity(name, content)) for name, content in files.items())
-        sha = hashlib.sha1(repr((parent.sha, title, tree)).encode()).hexdigest()
-        self.branches[branch] = Commit(sha, title, files, (*parent.before, parent))
-        return sha
+from .hub_faults import Fault
+from .hub_repository import Refusal, Repository, identity, is_lfs
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves on 127.0.0.1 within a `with`; `down` makes every request fail, `cut_uploads` what is pushed."""
+    """Serves on 127.0.0.1 within a `with`; `down` makes every request fail, `cut_uploads` what is pushed.
+
+    Any other fault, of any file or request: `fail` (`hub_faults.py` says which).
+    """
 
     request_queue_size = 64  # a snapshot is fetched by several threads at once
 
@@ -95,6 +38,8 @@ class HubServer(ThreadingHTTPServer):
         self.links: dict[str, tuple[Repository, str, int]] = {}  # where LFS files are put: repository, sha256, size
         self.requests: list[tuple[str, str]] = []
         self.down = False
+        self.faults: list[Fault] = []
+        self.ended = threading.Event()
         self.lock = threading.Lock()
         self.lost_uploads = itertools.repeat(False)
         self.connections: list[socket.socket] = []
@@ -104,6 +49,7 @@ class HubServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self.shutdown()
         # The client keeps its connections open, and their threads would wait on them for ever.
         for connection in self.connections:
@@ -137,9 +83,30 @@ class HubServer(ThreadingHTTPServer):
         """Every LFS file and commit is lost with its connection, after so many more that are not."""
         self.lost_uploads = itertools.chain(itertools.repeat(False, after), itertools.repeat(True))
 
+    def fail(self, what: str, **how: Any) -> Fault:
+        """From now on something goes wrong with a file or a request; how, `Fault` says."""
+        self.faults.append(fault := Fault(what, **how))
+        return fault
+
+    def before(self, what: str, action: Callable[[], object], times: int | None = 1, **which: Any) -> Fault:
+        """Something else happens before the next request for this is answered, a push in the middle of a load say."""
+        return self.fail(what, action=action, times=times, **which)
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        """What is wrong with this request."""
+        with self.lock:
+            return next((fault for fault in self.faults if fault.fits(method, path)), None)
+
+    def put(self, repo_id: str, files: dict[str, bytes | None], branch: str = "main", title: str = "put") -> str:
+        """A commit by somebody else, without the client; a file that is None is deleted. Returns its sha."""
+        found = self.repositories.setdefault(repo_id, Repository.new(repo_id, private=False))
+        with self.lock:
+            return found.put(branch, title, files)
+
     def heal(self) -> None:
-        """Uploads go through again."""
+        """Everything is right again."""
         self.lost_uploads = itertools.repeat(False)
+        self.faults.clear()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -157,7 +124,10 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.user = self.server.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
         self.server.requests.append((self.command, path))
+        self.fault = self.server.fault(self.command, path)
         try:
+            if self.fault is not None and self.goes_wrong(self.fault):
+                return
             if self.server.down:
                 # The client tries some requests six times: every second if told so, for 23 s if not.
                 raise Refusal(503, "The Hub is down", Retry_After="0")
@@ -169,7 +139,21 @@ class Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             self.answer(refusal.status, {"error": str(refusal)}, **refusal.headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+
+    def goes_wrong(self, fault: Fault) -> bool:
+        """Whether nothing more is to be said to this request."""
+        if fault.action is not None:
+            fault.action()
+        self.server.ended.wait(fault.delay)
+        if fault.status is not None:
+            raise Refusal(fault.status, fault.words, None, **fault.said)
+        if fault.redirect is not None:
+            self.answer(302, b"", Location=fault.redirect)
+        if fault.drop == "before":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        return fault.drop == "before" or fault.redirect is not None
 
     def cut_off(self) -> bool:
         """Whether this upload is lost: nothing of it is kept, and nobody is told."""
@@ -179,12 +163,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: object, **headers: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        fault = self.fault if status < 300 else None
+        if fault is not None:
+            content = (content if fault.body is None else fault.body)[: fault.cut]
         self.send_response(status)
         for name, value in ({"Content_Length": str(len(content))} | headers).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            half = len(content) // 2
+            self.wfile.write(content[:half])
+            if fault is not None and fault.drop == "within":
+                self.close_connection = True
+                return
+            self.server.ended.wait(fault.stall if fault is not None else 0)
+            self.wfile.write(content[half:])
 
     def repository(self, repo_id: str, write: bool = False) -> Repository:
         """The repository, if this user may; a private one does not exist for others."""
@@ -207,8 +200,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.user is None or asked.get("organization") not in (None, self.user):
             raise Refusal(403 if self.user else 401, "You may not create a repository here")
         repo_id = f"{self.user}/{asked['name']}"
-        first = Commit(hashlib.sha1(repo_id.encode()).hexdigest(), "initial commit", {".gitattributes": b""}, ())
-        made = Repository(self.user, asked.get("visibility") == "private", {"main": first})
+        made = Repository.new(repo_id, asked.get("visibility") == "private")
         exists = self.server.repositories.setdefault(repo_id, made) is not made
         self.answer(409 if exists else 200, {"url": f"{self.server.endpoint}/{repo_id}", "name": repo_id})
 
