@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from .errors import PromptTuningError
-from .foreign_trainers import agreed_labels, check_unpacked, from_shifted
+from .foreign_trainers import agreed_labels, check_fused, check_unpacked, from_shifted, fused_as_it_came
 from .generation import generate
 from .inference import ComputedPrompts, can_be_continued
 from .layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, choose
@@ -94,6 +94,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
         shift_labels: Tensor | None = None,
+        fused_lm_head: bool = False,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """The backbone's output behind the prompt.
@@ -112,8 +113,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
             shift_labels: in place of `labels`, each where it is predicted: [B, T], or [B, T+1] with the first token's.
-            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them. (TRL teaches the
-                backbone to score labels itself, and asks for that by `fused_lm_head`.)
+            fused_lm_head: return the scores of the labels that TRL has taught the backbone to give in place of logits,
+                [B, T-1] in the columns of `labels[:, 1:]`, or as wide as `shift_labels`.
+            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them.
 
         Raises:
             PromptTuningError: neither or both of ids and embeddings, a mask that is not [B, T], positions that are not
@@ -121,11 +123,13 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 `only_labelled`) labels that `num_items_in_batch` was counted without.
         """
         check_unpacked(kwargs)
+        if fused_lm_head:
+            check_fused(shift_labels if labels is None else labels, label_smoothing, only_labelled, candidates)
         if shift_labels is not None:
             labels = from_shifted(shift_labels, (input_ids if inputs_embeds is None else inputs_embeds).shape[1])
         elif labels is not None and len(self.prompt) and not only_labelled:
             counted = num_items_in_batch is not None
-            labels = agreed_labels(labels, attention_mask, self.base_model, counted, kwargs.get("fused_lm_head"))
+            labels = agreed_labels(labels, attention_mask, self.base_model, counted, fused_lm_head)
         prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, labels, adapter_names)
         self._check_positions(kwargs.pop("position_ids", None), attention_mask)
         if only_labelled or candidates is not None:
@@ -148,7 +152,22 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 "output_attentions is given for rows padded at the left, or for prompts of several lengths; "
                 "pad rows at the right, and give prompts of one length."
             )
+        if fused_lm_head:
+            kwargs["num_items_in_batch"] = num_items_in_batch
+            shifted = None if shift_labels is None else shift_labels.shape[1]
+            return self._fused_outputs(prompts, examples, shifted, **kwargs)
         return self._outputs(prompts, examples, num_items_in_batch, label_smoothing, **kwargs)
+
+    def _fused_outputs(
+        self, prompts: Prompts, examples: Examples, shifted: int | None, return_dict: bool | None = None, **kwargs: Any
+    ) -> ModelOutput | tuple:
+        """What TRL has taught the backbone to give in place of logits."""
+        embeds, mask = padded_rows(prompts, examples)
+        inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask} | kwargs
+        labels = labels_where_predicted(prompts, examples)
+        outputs = self.base_model(**inputs, shift_labels=labels, fused_lm_head=True)
+        result = fused_as_it_came(outputs, prompts, examples, shifted)
+        return result.to_tuple() if return_dict is False else result
 
     def _outputs(
         self,
@@ -157,15 +176,11 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         num_items_in_batch: Tensor | int | None,
         label_smoothing: float,
         return_dict: bool | None = None,
-        fused_lm_head: bool = False,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
-        """The backbone's outputs in PEFT's shapes, with our loss; TRL's own where it asks for them."""
+        """The backbone's outputs in PEFT's shapes, with our loss."""
         embeds, mask = padded_rows(prompts, examples)
         inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
-        if fused_lm_head:
-            labels = labels_where_predicted(prompts, examples)
-            return self.base_model(**inputs, shift_labels=labels, fused_lm_head=True)
         outputs = self.base_model(**inputs)
         values: dict[str, Any] = {}
         if examples.labels is not None:

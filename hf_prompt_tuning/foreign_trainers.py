@@ -6,9 +6,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.modeling_outputs import ModelOutput
 
 from .errors import PromptTuningError
+from .layouts import Examples, Prompts
 from .layouts.base import IGNORED
+from .layouts.padded import predicting_columns
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Where a packed row's examples begin, as collators without padding give it."""
@@ -114,6 +117,59 @@ def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
         raise PromptTuningError("shift_labels has a label in its last column, behind which no token stands.")
     labels = shift_labels[:, :-1]
     return labels if columns > length else pad(labels, (1, 0), value=IGNORED)
+
+
+def fused_as_it_came(outputs: ModelOutput, prompts: Prompts, examples: Examples, shifted: int | None) -> ModelOutput:
+    """TRL's outputs of padded rows in the columns of the batch as it came.
+
+    A TRL trainer takes the last N-1 columns for those that predict the columns 1 … N-1 of the labels that it gave.
+
+    Args:
+        outputs: of a backbone with TRL's fused head; what belongs to a token is [B, P+T], and 0 where no label is.
+        prompts: those in front of the rows.
+        examples: [B, T], with labels.
+        shifted: how many columns `shift_labels` had, where those were given.
+
+    Raises:
+        PromptTuningError: the backbone has no such head.
+
+    Returns:
+        As `outputs`: [B, T-1]; [B, T] where a label in the first column counts; as wide as `shift_labels`.
+    """
+    if "log_probs" not in outputs:
+        raise PromptTuningError(
+            "fused_lm_head is given, and the backbone has none; let the trainer add it (trl.trainer.utils."
+            "add_fused_lm_head), or leave the argument out."
+        )
+    rows, columns = predicting_columns(prompts, examples.labels)
+    places = (examples.labels != IGNORED).nonzero(as_tuple=True)[1]
+    if examples.order is not None:
+        places = examples.order[rows, places]
+    length = examples.labels.shape[1]
+    from_first = shifted == length + 1 if shifted is not None else bool((places == 0).any())
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() != 2:
+            return value
+        found = value.new_zeros(examples.labels.shape)
+        found[rows, places] = value[rows, columns]
+        found = found if shifted is None else pad(found, (0, 1))
+        return found if from_first else found[:, 1:]
+
+    return type(outputs)(**{name: moved(value) for name, value in outputs.items()})
+
+
+def check_fused(labels: Tensor | None, smoothing: float, only_labelled: bool, candidates: Any) -> None:
+    """Refuses what TRL's fused head would drop.
+
+    Raises:
+        PromptTuningError: no labels to score, or another argument that says how to score them.
+    """
+    others = {"label_smoothing": smoothing, "only_labelled": only_labelled, "candidates": candidates}
+    if given := [name for name, value in others.items() if value]:
+        raise PromptTuningError(f"{given[0]} is given with fused_lm_head, which knows none; leave one of them out.")
+    if labels is None:
+        raise PromptTuningError("fused_lm_head is given without labels, which it scores; give labels.")
 
 
 def check_unpacked(kwargs: dict[str, Any]) -> None:
