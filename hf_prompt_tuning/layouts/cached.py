@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..sharding import is_sharded
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
 from .computed import cache_of
+from .traits import text_positions
 
 
 class CachedLayout:
@@ -81,7 +82,9 @@ class CachedLayout:
             return prompts.computed[g].logits.expand(copies, -1), cache_of(prompts.computed[g].layers)
         zeros = torch.zeros(copies, dtype=torch.long, device=vectors.device)
         with projected_at(backbone, zeros, zeros + len(vectors) - 1):
-            outputs = backbone(**token_inputs(backbone, vectors[None]), use_cache=True)
+            seen = zeros.new_ones(1, len(vectors))
+            inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, seen)
+            outputs = backbone(**inputs, use_cache=True)
         return outputs.logits[0], outputs.past_key_values
 
     @staticmethod
@@ -124,11 +127,12 @@ def _text_pass(
     backbone: nn.Module, before: int, group: Examples, cache: object, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, object]:
     """Predictions ([K, V]) at rows and columns of a group that follows `before` cached tokens, and the cache."""
-    seen = group.mask.new_ones(len(group.mask), before)
+    mask = torch.cat([group.mask.new_ones(len(group.mask), before), group.mask], dim=1).long()
     with projected_at(backbone, rows, columns):
         outputs = backbone(
             **token_inputs(backbone, group.embeds),
-            attention_mask=torch.cat([seen, group.mask], dim=1).long(),
+            **text_positions(backbone, mask, group.mask.shape[1]),
+            attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
         )

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from .base import projected_at, token_inputs
+from .traits import text_positions
 
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, columns, d] each."""
@@ -45,7 +46,8 @@ def compute(backbone: PreTrainedModel, vectors: Tensor) -> ComputedPrompt:
     """
     cache, row = DynamicCache(), torch.zeros(1, dtype=torch.long, device=vectors.device)
     with projected_at(backbone, row, row + len(vectors) - 1):
-        outputs = backbone(**token_inputs(backbone, vectors[None]), past_key_values=cache, use_cache=True)
+        inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, row.new_ones(1, len(vectors)))
+        outputs = backbone(**inputs, past_key_values=cache, use_cache=True)
     return ComputedPrompt(layers_of(cache), outputs.logits[0])
 
 

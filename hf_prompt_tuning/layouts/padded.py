@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, take_columns, token_inputs
+from .traits import text_positions
 
 
 def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tuple[Tensor, Tensor]:
@@ -91,7 +92,8 @@ class PaddedLayout:
         embeds, mask = padded_rows(prompts, examples)
         rows, columns = predicting_columns(prompts, examples.labels)
         with projected_at(backbone, rows, columns):
-            logits = backbone(**token_inputs(backbone, embeds), attention_mask=mask, use_cache=False).logits[0]
+            inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask)
+            logits = backbone(**inputs, attention_mask=mask, use_cache=False).logits[0]
         return LabelledLogits(logits, examples.labels[examples.labels != IGNORED], rows)
 
     def candidate_scores(

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .masks import Reach
@@ -58,6 +59,26 @@ def ignores_masked_columns(backbone: PreTrainedModel, columns: int) -> bool:
     if has_local_layers(backbone):
         limits.append(config.window_size)
     return all(limit is None or columns <= limit for limit in limits)
+
+
+def with_own_positions(backbone: PreTrainedModel) -> nn.Module | None:
+    """The module that counts positions by pictures, and keeps what it counted for the next call; None without one."""
+    found = (backbone, getattr(backbone, "base_model", None), getattr(backbone, "model", None))
+    return next((module for module in found if hasattr(module, "rope_deltas")), None)
+
+
+def text_positions(backbone: PreTrainedModel, mask: Tensor, columns: int | None = None) -> dict[str, Tensor]:
+    """`position_ids` of rows of text, for a backbone that would otherwise count on from its last call's pictures.
+
+    Args:
+        backbone: any; for most there is nothing to say.
+        mask: [B, N] of all columns up to now.
+        columns: so many of them are new; default all.
+    """
+    if with_own_positions(backbone) is None:
+        return {}
+    counted = (mask.long().cumsum(1) - 1).clamp(min=0)
+    return {"position_ids": counted if columns is None else counted[:, mask.shape[1] - columns :]}
 
 
 def _layer_types(backbone: PreTrainedModel) -> list[str]:
