@@ -77,9 +77,10 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
 
 
 def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, data: Dataset) -> Path | None:
-    """`predictions.jsonl`: each row's input, prediction, score of every label, and reference.
+    """`predictions.jsonl`: each row's number, input, prediction, score of every label, and reference.
 
-    Scores are log-likelihoods of a label's words and EOS; the reference is null for a row without a label.
+    Rows are numbered from 0, as `data[0]` is the first. Scores are log-likelihoods of a label's words and EOS; the
+    reference is null for a row without one.
 
     Args:
         trainer: the one that predicted.
@@ -100,8 +101,9 @@ def write_predictions(
     """As `save_predictions`, into any file; of an ensemble's `members`, with each one's vote."""
     words = [template.label_words[label] for label in template.labels]
     with file.open("w", encoding="utf-8") as lines:
-        for row, predicted, reference in zip(data, output.predictions, output.label_ids, strict=True):
-            record: dict[str, Any] = {"input": template.source_text(row)}
+        rows = enumerate(zip(data, output.predictions, output.label_ids, strict=True))
+        for number, (row, predicted, reference) in rows:
+            record: dict[str, Any] = {"row": number, "input": template.source_text(row)}
             if members and words:
                 record |= label_record(template, members, predicted)
             elif members:

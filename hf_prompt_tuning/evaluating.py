@@ -22,13 +22,13 @@ from .evaluation import (
     text_metrics,
 )
 from .prompt_info import PromptInfo
-from .publishing import PublishingTrainer
+from .row_order import RowOrderTrainer
 from .sharding import whole
 from .tokenization import PromptTokenizer
 from .training_data import encode_data
 
 
-class EvaluatingTrainer(PublishingTrainer):
+class EvaluatingTrainer(RowOrderTrainer):
     """The part of `PromptTuningTrainer` that evaluates and predicts."""
 
     _encoder: PromptTokenizer | None  # None for rows of token ids
