@@ -16,8 +16,8 @@ from .inference import ComputedPrompts, can_be_continued
 from .layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, choose
 from .layouts.base import IGNORED, token_inputs
 from .layouts.choose import judge
-from .layouts.padded import as_it_came, continued, labels_where_predicted, padded_rows, predicting_columns
-from .outputs import LabelledOutput, RankingOutput
+from .layouts.padded import continued, is_moved, labels_where_predicted, padded_rows, predicting_columns
+from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, routing_loss
 from .sharding import in_step, is_sharded
 from .soft_prompts import SoftPrompts
 
@@ -146,12 +146,6 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 found = layout.labelled_logits(self.base_model, prompts, examples)
             loss = self._loss(found, num_items_in_batch, label_smoothing) + sum(zeros)
             return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
-        ragged = len(set(prompts.lengths().tolist())) > 1
-        if (examples.order is not None or ragged) and kwargs.get("output_attentions"):
-            raise PromptTuningError(
-                "output_attentions is given for rows padded at the left, or for prompts of several lengths; "
-                "pad rows at the right, and give prompts of one length."
-            )
         if fused_lm_head:
             kwargs["num_items_in_batch"] = num_items_in_batch
             shifted = None if shift_labels is None else shift_labels.shape[1]
@@ -181,16 +175,20 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         """The backbone's outputs in PEFT's shapes, with our loss."""
         embeds, mask = padded_rows(prompts, examples)
         inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
+        if moved := is_moved(prompts, examples):
+            check_has_place(inputs, self.base_model.config)
+            inputs["use_cache"] = False
         outputs = self.base_model(**inputs)
         values: dict[str, Any] = {}
         if examples.labels is not None:
             rows, columns = predicting_columns(prompts, examples.labels)
             targets = examples.labels[examples.labels != IGNORED]
             found = LabelledLogits(outputs.logits[rows, columns], targets, rows)
-            values["loss"] = self._loss(found, num_items_in_batch, label_smoothing)
-        values |= {
-            name: self._as_it_came(value, prompts, examples) for name, value in outputs.items() if name != "loss"
-        }
+            values["loss"] = self._loss(found, num_items_in_batch, label_smoothing) + routing_loss(
+                outputs, self.config
+            )
+        for name, value in outputs.items():
+            values.setdefault(name, came_back(value, prompts, examples) if moved else value)
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
 
@@ -199,15 +197,6 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         if layout.name != "padded":
             prompts = self._with_computed(prompts, sources)
         return layout.candidate_scores(self.base_model, prompts, sources, candidates)
-
-    @staticmethod
-    def _as_it_came(value: Any, prompts: Prompts, examples: Examples) -> Any:
-        """Logits and hidden states ([B, P+T, ...], or a tuple of them) in the order of the caller's columns."""
-        if isinstance(value, Tensor) and value.dim() == 3:
-            return as_it_came(value, prompts, examples)
-        if isinstance(value, tuple) and value and isinstance(value[0], Tensor) and value[0].dim() == 3:
-            return tuple(as_it_came(v, prompts, examples) for v in value)
-        return value
 
     @staticmethod
     def _check_positions(position_ids: Tensor | None, mask: Tensor | None) -> None:

@@ -1,9 +1,16 @@
-"""What a prompt-tuning model gives when it is asked for labelled tokens or candidates only."""
+"""What a prompt-tuning model gives: of labelled tokens or candidates only, or all that its backbone gives."""
 
 import dataclasses
+from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 from transformers.modeling_outputs import ModelOutput
+
+from .errors import PromptTuningError
+from .layouts import Examples, Prompts
+from .layouts.padded import as_it_came
 
 
 @dataclasses.dataclass
@@ -32,3 +39,56 @@ class LabelledOutput(ModelOutput):
     logits: Tensor | None = None
     targets: Tensor | None = None
     rows: Tensor | None = None
+
+
+def check_has_place(asked: dict[str, Any], config: PretrainedConfig) -> None:
+    """Refuses outputs that cannot be brought back into the caller's columns.
+
+    Args:
+        asked: what the backbone is called with.
+        config: the backbone's.
+
+    Raises:
+        PromptTuningError: attentions, by argument or by config, or a cache are asked for.
+    """
+    attentions = asked.get("output_attentions")
+    wanted = {
+        "output_attentions": config.output_attentions if attentions is None else attentions,
+        "use_cache": asked.get("use_cache"),
+    }
+    if given := [name for name, value in wanted.items() if value]:
+        raise PromptTuningError(
+            f"{given[0]} is given for rows padded at the left, or for prompts of several lengths; "
+            "pad rows at the right, and give prompts of one length."
+        )
+
+
+def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
+    """What the backbone gives for each token of padded rows, in the columns of the batch as it came.
+
+    Args:
+        value: logits [B, P+T, V], hidden states [B, P+T, H] (or a tuple of them, with streams [S, B, P+T, H] in a
+            backbone that has several), or a router's scores, a tuple of [B*(P+T), E]; anything else stays as it is.
+        prompts: those in front of the rows.
+        examples: [B, T].
+    """
+    if isinstance(value, tuple):
+        return tuple(came_back(v, prompts, examples) for v in value)
+    batch, length = examples.mask.shape
+    shape = (batch, length + max(map(len, prompts.vectors)))
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() == 3 and value.shape[:2] == shape:
+        return as_it_came(value, prompts, examples)
+    if value.dim() == 2 and value.shape[0] == shape[0] * shape[1]:
+        return as_it_came(value.unflatten(0, shape), prompts, examples).flatten(0, 1)
+    if value.dim() == 4 and value.shape[1:3] == shape:
+        return torch.stack([as_it_came(stream, prompts, examples) for stream in value])
+    return value
+
+
+def routing_loss(outputs: ModelOutput, config: PretrainedConfig) -> Tensor | float:
+    """What a backbone of experts adds to its loss, where its routers' scores are asked for."""
+    if (balance := outputs.get("aux_loss")) is None:
+        return 0.0
+    return getattr(config.get_text_config(), "router_aux_loss_coef", 0.0) * balance

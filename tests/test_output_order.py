@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_prompt_tuning import PromptTuningError
 
-from .conftest import tiny_model
+from .conftest import scale_weights, tiny_model
 from .helpers import loss_and_gradient, tiny_prompt_model, with_prompts
+from .test_architectures import ARCHITECTURES
 
 LENGTHS = [6, 3, 1, 4]
 SIDES = ["right", "left", "both", "scattered"]
@@ -159,3 +161,142 @@ def test_a_first_token_that_trl_counts_has_a_column():
     for field in FIELDS:
         torch.testing.assert_close(output[field].float(), right[field], rtol=1e-3, atol=1e-4)
     assert int(output.label_mask.sum()) == sum(LENGTHS)
+
+
+def other_model(name, names):
+    torch.manual_seed(0)
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **ARCHITECTURES[name]))
+    scale_weights(backbone, 3.0)
+    model = tiny_prompt_model(name, backbone=backbone.eval(), random_range=1.0)
+    return model if names is None else with_prompts(model, short=2, long=9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("prompts", NAMES)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mamba", "gemma2", "gemma3n_text", "mixtral", "jamba"])
+def test_every_output_of_a_token_is_in_its_column(name, prompts, side):
+    """Logits, hidden states (of Gemma 3n's several streams) and routers' scores; in the order of a tuple, too."""
+    names = NAMES[prompts]
+    model = other_model(name, names) if name in ARCHITECTURES else model_of(name, names)
+    asked = {"output_hidden_states": True}
+    if hasattr(model.config, "output_router_logits"):
+        asked["output_router_logits"] = True
+    batch = batch_of(side)
+    del batch["labels"]
+    output = model(**batch, adapter_names=names, **asked)
+    as_tuple = model(**batch, adapter_names=names, **asked, return_dict=False)
+    assert torch.equal(as_tuple[[*output.keys()].index("logits")], output.logits)
+    longest = output.logits.shape[1] - 8
+    for row in range(len(LENGTHS)):
+        right, length = alone(model, batch, row, names, **asked)
+        places = torch.cat(
+            [torch.arange(longest - length, longest), longest + batch["attention_mask"][row].nonzero()[:, 0]]
+        )
+        torch.testing.assert_close(output.logits[row, places], right.logits[0], rtol=1e-3, atol=1e-3)
+        for found, expected in zip(output.hidden_states, right.hidden_states, strict=True):
+            assert found.dim() == expected.dim()
+            torch.testing.assert_close(found[..., row, places, :], expected[..., 0, :, :], rtol=1e-3, atol=1e-3)
+        for found, expected in zip(output.get("router_logits") or (), right.get("router_logits") or (), strict=True):
+            found = found.unflatten(0, output.logits.shape[:2])[row, places]
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mixtral", "jamba"])
+def test_the_loss_holds_what_the_routers_add(name):
+    """As the backbone's own, where its routers' scores are asked for; without them it is that of the labels alone."""
+    model = other_model(name, None)
+    batch = batch_of("right", labelled=2, lengths=[8, 8])
+    output = model(**batch, output_router_logits=True)
+    text = model.get_base_model().get_input_embeddings()(batch["input_ids"])
+    embeds = torch.cat([model.prompt.expand(2, -1, -1), text], dim=1)
+    labels = torch.cat([torch.full((2, 5), -100), batch["labels"]], dim=1)
+    right = model.get_base_model()(inputs_embeds=embeds, labels=labels, output_router_logits=True)
+    assert right.aux_loss > 0.5
+    assert output.aux_loss.item() == pytest.approx(right.aux_loss.item(), rel=1e-4)
+    assert output.loss.item() == pytest.approx(right.loss.item(), rel=1e-5)
+    alone = model.get_base_model()(inputs_embeds=embeds, labels=labels).loss.item()
+    assert model(**batch).loss.item() == pytest.approx(alone, rel=1e-5) != output.loss.item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
+def test_a_cache_is_given_where_its_columns_are_the_callers(name):
+    """It goes on as the backbone's own would; where rows had to move none is given, and asking for one is refused."""
+    model = model_of(name, None)
+    key = "cache_params" if name == "mamba" else "past_key_values"
+    batch = batch_of("right", lengths=[8, 8])
+    del batch["labels"]
+    found, nxt = model(**batch), torch.tensor([[7], [9]])
+    step = {"input_ids": nxt, key: found[key], "use_cache": True}
+    if name != "mamba":
+        step["position_ids"] = torch.full((2, 1), 13)
+    scores = model.get_base_model()(**step).logits[:, -1]
+    longer = model(input_ids=torch.cat([batch["input_ids"], nxt], dim=1)).logits[:, -1]
+    torch.testing.assert_close(scores, longer, rtol=1e-3, atol=1e-3)
+    for side in ("left", "both", "scattered"):
+        batch = batch_of(side)
+        del batch["labels"]
+        assert model(**batch).get(key) is None
+        with pytest.raises(PromptTuningError, match="use_cache is given for rows padded at the left, or for prompts"):
+            model(**batch, use_cache=True)
+    several = with_prompts(model, long=9)
+    with pytest.raises(PromptTuningError, match="use_cache is given for rows padded at the left, or for prompts"):
+        several(**batch_of("right"), adapter_names=["long", "default", "long", "long"], use_cache=True)
+
+
+@torch.no_grad()
+def test_attentions_that_a_config_asks_for_are_refused_too():
+    model = model_of("llama", None, attn_implementation="eager")
+    model.config.output_attentions = True
+    batch = batch_of("right")
+    found = model(**batch).attentions
+    assert len(found) == 2 and found[0].shape == (4, 4, 13, 13)
+    right, _ = alone(model, batch, 1, None)
+    torch.testing.assert_close(found[0][1, :, :8, :8], right.attentions[0][0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(PromptTuningError, match="output_attentions is given for rows padded at the left, or for"):
+        model(**batch_of("left"))
+    assert model(**batch_of("left"), output_attentions=False).attentions is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("prompts", NAMES)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("llama", "padded"), ("llama", "packed"), ("llama", "cached"), ("gpt2", "packed"), ("mamba", "padded")],
+)
+def test_labelled_tokens_and_scores_belong_to_their_rows(name, layout, prompts, side):
+    """Those of a row are in the order of its columns, whatever the layout computed first; scores are one a row."""
+    names = NAMES[prompts]
+    model = model_of(name, names)
+    model.use_layout(layout)
+    batch = batch_of(side, labelled=3)
+    output = model(**batch, adapter_names=names, only_labelled=True)
+    total = 0.0
+    for row in range(len(LENGTHS)):
+        right, length = alone(model, batch, row, names)
+        labels = batch["labels"][row][batch["attention_mask"][row].bool()]
+        places = (labels != -100).nonzero()[:, 0] + length - 1
+        labels, places = labels[labels != -100][places >= 0], places[places >= 0]
+        mine = output.rows == row
+        assert output.targets[mine].tolist() == labels.tolist()
+        torch.testing.assert_close(output.logits[mine], right.logits[0, places], rtol=1e-3, atol=1e-3)
+        total += torch.nn.functional.cross_entropy(right.logits[0, places], labels, reduction="sum").item()
+    assert output.loss.item() == pytest.approx(total / len(output.targets), rel=1e-4)
+    if names is None:
+        whole = model(**batch, num_items_in_batch=7 if side != "right" else None)
+        assert whole.loss.item() == pytest.approx(total / (7 if side != "right" else len(output.targets)), rel=1e-4)
+    del batch["labels"]
+    words = [[5, 6], [7], [9, 8, 4]]
+    scores = model(**batch, adapter_names=names, candidates=words).scores
+    for row in range(len(LENGTHS)):
+        for number, ids in enumerate(words):
+            longer = {
+                name: torch.cat([value, torch.tensor([ids if name == "input_ids" else [1] * len(ids)] * 4)], dim=1)
+                for name, value in batch.items()
+            }
+            right, length = alone(model, longer, row, names)
+            expected = right.logits[0, -len(ids) - 1 : -1].log_softmax(-1)[range(len(ids)), ids].sum()
+            assert scores[row, number].item() == pytest.approx(expected.item(), rel=1e-3)

@@ -48,6 +48,11 @@ def row_mask(prompts: Prompts, examples: Examples) -> Tensor:
     return torch.cat([columns >= len(columns) - lengths[:, None], examples.mask], dim=1)
 
 
+def is_moved(prompts: Prompts, examples: Examples) -> bool:
+    """Whether a row's tokens stand in other columns of `padded_rows` than behind a prompt in the batch as it came."""
+    return examples.order is not None or len(set(map(len, prompts.vectors))) > 1
+
+
 def as_it_came(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
     """What the backbone computed of padded rows ([B, P+T, ...]) in the columns of the batch as it came.
 
