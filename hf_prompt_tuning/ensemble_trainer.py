@@ -135,8 +135,8 @@ class EnsembleTrainer(MultiPromptTrainer):
         limit, room = self._generation_limit(), room_behind(model, rows["adapter_names"])
         ids = generate_within(model, rows, self.processing_class, limit, room)
         # Of one width in every batch, which are put together later.
-        ids = nn.functional.pad(ids, (0, limit + 1 - ids.shape[1]), value=IGNORED)
-        return ids.view(len(self.members), -1, limit + 1).transpose(0, 1)
+        ids = nn.functional.pad(ids, (0, limit - ids.shape[1]), value=IGNORED)
+        return ids.view(len(self.members), -1, limit).transpose(0, 1)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         nll, tokens, *detail = prediction.predictions

@@ -143,7 +143,8 @@ def generate_targets(
         eos_token_id=eos,
         pad_token_id=eos if pad is None else pad,
     )
-    ids = ids[:, 0 if model.config.is_encoder_decoder else batch["input_ids"].shape[1] :]
+    # A decoder's first token is where it starts, which for many (BART, NLLB) is the very token that ends a text.
+    ids = ids[:, 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1] :]
     # After the first EOS come pads, which may be any token.
     ended = (ids == eos).cumsum(1) - (ids == eos).long() > 0
     return ids.masked_fill(ended, IGNORED)

@@ -16,6 +16,21 @@ from .sharding import is_sharded
 from .soft_prompts import SoftPrompts
 
 
+def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
+    """What a decoder reads where it is to predict `labels`, [B, T'] each: one token to the right, behind its start."""
+    bare = (labels == IGNORED).all(1)
+    if bare.any():
+        # A row without a label predicts nothing, and some backbones (mBART) look for its last token.
+        labels = labels.clone()
+        labels[bare, 0] = backbone.config.eos_token_id or 0
+    if hasattr(backbone, "prepare_decoder_input_ids_from_labels"):
+        return backbone.prepare_decoder_input_ids_from_labels(labels=labels)
+    # M2M100, NLLB-MoE and Blenderbot shift labels in `forward` alone.
+    start = labels.new_full((len(labels), 1), backbone.config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORED, backbone.config.pad_token_id or 0)
+
+
 class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
     """An encoder-decoder language model with a soft prompt in front of the encoder's input (as in the paper's T5)."""
 
@@ -59,7 +74,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
     def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
         """The decoder's predictions of `labels` [B, T'], [K, V]."""
         rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        decoder_input_ids = self.base_model.prepare_decoder_input_ids_from_labels(labels=labels)
+        decoder_input_ids = decoder_inputs(self.base_model, labels)
         with projected_at(self.base_model, rows, columns):
             logits = self.base_model(decoder_input_ids=decoder_input_ids, **inputs).logits[0]
         return LabelledLogits(logits, labels[rows, columns], rows)
