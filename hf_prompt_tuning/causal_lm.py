@@ -176,8 +176,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         embeds, mask = padded_rows(prompts, examples)
         inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
         if moved := is_moved(prompts, examples):
-            check_has_place(inputs, self.base_model.config)
-            inputs["use_cache"] = False
+            check_has_place(inputs.get("output_attentions"), self.base_model.config)
         outputs = self.base_model(**inputs)
         values: dict[str, Any] = {}
         if examples.labels is not None:

@@ -41,24 +41,15 @@ class LabelledOutput(ModelOutput):
     rows: Tensor | None = None
 
 
-def check_has_place(asked: dict[str, Any], config: PretrainedConfig) -> None:
-    """Refuses outputs that cannot be brought back into the caller's columns.
-
-    Args:
-        asked: what the backbone is called with.
-        config: the backbone's.
+def check_has_place(output_attentions: bool | None, config: PretrainedConfig) -> None:
+    """Refuses attentions, which cannot be brought back into the caller's columns.
 
     Raises:
-        PromptTuningError: attentions, by argument or by config, or a cache are asked for.
+        PromptTuningError: they are asked for, by argument or by config.
     """
-    attentions = asked.get("output_attentions")
-    wanted = {
-        "output_attentions": config.output_attentions if attentions is None else attentions,
-        "use_cache": asked.get("use_cache"),
-    }
-    if given := [name for name, value in wanted.items() if value]:
+    if config.output_attentions if output_attentions is None else output_attentions:
         raise PromptTuningError(
-            f"{given[0]} is given for rows padded at the left, or for prompts of several lengths; "
+            "output_attentions is given for rows padded at the left, or for prompts of several lengths; "
             "pad rows at the right, and give prompts of one length."
         )
 
