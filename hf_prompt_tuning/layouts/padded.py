@@ -69,6 +69,14 @@ def as_it_came(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
     return torch.cat([x[:, :start], text], dim=1)
 
 
+def as_padded(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
+    """What `as_it_came` gave ([B, P+T, ...]), again in the columns of padded rows."""
+    if examples.order is not None:
+        start = x.shape[1] - examples.mask.shape[1]
+        x = torch.cat([x[:, :start], take_columns(x[:, start:], examples.order)], dim=1)
+    return Examples.align(x, row_mask(prompts, examples)).embeds
+
+
 def predicting_columns(prompts: Prompts, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns ([K] long each) of the positions that predict the labels [B, T], in padded rows.
 
