@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
 from .errors import PromptTuningError
 from .layouts import Examples, LabelledLogits, Prompts
-from .layouts.base import IGNORED, projected_at
+from .layouts.base import IGNORED, predictions_at
 from .layouts.padded import as_padded, is_moved, padded_rows
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
 from .sharding import is_sharded
@@ -103,9 +103,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         """The decoder's predictions of `labels` [B, T'], [K, V]."""
         rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
         decoder_input_ids = decoder_inputs(self.base_model, labels)
-        with projected_at(self.base_model, rows, columns):
-            logits = self.base_model(decoder_input_ids=decoder_input_ids, **inputs).logits[0]
-        return LabelledLogits(logits, labels[rows, columns], rows)
+        outputs = predictions_at(self.base_model, rows, columns, decoder_input_ids=decoder_input_ids, **inputs)
+        return LabelledLogits(outputs.logits[0], labels[rows, columns], rows)
 
     def _rank(self, embeds: Tensor, mask: Tensor, candidates: Sequence[Sequence[int]]) -> Tensor:
         """[B, L] fp32: the encoder once, then the decoder for each candidate."""

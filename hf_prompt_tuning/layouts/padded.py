@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, take_columns, token_inputs
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, take_columns, token_inputs
 from .traits import text_positions
 
 
@@ -104,10 +104,9 @@ class PaddedLayout:
         """The labelled tokens' predictions, [K, V]."""
         embeds, mask = padded_rows(prompts, examples)
         rows, columns = predicting_columns(prompts, examples.labels)
-        with projected_at(backbone, rows, columns):
-            inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask)
-            logits = backbone(**inputs, attention_mask=mask, use_cache=False).logits[0]
-        return LabelledLogits(logits, examples.labels[examples.labels != IGNORED], rows)
+        inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask)
+        outputs = predictions_at(backbone, rows, columns, **inputs, attention_mask=mask, use_cache=False)
+        return LabelledLogits(outputs.logits[0], examples.labels[examples.labels != IGNORED], rows)
 
     def candidate_scores(
         self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
