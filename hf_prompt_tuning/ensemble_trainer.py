@@ -34,7 +34,7 @@ from .prompt_task import PromptTask
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
-from .training_data import as_dataset, encode_data
+from .training_data import encode_data, with_label_words
 from .voting import vote, vote_on_texts
 
 
@@ -75,7 +75,7 @@ class EnsembleTrainer(MultiPromptTrainer):
             raise PromptTuningError(
                 "an ensemble needs the template and the tokenizer (processing_class), and one evaluation data set."
             )
-        template = template.with_label_words(as_dataset(train_dataset), as_dataset(eval_dataset))
+        template = with_label_words(template, train_dataset, eval_dataset)
         encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
         # Tokenized once, for all members.
         train = encode_data(train_dataset, "training", encoder, None, require_target=True)

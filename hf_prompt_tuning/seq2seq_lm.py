@@ -15,6 +15,7 @@ from .layouts.padded import as_padded, is_moved, padded_rows
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
 from .sharding import is_sharded
 from .soft_prompts import SoftPrompts
+from .vocabulary import check_ids, check_tensor
 
 
 def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
@@ -72,10 +73,13 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
         embeds, mask = padded_rows(prompts, sources)
         if candidates is not None:
+            for words in candidates:
+                check_ids(words, self.word_embeddings.num_embeddings, "a candidate has")
             return RankingOutput(scores=self._rank(embeds, mask, candidates))
         _take_encoded(kwargs, prompts, sources)
         order = None
         if labels is not None:
+            check_tensor(labels[labels != IGNORED], self.word_embeddings.num_embeddings, "labels have")
             # A collator may have padded them at the left, which would shift the decoder's positions.
             started = (labels != IGNORED).cumsum(1) > 0
             targets = Examples.align(labels.unsqueeze(-1), started, labels)

@@ -30,6 +30,7 @@ from .layouts.base import IGNORED
 from .prompt_info import PromptInfo
 from .saved_prompts import SavedPrompts
 from .sharding import embedded, embedding_device
+from .vocabulary import check_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -220,10 +221,11 @@ class SoftPrompts(SavedPrompts):
 
     def _candidates(self, token_ids: Sequence[Sequence[int]]) -> Candidates:
         ids = tuple(torch.tensor(words, device=self.prompt.device) for words in token_ids)
-        return Candidates(ids, tuple(self._embed(words[None])[0] for words in ids))
+        return Candidates(ids, tuple(self._embed(words[None], "a candidate has")[0] for words in ids))
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
+    def _embed(self, input_ids: Tensor, what: str = "input_ids have") -> Tensor:
         """[B, T, H], with the per-layer vectors of the tokens behind it where the backbone has such."""
+        check_tensor(input_ids, self.word_embeddings.num_embeddings, what)
         embeds = embedded(self.word_embeddings, input_ids)
         if not has_per_layer_inputs(self.base_model):
             return embeds
@@ -257,6 +259,7 @@ class SoftPrompts(SavedPrompts):
         self, predictions: LabelledLogits, num_items_in_batch: Tensor | int | None, label_smoothing: float = 0.0
     ) -> Tensor:
         """The mean over labelled tokens; with `num_items_in_batch` (gradient accumulation), their sum over that."""
+        check_tensor(predictions.targets, predictions.logits.shape[-1], "labels have")
         total = nn.functional.cross_entropy(
             predictions.logits.float(), predictions.targets, reduction="sum", label_smoothing=label_smoothing
         )

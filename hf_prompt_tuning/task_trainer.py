@@ -22,7 +22,8 @@ from .publishing import PUSHED
 from .soft_prompts import SoftPrompts
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
-from .training_data import as_dataset, encode_data
+from .training_data import encode_data, with_label_words
+from .vocabulary import vocabulary_of
 
 
 class TaskTrainer(PromptTuningTrainer):
@@ -39,7 +40,7 @@ class TaskTrainer(PromptTuningTrainer):
         **kwargs: Any,
     ):
         check_names(tasks)
-        tasks = [replace(task, template=_with_label_words(task)) for task in tasks]
+        tasks = [replace(task, template=_with_label_words(task, model)) for task in tasks]
         if isinstance(model, PreTrainedModel):
             model = model_with_prompts(model, tasks, processing_class, args.seed)
         _check_prompts(model, tasks)
@@ -47,11 +48,17 @@ class TaskTrainer(PromptTuningTrainer):
         limit = max_positions(model.get_base_model())
         lengths = {task.name: len(model.prompt_encoder[task.name].embedding.weight) for task in tasks}
         self._limits = {name: None if limit is None else limit - length for name, length in lengths.items()}
+        self._vocabulary = vocabulary_of(model)
         self.tasks = {task.name: self._with_token_ids(task) for task in tasks}
         model.set_adapter(tasks[0].name)
         data = {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None}
         super().__init__(
-            model=model, args=args, eval_dataset=data or None, processing_class=processing_class, **kwargs
+            model=model,
+            args=args,
+            eval_dataset=data or None,
+            processing_class=processing_class,
+            template=tasks[0].template,
+            **kwargs,
         )
         self._pushed = (*PUSHED, ENSEMBLE_FILE, *(f"{name}/*" for name in self.tasks))
         for name, encoder in self._encoders.items():
@@ -63,9 +70,9 @@ class TaskTrainer(PromptTuningTrainer):
         return None
 
     def _with_token_ids(self, task: PromptTask) -> PromptTask:
-        encoder, limit = self._encoders[task.name], self._limits[task.name]
-        train = encode_data(task.train_dataset, f"{task.name} training", encoder, limit, require_target=True)
-        evaluation = encode_data(task.eval_dataset, f"{task.name} evaluation", encoder, limit, require_target=False)
+        encoder, limit, rows = self._encoders[task.name], self._limits[task.name], self._vocabulary
+        train = encode_data(task.train_dataset, f"{task.name} training", encoder, limit, True, rows)
+        evaluation = encode_data(task.eval_dataset, f"{task.name} evaluation", encoder, limit, False, rows)
         return replace(task, train_dataset=train, eval_dataset=evaluation)
 
     def _describe_data(self, name: str, encoder: PromptTokenizer | None) -> None:
@@ -230,17 +237,17 @@ def _check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
         )
 
 
-def _with_label_words(task: PromptTask) -> Any:
+def _with_label_words(task: PromptTask, model: Any) -> Any:
     template = task.template
-    if template is None:
-        return None
-    return template.with_label_words(as_dataset(task.train_dataset), as_dataset(task.eval_dataset))
+    if template is None and isinstance(model, SoftPrompts) and task.name in model.prompt_info:
+        template = model.prompt_info[task.name].template
+    return with_label_words(template, task.train_dataset, task.eval_dataset)
 
 
 def _encoder(task: PromptTask, tokenizer: Any, model: SoftPrompts) -> PromptTokenizer | None:
     if tokenizer is None:
         raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
-    template = task.template or model.prompt_info[task.name].template
+    template = task.template
     return None if template is None else PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
 
 
