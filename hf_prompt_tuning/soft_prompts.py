@@ -24,6 +24,7 @@ from .backbone import (
 from .config import PromptTuningConfig
 from .errors import PromptTuningError
 from .fingerprint import embedding_hash, fingerprint
+from .foreign_trainers import REFERENCE, add_reference
 from .initialization import can_be_made_again, initial_prompt
 from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
@@ -68,8 +69,15 @@ class SoftPrompts(SavedPrompts):
         """Adds a prompt, initialised as its config says. Not made active (see PEFT's `set_adapter`).
 
         Raises:
-            PromptTuningError: the config is no soft prompt's, or its initialisation cannot be done.
+            PromptTuningError: the name is taken, the config is no soft prompt's, or its initialisation cannot be done.
         """
+        if adapter_name in self.peft_config:
+            raise PromptTuningError(
+                f"there is a prompt {adapter_name!r} already; give another name, or call "
+                f"delete_adapter({adapter_name!r}) first."
+            )
+        if adapter_name == REFERENCE and peft_config is self.peft_config.get("default"):
+            return add_reference(self, peft_config)
         config = PromptTuningConfig.from_peft(peft_config)
         # Filled in here because PEFT guesses them: it takes the hidden size for the embeddings' width (wrong for a
         # projected OPT), and gives up where it finds no number of heads (MPT, xglm, mamba), which no prompt needs.
