@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .backbone import (
     turn_off_dropout,
 )
 from .config import PromptTuningConfig
+from .contexts import ByContext
 from .errors import PromptTuningError
 from .fingerprint import embedding_hash, fingerprint
 from .foreign_trainers import REFERENCE, add_reference
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 NO_PROMPT = "__base__"
 """PEFT's name for a row without an adapter."""
+
+_DISABLED = ByContext("disable_adapter", False)
+_REPLACED: ByContext[Tensor | None] = ByContext("replaced_prompt", None)
 
 
 class PromptVectors(PromptEmbedding):
@@ -62,7 +66,6 @@ class SoftPrompts(SavedPrompts):
 
     task_type: str
     _warned_of_positions = False
-    _replaced: Tensor | None = None
     _fingerprint: dict[str, Any] | None = None
 
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
@@ -142,28 +145,32 @@ class SoftPrompts(SavedPrompts):
     @property
     def prompt(self) -> Tensor:
         """The active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
-        vectors = self.prompt_encoder[self.active_adapter].embedding.weight
-        if self._replaced is not None:
-            vectors = self._replaced
+        vectors = _REPLACED.of(self)
+        if vectors is None:
+            vectors = self.prompt_encoder[self.active_adapter].embedding.weight
         return vectors[:0] if self._adapters_disabled else vectors
 
-    @contextmanager
-    def replaced_prompt(self, vectors: Tensor) -> Iterator[None]:
-        """Within this context `vectors` ([P', H], any P') stand in the active prompt's place."""
-        before, self._replaced = self._replaced, vectors
-        try:
-            yield
-        finally:
-            self._replaced = before
+    def replaced_prompt(self, vectors: Tensor) -> AbstractContextManager[None]:
+        """Within this context `vectors` ([P', H], any P') stand for the active prompt, in this thread alone."""
+        return _REPLACED.set_to(vectors, self)
 
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Within this context the backbone stands alone, with no prompt in front."""
-        before, self._adapters_disabled = self._adapters_disabled, True
-        try:
-            yield
-        finally:
-            self._adapters_disabled = before
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Within this context the backbone stands alone, with no prompt in front, whatever prompts rows are given.
+
+        It holds for the thread (or the asyncio task) that enters it: others go on behind their prompts, one that is
+        started within it too.
+        """
+        return _DISABLED.set_to(True, self)
+
+    @property
+    def _adapters_disabled(self) -> bool:
+        return _DISABLED.of(self)
+
+    @_adapters_disabled.setter
+    def _adapters_disabled(self, disabled: bool) -> None:
+        # PEFT's constructor says what holds anyway. Its other methods that say so are ours.
+        if disabled:
+            raise AttributeError("use disable_adapter(), which leaves other threads their prompts")
 
     @property
     def info(self) -> PromptInfo:
@@ -191,6 +198,8 @@ class SoftPrompts(SavedPrompts):
                 f"adapter_names has {unknown[0]!r}; there are {', '.join(map(repr, self.prompt_encoder))} "
                 f"and {NO_PROMPT!r} for no prompt."
             )
+        if self._adapters_disabled:
+            return self._prompts(batch, None)
         vectors = [
             self.prompt[:0] if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight for name in distinct
         ]
