@@ -43,6 +43,7 @@ class PublishingTrainer(ResumingTrainer):
     """The part of `PromptTuningTrainer` that talks to the Hub."""
 
     _last_push: Future | None = None
+    _asked_repo_id: str | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in `Trainer`, for all processes; where the Hub cannot be reached, the first push makes the repository.
@@ -52,7 +53,7 @@ class PublishingTrainer(ResumingTrainer):
         """
         to = destination(self.args, token=token, private=private)
         made = on_all_processes(self.args, to.repo_id, partial(make_repository, to))
-        self.hub_model_id = None if made is None else made.repo_id
+        self.hub_model_id, self._asked_repo_id = None if made is None else made.repo_id, to.repo_id
         self.push_in_progress = None
 
     def push_to_hub(
@@ -90,7 +91,7 @@ class PublishingTrainer(ResumingTrainer):
                 "private and tokenizer, and the card tells the rest by itself."
             )
         to = destination(self.args, token=token, revision=revision, private=private)
-        failed = partial(self._say_how_to_push_later, to)
+        failed, self._asked_repo_id = partial(self._say_how_to_push_later, to), to.repo_id
         with self._noting_signals_of_a_push():
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             self.save_model(_internal_call=True)
@@ -104,6 +105,11 @@ class PublishingTrainer(ResumingTrainer):
                     raise  # it is refused for good
                 failed(error)
                 return None
+
+    @property
+    def _card_repo_id(self) -> str | None:
+        """The repository that a card names; the one that was asked for, where the Hub could not make it yet."""
+        return self.hub_model_id or self._asked_repo_id
 
     def _noting_signals_of_a_push(self) -> AbstractContextManager:
         # Within a training they are noted already, and in other threads they cannot be.

@@ -187,7 +187,7 @@ class TaskTrainer(PromptTuningTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            self._save_prompts(Path(output_dir or self.args.output_dir), self.hub_model_id, not self._unfinished)
+            self._save_prompts(Path(output_dir or self.args.output_dir), self._card_repo_id, not self._unfinished)
 
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         """Each prompt in a folder of its name, and all their losses in one picture.

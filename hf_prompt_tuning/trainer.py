@@ -193,4 +193,4 @@ class PromptTuningTrainer(SearchingTrainer):
             self._describe(model.info)
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir
-                model.save_pretrained(folder, repo_id=self.hub_model_id, card=not self._unfinished)
+                model.save_pretrained(folder, repo_id=self._card_repo_id, card=not self._unfinished)

@@ -127,7 +127,7 @@ def test_no_answer(hub, monkeypatch):
     with pytest.raises(PromptPushError, match=r"cannot be reached \(it has not answered within 0.5 seconds\)"):
         model.push_to_hub("alice/p")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(PromptPushError, match="HF_HUB_OFFLINE is set. Unset it, and push again"):
+    with pytest.raises(PromptPushError, match=r"HF_HUB_OFFLINE is set\. Unset it, and push again"):
         model.push_to_hub("alice/p")
 
 
