@@ -24,9 +24,12 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput
 
 from .arguments import ModelArguments
+from .backbone_files import TOKENIZER_FILES, OnceMore, backbone_place, must_be_known, remember_commit, source
 from .config import PromptTuningArguments
 from .ensemble_trainer import EnsembleTrainer
 from .errors import CheckpointSaveError, PromptTuningError, first_line
+from .hub_errors import raise_fault
+from .hub_files import named
 from .template import PromptTemplate
 from .trainer import PromptTuningTrainer
 from .voting import label_record, text_record
@@ -55,24 +58,33 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
     Raises:
         PromptTuningError: they cannot be found or loaded, or the backbone is of neither task type.
     """
-    source = {"revision": args.model_revision, "token": args.token}
-    source = {name: value for name, value in source.items() if value is not None}
-    if args.gguf_file is not None:
-        source["gguf_file"] = args.gguf_file
+    hub = {"revision": args.model_revision, "token": args.token}
     options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
+    gguf = {} if args.gguf_file is None else {"gguf_file": args.gguf_file}
     if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise PromptTuningError(f"task_type is {args.task_type!r}; give CAUSAL_LM or SEQ_2_SEQ_LM, or leave it out.")
+    place = backbone_place(args.model_name_or_path, args.gguf_file, **hub)
+    if args.gguf_file is None:
+        must_be_known(place, TOKENIZER_FILES)
+    # No question is asked of whoever started it: code of a repository is not run.
+    origin = {"trust_remote_code": False} | source(place, **hub) | gguf
     try:
-        config = AutoConfig.from_pretrained(args.model_name_or_path, **source)
+        config = AutoConfig.from_pretrained(args.model_name_or_path, **origin)
         seq2seq = config.is_encoder_decoder if args.task_type is None else args.task_type == "SEQ_2_SEQ_LM"
         auto_class = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-        backbone = auto_class.from_pretrained(args.model_name_or_path, dtype=args.dtype, **options, **source)
-        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **source)
+        backbone = auto_class.from_pretrained(
+            args.model_name_or_path, dtype=args.dtype, tqdm_class=OnceMore, **options, **origin
+        )
+        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **origin)
+    except PromptTuningError:
+        raise
     except (OSError, ValueError, ImportError) as error:
+        raise_fault(f"the backbone {args.model_name_or_path!r}", error)
         raise PromptTuningError(
-            f"the backbone {args.model_name_or_path!r} cannot be loaded: {first_line(error)} "
+            f"the backbone {args.model_name_or_path!r} cannot be loaded: {named(first_line(error))} "
             "Check its name, its revision and your access to it."
         ) from error
+    remember_commit(backbone, place)
     return backbone, tokenizer
 
 

@@ -12,8 +12,9 @@ from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptLoadError, PromptTuningError
 from .evaluation import decode, generate_within, rank_labels, room_behind
 from .hub import load_prompt
+from .hub_files import OPTIONS, Place, read_whole
 from .layouts.base import IGNORED
-from .prompt_files import find_file, read_json
+from .prompt_files import open_place, read_json
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate, parse
 from .tokenization import PromptTokenizer
@@ -117,11 +118,10 @@ def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:
         PromptLoadError: it is no ensemble, it cannot be had, or it is damaged or unsafe.
         PromptMismatchError: the backbone is not the one that a prompt was trained on.
     """
-    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if kwargs.get(name)}
-    file = find_file(prompt, ENSEMBLE_FILE, **hub)
-    if file is None:
-        raise PromptLoadError(f"{prompt} has no {ENSEMBLE_FILE}; one prompt is loaded by load_prompt.")
-    info = read_json(file, EnsembleInfo.from_json)
+    hub = {name: kwargs[name] for name in OPTIONS if kwargs.get(name)}
+    info, place = read_whole(open_place(prompt, **hub), lambda place: _described(place, prompt))
+    if place.commit is not None:  # every prompt at the commit of the description
+        kwargs["revision"] = hub["revision"] = place.commit
     model, tokenizer, template = load_prompt(prompt, **kwargs)
     if template is None or tokenizer is None:
         raise PromptLoadError(f"{prompt} has no template, or its backbone no tokenizer here; give tokenizer=….")
@@ -131,4 +131,11 @@ def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:
         model.load_adapter(prompt, name, ignore_mismatch=ignore, **hub | {"subfolder": folder})
         if model.prompt_info[name].template != template:
             raise PromptLoadError(f"{prompt}: the prompts {info.best!r} and {name!r} have different templates.")
+    place.remember()
     return PromptEnsemble(model, info.members, tokenizer, template)
+
+
+def _described(place: Place, prompt: str | Path) -> EnsembleInfo:
+    if (file := place.find(ENSEMBLE_FILE)) is None:
+        raise PromptLoadError(f"{prompt} has no {ENSEMBLE_FILE}; one prompt is loaded by load_prompt.")
+    return read_json(file, EnsembleInfo.from_json)

@@ -12,6 +12,10 @@ class PromptLoadError(PromptTuningError):
     """A saved prompt that cannot be had, or that is damaged or unsafe; the message names the file and its fault."""
 
 
+class HubUnavailableError(PromptLoadError):
+    """The Hub does not answer, or says that it cannot now; the message has its words. Another time it may."""
+
+
 class PromptMismatchError(PromptLoadError):
     """A saved prompt and a backbone that it was not trained on; the message names what differs."""
 

@@ -9,6 +9,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _peft(path: Path) -> Tensor:
         vectors = read_vectors(path / WEIGHTS_FILE)
     else:
         vectors = _pickled(path / "adapter_model.bin")
-    config = read_json(path / CONFIG_FILE, adapter_config)
+    config = read_json(path / CONFIG_FILE, partial(adapter_config, source=path))
     return used_rows(vectors, config, path)
 
 

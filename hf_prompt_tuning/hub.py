@@ -13,8 +13,20 @@ from transformers import (
 )
 
 from .backbone import hub_id
+from .backbone_files import (
+    TOKENIZER_FILES,
+    OnceMore,
+    backbone_place,
+    commit_of,
+    is_adapter,
+    must_be_known,
+    remember_commit,
+    source,
+)
 from .causal_lm import PromptTuningModelForCausalLM
-from .errors import PromptLoadError, first_line
+from .errors import PromptLoadError, PromptTuningError, first_line
+from .hub_errors import raise_fault
+from .hub_files import HubFolder, named
 from .prompt_files import SavedPrompt, read_prompt
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .template import PromptTemplate
@@ -34,6 +46,7 @@ def load_prompt(
     ignore_mismatch: bool = False,
     cache_dir: str | Path | None = None,
     subfolder: str = "",
+    local_files_only: bool = False,
     **backbone_kwargs: Any,
 ) -> tuple[
     PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM, PreTrainedTokenizerBase | None, PromptTemplate | None
@@ -54,6 +67,7 @@ def load_prompt(
         ignore_mismatch: warn of another backbone than the prompt was trained on, rather than refuse it.
         cache_dir: as in `from_pretrained`.
         subfolder: of the prompt's repository or folder.
+        local_files_only: ask no Hub, neither for the prompt nor for its backbone.
         **backbone_kwargs: to the backbone's `from_pretrained` (`dtype`, `quantization_config`, …).
 
     Returns:
@@ -64,26 +78,32 @@ def load_prompt(
         PromptLoadError: the prompt or its backbone cannot be had, or is damaged or unsafe.
         PromptMismatchError: the backbone is not the one that the prompt was trained on.
     """
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "subfolder": subfolder}
-    hub = {name: value for name, value in hub.items() if value not in (None, "")}
-    saved = read_prompt(prompt, **hub)
-    source = {} if token is None else {"token": token}
+    hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    again = backbone_kwargs.get("force_download")
+    saved = read_prompt(prompt, revision=revision, subfolder=subfolder, force_download=again, **hub)
     if isinstance(backbone, PreTrainedModel):
         if backbone_kwargs or device_map is not None:
             name = next(iter(backbone_kwargs), "device_map")
             raise PromptLoadError(f"{name} is given for a backbone that is loaded already; leave it out.")
-        name, source = backbone.name_or_path, source | {"local_files_only": True}
-        if revision_here := getattr(backbone.config, "_commit_hash", None):
-            source["revision"] = revision_here
+        name, required, place = backbone.name_or_path, False, None
+        origin = source(None, token=token, local_files_only=True, revision=commit_of(backbone))
+        _compare_commits(saved, backbone)
+    elif backbone is not None:
+        name, required = str(backbone), True
+        backbone, place = _load_backbone(name, saved, hub, device_map=device_map, **backbone_kwargs)
+        _compare_commits(saved, backbone)
     else:
-        name = str(backbone) if backbone is not None else _named_backbone(prompt, saved)
-        if backbone is None and saved.backbone.get("revision"):
-            source["revision"] = saved.backbone["revision"]
-        backbone = _load_backbone(name, saved.config.task_type, device_map=device_map, **source, **backbone_kwargs)
+        name, required = _named_backbone(prompt, saved), True
+        hub["revision"] = saved.backbone["revision"]
+        backbone, place = _load_backbone(name, saved, hub, True, device_map=device_map, **backbone_kwargs)
+    if place is not None or required:
+        origin = source(place, **hub)
     if "gguf_file" in backbone_kwargs:  # it holds the tokenizer, too
-        source["gguf_file"] = backbone_kwargs["gguf_file"]
+        origin["gguf_file"] = backbone_kwargs["gguf_file"]
     if tokenizer is None and name:
-        tokenizer = _tokenizer(name, required="local_files_only" not in source, **source)
+        if "gguf_file" not in origin:
+            must_be_known(place, TOKENIZER_FILES)
+        tokenizer = _tokenizer(name, required, **origin)
     cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
     model = cls.from_saved(backbone, saved, "default", is_trainable, ignore_mismatch)
     return model, tokenizer, model.info.template
@@ -98,24 +118,71 @@ def _named_backbone(prompt: str | Path, saved: SavedPrompt) -> str:
     return name
 
 
-def _load_backbone(name: str, task_type: str | None, **kwargs: Any) -> PreTrainedModel:
-    auto_class = AutoModelForSeq2SeqLM if task_type == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
-    kwargs = {"dtype": "auto", "use_safetensors": True} | {k: v for k, v in kwargs.items() if v is not None}
-    try:
-        return auto_class.from_pretrained(name, trust_remote_code=False, **kwargs)
-    except Exception as error:  # a repository that anyone may have made raises anything
+def _load_backbone(
+    name: str, saved: SavedPrompt, hub: dict[str, Any], strangers: bool = False, **kwargs: Any
+) -> tuple[PreTrainedModel, HubFolder | None]:
+    """The backbone, and where it was loaded from, if that is the Hub.
+
+    Args:
+        name: its Hub id or folder.
+        saved: the prompt.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+        strangers: whether the prompt names it, and not the user.
+        **kwargs: to `from_pretrained`.
+    """
+    if kwargs.pop("trust_remote_code", False):
         raise PromptLoadError(
-            f"the backbone {name!r} cannot be loaded: {first_line(error)} Load it yourself and give it as backbone=…."
-        ) from error
-
-
-def _tokenizer(name: str, required: bool, **source: Any) -> PreTrainedTokenizerBase | None:
+            f"trust_remote_code is given for the backbone {name!r}, and no code from the Hub is run here. Load it "
+            "yourself and give it as backbone=…."
+        )
+    place = backbone_place(name, kwargs.get("gguf_file"), **hub)
+    if strangers and place is not None and is_adapter(place):
+        raise PromptLoadError(
+            f"the backbone {name!r} cannot be loaded: it is an adapter itself, of a backbone of its own. Load it "
+            "yourself and give it as backbone=…."
+        )
+    auto_class = AutoModelForSeq2SeqLM if saved.config.task_type == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
+    options = {"dtype": "auto", "use_safetensors": True, "tqdm_class": OnceMore}
+    options |= {name: value for name, value in kwargs.items() if value is not None}
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
+        backbone = auto_class.from_pretrained(name, trust_remote_code=False, **options, **source(place, **hub))
+    except PromptTuningError:
+        raise
+    except Exception as error:  # a repository that anyone may have made raises anything
+        raise_fault(f"the backbone {name!r}", error)
+        raise PromptLoadError(
+            f"the backbone {name!r} cannot be loaded: {named(first_line(error))} Load it yourself and give it as "
+            "backbone=…."
+        ) from error
+    remember_commit(backbone, place)
+    return backbone, place
+
+
+def _compare_commits(saved: SavedPrompt, backbone: PreTrainedModel) -> None:
+    """Says of a backbone that the user chose whether it is of another commit than the prompt was trained on.
+
+    Other embeddings are refused where they are compared; whether the layers are others, nothing tells but the commit.
+    """
+    there, here = saved.backbone["revision"], commit_of(backbone)
+    if there is None or there == here or saved.backbone["name_or_path"] != hub_id(backbone.name_or_path):
+        return
+    logger.warning(
+        "%s was trained on %s at %s, and the backbone given is of %s. Embeddings are compared, layers are not.",
+        saved.source,
+        saved.backbone["name_or_path"],
+        there,
+        here or "a commit that cannot be told",
+    )
+
+
+def _tokenizer(name: str, required: bool, **origin: Any) -> PreTrainedTokenizerBase | None:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **origin)
     except Exception as error:
         if required:
+            raise_fault(f"the tokenizer of {name!r}", error)
             raise PromptLoadError(
-                f"the tokenizer of {name!r} cannot be loaded: {first_line(error)} Give it as tokenizer=…."
+                f"the tokenizer of {name!r} cannot be loaded: {named(first_line(error))} Give it as tokenizer=…."
             ) from error
         logger.info("The tokenizer of %s is not on this machine; give load_prompt yours as tokenizer=….", name)
         return None

@@ -8,19 +8,20 @@ under the same name. What is read here may come from anyone: whatever is wrong w
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftType
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils import cached_file
 
 from .backbone import hub_id
 from .config import PromptTuningConfig
-from .errors import PromptLoadError, PromptTuningError, first_line
+from .errors import PromptLoadError, PromptTuningError
+from .hub_files import OPTIONS, Folder, HubFolder, Place, named, read_whole
 from .prompt_info import INFO_FILE, PromptInfo
 
 CONFIG_FILE = "adapter_config.json"
@@ -53,44 +54,47 @@ class SavedPrompt(NamedTuple):
     start: Tensor | None = None
 
 
-def find_file(prompt: str | Path, name: str, **hub: Any) -> Path | None:
-    """The local path of one file of a prompt's folder or Hub repository, None where it has no such file.
-
-    Raises:
-        PromptLoadError: there is no such folder or repository, or it cannot be read.
-    """
-    if not Path(prompt).is_dir() and hub_id(str(prompt)) is None:
-        raise PromptLoadError(f"{str(prompt)!r} is neither a folder on this machine nor a Hub id; check it.")
-    try:
-        file = cached_file(str(prompt), name, _raise_exceptions_for_missing_entries=False, **hub)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise PromptLoadError(
-            f"the prompt {str(prompt)!r} cannot be had: {first_line(error)} "
-            "Check its name, its revision and your access to it."
-        ) from error
-    return None if file is None else Path(file)
-
-
-def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
-    """A saved prompt, read and checked.
+def open_place(prompt: str | Path, **hub: Any) -> Place:
+    """Return where a prompt's files are: a folder of this machine, or a Hub repository at one commit.
 
     Args:
         prompt: a folder or a Hub id.
-        **hub: `revision`, `token`, `cache_dir`, `subfolder` as `hf_hub_download` takes them.
+        **hub: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` as
+            `hf_hub_download` takes them.
 
     Raises:
-        PromptLoadError: a file is missing, damaged or unsafe, or is not a prompt's.
+        PromptLoadError: there is no such folder, and the name is no Hub id.
     """
-    files = {name: find_file(prompt, name, **hub) for name in (CONFIG_FILE, WEIGHTS_FILE, INFO_FILE, START_FILE)}
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if files[name] is None:
-            raise PromptLoadError(
-                f"{prompt} has no {name}; a prompt's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}. Check the path; "
-                "prompts in other formats are read by import_prompt."
-            )
-    config = read_json(files[CONFIG_FILE], adapter_config)
-    vectors = used_rows(read_vectors(files[WEIGHTS_FILE]), config, prompt)
-    info = None if files[INFO_FILE] is None else read_json(files[INFO_FILE], PromptInfo.from_json)
+    hub = {name: value for name, value in hub.items() if name in OPTIONS and value is not None}
+    if Path(prompt).is_dir():
+        return Folder(prompt, hub.get("subfolder", ""))
+    if hub_id(str(prompt)) is None:
+        raise PromptLoadError(f"{str(prompt)!r} is neither a folder on this machine nor a Hub id; check it.")
+    return HubFolder(str(prompt), **hub)
+
+
+def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
+    """A saved prompt, read and checked; of a Hub repository, all its files at one commit.
+
+    Args:
+        prompt: a folder or a Hub id.
+        **hub: as in `open_place`.
+
+    Raises:
+        PromptLoadError: a file is missing, cannot be had, is damaged or unsafe, or is not a prompt's.
+    """
+    saved, place = read_whole(open_place(prompt, **hub), lambda place: _read(place, prompt))
+    place.remember()
+    return saved
+
+
+def _read(place: Place, prompt: str | Path) -> SavedPrompt:
+    config_file = _needed(place, prompt, CONFIG_FILE)
+    config = read_json(config_file, partial(adapter_config, source=prompt))
+    weights_file = _needed(place, prompt, WEIGHTS_FILE)
+    vectors = used_rows(read_vectors(weights_file), config, prompt)
+    info_file = place.find(INFO_FILE)
+    info = None if info_file is None else read_json(info_file, PromptInfo.from_json)
     # Taken now: a model that is made of the config puts its own backbone's sizes into it.
     backbone = {
         "name_or_path": config.base_model_name_or_path,
@@ -100,13 +104,37 @@ def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
     }
     if info is not None:
         backbone |= {name: value for name, value in info.backbone.items() if value is not None}
-    start = None if files[START_FILE] is None else read_vectors(files[START_FILE])
+    return SavedPrompt(vectors, config, info, str(prompt), backbone, _start(place, vectors, info))
+
+
+def _needed(place: Place, prompt: str | Path, name: str) -> Path:
+    """The path of a file that every prompt has."""
+    if (file := place.find(name)) is not None:
+        return file
+    folders = sorted({path.rpartition("/")[0] for path in place.names() if path.endswith(f"/{CONFIG_FILE}")})
+    if name == CONFIG_FILE and folders:
+        shown = ", ".join(map(repr, folders[:5])) + (", …" if len(folders) > 5 else "")
+        raise PromptLoadError(
+            f"{prompt} has no {name}, but prompts in {shown}; name one of these folders by subfolder=…."
+        )
+    raise PromptLoadError(
+        f"{prompt} has no {name}; a prompt's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}. Check the path, and "
+        "subfolder=… where it holds several; prompts in other formats are read by import_prompt."
+    )
+
+
+def _start(place: Place, vectors: Tensor, info: PromptInfo | None) -> Tensor | None:
+    """The vectors that training started from, where the prompt says that it has them."""
+    if info is None or info.initialization.get("hash") is None:
+        return None
+    file = place.find(START_FILE)
+    start = None if file is None else read_vectors(file)
     if start is not None and start.shape != vectors.shape:
         raise PromptLoadError(
-            f"{files[START_FILE]} holds {list(start.shape)} numbers and {WEIGHTS_FILE} {list(vectors.shape)}. "
+            f"{named(file)} holds {list(start.shape)} numbers and {WEIGHTS_FILE} {list(vectors.shape)}. "
             "The two files are not of one prompt; remove the first, which nothing but the inspector reads."
         )
-    return SavedPrompt(vectors, config, info, str(prompt), backbone, start)
+    return start
 
 
 def used_rows(vectors: Tensor, config: PromptTuningConfig, source: str | Path) -> Tensor:
@@ -135,16 +163,33 @@ def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
         if not isinstance(values, dict):
             raise PromptTuningError(f"it holds a {type(values).__name__}, not an object")
         return build(values)
+    except PromptLoadError:  # it says all that there is to say
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise PromptLoadError(
-            f"{file} is not a prompt's {file.name}: {error}. Take it anew from where it was saved."
+            f"{named(file)} is not a prompt's {file.name}: {error}. Take it anew from where it was saved."
         ) from error
 
 
-def adapter_config(values: dict[str, Any]) -> PromptTuningConfig:
-    """PEFT's config, of the fields that a trained prompt needs; whatever made the vectors is history."""
-    if values.get("peft_type") != "PROMPT_TUNING":
-        raise PromptTuningError(f"it is a {values.get('peft_type')} adapter, not a soft prompt (PROMPT_TUNING)")
+def adapter_config(values: dict[str, Any], source: str | Path = "this") -> PromptTuningConfig:
+    """PEFT's config, of the fields that a trained prompt needs; whatever made the vectors is history.
+
+    Args:
+        values: of `adapter_config.json`.
+        source: the prompt, for messages.
+
+    Raises:
+        PromptLoadError: it is an adapter of another kind.
+        PromptTuningError: a field is not of its type.
+    """
+    kind = values.get("peft_type")
+    if kind != "PROMPT_TUNING" and kind in [known.value for known in PeftType]:
+        raise PromptLoadError(
+            f"{source} is a {kind} adapter, not a soft prompt (PROMPT_TUNING). Load it with PEFT's own class: "
+            f"PeftModel.from_pretrained(backbone, {str(source)!r})."
+        )
+    if kind != "PROMPT_TUNING":
+        raise PromptTuningError(f"its peft_type is {kind!r:.80}, not PROMPT_TUNING")
     kinds: dict[str, tuple[type, ...]] = {
         "task_type": (str, type(None)),
         "base_model_name_or_path": (str, type(None)),
@@ -175,25 +220,26 @@ def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
         with safe_open(file, framework="pt") as tensors:
             if key not in tensors.keys():  # noqa: SIM118  (it is no mapping)
                 raise PromptLoadError(
-                    f"{file} has no tensor `{key}`; it holds {sorted(tensors.keys())[:5]}. Give a prompt's file."
+                    f"{named(file)} has no tensor `{key}`; it holds {sorted(tensors.keys())[:5]}. Give a prompt's "
+                    "file."
                 )
             piece = tensors.get_slice(key)
             shape, dtype = piece.get_shape(), piece.get_dtype()
             if len(shape) != 2 or not 0 < shape[0] * shape[1] <= MAX_NUMBERS:
                 raise PromptLoadError(
-                    f"{file} holds an array of shape {list(shape)}; a prompt is [P, H], at most {MAX_NUMBERS} "
+                    f"{named(file)} holds an array of shape {list(shape)}; a prompt is [P, H], at most {MAX_NUMBERS} "
                     "numbers: give such a file."
                 )
             if dtype not in FLOATING:
                 raise PromptLoadError(
-                    f"{file} holds numbers of type {dtype}; a prompt's are one of {FLOATING}: save them so."
+                    f"{named(file)} holds numbers of type {dtype}; a prompt's are one of {FLOATING}: save them so."
                 )
             vectors = tensors.get_tensor(key).float()
     except PromptLoadError:
         raise
     except Exception as error:  # safetensors has an error type of its own, and raises others for damaged headers
         raise PromptLoadError(
-            f"{file} is not a whole safetensors file: {error}. Take it anew from where it was saved."
+            f"{named(file)} is not a whole safetensors file: {error}. Take it anew from where it was saved."
         ) from error
     return checked(vectors, file)
 
@@ -214,10 +260,10 @@ def checked(vectors: Tensor, file: str | Path) -> Tensor:
     """
     if vectors.dim() != 2 or not vectors.numel():
         raise PromptLoadError(
-            f"{file} holds an array of shape {list(vectors.shape)}; a prompt is [P, H]: give such a file."
+            f"{named(file)} holds an array of shape {list(vectors.shape)}; a prompt is [P, H]: give such a file."
         )
     if not bool(torch.isfinite(vectors).all()):
         raise PromptLoadError(
-            f"{file} holds NaN or infinite numbers; give a prompt from before they came, or train it anew."
+            f"{named(file)} holds NaN or infinite numbers; give a prompt from before they came, or train it anew."
         )
     return vectors

@@ -110,6 +110,9 @@ class SavedPrompts:
         else:
             # PEFT's own says nothing of how it started, and not as the config that it is read with.
             self.prompt_info[adapter_name].initialization = {}
+            self.prompt_info[adapter_name].backbone["revision"] = saved.backbone["revision"]
+        # Of the backbone that it was trained on, whichever it is on now.
+        self.peft_config[adapter_name].revision = saved.backbone["revision"]
         if not is_trainable:
             self.eval()
 

@@ -21,6 +21,7 @@ from .backbone import (
     steady_positions,
     turn_off_dropout,
 )
+from .backbone_files import commit_of
 from .config import PromptTuningConfig
 from .contexts import ByContext
 from .errors import PromptTuningError
@@ -67,6 +68,8 @@ class SoftPrompts(SavedPrompts):
     task_type: str
     _warned_of_positions = False
     _fingerprint: dict[str, Any] | None = None
+    _asked_for_commit = False
+    _backbone_commit: str | None = None
 
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
         """Adds a prompt, initialised as its config says. Not made active (see PEFT's `set_adapter`).
@@ -92,7 +95,22 @@ class SoftPrompts(SavedPrompts):
         config.num_transformer_submodules = 1
         # A folder of this machine says nothing to anyone else: the backbone is named by its Hub id, or not at all.
         config.base_model_name_or_path = hub_id(config.base_model_name_or_path or self.base_model.name_or_path)
+        if config.revision is None and config.base_model_name_or_path == hub_id(self.base_model.name_or_path):
+            config.revision = self._commit()
         super().add_adapter(adapter_name, config, *args, **kwargs)
+
+    def _commit(self) -> str | None:
+        """The backbone's commit, as far as it can be told."""
+        if not self._asked_for_commit:
+            self._asked_for_commit, self._backbone_commit = True, commit_of(self.base_model)
+            name = hub_id(self.base_model.name_or_path)
+            if name is not None and self._backbone_commit is None:
+                logger.warning(
+                    "At which commit the backbone %s was loaded cannot be told, so prompts do not name it, and are "
+                    "loaded with the newest. Give the commit to PromptTuningConfig as revision=….",
+                    name,
+                )
+        return self._backbone_commit
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
         # PEFT calls this from `add_adapter`. Its own version guesses the embedding from the parameters' shapes and
@@ -133,7 +151,7 @@ class SoftPrompts(SavedPrompts):
             backbone=self._fingerprint
             | {
                 "name_or_path": config.base_model_name_or_path,
-                "revision": config.revision or getattr(self.base_model.config, "_commit_hash", None),
+                "revision": config.revision,
             },
         )
 

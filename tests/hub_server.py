@@ -63,6 +63,9 @@ class HubServer(ThreadingHTTPServer):
         self.connections.append(request)
         super().process_request(request, client_address)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that has gone, as those do that a fault has made give up, is no news."""
+
     def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
         """This process's environment with this Hub, an empty cache, and perhaps a token."""
         home.mkdir(parents=True, exist_ok=True)

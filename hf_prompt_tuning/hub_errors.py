@@ -1,0 +1,86 @@
+"""What a request to the Hub ends in, in the server's words and with what to do."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
+
+LATER = (408, 425, 429)
+"""Answers that another time may be others, besides the server's own faults (500 and above)."""
+
+
+@contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Turns whatever a request ends in into one of this package's errors.
+
+    Args:
+        what: is asked for, as the message begins.
+
+    Raises:
+        HubUnavailableError: the server cannot answer now, or nobody does.
+        PromptLoadError: it refuses to.
+    """
+    try:
+        yield
+    except PromptTuningError:
+        raise
+    except HfHubHTTPError as error:
+        raise refused(what, error) from error
+    except OSError as error:
+        if error.errno is None:  # it is not of a file of this machine
+            raise _unanswered(what, error) from error
+        raise PromptLoadError(
+            f"{what} cannot be had: the cache cannot be written to ({os.strerror(error.errno)}). Make room there, or "
+            "give another cache_dir."
+        ) from error
+    except Exception as error:  # the transport's: by what huggingface_hub speaks HTTP is its own affair
+        raise _unanswered(what, error) from error
+
+
+def refused(what: str, error: HfHubHTTPError) -> PromptLoadError:
+    """Return the error for an answer that is no success."""
+    answer = error.response
+    status, wait = answer.status_code, answer.headers.get("Retry-After", "")
+    words = error.server_message or "nothing more"
+    said = " ".join(f"{status} {answer.reason_phrase} ({words})".split())[:300]
+    if status in LATER or status >= 500:
+        when = f"in {wait} seconds" if wait.isdigit() and int(wait) else "later"
+        return HubUnavailableError(f"{what} cannot be had: the server says {said}. Try again {when}.")
+    mend = "Check that it may be read, and the token that is given for it."
+    if isinstance(error, GatedRepoError):
+        mend = "Ask for access on its page, and give the token of the account that has it."
+    elif isinstance(error, RevisionNotFoundError):
+        mend = "Check its revision; a prompt's backbone may be given as backbone=…."
+    elif isinstance(error, RepositoryNotFoundError):
+        mend = "Check its name, its revision and your access to it (token)."
+    return PromptLoadError(f"{what} cannot be had: the server says {said}. {mend}")
+
+
+def raise_fault(what: str, error: BaseException) -> None:
+    """Raise what a server said, or that it said nothing, if that is behind an error of transformers'."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, PromptTuningError):
+            raise behind
+        if isinstance(behind, HfHubHTTPError) and not isinstance(behind, EntryNotFoundError):
+            raise refused(what, behind) from error
+        if isinstance(behind, HTTPError) and not isinstance(behind, HfHubHTTPError):
+            raise _unanswered(what, behind) from error
+        behind = behind.__cause__ or behind.__context__
+
+
+def _unanswered(what: str, error: Exception) -> HubUnavailableError:
+    return HubUnavailableError(
+        f"{what} cannot be had: the Hub does not answer ({type(error).__name__}: {first_line(error)}). Check your "
+        "connection, or try again later."
+    )
