@@ -167,7 +167,9 @@ def malicious(hub: HubServer, folder: Path) -> dict:
     api.upload_folder(repo_id="alice/evil-backbone", folder_path=backbone)
     whole = hub.files("alice/prompt")
     for name in ("alice/evil-backbone", str(folder / "backbone"), "../backbone"):
-        adapter = json.loads(whole["adapter_config.json"]) | {"base_model_name_or_path": name}
+        # Without the commit of the backbone that it had.
+        changed = {"base_model_name_or_path": name, "revision": None}
+        adapter = json.loads(whole["adapter_config.json"]) | changed
         made = folder / "evil_prompt"
         made.mkdir(exist_ok=True)
         (made / "adapter_config.json").write_text(json.dumps(adapter))
