@@ -25,9 +25,10 @@ test-newest:
 	rm -f $(VENV)-newest/installed
 	$(MAKE) test VENV=$(VENV)-newest CONSTRAINTS=
 
-# The long form of what `test` tries a little: 30 deaths of a run and what each of them left; 10,000 data files, most of
-# them damaged.
+# The long form of what `test` tries a little: 10,000 drawn calls beside the bare backbone; 30 deaths of a run and what
+# each of them left; 10,000 data files, most of them damaged.
 soak: $(VENV)/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --cases 10000 --processes $(CORES)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak_rows --files 10000
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak_interruption --kills 30
 

@@ -1,0 +1,23 @@
+"""Some hundred drawn cases, the same ones every time: each is right, or refused by name."""
+
+import pytest
+
+from .entry_points import ENTRY_POINTS
+from .oracle import __file__ as oracle
+from .run import require_right
+
+CASES = 300
+OF = sum(entry.cases for entry in ENTRY_POINTS)
+
+
+@pytest.mark.filterwarnings("ignore")  # of models' own slow paths and of tiny sizes
+@pytest.mark.parametrize("entry", ENTRY_POINTS, ids=lambda entry: entry.name)
+def test_drawn_cases_are_right_or_refused(entry):
+    require_right(entry, max(4, round(CASES * entry.cases / OF)))
+
+
+def test_the_oracle_is_small_and_knows_nothing_of_the_package():
+    with open(oracle, encoding="utf-8") as file:
+        lines = file.readlines()
+    assert len(lines) < 100
+    assert not any("hf_prompt_tuning" in line or "from ." in line for line in lines)
