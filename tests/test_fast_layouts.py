@@ -274,3 +274,13 @@ def test_refusals():
         model(**batch, only_labelled=True, adapter_names=["default"])
     with pytest.raises(PromptTuningError, match="adapter_names has 'x'; there are 'default'"):
         model(**batch, only_labelled=True, adapter_names=["default", "x"])
+
+
+@pytest.mark.parametrize("layout", ["packed", "cached", "padded"])
+def test_one_token_rows_without_a_prompt_predict_nothing(layout):
+    model = tiny_prompt_model("llama")
+    model.use_layout(layout)
+    ids = torch.tensor([[5], [6]])
+    with model.disable_adapter():
+        found = model(input_ids=ids, labels=ids, only_labelled=True)
+    assert found.loss == 0 and len(found.targets) == len(found.rows) == 0 and found.logits.shape == (0, 400)

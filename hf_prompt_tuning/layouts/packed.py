@@ -20,11 +20,13 @@ own. Rows have a token budget, because the mask is quadratic in a row's length; 
 with its own prompts.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, token_inputs
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
 from .computed import Layers, cache_of, dealt_out, layers_of, side_by_side
 from .masks import Reach, ancestors, sees, tree_mask
@@ -177,6 +179,9 @@ class PackedLayout:
         past = row.past
         known = row.predictions()
         inside = [column - past for column in columns if column >= past]
+        if not past and not sum(map(len, row.embeds)):
+            # One-token rows without a prompt: nothing stands before a label.
+            return row.embeds[0].new_zeros(0, backbone.config.get_text_config().vocab_size)
         if past and not inside:
             # Nothing is asked for that was not computed before.
             return torch.cat([row.computed[0].logits[:0], *(known[column] for column in columns)])
@@ -204,24 +209,26 @@ class PackedLayout:
             visible = tree_mask(above, segments, positions, reach, past)
             masks[kind] = _as_attention_wants(visible[None, None], backbone, embeds.dtype)
             if in_turn:
-                masks[kind] = in_blocks(masks[kind], cut(visible, ends, embeds.dtype))
+                # The mask carries its blocks to `blocks.attention`; a model that copies it loses only those.
+                masks[kind].blocks = cut(visible, ends, embeds.dtype)
         at = torch.tensor(columns, dtype=torch.long, device=embeds.device)
-        return predictions_at(
-            backbone,
-            torch.zeros_like(at),
-            at,
-            **token_inputs(backbone, embeds[None]),
-            attention_mask=masks if self.as_dict else next(iter(masks.values())),
-            position_ids=positions[None, past:],
-            past_key_values=cache_of(side_by_side(row.computed)) if past or keep else None,
-            use_cache=bool(past) or keep,
-        )
+        with projected_at(backbone, torch.zeros_like(at), at), in_blocks(backbone) if in_turn else nullcontext():
+            return backbone(
+                **token_inputs(backbone, embeds[None]),
+                attention_mask=masks if self.as_dict else next(iter(masks.values())),
+                position_ids=positions[None, past:],
+                past_key_values=cache_of(side_by_side(row.computed)) if past or keep else None,
+                use_cache=bool(past) or keep,
+            )
 
     @staticmethod
     def _goes_in_blocks(backbone: nn.Module, embeds: Tensor) -> bool:
-        """On a CPU, with sdpa."""
+        """On a CPU, with sdpa; not with activation checkpointing, which calls the layers again after the context."""
         return (
-            embeds.device.type == "cpu" and len(embeds) > MIN_BLOCK and backbone.config._attn_implementation == "sdpa"
+            embeds.device.type == "cpu"
+            and len(embeds) > MIN_BLOCK
+            and backbone.config._attn_implementation == "sdpa"
+            and not backbone.is_activation_checkpointing
         )
 
 
