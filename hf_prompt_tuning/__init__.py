@@ -18,7 +18,6 @@ from .errors import (
     CheckpointSaveError,
     PromptLoadError,
     PromptMismatchError,
-    PromptPushError,
     PromptTuningError,
     TrainingInterrupted,
 )
@@ -55,7 +54,6 @@ __all__ = [
     "PromptLoadError",
     "PromptMismatchError",
     "PromptMonitorCallback",
-    "PromptPushError",
     "PromptTask",
     "PromptTemplate",
     "PromptTokenizer",

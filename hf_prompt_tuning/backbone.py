@@ -1,6 +1,7 @@
 """What is read from, and done to, the frozen model behind a prompt."""
 
-import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 from transformers.utils.quantization_config import QuantizationMethod
 
 from .sharding import embedded
-from .stand_ins import calling
+
+SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
+"""Models whose encoder scales what it looks up, where others' embedding modules do; given vectors must be scaled."""
 
 
 def turn_off_dropout(backbone: PreTrainedModel) -> None:
@@ -100,6 +102,13 @@ def steady_positions(backbone: PreTrainedModel) -> int | None:
     return min(limits, default=None)
 
 
+def token_scale(backbone: PreTrainedModel) -> float:
+    """What the encoder multiplies the vectors of its token ids by, and not the vectors that it is given."""
+    if backbone.config.model_type not in SCALES_IDS or hasattr(backbone.get_input_embeddings(), "embed_scale"):
+        return 1.0
+    return backbone.get_encoder().embed_scale
+
+
 def has_per_layer_inputs(backbone: PreTrainedModel) -> bool:
     """Whether every layer reads vectors of its own for each token, looked up by the token's id (Gemma 3n, Gemma 4)."""
     return bool(getattr(backbone.config.get_text_config(), "hidden_size_per_layer_input", None))
@@ -110,24 +119,26 @@ def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return embedded(backbone.get_per_layer_input_embeddings(), input_ids)
 
 
-def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> PreTrainedModel:
-    """A stand-in for the backbone: a call from `generate` that gives embeddings gets their per-layer vectors as well.
+@contextmanager
+def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> Iterator[None]:
+    """Within this context, a call from `generate` that gives embeddings gets their per-layer vectors as well.
 
     `generate` hands on what the outermost `forward` names, and there Gemma 3n's is silent about them.
 
     Args:
-        backbone: of any kind.
-        per_layer_inputs: [B, N, layers, D]; None: the backbone itself will do.
+        backbone: in use for one `generate`.
+        per_layer_inputs: [B, N, layers, D]; None changes nothing.
     """
-    if per_layer_inputs is None:
-        return backbone
 
-    @functools.wraps(backbone.forward)
-    def forward(*args: Any, **kwargs: Any) -> ModelOutput:
+    def add(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         embeds = kwargs.get("inputs_embeds")
-        if embeds is not None:
-            copies = len(embeds) // len(per_layer_inputs)  # beams, or several returned sequences
-            kwargs["per_layer_inputs"] = per_layer_inputs.repeat_interleave(copies, dim=0)
-        return backbone(*args, **kwargs)
+        if embeds is None or per_layer_inputs is None:
+            return args, kwargs
+        copies = len(embeds) // len(per_layer_inputs)  # beams, or several returned sequences
+        return args, kwargs | {"per_layer_inputs": per_layer_inputs.repeat_interleave(copies, dim=0)}
 
-    return calling(backbone, forward)
+    handle = backbone.base_model.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -19,7 +19,8 @@ there are none. Recurrent models are computed anew. All ways give the same token
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,7 +38,6 @@ from .layouts.base import token_inputs
 from .layouts.computed import cache_of, in_rows
 from .layouts.padded import padded_rows
 from .layouts.traits import ignores_masked_columns
-from .stand_ins import calling
 
 ONE_ROW_ONLY = ("rwkv",)
 """Models whose own `generate` is wrong in transformers for more rows than one."""
@@ -133,19 +133,26 @@ def _packed(
     options = options | {"past_key_values": cache}
     if config.cache_implementation is not None:
         options["cache_implementation"] = None  # transformers takes a cache or its name
-    known = CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
-    return giving_first(backbone, known).generate(input_ids=ids, attention_mask=mask.long(), **options)
+    with first_output(backbone, CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)):
+        return backbone.generate(input_ids=ids, attention_mask=mask.long(), **options)
 
 
-def giving_first(backbone: PreTrainedModel, output: ModelOutput) -> PreTrainedModel:
-    """A stand-in for the backbone whose first call gives an output that is known already."""
-    known = [output]
+@contextmanager
+def first_output(backbone: PreTrainedModel, output: ModelOutput) -> Iterator[None]:
+    """Within this context the backbone's first call gives an output that is known already."""
+    forward, own, known = backbone.forward, vars(backbone).get("forward"), [output]
 
-    @functools.wraps(backbone.forward)
-    def forward(*args: Any, **kwargs: Any) -> ModelOutput:
-        return known.pop() if known else backbone(*args, **kwargs)
+    @functools.wraps(forward)
+    def known_first(*args: Any, **kwargs: Any) -> ModelOutput:
+        return known.pop() if known else forward(*args, **kwargs)
 
-    return calling(backbone, forward)
+    backbone.forward = known_first
+    try:
+        yield
+    finally:
+        del backbone.forward
+        if own is not None:  # another one's wrapper, which stood there before
+            backbone.forward = own
 
 
 def _continued(
@@ -183,8 +190,8 @@ def _anew(
     inputs = token_inputs(backbone, embeds)
     if ids is not None:
         options = options | {"input_ids": ids}
-    writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
-    return writer.generate(**inputs, attention_mask=mask, **options)
+    with generating_with(backbone, inputs.pop("per_layer_inputs", None)):
+        return backbone.generate(**inputs, attention_mask=mask, **options)
 
 
 def _mask_at_the_right(examples: Examples, width: int) -> Tensor:

@@ -20,18 +20,18 @@ from .foreign_prompts import import_prompt
 from .prompt_files import read_prompt
 from .sharding import embedding_device, whole
 from .tokenization import continuation_ids
-from .vocabulary import check_ids
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
+def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float = 1.0) -> Tensor:
     """The P vectors that training starts from (Lester et al. 2021, section 3.2).
 
     Args:
         config: says how; its `tokenizer` is needed by `TEXT` and `CLASS_LABELS`, and lets `SAMPLE_VOCAB` leave out
             special and byte tokens. Its `num_virtual_tokens` is set where `PROMPT` takes it from the other prompt.
         embed: the backbone's input embedding module, [V, H].
+        scale: what the backbone multiplies its token vectors by (`token_scale`).
 
     Returns:
         [P, H], fp32, on the embedding's device.
@@ -46,7 +46,7 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
     if init == PromptTuningInit.PROMPT:
         return _from_prompt(config, embed)
     if init == PromptTuningInit.CLASS_LABELS:
-        return _from_class_labels(config, embed)
+        return scale * _from_class_labels(config, embed)
     if init == PromptTuningInit.TEXT:
         token_ids = _text_ids(config)
     elif init == PromptTuningInit.FIRST_VOCAB:
@@ -58,7 +58,7 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
         token_ids = list(range(config.num_virtual_tokens))
     else:
         token_ids = _sampled_ids(config, embed, config.num_virtual_tokens)
-    return _embedded(token_ids, embed, f"the text of {init.value} has")
+    return scale * _embedded(token_ids, embed)
 
 
 def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
@@ -67,7 +67,11 @@ def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
 
 
 def made_again(
-    initialization: Mapping[str, Any], length: int, embed: nn.Embedding, tokenizer: PreTrainedTokenizerBase
+    initialization: Mapping[str, Any],
+    length: int,
+    embed: nn.Embedding,
+    tokenizer: PreTrainedTokenizerBase,
+    scale: float = 1.0,
 ) -> Tensor | None:
     """The vectors that a prompt started from, [P, H], by its record; None where that does not tell them.
 
@@ -76,6 +80,7 @@ def made_again(
         length: P.
         embed: the backbone's input embedding module.
         tokenizer: the backbone's.
+        scale: as in `initial_prompt`.
     """
     text = initialization.get("prompt_tuning_init_text")
     if not can_be_made_again(initialization) or not isinstance(text, str | None):
@@ -85,14 +90,13 @@ def made_again(
         config = PromptTuningConfig(
             num_virtual_tokens=length, prompt_tuning_init=init, prompt_tuning_init_text=text, tokenizer=tokenizer
         )
-        return initial_prompt(config, embed)
+        return initial_prompt(config, embed, scale)
     except PromptTuningError:
         return None
 
 
-def _embedded(token_ids: list[int], embed: nn.Embedding, what: str) -> Tensor:
-    """[len(token_ids), H] in fp32: what the model itself would see for these tokens; `what` has them, for messages."""
-    check_ids(token_ids, embed.num_embeddings, what)
+def _embedded(token_ids: list[int], embed: nn.Embedding) -> Tensor:
+    """[len(token_ids), H] in fp32: what the model itself would see for these tokens."""
     with whole(embed):
         if embed.weight.is_meta:
             raise PromptTuningError(
@@ -175,13 +179,10 @@ def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tenso
         )
     tokenizer = _tokenizer(config)
     words = config.label_words[: config.num_virtual_tokens]
-    means = [
-        _embedded(continuation_ids(tokenizer, " " + w), embed, f"the label words {w!r} have").mean(0, keepdim=True)
-        for w in words
-    ]
+    means = [_embedded(continuation_ids(tokenizer, " " + w), embed).mean(0, keepdim=True) for w in words]
     rest = config.num_virtual_tokens - len(means)
     if rest:
-        means.append(_embedded(_sampled_ids(config, embed, rest), embed, "the vocabulary has"))
+        means.append(_embedded(_sampled_ids(config, embed, rest), embed))
     return torch.cat(means)
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .backbone import max_positions
+from .backbone import max_positions, token_scale
 from .card import start_in_words
 from .collator import DataCollatorForPromptTuning
 from .errors import PromptTuningError
@@ -180,7 +180,7 @@ def _add_moves(found: PromptInspection, model: SoftPrompts, tokenizer: PreTraine
     vectors, embed = model.prompt.detach(), model.word_embeddings
     start = model.prompt_starts[model.active_adapter]
     if start is None:
-        start = made_again(model.info.initialization, len(vectors), embed, tokenizer)
+        start = made_again(model.info.initialization, len(vectors), embed, tokenizer, token_scale(model.base_model))
     if start is None:
         found.notes["moved"] = "the vectors that the prompt started from are not known"
         return
