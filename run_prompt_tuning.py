@@ -15,6 +15,7 @@ from hf_prompt_tuning.cli import load_backbone, run, save_predictions, set_up_lo
 from hf_prompt_tuning.data import load_splits, load_transfer
 from hf_prompt_tuning.ensemble_members import ensemble_members
 from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.push_arguments import check_hub
 from hf_prompt_tuning.tasks import read_tasks, train_tasks
 
 logger = get_logger(__name__)
@@ -26,6 +27,7 @@ def main() -> None:
 
     model_args, data_args, prompt_args, training_args = parse_arguments()
     set_up_logging(training_args)
+    check_hub(training_args)
 
     # Rows of text, and how a row becomes a source and a target.
     with training_args.main_process_first(desc="loading the data"):

@@ -18,6 +18,7 @@ from .errors import (
     CheckpointSaveError,
     PromptLoadError,
     PromptMismatchError,
+    PromptPushError,
     PromptTuningError,
     TrainingInterrupted,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "PromptLoadError",
     "PromptMismatchError",
     "PromptMonitorCallback",
+    "PromptPushError",
     "PromptTask",
     "PromptTemplate",
     "PromptTokenizer",

@@ -1,7 +1,6 @@
 """What is read from, and done to, the frozen model behind a prompt."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 from transformers.utils.quantization_config import QuantizationMethod
 
 from .sharding import embedded
+from .stand_ins import calling
 
 SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
 """Models whose encoder scales what it looks up, where others' embedding modules do; given vectors must be scaled."""
@@ -119,26 +120,24 @@ def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return embedded(backbone.get_per_layer_input_embeddings(), input_ids)
 
 
-@contextmanager
-def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> Iterator[None]:
-    """Within this context, a call from `generate` that gives embeddings gets their per-layer vectors as well.
+def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> PreTrainedModel:
+    """A stand-in for the backbone: a call from `generate` that gives embeddings gets their per-layer vectors as well.
 
     `generate` hands on what the outermost `forward` names, and there Gemma 3n's is silent about them.
 
     Args:
-        backbone: in use for one `generate`.
-        per_layer_inputs: [B, N, layers, D]; None changes nothing.
+        backbone: of any kind.
+        per_layer_inputs: [B, N, layers, D]; None: the backbone itself will do.
     """
+    if per_layer_inputs is None:
+        return backbone
 
-    def add(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    @functools.wraps(backbone.forward)
+    def forward(*args: Any, **kwargs: Any) -> ModelOutput:
         embeds = kwargs.get("inputs_embeds")
-        if embeds is None or per_layer_inputs is None:
-            return args, kwargs
-        copies = len(embeds) // len(per_layer_inputs)  # beams, or several returned sequences
-        return args, kwargs | {"per_layer_inputs": per_layer_inputs.repeat_interleave(copies, dim=0)}
+        if embeds is not None:
+            copies = len(embeds) // len(per_layer_inputs)  # beams, or several returned sequences
+            kwargs["per_layer_inputs"] = per_layer_inputs.repeat_interleave(copies, dim=0)
+        return backbone(*args, **kwargs)
 
-    handle = backbone.base_model.register_forward_pre_hook(add, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return calling(backbone, forward)

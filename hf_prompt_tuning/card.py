@@ -13,6 +13,7 @@ from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 from .prompt_info import PromptInfo
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
+TAGS = ["prompt-tuning", "soft-prompt", "hf_prompt_tuning"]
 LABELS = {"f1": "macro F1", "rougeL": "ROUGE-L", "exact_match": "exact match"}
 
 
@@ -44,14 +45,14 @@ def write_card(
         library_name="peft",
         base_model=base,
         base_model_relation=None if base is None else "adapter",
-        tags=["prompt-tuning", "soft-prompt", "hf_prompt_tuning"],
+        tags=TAGS,
         pipeline_tag="text-classification" if classifies else "text-generation" if causal else None,
         datasets=[info.data["dataset"]] if info.data.get("dataset") else None,
         model_name=_title(repo_id, subfolder, base),
         eval_results=_eval_results(metrics, info, classifies) or None,
     )
     numbers = config.num_virtual_tokens * config.token_dim
-    body = _template().render(
+    body = read_template(TEMPLATE).render(
         title=_title(repo_id, subfolder, base),
         base=base,
         where=f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
@@ -75,11 +76,12 @@ def write_card(
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 
 
-def _template() -> jinja2.Template:
+def read_template(file: Path) -> jinja2.Template:
+    """A card's template, in which an unknown name is an error."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **options)
     environment.filters |= {"literal": repr, "cell": _cell, "fence": _fence}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return environment.from_string(file.read_text(encoding="utf-8"))
 
 
 def _title(repo_id: str | None, subfolder: str | None, base: str | None) -> str:

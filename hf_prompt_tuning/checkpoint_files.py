@@ -25,8 +25,10 @@ ARGUMENTS = "training_args.bin"
 STATE = "trainer_state.json"
 
 
-def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
+def without_pickles(checkpoint: str | Path, folder: str | Path) -> Path:
     """Copies a checkpoint's files, each pickle as `NAME.json` and, where it holds tensors, `NAME.safetensors`.
+
+    Returns where the copy is.
 
     Args:
         checkpoint: a folder that `Trainer` wrote on this machine.
@@ -54,6 +56,7 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> None:
             save_file(tensors, Path(folder) / f"{file.name}.safetensors")
     # Of its own files: by the manifest of the folder that it was copied from it would be damaged.
     seal(Path(folder))
+    return Path(folder)
 
 
 @contextmanager

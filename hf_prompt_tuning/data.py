@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from .data_files import ORIGIN, read_file
 from .errors import PromptTuningError, first_line
+from .labels import check_label_column
 from .template import PromptTemplate
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _for_template(data: Dataset, name: str, columns: dict[str, str], template: P
                 f"{', '.join(map(repr, data.column_names))}."
             )
         data = data.remove_columns([field] if field in data.column_names else []).rename_column(column, field)
-    template.check_columns(data.column_names, f"transfer ({name})")
+    template.check_columns(data.column_names, f"transfer ({name})", labelled=not template.is_classification)
     label = template.label_column
     if label is not None:
         if label not in data.column_names:
@@ -115,7 +116,9 @@ def _for_template(data: Dataset, name: str, columns: dict[str, str], template: P
                 f"the label's column {label!r} is no column of the transfer data {name!r}, which has "
                 f"{', '.join(map(repr, data.column_names))}."
             )
-        indices = [template.label_index({label: value}) for value in data.unique(label)]
+        check_label_column(data, label)
+        reader = template.label_reader(data.features)
+        indices = [template.label_index({label: value}, reader) for value in data.unique(label)]
         if all(index is None for index in indices):
             raise PromptTuningError(f"no row of the transfer data {name!r} has a label to compare with.")
     return data

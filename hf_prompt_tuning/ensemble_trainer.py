@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 
 from .card import write_card
 from .describing import to_record
-from .ensemble_info import EnsembleInfo
+from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptTuningError
 from .evaluation import (
     classification_metrics,
@@ -31,10 +31,11 @@ from .multi_prompt import MultiPromptTrainer
 from .plots import save_pictures
 from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .prompt_task import PromptTask
+from .repository_files import CARD_FILE, PROMPT_FILES
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
-from .training_data import as_dataset, encode_data
+from .training_data import encode_data, with_label_words
 from .voting import vote, vote_on_texts
 
 
@@ -75,7 +76,7 @@ class EnsembleTrainer(MultiPromptTrainer):
             raise PromptTuningError(
                 "an ensemble needs the template and the tokenizer (processing_class), and one evaluation data set."
             )
-        template = template.with_label_words(as_dataset(train_dataset), as_dataset(eval_dataset))
+        template = with_label_words(template, train_dataset, eval_dataset)
         encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
         # Tokenized once, for all members.
         train = encode_data(train_dataset, "training", encoder, None, require_target=True)
@@ -232,9 +233,15 @@ class EnsembleTrainer(MultiPromptTrainer):
 
         return min(self.members, key=rank)
 
-    def _save_prompts(self, folder: Path) -> None:
-        super()._save_prompts(folder)
-        if self._unfinished:
+    def _own_files(self) -> list[str]:
+        return [*super()._own_files(), *(name for name in PROMPT_FILES if name != CARD_FILE), ENSEMBLE_FILE]
+
+    def _write_root_card(self, folder: Path, repo_id: str | None) -> None:
+        """Nothing: the best prompt's card stands there."""
+
+    def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
+        super()._save_prompts(folder, repo_id, card)
+        if not card:
             return  # a checkpoint holds the members alone: the best is known at the end
         model, best = self.accelerator.unwrap_model(self.model), self.best_member
         (folder / START_FILE).unlink(missing_ok=True)  # an earlier best one's, where not all prompts have it
@@ -247,4 +254,4 @@ class EnsembleTrainer(MultiPromptTrainer):
         ensemble.write(folder)
         save_pictures(folder, info)
         size = sum(p.numel() for p in model.base_model.parameters())
-        write_card(folder, config, info, size, self.hub_model_id, ensemble)
+        write_card(folder, config, info, size, repo_id, ensemble)

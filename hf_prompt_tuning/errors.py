@@ -20,6 +20,18 @@ class PromptMismatchError(PromptLoadError):
     """A saved prompt and a backbone that it was not trained on; the message names what differs."""
 
 
+class PromptPushError(PromptTuningError):
+    """A prompt that the Hub did not take; the message has the Hub's own words, and what to do.
+
+    Attributes:
+        temporary: whether the same push may go through later: the Hub is down, busy or out of reach.
+    """
+
+    def __init__(self, message: str, temporary: bool = False):
+        super().__init__(message)
+        self.temporary = temporary
+
+
 class CheckpointSaveError(OSError):
     """A checkpoint or a prompt that could not be written: a full disk above all. Those written before are whole."""
 

@@ -34,10 +34,11 @@ class EvaluatingTrainer(RowOrderTrainer):
     _encoder: PromptTokenizer | None  # None for rows of token ids
     _extra_metrics: Any
     _limit: int | None  # of a row's tokens
+    _vocabulary: int | None  # rows of the backbone's embedding
     _described: PromptInfo | None  # while `evaluate` runs on the prompt, not on other data or without it
 
     def _encoded(self, data: Any, name: str, require_target: bool) -> Any:
-        return encode_data(data, name, self._encoder, self._limit, require_target)
+        return encode_data(data, name, self._encoder, self._limit, require_target, self._vocabulary)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As in `Trainer`; a dataset of raw columns is tokenized."""

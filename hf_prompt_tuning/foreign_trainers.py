@@ -1,13 +1,17 @@
 """What trainers that know nothing of prompts count, and how it is made to fit: labels, logits, packed rows."""
 
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.modeling_outputs import ModelOutput
 
+from .config import PromptTuningConfig
 from .errors import PromptTuningError
 from .layouts import Examples, Prompts
 from .layouts.base import IGNORED
@@ -15,6 +19,9 @@ from .layouts.padded import predicting_columns
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Where a packed row's examples begin, as collators without padding give it."""
+
+REFERENCE = "ref"
+"""TRL's name for what training is measured against: a copy of the prompt "default" from before the first step."""
 
 
 def strip_virtual_tokens(logits: Any, labels: Tensor | None) -> Any:
@@ -183,3 +190,23 @@ def check_unpacked(kwargs: dict[str, Any]) -> None:
             f"{given[0]} is given, so several examples are packed into a row, and only the first would stand behind "
             "the prompt. Turn packing and padding_free off; PromptTuningTrainer packs by itself."
         )
+
+
+def add_reference(model: PeftModel, config: PromptTuningConfig) -> None:
+    """Adds a copy of the prompt "default" as `REFERENCE`, which does not train.
+
+    TRL asks for a new prompt of the same config and copies the vectors then. To initialise one would need the
+    tokenizer or the other prompt that the first one needed, and an optimizer would be given what it may not train.
+
+    Raises:
+        PromptTuningError: another prompt is active, which TRL would train and measure against a copy of "default".
+    """
+    if model.active_adapter != "default":
+        raise PromptTuningError(
+            f"the prompt {model.active_adapter!r} is active, and TRL copies 'default' as what it measures training "
+            "against. Call the prompt that trains 'default', or give ref_model."
+        )
+    model.add_adapter(REFERENCE, replace(config, inference_mode=True))
+    model.prompt_encoder[REFERENCE].load_state_dict(model.prompt_encoder["default"].state_dict())
+    model.prompt_info[REFERENCE] = deepcopy(model.prompt_info["default"])
+    model.prompt_starts[REFERENCE] = model.prompt_starts["default"]

@@ -19,8 +19,7 @@ there are none. Recurrent models are computed anew. All ways give the same token
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from .layouts.base import token_inputs
 from .layouts.computed import cache_of, in_rows
 from .layouts.padded import padded_rows
 from .layouts.traits import ignores_masked_columns
+from .stand_ins import calling
 
 ONE_ROW_ONLY = ("rwkv",)
 """Models whose own `generate` is wrong in transformers for more rows than one."""
@@ -133,26 +133,19 @@ def _packed(
     options = options | {"past_key_values": cache}
     if config.cache_implementation is not None:
         options["cache_implementation"] = None  # transformers takes a cache or its name
-    with first_output(backbone, CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)):
-        return backbone.generate(input_ids=ids, attention_mask=mask.long(), **options)
+    known = CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+    return giving_first(backbone, known).generate(input_ids=ids, attention_mask=mask.long(), **options)
 
 
-@contextmanager
-def first_output(backbone: PreTrainedModel, output: ModelOutput) -> Iterator[None]:
-    """Within this context the backbone's first call gives an output that is known already."""
-    forward, own, known = backbone.forward, vars(backbone).get("forward"), [output]
+def giving_first(backbone: PreTrainedModel, output: ModelOutput) -> PreTrainedModel:
+    """A stand-in for the backbone whose first call gives an output that is known already."""
+    known = [output]
 
-    @functools.wraps(forward)
-    def known_first(*args: Any, **kwargs: Any) -> ModelOutput:
-        return known.pop() if known else forward(*args, **kwargs)
+    @functools.wraps(backbone.forward)
+    def forward(*args: Any, **kwargs: Any) -> ModelOutput:
+        return known.pop() if known else backbone(*args, **kwargs)
 
-    backbone.forward = known_first
-    try:
-        yield
-    finally:
-        del backbone.forward
-        if own is not None:  # another one's wrapper, which stood there before
-            backbone.forward = own
+    return calling(backbone, forward)
 
 
 def _continued(
@@ -190,8 +183,8 @@ def _anew(
     inputs = token_inputs(backbone, embeds)
     if ids is not None:
         options = options | {"input_ids": ids}
-    with generating_with(backbone, inputs.pop("per_layer_inputs", None)):
-        return backbone.generate(**inputs, attention_mask=mask, **options)
+    writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
+    return writer.generate(**inputs, attention_mask=mask, **options)
 
 
 def _mask_at_the_right(examples: Examples, width: int) -> Tensor:

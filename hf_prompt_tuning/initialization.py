@@ -20,6 +20,7 @@ from .foreign_prompts import import_prompt
 from .prompt_files import read_prompt
 from .sharding import embedding_device, whole
 from .tokenization import continuation_ids
+from .vocabulary import check_ids
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -58,7 +59,7 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float
         token_ids = list(range(config.num_virtual_tokens))
     else:
         token_ids = _sampled_ids(config, embed, config.num_virtual_tokens)
-    return scale * _embedded(token_ids, embed)
+    return scale * _embedded(token_ids, embed, f"the text of {init.value} has")
 
 
 def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
@@ -95,8 +96,9 @@ def made_again(
         return None
 
 
-def _embedded(token_ids: list[int], embed: nn.Embedding) -> Tensor:
-    """[len(token_ids), H] in fp32: what the model itself would see for these tokens."""
+def _embedded(token_ids: list[int], embed: nn.Embedding, what: str) -> Tensor:
+    """[len(token_ids), H] in fp32: what the model itself would see for these tokens; `what` has them, for messages."""
+    check_ids(token_ids, embed.num_embeddings, what)
     with whole(embed):
         if embed.weight.is_meta:
             raise PromptTuningError(
@@ -179,10 +181,13 @@ def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tenso
         )
     tokenizer = _tokenizer(config)
     words = config.label_words[: config.num_virtual_tokens]
-    means = [_embedded(continuation_ids(tokenizer, " " + w), embed).mean(0, keepdim=True) for w in words]
+    means = [
+        _embedded(continuation_ids(tokenizer, " " + w), embed, f"the label words {w!r} have").mean(0, keepdim=True)
+        for w in words
+    ]
     rest = config.num_virtual_tokens - len(means)
     if rest:
-        means.append(_embedded(_sampled_ids(config, embed, rest), embed))
+        means.append(_embedded(_sampled_ids(config, embed, rest), embed, "the vocabulary has"))
     return torch.cat(means)
 
 

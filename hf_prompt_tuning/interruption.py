@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
+from .background import drop_folders
 from .errors import PromptTuningError, TrainingInterrupted
 
 ECHO_SECONDS = 1.0
@@ -19,12 +20,16 @@ ECHO_SECONDS = 1.0
 class SignalWatch:
     """Within this context the first SIGTERM or SIGINT is only noted; a second one ends the process at once.
 
+    Args:
+        then: what is said to happen next.
+
     Raises:
         PromptTuningError: entered outside the main thread, where Python handles no signals.
         TrainingInterrupted: left with a signal that nothing has acted upon.
     """
 
-    def __init__(self):
+    def __init__(self, then: str = "saving after this step"):
+        self.then = then
         self.signum: int | None = None
         self._noted_at = 0.0
         self._before: dict[int, Any] = {}
@@ -55,8 +60,9 @@ class SignalWatch:
         if self.signum is None:
             self.signum, self._noted_at = signum, now
             # Not by `logging` or `print`: the signal may have come while they were writing.
-            os.write(2, f"{signal.Signals(signum).name}: saving after this step; once more ends at once.\n".encode())
+            os.write(2, f"{signal.Signals(signum).name}: {self.then}; once more ends at once.\n".encode())
         elif now - self._noted_at > ECHO_SECONDS:
+            drop_folders()
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 

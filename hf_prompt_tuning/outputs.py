@@ -10,6 +10,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .errors import PromptTuningError
 from .layouts import Examples, Prompts
+from .layouts.base import take_columns
 from .layouts.padded import as_it_came
 
 
@@ -76,6 +77,13 @@ def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
     if value.dim() == 4 and value.shape[1:3] == shape:
         return torch.stack([as_it_came(stream, prompts, examples) for stream in value])
     return value
+
+
+def targets_came_back(value: Any, order: Tensor) -> Any:
+    """What a decoder gives for each label ([B, T', ...], or a tuple of such) in the columns that the labels had."""
+    if isinstance(value, tuple):
+        return tuple(targets_came_back(v, order) for v in value)
+    return take_columns(value, torch.argsort(order, dim=1))
 
 
 def routing_loss(outputs: ModelOutput, config: PretrainedConfig) -> Tensor | float:

@@ -57,6 +57,8 @@ class PromptInfo:
     def write(self, folder: str | Path) -> None:
         """Writes `prompt_tuning.json` into `folder`, and `results.json` where there are results."""
         values = {"format_version": FORMAT_VERSION} | asdict(self)
+        if self.template is not None and self.template.label_names is None:
+            del values["template"]["label_names"]  # unknown to earlier versions, which refuse what they do not know
         _write_json(Path(folder) / INFO_FILE, values)
         results = {name: values[name] for name in RESULTS if values[name]}
         if results:
@@ -97,6 +99,7 @@ def _template(values: Any) -> PromptTemplate:
         "separator": (str,),
         "max_source_length": (int, type(None)),
         "max_target_length": (int, type(None)),
+        "label_names": (list, type(None)),
     }
     _object("template", values)
     for name, value in values.items():
@@ -107,6 +110,8 @@ def _template(values: Any) -> PromptTemplate:
     if "source" not in values:
         raise PromptTuningError("template has no source")
     _texts("template.label_words", values.get("label_words") or {})
+    if bad := [name for name in values.get("label_names") or () if not isinstance(name, str)]:
+        raise PromptTuningError(f"template.label_names holds {bad[0]!r:.80}, not a text")
     return PromptTemplate(**values)
 
 

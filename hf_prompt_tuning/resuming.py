@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,20 @@ class ResumingTrainer(DistributedTrainer):
             tidy(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         checkpoint = self._checkpoint(resume_from_checkpoint)
-        with SignalWatch() if getattr(self.args, "save_on_signal", False) else nullcontext() as self._watch:
+        with self._noting_signals("saving after this step"):
             return super().train(checkpoint, *args, **kwargs)
+
+    @contextmanager
+    def _noting_signals(self, then: str) -> Iterator[None]:
+        """Within this context, with `save_on_signal`, a first SIGTERM or SIGINT is only noted (`_watch`)."""
+        if not getattr(self.args, "save_on_signal", False):
+            yield
+            return
+        try:
+            with SignalWatch(then) as self._watch:
+                yield
+        finally:
+            self._watch = None
 
     def _checkpoint(self, asked: str | bool | None) -> str | None:
         """The folder to resume from, the same one on every process."""
@@ -148,6 +161,8 @@ class ResumingTrainer(DistributedTrainer):
         checkpoint = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.is_world_process_zero():
             logger.warning("Interrupted; go on with --resume_from_checkpoint true (from %s).", checkpoint)
+        self._finish_current_push()
+        self.accelerator.wait_for_everyone()  # a launcher ends all processes with the first that ends
         raise TrainingInterrupted(self._watch.signum, checkpoint)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:

@@ -2,21 +2,23 @@
 
 import logging
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, create_repo, upload_folder
+from huggingface_hub import CommitInfo
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .background import PUSH_SECONDS, temporary_folder, within
 from .card import write_card
 from .errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from .fingerprint import differences, embedding_hash
 from .initialization import can_be_made_again
 from .plots import save_pictures
 from .prompt_files import SavedPrompt, read_prompt, write_start
+from .push_errors import explained
+from .pushing import Destination, checked_subfolder, make_repository, push
 
 logger = logging.getLogger(__name__)
 
@@ -220,40 +222,61 @@ class SavedPrompts:
         commit_description: str | None = None,
         create_pr: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter_name: str | None = None,
+        subfolder: str | None = None,
     ) -> CommitInfo:
-        """Sends the active prompt, with its description, card and pictures, to the Hub; nothing else.
+        """Sends one prompt, with its description, card and pictures, to the Hub; nothing else.
+
+        What an earlier push left in its place is deleted in the same commit, and no other file.
 
         Args:
             repo_id: made where it does not exist.
-            private: whether to make it private.
+            private: whether a repository that is made now is private; one that is there keeps what it has.
             token: default the one of `hf auth login`.
-            revision: the branch.
+            revision: the branch; made from the main one where it does not exist.
             commit_message: of the commit.
             commit_description: of the commit.
             create_pr: open a pull request with it.
             tokenizer: send it as well.
+            adapter_name: the prompt, default the active one.
+            subfolder: of the repository, for one of several prompts; default its root.
+
+        Raises:
+            PromptPushError: the Hub does not take it, or cannot be reached; it says what the Hub says.
+            PromptTuningError: there is no such prompt, there can be no such repository, branch or folder, or the
+                prompt is to be private and the repository is public.
         """
-        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        with TemporaryDirectory() as made:
-            folder = self.save_for_hub(made, repo_id, tokenizer)
-            return upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
+        name = adapter_name if adapter_name is not None else self.active_adapter
+        if name not in self.peft_config:
+            raise PromptTuningError(
+                f"adapter_name is {name!r}; the model has {', '.join(map(repr, self.peft_config))}: give one of them."
+            )
+        to = Destination(repo_id, revision, private, token)
+        subfolder = checked_subfolder(subfolder)
+        with explained(repo_id), temporary_folder() as made:
+            to = within(PUSH_SECONDS, lambda: make_repository(to))
+            folder = self.save_for_hub(made, to.repo_id, tokenizer, name, subfolder)
+            return within(
+                PUSH_SECONDS,
+                lambda: push(folder, to, commit_message, subfolder or "", commit_description, create_pr),
             )
 
-    def save_for_hub(self, folder: str | Path, repo_id: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
-        """Saves the active prompt as it is pushed, its card written for `repo_id`; returns where its files are."""
-        name = self.active_adapter
+    def save_for_hub(
+        self,
+        folder: str | Path,
+        repo_id: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter_name: str | None = None,
+        subfolder: str | None = None,
+    ) -> Path:
+        """Saves one prompt as it is pushed, its card written for `repo_id`; returns where its files are."""
+        name = adapter_name if adapter_name is not None else self.active_adapter
         self.save_pretrained(folder, selected_adapters=[name], repo_id=repo_id)
         path = Path(folder)
         if name != "default":  # its folder goes to the root of the repository
             path /= name
-            self._write_card(path, name, repo_id)
+        if name != "default" or subfolder is not None:
+            self._write_card(path, name, repo_id, subfolder)
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
         return path

@@ -6,7 +6,7 @@ needed; Accelerate's `device_map` leaves weights on the CPU or on disk until the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,9 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+_announced_on: ContextVar[torch.device | None] = ContextVar("announced_on", default=None)
+"""The device of the tensors by which processes announce their passes; None: nobody waits to hear of them."""
 
 
 def is_sharded(backbone: nn.Module) -> bool:
@@ -76,17 +79,21 @@ def in_step(backbone: nn.Module, tokens: dict[str, Tensor]) -> Iterator[list[Ten
         yield zeros
         return
     device = tokens["inputs_embeds"].device
-
-    def announce(*_: Any) -> None:
-        _any_calls(True, device)
-
-    handle = backbone.register_forward_pre_hook(announce, prepend=True)  # before FSDP's own starts to gather
+    before = _announced_on.get()
+    _announced_on.set(device)
     try:
         yield zeros
     finally:
-        handle.remove()
+        _announced_on.set(before)
     while _any_calls(False, device):
         zeros.append(backbone(**tokens, use_cache=False).logits.sum() * 0.0)
+
+
+def announce_pass() -> None:
+    """Say to the other processes of `in_step`, where one is under way, that this one is about to call the backbone."""
+    device = _announced_on.get()
+    if device is not None:
+        _any_calls(True, device)
 
 
 def _any_calls(calls: bool, device: torch.device) -> bool:

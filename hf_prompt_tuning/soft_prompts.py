@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,19 +24,25 @@ from .backbone import (
 )
 from .backbone_files import commit_of
 from .config import PromptTuningConfig
+from .contexts import ByContext
 from .errors import PromptTuningError
 from .fingerprint import embedding_hash, fingerprint
+from .foreign_trainers import REFERENCE, add_reference
 from .initialization import can_be_made_again, initial_prompt
 from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
 from .prompt_info import PromptInfo
 from .saved_prompts import SavedPrompts
 from .sharding import embedded, embedding_device
+from .vocabulary import check_tensor
 
 logger = logging.getLogger(__name__)
 
 NO_PROMPT = "__base__"
 """PEFT's name for a row without an adapter."""
+
+_DISABLED = ByContext("disable_adapter", False)
+_REPLACED: ByContext[Tensor | None] = ByContext("replaced_prompt", None)
 
 
 class PromptVectors(PromptEmbedding):
@@ -62,7 +68,6 @@ class SoftPrompts(SavedPrompts):
 
     task_type: str
     _warned_of_positions = False
-    _replaced: Tensor | None = None
     _fingerprint: dict[str, Any] | None = None
     _asked_for_commit = False
     _backbone_commit: str | None = None
@@ -71,8 +76,15 @@ class SoftPrompts(SavedPrompts):
         """Adds a prompt, initialised as its config says. Not made active (see PEFT's `set_adapter`).
 
         Raises:
-            PromptTuningError: the config is no soft prompt's, or its initialisation cannot be done.
+            PromptTuningError: the name is taken, the config is no soft prompt's, or its initialisation cannot be done.
         """
+        if adapter_name in self.peft_config:
+            raise PromptTuningError(
+                f"there is a prompt {adapter_name!r} already; give another name, or call "
+                f"delete_adapter({adapter_name!r}) first."
+            )
+        if adapter_name == REFERENCE and peft_config is self.peft_config.get("default"):
+            return add_reference(self, peft_config)
         config = PromptTuningConfig.from_peft(peft_config)
         # Filled in here because PEFT guesses them: it takes the hidden size for the embeddings' width (wrong for a
         # projected OPT), and gives up where it finds no number of heads (MPT, xglm, mamba), which no prompt needs.
@@ -152,28 +164,32 @@ class SoftPrompts(SavedPrompts):
     @property
     def prompt(self) -> Tensor:
         """The active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
-        vectors = self.prompt_encoder[self.active_adapter].embedding.weight
-        if self._replaced is not None:
-            vectors = self._replaced
+        vectors = _REPLACED.of(self)
+        if vectors is None:
+            vectors = self.prompt_encoder[self.active_adapter].embedding.weight
         return vectors[:0] if self._adapters_disabled else vectors
 
-    @contextmanager
-    def replaced_prompt(self, vectors: Tensor) -> Iterator[None]:
-        """Within this context `vectors` ([P', H], any P') stand in the active prompt's place."""
-        before, self._replaced = self._replaced, vectors
-        try:
-            yield
-        finally:
-            self._replaced = before
+    def replaced_prompt(self, vectors: Tensor) -> AbstractContextManager[None]:
+        """Within this context `vectors` ([P', H], any P') stand for the active prompt, in this thread alone."""
+        return _REPLACED.set_to(vectors, self)
 
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Within this context the backbone stands alone, with no prompt in front."""
-        before, self._adapters_disabled = self._adapters_disabled, True
-        try:
-            yield
-        finally:
-            self._adapters_disabled = before
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Within this context the backbone stands alone, with no prompt in front, whatever prompts rows are given.
+
+        It holds for the thread (or the asyncio task) that enters it: others go on behind their prompts, one that is
+        started within it too.
+        """
+        return _DISABLED.set_to(True, self)
+
+    @property
+    def _adapters_disabled(self) -> bool:
+        return _DISABLED.of(self)
+
+    @_adapters_disabled.setter
+    def _adapters_disabled(self, disabled: bool) -> None:
+        # PEFT's constructor says what holds anyway. Its other methods that say so are ours.
+        if disabled:
+            raise AttributeError("use disable_adapter(), which leaves other threads their prompts")
 
     @property
     def info(self) -> PromptInfo:
@@ -201,6 +217,8 @@ class SoftPrompts(SavedPrompts):
                 f"adapter_names has {unknown[0]!r}; there are {', '.join(map(repr, self.prompt_encoder))} "
                 f"and {NO_PROMPT!r} for no prompt."
             )
+        if self._adapters_disabled:
+            return self._prompts(batch, None)
         vectors = [
             self.prompt[:0] if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight for name in distinct
         ]
@@ -239,10 +257,11 @@ class SoftPrompts(SavedPrompts):
 
     def _candidates(self, token_ids: Sequence[Sequence[int]]) -> Candidates:
         ids = tuple(torch.tensor(words, device=self.prompt.device) for words in token_ids)
-        return Candidates(ids, tuple(self._embed(words[None])[0] for words in ids))
+        return Candidates(ids, tuple(self._embed(words[None], "a candidate has")[0] for words in ids))
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
+    def _embed(self, input_ids: Tensor, what: str = "input_ids have") -> Tensor:
         """[B, T, H], with the per-layer vectors of the tokens behind it where the backbone has such."""
+        check_tensor(input_ids, self.word_embeddings.num_embeddings, what)
         embeds = embedded(self.word_embeddings, input_ids)
         if (scale := token_scale(self.base_model)) != 1.0:
             embeds = embeds * scale
@@ -278,6 +297,7 @@ class SoftPrompts(SavedPrompts):
         self, predictions: LabelledLogits, num_items_in_batch: Tensor | int | None, label_smoothing: float = 0.0
     ) -> Tensor:
         """The mean over labelled tokens; with `num_items_in_batch` (gradient accumulation), their sum over that."""
+        check_tensor(predictions.targets, predictions.logits.shape[-1], "labels have")
         total = nn.functional.cross_entropy(
             predictions.logits.float(), predictions.targets, reduction="sum", label_smoothing=label_smoothing
         )

@@ -4,25 +4,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from .backbone import max_positions
+from .backbone import hub_id, max_positions
 from .config import PromptTuningArguments
-from .ensemble_info import ENSEMBLE_FILE
 from .errors import PromptTuningError
 from .evaluation import longest_target, loss_history
-from .plots import save_curves
+from .plots import CURVES_FILE, save_curves
 from .prompt_info import PromptInfo
 from .prompt_task import PromptTask, check_names, model_with_prompts
-from .publishing import PUSHED
+from .repository_card import write_repository_card
+from .repository_files import CARD_FILE, PROMPT_FILES
 from .soft_prompts import SoftPrompts
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
-from .training_data import as_dataset, encode_data
+from .training_data import encode_data, with_label_words
+from .vocabulary import vocabulary_of
 
 
 class TaskTrainer(PromptTuningTrainer):
@@ -39,7 +39,7 @@ class TaskTrainer(PromptTuningTrainer):
         **kwargs: Any,
     ):
         check_names(tasks)
-        tasks = [replace(task, template=_with_label_words(task)) for task in tasks]
+        tasks = [replace(task, template=_with_label_words(task, model)) for task in tasks]
         if isinstance(model, PreTrainedModel):
             model = model_with_prompts(model, tasks, processing_class, args.seed)
         _check_prompts(model, tasks)
@@ -47,13 +47,18 @@ class TaskTrainer(PromptTuningTrainer):
         limit = max_positions(model.get_base_model())
         lengths = {task.name: len(model.prompt_encoder[task.name].embedding.weight) for task in tasks}
         self._limits = {name: None if limit is None else limit - length for name, length in lengths.items()}
+        self._vocabulary = vocabulary_of(model)
         self.tasks = {task.name: self._with_token_ids(task) for task in tasks}
         model.set_adapter(tasks[0].name)
         data = {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None}
         super().__init__(
-            model=model, args=args, eval_dataset=data or None, processing_class=processing_class, **kwargs
+            model=model,
+            args=args,
+            eval_dataset=data or None,
+            processing_class=processing_class,
+            template=tasks[0].template,
+            **kwargs,
         )
-        self._pushed = (*PUSHED, ENSEMBLE_FILE, *(f"{name}/*" for name in self.tasks))
         for name, encoder in self._encoders.items():
             self._describe_data(name, encoder)
 
@@ -63,9 +68,9 @@ class TaskTrainer(PromptTuningTrainer):
         return None
 
     def _with_token_ids(self, task: PromptTask) -> PromptTask:
-        encoder, limit = self._encoders[task.name], self._limits[task.name]
-        train = encode_data(task.train_dataset, f"{task.name} training", encoder, limit, require_target=True)
-        evaluation = encode_data(task.eval_dataset, f"{task.name} evaluation", encoder, limit, require_target=False)
+        encoder, limit, rows = self._encoders[task.name], self._limits[task.name], self._vocabulary
+        train = encode_data(task.train_dataset, f"{task.name} training", encoder, limit, True, rows)
+        evaluation = encode_data(task.eval_dataset, f"{task.name} evaluation", encoder, limit, False, rows)
         return replace(task, train_dataset=train, eval_dataset=evaluation)
 
     def _describe_data(self, name: str, encoder: PromptTokenizer | None) -> None:
@@ -182,33 +187,37 @@ class TaskTrainer(PromptTuningTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            self._save_prompts(Path(output_dir or self.args.output_dir))
+            self._save_prompts(Path(output_dir or self.args.output_dir), self._card_repo_id, not self._unfinished)
 
-    def _save_prompts(self, folder: Path) -> None:
-        """Each prompt in a folder of its name, and all their losses in one picture."""
+    def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
+        """Each prompt in a folder of its name, and all their losses in one picture.
+
+        Args:
+            folder: where.
+            repo_id: the Hub repository that the cards name.
+            card: whether people will read it; a checkpoint has no cards and pictures.
+        """
         for name in self.tasks:
             with self._using(name) as info:
                 self._describe(info)
         model = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(
-            folder, selected_adapters=list(self.tasks), repo_id=self.hub_model_id, card=not self._unfinished
-        )
-        if not self._unfinished:
+        model.save_pretrained(folder, selected_adapters=list(self.tasks), repo_id=repo_id, card=card)
+        if card:
             save_curves(folder, {name: self._history(name) for name in self.tasks})
+            self._write_root_card(folder, repo_id)
 
-    def _upload(
-        self,
-        commit_message: str | None,
-        blocking: bool,
-        token: str | None = None,
-        revision: str | None = None,
-        tokenizer: bool = False,
-    ) -> Any:
-        folder = mkdtemp()
-        self._save_prompts(Path(folder))
-        if tokenizer:
-            self.processing_class.save_pretrained(folder)
-        return self._send(folder, folder, None, commit_message, blocking, token, revision)
+    def _write_root_card(self, folder: Path, repo_id: str | None) -> None:
+        configs = self.accelerator.unwrap_model(self.model).peft_config
+        write_repository_card(folder, repo_id, {n: hub_id(configs[n].base_model_name_or_path) for n in self.tasks})
+
+    def _own_files(self) -> list[str]:
+        return [CARD_FILE, CURVES_FILE, *(f"{name}/{file}" for name in self.tasks for file in PROMPT_FILES)]
+
+    def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
+        self._save_prompts(folder, repo_id, card=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        return folder
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         found = {file.parent.name for file in Path(resume_from_checkpoint).glob("*/adapter_model.safetensors")}
@@ -230,17 +239,17 @@ def _check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
         )
 
 
-def _with_label_words(task: PromptTask) -> Any:
+def _with_label_words(task: PromptTask, model: Any) -> Any:
     template = task.template
-    if template is None:
-        return None
-    return template.with_label_words(as_dataset(task.train_dataset), as_dataset(task.eval_dataset))
+    if template is None and isinstance(model, SoftPrompts) and task.name in model.prompt_info:
+        template = model.prompt_info[task.name].template
+    return with_label_words(template, task.train_dataset, task.eval_dataset)
 
 
 def _encoder(task: PromptTask, tokenizer: Any, model: SoftPrompts) -> PromptTokenizer | None:
     if tokenizer is None:
         raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
-    template = task.template or model.prompt_info[task.name].template
+    template = task.template
     return None if template is None else PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
 
 

@@ -26,6 +26,7 @@ from .errors import PromptTuningError
 from .multi_prompt import MultiPromptTrainer
 from .prompt_names import check_name
 from .prompt_task import PromptTask
+from .push_arguments import check_hub
 
 logger = get_logger(__name__)
 
@@ -98,6 +99,7 @@ def train_tasks(config: TasksConfig) -> None:
     """Trains, evaluates, saves and predicts; each task's prompt, metrics and predictions go into its own folder."""
     args = config.training
     set_up_logging(args)
+    check_hub(args)
     splits = {name: load_splits(data, args.seed) for name, (_, data, _, _) in config.tasks.items()}
     backbone, tokenizer = load_backbone(config.model)
     tasks = [_task(name, splits[name], arguments, config) for name, arguments in config.tasks.items()]

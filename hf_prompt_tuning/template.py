@@ -1,17 +1,25 @@
 """From columns to words: the source text, the target text, and the words of each label."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time, timedelta
 from functools import cached_property
 from numbers import Number
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
-from .data_files import ORIGIN
 from .errors import PromptTuningError
+from .labels import (
+    LabelReader,
+    check_label_column,
+    checked_words,
+    class_names,
+    is_missing,
+    words_by_number,
+    words_of_values,
+)
 
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 NOT_A_COLUMN = re.compile(r"\.__|\[|\]|![rsa]\b|:[^ ]*$")
@@ -40,6 +48,7 @@ class PromptTemplate:
         max_source_length: cut the source to so many tokens (the longest field first). None: never.
         max_target_length: refuse a longer target, and generate at most so many tokens. None: no limit for targets,
             and generation as long as the longest target seen in training.
+        label_names: the names of the ClassLabel column whose numbers `label_words` has; `with_label_words` sets them.
 
     Raises:
         PromptTuningError: no target and no label column, or both; a stray brace; two labels with the same words.
@@ -52,6 +61,7 @@ class PromptTemplate:
     separator: str = " "
     max_source_length: int | None = None
     max_target_length: int | None = None
+    label_names: Sequence[str] | None = None
 
     def __post_init__(self):
         if (self.target is None) == (self.label_column is None):
@@ -63,37 +73,30 @@ class PromptTemplate:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PromptTuningError(f"{name} is {value}; give 1 or more tokens, or leave it out.")
+        for name in ("source", "target", "label_column", "separator"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in ("source", "separator")):
+                raise PromptTuningError(f"{name} is {value!r:.80}, a {type(value).__name__}; give a text.")
         if self.label_words is not None:
             if self.label_column is None:
                 raise PromptTuningError("label_words are given without label_column; name the label's column.")
-            words = {str(key): str(value) for key, value in self.label_words.items()}
-            object.__setattr__(self, "label_words", words)
-            self._check_words(words)
+            object.__setattr__(self, "label_words", checked_words(self.label_words))
         self.columns  # noqa: B018  (parses both templates, so that a stray brace is found here)
-
-    @staticmethod
-    def _check_words(words: Mapping[str, str]) -> None:
-        label_of: dict[str, str] = {}
-        for label, text in words.items():
-            if not text.strip():
-                raise PromptTuningError(f"label {label!r} has no words (got {text!r}); give it some in label_words.")
-            if text.strip() in label_of:
-                raise PromptTuningError(
-                    f"labels {label_of[text.strip()]!r} and {label!r} have the same words {text!r}; "
-                    "a model cannot tell them apart. Give each its own in label_words."
-                )
-            label_of[text.strip()] = label
 
     @cached_property
     def columns(self) -> list[str]:
         """The columns that the templates name, in order, without the label's."""
-        pieces = parse(self.source) + (parse(self.target) if self.target is not None else [])
-        return list(dict.fromkeys(name for is_field, name in pieces if is_field))
+        return list(dict.fromkeys([*self.source_columns, *self.target_columns]))
 
     @property
     def source_columns(self) -> list[str]:
         """The columns that the source names, in order: what a row needs to be predicted."""
         return list(dict.fromkeys(name for is_field, name in parse(self.source) if is_field))
+
+    @property
+    def target_columns(self) -> list[str]:
+        """The columns that a free text's target names, in order."""
+        return list(dict.fromkeys(name for is_field, name in parse(self.target or "") if is_field))
 
     @property
     def is_classification(self) -> bool:
@@ -105,13 +108,24 @@ class PromptTemplate:
         """The label values that are candidates, in the order of every list of scores."""
         return list(self.label_words or ())
 
-    def check_columns(self, column_names: Iterable[str], data: str) -> None:
-        """Raises PromptTuningError where a column that the template needs is not in `data`."""
-        missing = [name for name in self.columns if name not in column_names]
+    def check_columns(self, column_names: Iterable[str], data: str, labelled: bool = False) -> None:
+        """Raises PromptTuningError where a column that the template needs is not in `data`.
+
+        Args:
+            column_names: those that are there.
+            data: what the message calls the data.
+            labelled: whether the columns of label and target are needed, too.
+        """
+        missing = [name for name in (self.columns if labelled else self.source_columns) if name not in column_names]
         if missing:
             raise PromptTuningError(
                 f"the template's field {{{missing[0]}}} is no column of the {data} data, "
                 f"which has {', '.join(map(repr, column_names))}. Mend the template or the column's name."
+            )
+        if labelled and self.is_classification and self.label_column not in column_names:
+            raise PromptTuningError(
+                f"label_column {self.label_column!r} is no column of the data, "
+                f"which has {', '.join(map(repr, column_names))}. Mend its name."
             )
 
     def check_fields(self, row: Mapping[str, Any]) -> None:
@@ -125,17 +139,31 @@ class PromptTemplate:
         """The source of one row; each field is cut to `longest_field` characters where that is given."""
         return fill(parse(self.source), row, longest_field)
 
-    def label_index(self, row: Mapping[str, Any]) -> int | None:
+    def label_reader(self, features: Mapping[str, Any] | None = None) -> LabelReader:
+        """How the label of a row becomes a key of `label_words`.
+
+        Args:
+            features: the columns' types in the row's data set. None: a number means what it means in `label_words`.
+        """
+        known = list(self.label_names or ())
+        names = class_names(features, self.label_column) if features is not None else known
+        return LabelReader(self.label_words, known, names, self.label_column)
+
+    def label_index(self, row: Mapping[str, Any], reader: LabelReader | None = None) -> int | None:
         """Which of `labels` the row has; None for a row without a label (missing, empty, or -1).
+
+        Args:
+            row: its columns.
+            reader: the one of the row's data set.
 
         Raises:
             PromptTuningError: the row has a label that has no words.
         """
         value = row.get(self.label_column)
-        key = label_key(value)
+        key = (reader or self.label_reader()).key(value)
         if key in self.label_words:
             return self.labels.index(key)
-        if key in ("", "-1"):
+        if not key:
             return None
         known = ", ".join(f"{k!r}: {w!r}" for k, w in self.label_words.items())
         raise PromptTuningError(
@@ -144,58 +172,47 @@ class PromptTemplate:
         )
 
     def target_text(self, row: Mapping[str, Any]) -> str | None:
-        """The target of one row; None for a row without a label."""
+        """The target of one row; None for a row without a label, or without the target's columns."""
         if self.is_classification:
             index = self.label_index(row)
             return None if index is None else self.label_words[self.labels[index]]
+        columns = self.target_columns
+        if columns and (any(name not in row for name in columns) or all(is_missing(row[name]) for name in columns)):
+            return None
         return fill(parse(self.target), row)
 
-    def with_label_words(self, train: Dataset | None, other: Dataset | None = None) -> "PromptTemplate":
+    def with_label_words(self, train: Any, other: Any = None) -> "PromptTemplate":
         """This template with the words of every candidate label, read from the data where they were not given.
 
+        Words that are known stay as they are, so it does not matter how often this is asked.
+
         Args:
-            train: the training data; a ClassLabel's name that none of its rows uses is no candidate.
+            train: the training data (a stream tells its columns' types alone); a ClassLabel's name that none of its
+                rows uses is no candidate.
             other: looked at where there is no training data.
 
         Raises:
-            PromptTuningError: the label column is not there, or holds numbers that have no names.
+            PromptTuningError: the label column is not there, holds numbers that have no names or no labels at all; or
+                the words that were given are not those of its labels.
         """
-        if not self.is_classification:
+        if not self.is_classification or self.label_names is not None:
             return self
         data = train if train is not None else other
-        feature = None
-        if data is not None:
-            if self.label_column not in data.column_names and (train is not None or self.label_words is None):
+        if train is not None and train.column_names is not None:
+            check_label_column(train, self.label_column)
+        names = class_names(getattr(data, "features", None), self.label_column)
+        if self.label_words is None:
+            data = next((one for one in (train, other) if isinstance(one, Dataset)), None)
+            if data is None:
                 raise PromptTuningError(
-                    f"label_column {self.label_column!r} is no column of the data, "
-                    f"which has {', '.join(repr(c) for c in data.column_names if c != ORIGIN)}. "
-                    "Mend its name."
+                    "there is neither data nor label_words to learn the labels from; give label_words."
                 )
-            feature = data.features.get(self.label_column) if data.features else None
-        names = feature.names if isinstance(feature, ClassLabel) else []
-        if self.label_words is not None:
-            # Words may be given by a ClassLabel's names; the rows hold its numbers.
-            return replace(
-                self,
-                label_words={
-                    str(names.index(key)) if key in names else key: words for key, words in self.label_words.items()
-                },
-            )
-        if data is None:
-            raise PromptTuningError(
-                "there is neither data nor label_words to learn the labels from; give label_words."
-            )
-        used = {key for value in data.unique(self.label_column) if (key := label_key(value)) not in ("", "-1")}
-        if names:
-            words = {str(i): name.replace("_", " ") for i, name in enumerate(names) if str(i) in used}
-        elif all(re.fullmatch(r"-?\d+(\.\d+)?|true|false", key, re.IGNORECASE) for key in used):
-            raise PromptTuningError(
-                f"label_column {self.label_column!r} holds {sorted(used)}, which say nothing to a language model. "
-                'Give their words, e.g. label_words {"0": "negative", "1": "positive"}.'
-            )
+            words, names = words_of_values(data, self.label_column), class_names(data.features, self.label_column)
+        elif names:
+            words = words_by_number(self.label_words, names, self.label_column)
         else:
-            words = {key: key for key in sorted(used)}
-        return replace(self, label_words=words)
+            return self
+        return replace(self, label_words=words, label_names=names or None)
 
 
 def parse(template: str) -> list[tuple[bool, str]]:
@@ -244,17 +261,3 @@ def fill(pieces: list[tuple[bool, str]], row: Mapping[str, Any], longest_field: 
         else:
             texts.append(piece)
     return "".join(texts)
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a value is None or NaN."""
-    return value is None or (isinstance(value, float) and value != value)
-
-
-def label_key(value: Any) -> str:
-    """A label's value as a key of `label_words`: 1, 1.0 and "1" are the same; "" for a missing one."""
-    if is_missing(value):
-        return ""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else str(value)
-    return str(value)

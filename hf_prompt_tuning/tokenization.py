@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
+from datasets import Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from .data_files import ORIGIN
+from .encoded_rows import FEATURES, columns_of
 from .errors import PromptTuningError
+from .labels import LabelReader
 from .layouts.base import IGNORED
-from .template import PromptTemplate, label_key
+from .template import PromptTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,11 @@ class PromptTokenizer:
             raise PromptTuningError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no EOS token, which ends every target; "
                 "set tokenizer.eos_token."
+            )
+        if template.is_classification and template.label_words is None:
+            raise PromptTuningError(
+                f"the template has no label words; give label_words, or template.with_label_words(data) with data "
+                f"whose column {template.label_column!r} has labels."
             )
         self.template = template
         self.tokenizer = tokenizer
@@ -166,18 +173,31 @@ class PromptTokenizer:
             return ""
         return source[len(source.rstrip()) :] or self.template.separator
 
-    def encode(self, row: Mapping[str, Any], require_target: bool = True) -> dict[str, Any]:
+    def encode(
+        self, row: Mapping[str, Any], require_target: bool = True, reader: LabelReader | None = None
+    ) -> dict[str, Any]:
         """One row's `input_ids`, `labels`, `length`, `label` (index of the gold label, -1 without) and `was_cut`.
 
-        A row without a label has the source's `input_ids` and nothing to predict; where `require_target` is set it
-        is refused.
+        A row without a label or target has the source's `input_ids` and nothing to predict; where `require_target`
+        is set it is refused.
+
+        Args:
+            row: raw columns.
+            require_target: refuse a row without a label or target.
+            reader: reads the label as the row's data set writes it.
         """
         source, was_cut = self.source_ids(row)
-        text = self.template.target_text(row)
+        template, index = self.template, None
+        if template.is_classification:
+            index = template.label_index(row, reader)
+            text = None if index is None else template.label_words[template.labels[index]]
+        else:
+            text = template.target_text(row)
         if text is None and require_target:
+            column = template.label_column or ", ".join(template.target_columns)
             raise PromptTuningError(
-                f"the row has no label (column {self.template.label_column!r} holds "
-                f"{row.get(self.template.label_column)!r}); training rows need one."
+                f"the row has no {'label' if template.is_classification else 'target'} (column {column!r} holds "
+                f"{row.get(column)!r}); training rows need one."
             )
         target = [] if text is None else self.target_ids(text)
         encoded: dict[str, Any] = {"was_cut": was_cut}
@@ -187,7 +207,7 @@ class PromptTokenizer:
             encoded |= {"input_ids": source + target, "labels": [IGNORED] * len(source) + target}
             encoded["length"] = len(encoded["input_ids"])
         if self.template.is_classification:
-            encoded["label"] = -1 if text is None else self.template.label_index(row)
+            encoded["label"] = -1 if index is None else index
         return encoded
 
     def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
@@ -199,50 +219,40 @@ class PromptTokenizer:
         texts = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (source, target))
         return dict(zip(("source", "target"), (text[:longest] for text in texts), strict=True))
 
-    def _names_without_words(self, data: Dataset | IterableDataset) -> set[str]:
-        """A ClassLabel's values that are no candidates, such as RAFT's `Unlabeled`: their rows have no label."""
-        feature = (data.features or {}).get(self.template.label_column)
-        if not isinstance(feature, ClassLabel):
-            return set()
-        return {str(i) for i in range(feature.num_classes)} - set(self.template.labels)
-
-    def _features(self) -> Features:
-        """The types of what `encode` gives."""
-        kinds = {"was_cut": Value("bool"), "length": Value("int64")}
-        kinds |= {"input_ids": List(Value("int64")), "labels": List(Value("int64"))}
-        return Features(kinds | ({"label": Value("int64")} if self.template.is_classification else {}))
-
     def encode_dataset(
         self, data: Dataset | IterableDataset, name: str, require_target: bool = True
     ) -> Dataset | IterableDataset:
         """Every row of `data` encoded; errors name the row, and how many were cut is logged once.
 
         Args:
-            data: raw columns.
+            data: raw columns, none of which is kept.
             name: what the messages call it ("training", "evaluation", …).
             require_target: refuse rows without a label.
         """
-        columns = data.column_names
-        if columns is None:
-            columns = list(next(iter(data), {}))
-        self.template.check_columns([column for column in columns if column != ORIGIN], name)
+        template, columns = self.template, columns_of(data)
+        template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
+        reader = template.label_reader(data.features or {}) if template.is_classification else None
+        # A ClassLabel's names that are no candidates, such as RAFT's `Unlabeled`, are not labels of these rows.
+        without = set() if require_target or reader is None else reader.names_without_words()
 
-        unlabelled = set() if require_target else self._names_without_words(data)
-
-        def encode(row: dict[str, Any], index: int) -> dict[str, Any]:
-            if unlabelled and label_key(row.get(self.template.label_column)) in unlabelled:
-                row = row | {self.template.label_column: None}
+        def encode(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+            if without and reader.name(row.get(template.label_column)) in without:
+                row = {**row, template.label_column: None}
             try:
-                return self.encode(row, require_target)
+                return self.encode(row, require_target, reader)
             except PromptTuningError as error:
                 raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
 
+        kinds = {key: kind for key, kind in FEATURES.items() if key != "label" or template.is_classification}
+        features = Features(kinds | {"was_cut": Value("bool")})
+        # With features, because a new column would get the type of a raw one of its name; and by them a stream is
+        # known for one of token ids from here on.
+        options = {"with_indices": True, "remove_columns": columns, "features": features}
         if isinstance(data, IterableDataset):
-            # With features, by which it is known for a stream of token ids from here on.
-            return data.map(encode, with_indices=True, remove_columns=columns, features=self._features())
-        encoded = data.map(
-            encode, with_indices=True, remove_columns=columns, load_from_cache_file=False, desc=f"Tokenizing {name}"
-        )
+            return data.map(encode, **options).select_columns(list(kinds))
+        if without:
+            self._warn_of_names(data, reader, without, name)
+        encoded = data.with_format(None).map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
         cut = sum(encoded["was_cut"])
         if cut:
             logger.warning(
@@ -250,6 +260,20 @@ class PromptTokenizer:
                 cut,
                 len(encoded),
                 name,
-                self.template.max_source_length,
+                template.max_source_length,
             )
         return encoded.remove_columns("was_cut")
+
+    def _warn_of_names(self, data: Dataset, reader: LabelReader, without: set[str], name: str) -> None:
+        """Says once how many rows have a label that is no candidate."""
+        names = [reader.name(value) for value in data[self.template.label_column]]
+        found = [one for one in names if one in without]
+        if found and len(found) < len(names):
+            logger.warning(
+                "%d of %d %s rows have the label %s, which has no words (no training row has it, or label_words leave "
+                "it out): they count as rows without a label.",
+                len(found),
+                len(names),
+                name,
+                " or ".join(map(repr, dict.fromkeys(found))),
+            )

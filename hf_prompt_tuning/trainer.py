@@ -21,7 +21,8 @@ from .sharding import whole
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
-from .training_data import as_dataset
+from .training_data import with_label_words
+from .vocabulary import vocabulary_of
 
 
 class PromptTuningTrainer(SearchingTrainer):
@@ -70,23 +71,22 @@ class PromptTuningTrainer(SearchingTrainer):
                 f"the training data is a stream and max_steps is {args.max_steps}; a stream has no length to count "
                 "epochs by: give max_steps, 1 or more."
             )
-        if template is not None:
-            template = template.with_label_words(as_dataset(train_dataset), as_dataset(eval_dataset))
         self.model_init = model_init
         if model_init is not None:
             if model is not None:
                 raise PromptTuningError("both model and model_init are given; give one of them.")
             model = super().call_model_init()
+        template = template if template is not None else getattr(getattr(model, "info", None), "template", None)
+        template = with_label_words(template, train_dataset, eval_dataset)
         if prompt_config is not None:
             set_seed(args.seed)  # before the prompt is drawn
         model = self._wrapped(model, prompt_config, processing_class, template)
         self._encoder: PromptTokenizer | None = None
-        template = template if template is not None else getattr(getattr(model, "info", None), "template", None)
         if template is not None and processing_class is not None:
             self._encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
         self._extra_metrics = compute_metrics
         self._described = None
-        self._limit = self._room(model)
+        self._limit, self._vocabulary = self._room(model), vocabulary_of(model)
         callbacks = list(callbacks or [])
         if getattr(args, "early_stopping_patience", None):
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -124,7 +124,7 @@ class PromptTuningTrainer(SearchingTrainer):
             PromptTuningError: `model_init` returns no prompt-tuning model, or a row is too long behind its prompt.
         """
         model = self._introduced(self._wrapped(super().call_model_init(trial), None, None, None))
-        self._limit = self._room(model)
+        self._limit, self._vocabulary = self._room(model), vocabulary_of(model)
         for name, data in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
             self._encoded(data, name, require_target=False)
         return model
@@ -193,4 +193,4 @@ class PromptTuningTrainer(SearchingTrainer):
             self._describe(model.info)
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir
-                model.save_pretrained(folder, repo_id=self.hub_model_id, card=not self._unfinished)
+                model.save_pretrained(folder, repo_id=self._card_repo_id, card=not self._unfinished)

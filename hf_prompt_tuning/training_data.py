@@ -1,16 +1,28 @@
 """What a trainer is given as data: raw columns become token ids, and what cannot be trained on is refused at once."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
 from .data_files import ORIGIN
-from .errors import PromptTuningError
+from .encoded_rows import columns_of, is_encoded, is_of_token_ids
+from .errors import PromptTuningError, first_line
+from .template import PromptTemplate
 from .tokenization import PromptTokenizer, origin
+from .vocabulary import check_dataset
 
 
-def encode_data(data: Any, name: str, encoder: PromptTokenizer | None, limit: int | None, require_target: bool) -> Any:
+def encode_data(
+    data: Any,
+    name: str,
+    encoder: PromptTokenizer | None,
+    limit: int | None,
+    require_target: bool,
+    vocabulary: int | None = None,
+) -> Any:
     """Token ids of a dataset (or of each in a dict of datasets); rows of token ids pass as they are.
 
     Args:
@@ -19,16 +31,20 @@ def encode_data(data: Any, name: str, encoder: PromptTokenizer | None, limit: in
         encoder: makes token ids of raw columns; None where there is no template.
         limit: how many tokens a row may have; None for no limit.
         require_target: refuse rows without a label.
+        vocabulary: the rows of the backbone's embedding; None leaves the ids unchecked.
 
     Raises:
-        PromptTuningError: no rows, no column of token ids, a row that is too long, or data of an unknown kind.
+        PromptTuningError: no rows, no column of token ids, a row that is too long, a token that the backbone does not
+            know, or data of an unknown kind.
     """
     if data is None:
         return None
     if isinstance(data, dict):
-        return {key: encode_data(value, key, encoder, limit, require_target) for key, value in data.items()}
+        return {
+            key: encode_data(value, key, encoder, limit, require_target, vocabulary) for key, value in data.items()
+        }
     if isinstance(data, list):
-        data = Dataset.from_list(data)
+        data = from_list(data, name)
     if hasattr(data, "__len__") and len(data) == 0:
         raise PromptTuningError(f"the {name} data has no rows; give it some, or leave it out.")
     raw = data
@@ -37,22 +53,62 @@ def encode_data(data: Any, name: str, encoder: PromptTokenizer | None, limit: in
             f"the {name} data is a {type(data).__name__}, and a template makes text of rows; give a list of them, or "
             "a Dataset or IterableDataset of the datasets library."
         )
-    if encoder is not None and "input_ids" not in (data.column_names or ()):
+    if encoder is not None and is_text(data, encoder.template):
         data = encoder.encode_dataset(data, name, require_target)
     if isinstance(data, Dataset):
-        _check_rows(data, raw, name, limit)
+        data = _checked_rows(data, raw, name, limit)
+        if vocabulary is not None:
+            check_dataset(data, raw, name, vocabulary)
     return data
 
 
-def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> None:
-    if "input_ids" not in data.column_names:
+def from_list(rows: list[Any], name: str) -> Dataset:
+    """Rows as a dataset, with every column that any of them has.
+
+    Raises:
+        PromptTuningError: a row is no mapping of column names, or rows differ in what a column holds.
+    """
+    for i, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping) or not all(isinstance(column, str) for column in row):
+            raise PromptTuningError(
+                f"row {i} of the {name} data is {row!r:.80}; give a mapping of column names to values."
+            )
+    # Of all rows: `Dataset.from_list` looks at the first one's alone.
+    columns = dict.fromkeys(column for row in rows for column in row)
+    try:
+        return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise PromptTuningError(
+            f"the rows of the {name} data do not agree on what a column holds: {first_line(error)}. "
+            "Give it alike in all of them."
+        ) from error
+
+
+def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:
+    """Whether the template is to make text of these rows, because they are not token ids already.
+
+    Rows that have both token ids and all that the template reads are text: the template was given for them.
+    """
+    if not is_of_token_ids(data):
+        return True
+    if is_encoded(data):
+        return False
+    needed = [*template.columns, *([template.label_column] if template.is_classification else [])]
+    return set(needed) <= set(columns_of(data))
+
+
+def _checked_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> Dataset:
+    if not is_of_token_ids(data):
         columns = ", ".join(repr(column) for column in data.column_names if column != ORIGIN)
         raise PromptTuningError(
-            f"the {name} data has the columns {columns} and no 'input_ids'. "
+            f"the {name} data has the columns {columns} and no 'input_ids' of token ids. "
             "Give a template that makes text of the columns, or rows of token ids."
         )
+    if "length" in data.column_names and not is_encoded(data):
+        # The data's own says something else, and samplers would take it for the number of tokens.
+        data = data.remove_columns("length")
     if limit is None:
-        return
+        return data
     lengths = data["length"] if "length" in data.column_names else [len(ids) for ids in data["input_ids"]]
     longest = int(np.argmax(lengths))
     if lengths[longest] > limit:
@@ -60,12 +116,26 @@ def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> No
             f"row {longest + 1} of the {name} data{origin(raw[longest])} has {lengths[longest]} tokens, and behind "
             f"the prompt the backbone has positions for {limit}. Lower max_source_length or num_virtual_tokens."
         )
+    return data
 
 
-def as_dataset(data: Any) -> Dataset | None:
-    """The data (the first of a dict) as a Dataset whose columns can be read, where that is possible."""
+def text_rows(data: Any, template: PromptTemplate) -> Dataset | IterableDataset | None:
+    """The data (the first of a dict) as a dataset, where the template is to make text of it."""
     if isinstance(data, dict):
         data = next(iter(data.values()), None)
     if isinstance(data, list) and data:
-        data = Dataset.from_list(data)
-    return data if isinstance(data, Dataset) else None
+        data = from_list(data, "training")
+    return data if isinstance(data, Dataset | IterableDataset) and is_text(data, template) else None
+
+
+def with_label_words(template: PromptTemplate | None, train: Any, evaluation: Any) -> PromptTemplate | None:
+    """The template with the words of every label, from a trainer's data (see `PromptTemplate.with_label_words`).
+
+    Args:
+        template: None stays so.
+        train: a dataset, a list of rows, or None.
+        evaluation: the same, or a dict of such.
+    """
+    if template is None:
+        return None
+    return template.with_label_words(text_rows(train, template), text_rows(evaluation, template))

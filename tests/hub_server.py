@@ -34,6 +34,8 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.tokens = tokens
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self.organizations: dict[str, set[str]] = {}  # and who is in them
+        self.roles: dict[str, str] = {}  # of users' tokens, where they may not write
         self.repositories: dict[str, Repository] = {}
         self.links: dict[str, tuple[Repository, str, int]] = {}  # where LFS files are put: repository, sha256, size
         self.requests: list[tuple[str, str]] = []
@@ -81,6 +83,11 @@ class HubServer(ThreadingHTTPServer):
         """(sha, title), oldest first."""
         last = self.repositories[repo_id].at(revision)
         return [(commit.sha, commit.title) for commit in (*last.before, last)]
+
+    def may_write(self, user: str | None, owner: str) -> bool:
+        """Whether a user's token writes to an owner's repositories."""
+        belongs = user == owner or user in self.organizations.get(owner, ())
+        return user is not None and belongs and self.roles.get(user) != "read"
 
     def cut_uploads(self, after: int = 0) -> None:
         """Every LFS file and commit is lost with its connection, after so many more that are not."""
@@ -186,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         """The repository, if this user may; a private one does not exist for others."""
         found = self.server.repositories.get(repo_id)
         public = found is not None and not found.private
-        if found is not None and (self.user == found.owner or (public and not write)):
+        if found is not None and (self.server.may_write(self.user, found.owner) or (public and not write)):
             return found
         if public and "Authorization" in self.headers:
             raise Refusal(403, "Only its owner may write to this repository")
@@ -196,13 +203,16 @@ class Handler(BaseHTTPRequestHandler):
     def whoami(self) -> None:
         if self.user is None:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        self.answer(200, {"name": self.user, "type": "user", "orgs": [], "auth": {}})
+        orgs = [{"name": name} for name, members in self.server.organizations.items() if self.user in members]
+        auth = {"accessToken": {"role": self.server.roles.get(self.user, "write")}}
+        self.answer(200, {"name": self.user, "type": "user", "orgs": orgs, "auth": auth})
 
     def create(self) -> None:
         asked = json.loads(self.body)
-        if self.user is None or asked.get("organization") not in (None, self.user):
+        owner = asked.get("organization") or self.user
+        if self.user is None or not self.server.may_write(self.user, owner):
             raise Refusal(403 if self.user else 401, "You may not create a repository here")
-        repo_id = f"{self.user}/{asked['name']}"
+        repo_id = f"{owner}/{asked['name']}"
         made = Repository.new(repo_id, asked.get("visibility") == "private")
         exists = self.server.repositories.setdefault(repo_id, made) is not made
         self.answer(409 if exists else 200, {"url": f"{self.server.endpoint}/{repo_id}", "name": repo_id})

@@ -2,7 +2,6 @@
 
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -193,13 +192,8 @@ def test_what_a_run_leaves(tmp_path, tokenizer, tasks):
     assert torch.equal(loaded.prompt_encoder["default"].embedding.weight, trainer._weights["reviews"])
 
 
-def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks, monkeypatch):
+def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks):
     """What would be sent, and the checkpoint that another machine resumes from."""
-    sent = {}
-
-    def keep(folder, files, path_in_repo, *rest, **kwargs):
-        sent.update({str(f.relative_to(files)): f.read_bytes() for f in Path(files).rglob("*") if f.is_file()})
-
     trainer = MultiPromptTrainer(
         tiny_model("llama"),
         arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2),
@@ -207,9 +201,8 @@ def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks, monkeypatch):
         tokenizer,
     )
     trainer.train()
-    monkeypatch.setattr(trainer, "_send", keep)
-    trainer.hub_model_id = "alice/two"
-    trainer._upload("message", blocking=True)
+    folder = trainer._copy_for_hub(tmp_path / "sent", "alice/two", None)
+    sent = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
     assert {f"{name}/adapter_model.safetensors" for name in ("complaints", "reviews")} < set(sent)
     assert b"load_prompt('alice/two', subfolder='complaints', backbone=backbone" in sent["complaints/README.md"]
     assert b"from_pretrained(backbone, 'alice/two', subfolder='reviews')" in sent["reviews/README.md"]

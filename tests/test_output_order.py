@@ -291,3 +291,87 @@ def test_labelled_tokens_and_scores_belong_to_their_rows(name, layout, prompts, 
             right, length = alone(model, longer, row, names)
             expected = right.logits[0, -len(ids) - 1 : -1].log_softmax(-1)[range(len(ids)), ids].sum()
             assert scores[row, number].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def targets_of(side):
+    """Labels of 3, 5, 1 and 2 tokens in 5 columns, -100 at one side."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.full((4, 5), -100)
+    for row, length in enumerate([3, 5, 1, 2]):
+        start = 5 - length if side == "left" else 0
+        labels[row, start : start + length] = torch.randint(4, 400, (length,), generator=generator)
+    return labels
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("prompts", NAMES)
+@pytest.mark.parametrize("name", ["t5", "bart", "mbart"])
+def test_every_output_of_an_encoder_decoder_is_in_its_column(name, prompts, side):
+    """The encoder's in the columns of the source, the decoder's in those of the labels."""
+    names = NAMES[prompts]
+    model = model_of(name, names)
+    batch = batch_of(side)
+    batch["labels"] = targets_of("left" if side != "right" else "right")
+    output = model(**batch, adapter_names=names, output_hidden_states=True)
+    as_tuple = model(**batch, adapter_names=names, output_hidden_states=True, return_dict=False)
+    assert torch.equal(as_tuple[[*output.keys()].index("logits")], output.logits)
+    labelled = model(**batch, adapter_names=names, only_labelled=True)
+    longest = output.encoder_last_hidden_state.shape[1] - 8
+    total = 0.0
+    for row in range(len(LENGTHS)):
+        wanted = batch["labels"][row] != -100
+        labels = batch["labels"][row][wanted]
+        right, length = alone(model, batch, row, names, labels=labels[None].clone(), output_hidden_states=True)
+        total += torch.nn.functional.cross_entropy(right.logits[0], labels, reduction="sum").item()
+        text = longest + batch["attention_mask"][row].nonzero()[:, 0]
+        places = torch.cat([torch.arange(longest - length, longest), text])
+        close = {"rtol": 1e-3, "atol": 1e-3}
+        torch.testing.assert_close(output.logits[row, wanted], right.logits[0], **close)
+        torch.testing.assert_close(labelled.logits[labelled.rows == row], right.logits[0], **close)
+        assert labelled.targets[labelled.rows == row].tolist() == labels.tolist()
+        last = right.encoder_last_hidden_state[0]
+        torch.testing.assert_close(output.encoder_last_hidden_state[row, places], last, **close)
+        for found, expected in zip(output.encoder_hidden_states, right.encoder_hidden_states, strict=True):
+            torch.testing.assert_close(found[row, places], expected[0], **close)
+        for found, expected in zip(output.decoder_hidden_states, right.decoder_hidden_states, strict=True):
+            torch.testing.assert_close(found[row, wanted], expected[0], **close)
+    assert output.loss.item() == pytest.approx(total / 11, rel=1e-4) == labelled.loss.item()
+    counted = model(**batch, adapter_names=names, num_items_in_batch=4)
+    assert counted.loss.item() == pytest.approx(total / 4, rel=1e-4)
+
+
+@torch.no_grad()
+def test_attentions_of_an_encoder_decoder():
+    """Right where nothing moved, the source's and the labels'; refused where they have no place."""
+    model = model_of("t5", None, attn_implementation="eager")
+    batch = batch_of("right") | {"labels": targets_of("right")}
+    output = model(**batch, output_attentions=True)
+    right, _ = alone(model, batch, 1, None, labels=batch["labels"][1:2].clone(), output_attentions=True)
+    assert output.cross_attentions[0].shape == (4, 4, 5, 13)
+    torch.testing.assert_close(output.cross_attentions[0][1, :, :, :8], right.cross_attentions[0][0])
+    torch.testing.assert_close(output.encoder_attentions[0][1, :, :8, :8], right.encoder_attentions[0][0])
+    for moved in (batch_of("left") | {"labels": targets_of("right")}, batch | {"labels": targets_of("left")}):
+        with pytest.raises(PromptTuningError, match="output_attentions is given for rows padded at the left, or for"):
+            model(**moved, output_attentions=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("prompts", NAMES)
+def test_an_encoders_output_is_taken_back_as_it_was_given(prompts, side):
+    """Also where its columns were moved in between; the encoder is not called again."""
+    names, prompt_model = NAMES[prompts], model_of("t5", NAMES[prompts])
+    batch = batch_of(side) | {"labels": targets_of("right")}
+    whole = prompt_model(**batch, adapter_names=names)
+    prompt_model.get_base_model().get_encoder().block[0].forward = None
+    encoded = (whole.encoder_last_hidden_state,)
+    again = prompt_model(**batch, adapter_names=names, encoder_outputs=encoded)
+    torch.testing.assert_close(again.logits, whole.logits)
+    torch.testing.assert_close(again.encoder_last_hidden_state, whole.encoder_last_hidden_state)
+    del batch["labels"]
+    texts = prompt_model.generate(**batch, adapter_names=names, encoder_outputs=encoded, max_new_tokens=4)
+    right = model_of("t5", names).generate(**batch, adapter_names=names, max_new_tokens=4)
+    assert texts.tolist() == right.tolist()
+    with pytest.raises(PromptTuningError, match=r"encoder_outputs are of shape .* and rows with their prompt of"):
+        prompt_model(**batch, adapter_names=names, encoder_outputs=(encoded[0][:, 1:],), decoder_input_ids=texts)

@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 
 from ..describing import describe_run, to_record
 from ..errors import PromptTuningError, first_line
+from ..pushing import Destination, checked_subfolder
 from .watched import watched
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,13 @@ class PromptHubCallback(TrainerCallback):
         metric: the one that decides; default the Trainer's `metric_for_best_model`, or the evaluation's loss.
         greater_is_better: default the Trainer's `greater_is_better`; where that is not set, all but losses and
             perplexities are.
-        private: whether to make a private repository.
+        private: whether a repository that is made now is private.
         token: default the one of `hf auth login`.
+        revision: the branch; made from the main one where it does not exist.
+        subfolder: of the repository; default its root.
 
     Raises:
-        PromptTuningError: an evaluation has no such metric.
+        PromptTuningError: an evaluation has no such metric, or there can be no such repository, branch or folder.
     """
 
     def __init__(
@@ -37,7 +40,11 @@ class PromptHubCallback(TrainerCallback):
         greater_is_better: bool | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
     ):
+        Destination(repo_id, revision, private, token)  # refuses what cannot be, before any training
+        self.revision, self.subfolder = revision, checked_subfolder(subfolder)
         self.repo_id = repo_id
         self.metric = metric
         self.greater_is_better = greater_is_better
@@ -66,7 +73,14 @@ class PromptHubCallback(TrainerCallback):
         model.info.metrics = to_record(metrics)
         message = f"Step {state.global_step}: {name} {metrics[name]:.4g}"
         try:
-            model.push_to_hub(self.repo_id, private=self.private, token=self.token, commit_message=message)
+            model.push_to_hub(
+                self.repo_id,
+                private=self.private,
+                token=self.token,
+                revision=self.revision,
+                subfolder=self.subfolder,
+                commit_message=message,
+            )
         except Exception as error:  # the network raises many kinds, and training goes on whichever it is
             self.best = before
             logger.warning("The prompt of step %d could not be pushed: %s", state.global_step, first_line(error))

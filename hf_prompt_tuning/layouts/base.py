@@ -1,12 +1,15 @@
 """What a layout gets and gives. The letters are those of docs/notation.md."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from ..sharding import announce_pass
+from ..stand_ins import calling, with_part
 
 if TYPE_CHECKING:
     from .computed import ComputedPrompt
@@ -190,29 +193,35 @@ def token_inputs(backbone: nn.Module, embeds: Tensor) -> dict[str, Tensor]:
     }
 
 
-@contextmanager
-def projected_at(backbone: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Within this context the backbone projects only K positions onto the vocabulary: its logits are [1, K, V].
+def predictions_at(backbone: nn.Module, rows: Tensor, columns: Tensor, **inputs: Any) -> ModelOutput:
+    """The output of a pass that projects only K positions onto the vocabulary: its logits are [1, K, V].
 
     The vocabulary is often wider than all layers together, and few positions are labelled. `logits_to_keep` does not
     serve: not every model takes it, and it keeps the same columns of every row. Choosing in front of the output
     embeddings works for each of them, whatever they do to the logits afterwards.
 
     Args:
-        backbone: a model with output embeddings, called once within the context.
+        backbone: a model with output embeddings. It stays as it is: others may call it at the same time.
         rows: [K] long, of the batch that the backbone sees.
         columns: [K] long.
+        **inputs: the backbone's arguments.
     """
+    head, chosen = backbone.get_output_embeddings(), []
 
-    def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *others = inputs
-        return hidden[rows, columns][None], *others
+    def project(hidden: Tensor, *others: Any, **options: Any) -> Tensor:
+        chosen.append(True)
+        return head(hidden[rows, columns][None], *others, **options)
 
-    handle = backbone.get_output_embeddings().register_forward_pre_hook(choose)
-    try:
-        yield
-    finally:
-        handle.remove()
+    config, called = getattr(backbone, "config", None), backbone
+    if not any(getattr(config, f"output_{kind}", False) for kind in ("hidden_states", "attentions")):
+        # Where the config asks for these, transformers puts hooks on the layers for good, and notes that on the model
+        # that is called.
+        called = with_part(backbone, head, calling(head, project))
+    announce_pass()
+    outputs = called(**inputs)
+    if not chosen:  # a `forward` of somebody's own, or a compiled one, which has the backbone's own head
+        outputs.logits = outputs.logits[rows, columns][None]
+    return outputs
 
 
 def take_columns(x: Tensor, order: Tensor) -> Tensor:

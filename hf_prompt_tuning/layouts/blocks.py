@@ -12,17 +12,14 @@ only at the keys that any of its queries sees:
 On a GPU a row is one call: small kernels would cost more than the empty part.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-NAME = "prompt_tuning_blocks"
 MIN_BLOCK = 96
 """Queries of a block, at least: below that the calls cost more than they save (SmolLM2-135M, two cores)."""
 MIN_OWN_BLOCK = 24
@@ -67,49 +64,49 @@ def cut(mask: Tensor, ends: list[int], dtype: torch.dtype) -> list[Block]:
     return blocks
 
 
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """What a transformers model calls for its attention: query [1, heads, N, d]; returns [1, N, heads, d].
+class BlockedMask(Tensor):
+    """A mask that says how `scaled_dot_product_attention` is to be computed with it.
 
-    A mask that has no blocks (or a model that asks for more than a mask) gets the ordinary call.
+    Whoever makes anything else of it (a slice, a copy, another dtype) gets a plain tensor, and with that the ordinary
+    attention. So nothing needs to be told the backbone.
     """
-    blocks = getattr(attention_mask, "blocks", None)
-    if blocks is None or kwargs.get("position_bias") is not None or query.dtype != blocks[0].mask.dtype:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+
+    blocks: list[Block]
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            function = attention if func is scaled_dot_product_attention else func
+            return function(*args, **kwargs or {})
+
+
+def in_blocks(mask: Tensor, blocks: list[Block]) -> BlockedMask:
+    """The mask ([1, 1, M, N]) for M queries that are cut into blocks."""
+    blocked = mask.as_subclass(BlockedMask)
+    blocked.blocks = blocks
+    return blocked
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: BlockedMask, dropout_p: float = 0.0, **options: Any
+) -> Tensor:
+    """What `scaled_dot_product_attention` gives: [1, heads, M, d] for queries [1, heads, M, d]."""
+    blocks = attn_mask.blocks
+    if query.dtype != blocks[0].mask.dtype or query.shape[2] != blocks[-1].stop:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_mask.as_subclass(Tensor), dropout_p=dropout_p, **options
         )
-    groups = getattr(module, "num_key_value_groups", 1)
     outputs = [
-        torch.nn.functional.scaled_dot_product_attention(
+        scaled_dot_product_attention(
             query[:, :, block.start : block.stop],
-            repeat_kv(key.index_select(2, block.keys), groups),
-            repeat_kv(value.index_select(2, block.keys), groups),
+            key.index_select(2, block.keys),
+            value.index_select(2, block.keys),
             attn_mask=block.mask,
-            dropout_p=dropout,
-            scale=scaling,
+            dropout_p=dropout_p,
+            **options,
         )
         for block in blocks
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(NAME, attention)
-
-
-@contextmanager
-def in_blocks(backbone: PreTrainedModel) -> Iterator[None]:
-    """Within this context the backbone's attention goes block by block, where its masks have blocks."""
-    config, before = backbone.config, backbone.config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return torch.cat(outputs, dim=2)

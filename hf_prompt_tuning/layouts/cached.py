@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..sharding import is_sharded
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, token_inputs
 from .computed import cache_of
 from .traits import text_positions
 
@@ -81,10 +81,9 @@ class CachedLayout:
         if prompts.computed:
             return prompts.computed[g].logits.expand(copies, -1), cache_of(prompts.computed[g].layers)
         zeros = torch.zeros(copies, dtype=torch.long, device=vectors.device)
-        with projected_at(backbone, zeros, zeros + len(vectors) - 1):
-            seen = zeros.new_ones(1, len(vectors))
-            inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, seen)
-            outputs = backbone(**inputs, use_cache=True)
+        last, seen = zeros + len(vectors) - 1, zeros.new_ones(1, len(vectors))
+        inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, seen)
+        outputs = predictions_at(backbone, zeros, last, **inputs, use_cache=True)
         return outputs.logits[0], outputs.past_key_values
 
     @staticmethod
@@ -128,12 +127,14 @@ def _text_pass(
 ) -> tuple[Tensor, object]:
     """Predictions ([K, V]) at rows and columns of a group that follows `before` cached tokens, and the cache."""
     mask = torch.cat([group.mask.new_ones(len(group.mask), before), group.mask], dim=1).long()
-    with projected_at(backbone, rows, columns):
-        outputs = backbone(
-            **token_inputs(backbone, group.embeds),
-            **text_positions(backbone, mask, group.mask.shape[1]),
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-        )
+    outputs = predictions_at(
+        backbone,
+        rows,
+        columns,
+        **token_inputs(backbone, group.embeds),
+        **text_positions(backbone, mask, group.mask.shape[1]),
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+    )
     return outputs.logits[0], outputs.past_key_values

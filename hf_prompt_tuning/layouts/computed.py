@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from .base import projected_at, token_inputs
+from .base import predictions_at, token_inputs
 from .traits import text_positions
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -45,9 +45,9 @@ def compute(backbone: PreTrainedModel, vectors: Tensor) -> ComputedPrompt:
         vectors: [P, H] (or wider, see `token_inputs`) with P of 1 or more, in the dtype of embedded text.
     """
     cache, row = DynamicCache(), torch.zeros(1, dtype=torch.long, device=vectors.device)
-    with projected_at(backbone, row, row + len(vectors) - 1):
-        inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, row.new_ones(1, len(vectors)))
-        outputs = backbone(**inputs, past_key_values=cache, use_cache=True)
+    inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, row.new_ones(1, len(vectors)))
+    last = row + len(vectors) - 1
+    outputs = predictions_at(backbone, row, last, **inputs, past_key_values=cache, use_cache=True)
     return ComputedPrompt(layers_of(cache), outputs.logits[0])
 
 

@@ -20,13 +20,11 @@ own. Rows have a token budget, because the mask is quadratic in a row's length; 
 with its own prompts.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, token_inputs
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
 from .computed import Layers, cache_of, dealt_out, layers_of, side_by_side
 from .masks import Reach, ancestors, sees, tree_mask
@@ -209,26 +207,24 @@ class PackedLayout:
             visible = tree_mask(above, segments, positions, reach, past)
             masks[kind] = _as_attention_wants(visible[None, None], backbone, embeds.dtype)
             if in_turn:
-                # The mask carries its blocks to `blocks.attention`; a model that copies it loses only those.
-                masks[kind].blocks = cut(visible, ends, embeds.dtype)
+                masks[kind] = in_blocks(masks[kind], cut(visible, ends, embeds.dtype))
         at = torch.tensor(columns, dtype=torch.long, device=embeds.device)
-        with projected_at(backbone, torch.zeros_like(at), at), in_blocks(backbone) if in_turn else nullcontext():
-            return backbone(
-                **token_inputs(backbone, embeds[None]),
-                attention_mask=masks if self.as_dict else next(iter(masks.values())),
-                position_ids=positions[None, past:],
-                past_key_values=cache_of(side_by_side(row.computed)) if past or keep else None,
-                use_cache=bool(past) or keep,
-            )
+        return predictions_at(
+            backbone,
+            torch.zeros_like(at),
+            at,
+            **token_inputs(backbone, embeds[None]),
+            attention_mask=masks if self.as_dict else next(iter(masks.values())),
+            position_ids=positions[None, past:],
+            past_key_values=cache_of(side_by_side(row.computed)) if past or keep else None,
+            use_cache=bool(past) or keep,
+        )
 
     @staticmethod
     def _goes_in_blocks(backbone: nn.Module, embeds: Tensor) -> bool:
-        """On a CPU, with sdpa; not with activation checkpointing, which calls the layers again after the context."""
+        """On a CPU, with sdpa."""
         return (
-            embeds.device.type == "cpu"
-            and len(embeds) > MIN_BLOCK
-            and backbone.config._attn_implementation == "sdpa"
-            and not backbone.is_activation_checkpointing
+            embeds.device.type == "cpu" and len(embeds) > MIN_BLOCK and backbone.config._attn_implementation == "sdpa"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, projected_at, take_columns, token_inputs
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, take_columns, token_inputs
 from .traits import text_positions
 
 
@@ -69,6 +69,14 @@ def as_it_came(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
     return torch.cat([x[:, :start], text], dim=1)
 
 
+def as_padded(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
+    """What `as_it_came` gave ([B, P+T, ...]), again in the columns of padded rows."""
+    if examples.order is not None:
+        start = x.shape[1] - examples.mask.shape[1]
+        x = torch.cat([x[:, :start], take_columns(x[:, start:], examples.order)], dim=1)
+    return Examples.align(x, row_mask(prompts, examples)).embeds
+
+
 def predicting_columns(prompts: Prompts, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns ([K] long each) of the positions that predict the labels [B, T], in padded rows.
 
@@ -96,10 +104,9 @@ class PaddedLayout:
         """The labelled tokens' predictions, [K, V]."""
         embeds, mask = padded_rows(prompts, examples)
         rows, columns = predicting_columns(prompts, examples.labels)
-        with projected_at(backbone, rows, columns):
-            inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask)
-            logits = backbone(**inputs, attention_mask=mask, use_cache=False).logits[0]
-        return LabelledLogits(logits, examples.labels[examples.labels != IGNORED], rows)
+        inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask)
+        outputs = predictions_at(backbone, rows, columns, **inputs, attention_mask=mask, use_cache=False)
+        return LabelledLogits(outputs.logits[0], examples.labels[examples.labels != IGNORED], rows)
 
     def candidate_scores(
         self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates

@@ -1,0 +1,70 @@
+"""Where a run's pushes go by its arguments, and whether the Hub will take them: known before anything is loaded."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
+
+from .background import within
+from .errors import PromptTuningError
+from .push_errors import explained
+from .pushing import Destination, check_access
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 30.0
+"""How long the Hub may take to answer before training."""
+
+
+def destination(args: TrainingArguments, **changes: Any) -> Destination:
+    """Where a run's pushes go.
+
+    Args:
+        args: the run's.
+        **changes: `revision`, `private` or `token` in place of theirs; None changes nothing.
+
+    Raises:
+        PromptTuningError: no repository and no branch can have such a name.
+    """
+    said = {"revision": args.hub_revision, "private": args.hub_private_repo, "token": args.hub_token}
+    said |= {name: value for name, value in changes.items() if value is not None}
+    return Destination(args.hub_model_id or Path(args.output_dir).absolute().name, **said)
+
+
+def check_hub(args: TrainingArguments) -> None:
+    """Looks whether a run with `push_to_hub` may push, on all processes alike.
+
+    A Hub that cannot be reached is no reason not to train: the run says at its end how to push later.
+
+    Raises:
+        PromptTuningError: the token, the namespace, the branch or the visibility cannot be.
+    """
+    if args.push_to_hub:
+        to = destination(args)
+        on_all_processes(args, to.repo_id, lambda: check_access(to))
+
+
+def on_all_processes(args: TrainingArguments, repo_id: str, ask: Callable[[], Any]) -> Any:
+    """What the Hub answers the first process; None to the others, and where it cannot be reached.
+
+    Raises:
+        PromptTuningError: it refuses; on all processes, so that none waits for another.
+    """
+    answer, refused = None, [None]
+    if args.process_index == 0:
+        try:
+            with explained(repo_id):
+                answer = within(CHECK_SECONDS, ask)
+        except PromptTuningError as error:
+            if getattr(error, "temporary", False):
+                logger.warning("Training goes on, and the run says at its end how to push later: %s", error)
+            else:
+                refused = [str(error)]
+    if args.world_size > 1:
+        refused = broadcast_object_list(refused)
+    if refused[0] is not None:
+        raise PromptTuningError(f"push_to_hub is on, and {refused[0]}")
+    return answer

@@ -1,0 +1,220 @@
+"""A push: one commit that brings a prompt's files into a repository, and takes away what is no longer its own."""
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_session, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
+
+from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
+from .errors import PromptPushError, PromptTuningError
+from .prompt_files import CONFIG_FILE
+from .push_errors import explained
+from .repository_card import is_ours, repository_card
+from .repository_files import CARD_FILE, CHECKPOINT, folders_of_prompts, inside, obsolete_files
+
+COMMIT = re.compile("[0-9a-f]{40}")
+LARGE = (".safetensors", ".png")
+"""Files that the Hub takes by another door, LFS."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a push goes.
+
+    Args:
+        repo_id: made where it does not exist; without a namespace it is the user's own.
+        revision: the branch, made from the main one where it does not exist; default the main one.
+        private: whether a repository that is made now is private. One that is there keeps what it has.
+        token: default the one of `hf auth login`.
+
+    Raises:
+        PromptTuningError: no repository and no branch can have such a name.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    private: bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise PromptTuningError(
+                f"the repository is to be called {self.repo_id!r:.120}; give NAME or NAMESPACE/NAME, of letters, "
+                "digits, '-', '_' and '.' (for a Trainer as hub_model_id)."
+            ) from error
+        if self.revision is not None and COMMIT.fullmatch(self.revision):
+            raise PromptTuningError(
+                f"the revision {self.revision!r} is a commit, and a push goes to a branch; give its name."
+            )
+
+
+def checked_subfolder(subfolder: str | None) -> str | None:
+    """A folder of a repository without slashes around it; None for its root.
+
+    Raises:
+        PromptTuningError: it leads elsewhere, or is one of a checkpoint's.
+    """
+    parts = [part for part in (subfolder or "").split("/") if part]
+    if (
+        any(part in (".", "..") for part in parts)
+        or "\\" in (subfolder or "")
+        or CHECKPOINT.fullmatch("/".join(parts))
+    ):
+        raise PromptTuningError(
+            f"subfolder is {subfolder!r:.120}; give a folder of the repository, such as 'reviews' "
+            "(last-checkpoint and checkpoint-N are for checkpoints)."
+        )
+    return "/".join(parts) or None
+
+
+def push(
+    folder: Path,
+    to: Destination,
+    commit_message: str,
+    path_in_repo: str = "",
+    commit_description: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Pushes all files of a folder in one commit.
+
+    Those go that an earlier prompt left in this one's place (see `obsolete_files`), because nobody could load the two
+    together. In a repository of several prompts the list of them in `README.md` is brought up to date.
+
+    Args:
+        folder: of a prompt, of several prompts each in a folder, or of a checkpoint.
+        to: where; the repository exists.
+        commit_message: of the commit.
+        path_in_repo: the folder in the repository.
+        commit_description: of the commit.
+        create_pr: open a pull request with it, in place of a commit on the branch.
+
+    Raises:
+        PromptPushError: the Hub does not take it, or it cannot be reached.
+    """
+    with explained(to.repo_id):
+        if not create_pr:
+            _make_branch(to)
+        change = _Change(to, folder, path_in_repo.strip("/"))
+        return change.commit(commit_message, commit_description, create_pr)
+
+
+def make_repository(to: Destination) -> Destination:
+    """Makes the repository where it does not exist; returns where it is, with its namespace.
+
+    Raises:
+        PromptPushError: one may not, or the Hub cannot be reached.
+        PromptTuningError: the prompt is to be private, and the repository is public.
+    """
+    with explained(to.repo_id):
+        api = HfApi(token=to.token)
+        repo_id = api.create_repo(to.repo_id, private=to.private, exist_ok=True).repo_id
+        public = bool(to.private) and not api.repo_info(repo_id).private
+    if public:
+        raise PromptTuningError(
+            f"the prompt is to be private, and {repo_id!r} is public; push to another repository, or make that one "
+            "private first (hf repos settings, or its page). A push changes no repository's visibility."
+        )
+    return replace(to, repo_id=repo_id)
+
+
+def check_access(to: Destination) -> None:
+    """Looks whether the Hub will take a push, as far as can be known before there is one.
+
+    Raises:
+        PromptPushError: there is no valid token, it may not write there, or the Hub cannot be reached.
+        PromptTuningError: as in `make_repository`.
+    """
+    with explained(to.repo_id):
+        try:
+            who = HfApi(token=to.token).whoami()
+        except HfHubHTTPError as error:
+            if error.response.status_code == 404:
+                return  # a Hub of another kind, which says it at the first push
+            raise
+        if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise PromptPushError(
+                f"the token of {who['name']!r} may only read; give one that may write (hf auth login, or hub_token)."
+            )
+        own = {who["name"], *(org["name"] for org in who.get("orgs", []))}
+        if "/" in to.repo_id and to.repo_id.split("/")[0] not in own:
+            make_repository(to)  # whether one may, the Hub alone knows
+
+
+def _make_branch(to: Destination) -> None:
+    """Makes the branch from the main one, where it does not exist."""
+    if to.revision is None or to.revision.startswith("refs/"):
+        return
+    api = HfApi(token=to.token)
+    try:
+        api.repo_info(to.repo_id, revision=to.revision)
+    except RevisionNotFoundError:
+        api.create_branch(to.repo_id, branch=to.revision, exist_ok=True)
+
+
+class _Change:
+    """What a push changes in a repository: the files that come, and those that go."""
+
+    def __init__(self, to: Destination, folder: Path, path_in_repo: str):
+        self.to = to
+        self.api = HfApi(token=to.token)
+        self.there = set(self.api.list_repo_files(to.repo_id, revision=to.revision))
+        found = (file for file in sorted(folder.rglob("*")) if file.is_file())
+        self.files: dict[str, Path | bytes] = {
+            inside(path_in_repo, file.relative_to(folder).as_posix()): file for file in found
+        }
+        former = self._former_members(path_in_repo)
+        self.gone = obsolete_files(set(self.files), self.there, path_in_repo, former)
+        if folders := folders_of_prompts(self.files):
+            self._list_prompts(folders)
+
+    def _read(self, path: str) -> str:
+        """A small file of the repository."""
+        url = hf_hub_url(self.to.repo_id, path, revision=self.to.revision, endpoint=self.api.endpoint)
+        answer = get_session().get(url, headers=build_hf_headers(token=self.to.token))
+        hf_raise_for_status(answer)
+        return answer.text
+
+    def _former_members(self, path_in_repo: str) -> list[str] | None:
+        """The members of the ensemble whose place this push takes; None where there is none."""
+        file = inside(path_in_repo, ENSEMBLE_FILE)
+        if file not in self.there or inside(path_in_repo, CONFIG_FILE) not in self.files:
+            return None
+        try:
+            return EnsembleInfo.from_json(json.loads(self._read(file))).members
+        except (ValueError, AttributeError):  # a file of somebody else's, or of a later version
+            return None
+
+    def _list_prompts(self, pushed: set[str]) -> None:
+        """Brings the list of the repository's prompts up to date, where it has several and none at its root."""
+        folders = folders_of_prompts(self.there - self.gone | set(self.files))
+        if "" in folders:
+            return
+        before = self._read(CARD_FILE) if CARD_FILE in self.there else None
+        if not is_ours(before):
+            self.files.pop(CARD_FILE, None)
+            return
+        configs = {folder: self.files[inside(folder, CONFIG_FILE)] for folder in pushed}
+        bases = {folder: json.loads(file.read_bytes())["base_model_name_or_path"] for folder, file in configs.items()}
+        self.files[CARD_FILE] = repository_card(self.to.repo_id, folders, bases, before).encode()
+
+    def commit(self, message: str, description: str | None, create_pr: bool) -> CommitInfo:
+        """Sends it: all in one commit, for whoever loads the prompt meanwhile."""
+        added = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in self.files.items()]
+        where = {"repo_id": self.to.repo_id, "revision": self.to.revision, "create_pr": create_pr}
+        for addition in added:
+            if addition.path_in_repo.endswith(LARGE):
+                # One by one: for several the client starts threads, which a process that ends refuses.
+                self.api.preupload_lfs_files(additions=[addition], **where)
+        deleted = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in sorted(self.gone)]
+        return self.api.create_commit(
+            operations=[*deleted, *added],
+            commit_message=message,
+            commit_description=description,
+            **where,
+        )

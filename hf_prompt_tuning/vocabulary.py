@@ -1,0 +1,73 @@
+"""Whether token ids are rows of the backbone's embedding: a tokenizer may know tokens that its backbone does not."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from torch import Tensor
+
+from .errors import PromptTuningError
+from .layouts.base import IGNORED
+from .tokenization import origin
+
+ROWS_AT_ONCE = 10_000
+
+
+def check_ids(ids: Iterable[int], rows: int, what: str) -> None:
+    """Raises PromptTuningError where one of the ids is no row of an embedding.
+
+    Args:
+        ids: token ids.
+        rows: V, of the embedding.
+        what: has them, for the message.
+    """
+    unknown = next((i for i in ids if not 0 <= i < rows), None)
+    if unknown is not None:
+        raise PromptTuningError(
+            f"{what} the token id {unknown}, and the backbone's embedding has rows 0 to {rows - 1}. Use the "
+            "backbone's own tokenizer, or call backbone.resize_token_embeddings(len(tokenizer)) before it gets a "
+            "prompt."
+        )
+
+
+def vocabulary_of(model: Any) -> int | None:
+    """The rows of a backbone's embedding, behind a prompt or not; None where there is nothing that tells."""
+    embed = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return getattr(embed, "num_embeddings", None)
+
+
+def check_tensor(ids: Tensor, rows: int, what: str) -> None:
+    """As `check_ids`, of a tensor of any shape, in one look."""
+    if ids.numel() and not ids.is_meta:
+        check_ids([int(i) for i in ids.aminmax()], rows, what)
+
+
+def check_dataset(data: Dataset, raw: Dataset, name: str, rows: int) -> None:
+    """As `check_ids`, of every row's `input_ids` and `labels`.
+
+    Args:
+        data: with token ids.
+        raw: the same rows, which may tell where they are from.
+        name: what messages call it.
+        rows: V, of the embedding.
+    """
+    start = 0
+    for batch in data.with_format("arrow").iter(ROWS_AT_ONCE):
+        for column, ignored in (("input_ids", None), ("labels", IGNORED)):
+            if column in batch.column_names and _has_unknown(batch.column(column), rows, ignored):
+                for i, ids in enumerate(batch.column(column).to_pylist(), start):
+                    tokens = [token for token in ids or () if token != ignored]
+                    check_ids(tokens, rows, f"row {i + 1} of the {name} data{origin(raw[i])} has in {column}")
+        start += batch.num_rows
+
+
+def _has_unknown(ids: pa.ChunkedArray, rows: int, ignored: int | None) -> bool:
+    flat = pc.list_flatten(ids)
+    if not pa.types.is_integer(flat.type):
+        return False
+    if ignored is not None:
+        flat = flat.filter(pc.not_equal(flat, ignored))
+    ends = pc.min_max(flat).as_py()
+    return ends["min"] is not None and not 0 <= ends["min"] <= ends["max"] < rows
