@@ -9,14 +9,19 @@ from peft import PeftModelForCausalLM
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
+from .batch_checks import check_labels, check_positions, check_texts
+from .call_arguments import MEDIA, fitted, kept, told_of
+from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
 from .errors import PromptTuningError
 from .foreign_trainers import agreed_labels, check_fused, check_unpacked, from_shifted, fused_as_it_came
 from .generation import generate
+from .generation_options import from_inputs, inferred_mask
 from .inference import ComputedPrompts, can_be_continued
 from .layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, choose
 from .layouts.base import IGNORED, token_inputs
 from .layouts.choose import judge
 from .layouts.padded import continued, is_moved, labels_where_predicted, padded_rows, predicting_columns
+from .layouts.traits import takes
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, routing_loss
 from .sharding import in_step, is_sharded
 from .soft_prompts import SoftPrompts
@@ -56,7 +61,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare; and processes
             # that share a sharded backbone might come to different results, or have nothing to compare on.
             dropout = backbone.training and self.active_peft_config.backbone_dropout
-            if not any(map(len, prompts.vectors)):
+            if not any(map(len, prompts.vectors)) and self.prompt_info:
                 # The choice is the prompt's, also where a batch without one (`disable_adapter`) comes first.
                 weight = self.prompt_encoder[self.active_adapter].embedding.weight
                 prompts = Prompts.one(self._as_tokens(weight), len(examples.mask))
@@ -115,23 +120,39 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             shift_labels: in place of `labels`, each where it is predicted: [B, T], or [B, T+1] with the first token's.
             fused_lm_head: return the scores of the labels that TRL has taught the backbone to give in place of logits,
                 [B, T-1] in the columns of `labels[:, 1:]`, or as wide as `shift_labels`.
-            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them.
+            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them; token types get
+                0 for the prompt. `logits_to_keep` is of the columns of [B, P+T, V]. A `past_key_values` that this
+                method has filled holds the prompt: give the new tokens alone, with an `attention_mask` of all of the
+                text's columns, and get the logits of the new ones.
 
         Raises:
             PromptTuningError: neither or both of ids and embeddings, a mask that is not [B, T], positions that are not
                 the natural ones, packed rows, unknown names, attentions asked for with pads at the left, or (without
-                `only_labelled`) labels that `num_items_in_batch` was counted without.
+                `only_labelled`) labels that `num_items_in_batch` was counted without; an argument that the backbone
+                does not take, or that cannot be made to fit rows with a prompt.
         """
         check_unpacked(kwargs)
+        backbone, texts = self.base_model, input_ids if inputs_embeds is None else inputs_embeds
+        if columns_in(kwargs.get("past_key_values")):
+            asked = {"labels": labels, "shift_labels": shift_labels, "candidates": candidates}
+            check_alone(kwargs | asked | {"only_labelled": only_labelled, "fused_lm_head": fused_lm_head})
+            check_texts(backbone, input_ids, inputs_embeds, None)
+            return self._behind_a_cache(input_ids, inputs_embeds, attention_mask, adapter_names, **kwargs)
+        check_texts(backbone, input_ids, inputs_embeds, attention_mask)
+        if only_labelled and labels is None and shift_labels is None:
+            raise PromptTuningError("only_labelled is given without labels; give labels, or leave it out.")
         if fused_lm_head:
             check_fused(shift_labels if labels is None else labels, label_smoothing, only_labelled, candidates)
         if shift_labels is not None:
-            labels = from_shifted(shift_labels, (input_ids if inputs_embeds is None else inputs_embeds).shape[1])
-        elif labels is not None and len(self.prompt) and not only_labelled:
-            counted = num_items_in_batch is not None
-            labels = agreed_labels(labels, attention_mask, self.base_model, counted, fused_lm_head)
+            check_labels(backbone, shift_labels, None, len(texts))
+            labels = from_shifted(shift_labels, texts.shape[1])
+        else:
+            check_labels(backbone, labels, texts.shape[:2], len(texts))
+            if labels is not None and len(self.prompt) and not only_labelled:
+                counted = num_items_in_batch is not None
+                labels = agreed_labels(labels, attention_mask, backbone, counted, fused_lm_head)
         prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, labels, adapter_names)
-        self._check_positions(kwargs.pop("position_ids", None), attention_mask)
+        check_positions(backbone, kwargs, texts.shape[:2], attention_mask)
         if only_labelled or candidates is not None:
             if given := [name for name, value in kwargs.items() if value is not None]:
                 raise PromptTuningError(f"{given[0]} is given with only_labelled or candidates; leave it out.")
@@ -150,7 +171,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             kwargs["num_items_in_batch"] = num_items_in_batch
             shifted = None if shift_labels is None else shift_labels.shape[1]
             return self._fused_outputs(prompts, examples, shifted, **kwargs)
-        return self._outputs(prompts, examples, num_items_in_batch, label_smoothing, **kwargs)
+        arguments = fitted(backbone, kwargs, input_ids, prompts, examples)
+        return self._outputs(prompts, examples, num_items_in_batch, label_smoothing, **arguments)
 
     def _fused_outputs(
         self, prompts: Prompts, examples: Examples, shifted: int | None, return_dict: bool | None = None, **kwargs: Any
@@ -170,6 +192,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         num_items_in_batch: Tensor | int | None,
         label_smoothing: float,
         return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """The backbone's outputs in PEFT's shapes, with our loss."""
@@ -177,7 +200,12 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
         if moved := is_moved(prompts, examples):
             check_has_place(inputs.get("output_attentions"), self.base_model.config)
-        outputs = self.base_model(**inputs)
+        early = isinstance(logits_to_keep, int) and examples.labels is None and bool(mask.all())
+        if early and takes(self.base_model, "logits_to_keep"):
+            # The backbone then computes no others.
+            inputs["logits_to_keep"], logits_to_keep = logits_to_keep, 0
+        with told_of(self.base_model, kwargs):
+            outputs = self.base_model(**inputs)
         values: dict[str, Any] = {}
         if examples.labels is not None:
             rows, columns = predicting_columns(prompts, examples.labels)
@@ -188,29 +216,38 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             )
         for name, value in outputs.items():
             values.setdefault(name, came_back(value, prompts, examples) if moved else value)
+        # Of the caller's columns, which are not the backbone's where pads stand at the left.
+        values["logits"] = kept(values["logits"], logits_to_keep)
+        if not any(MEDIA.search(name) for name in kwargs):
+            behind = Behind(prompts.of_rows(), mask.bool(), max(map(len, prompts.vectors)))
+            mark(values.get("past_key_values"), behind)
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
+
+    def _behind_a_cache(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        adapter_names: Sequence[str] | None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """The backbone's output for tokens that go on from `past_key_values`: [B, T, V] of the new ones alone."""
+        embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        prompts, cache = self._prompts(len(embeds), adapter_names), kwargs["past_key_values"]
+        behind = checked(cache, prompts.of_rows())
+        new = embeds.shape[1]
+        inputs, after = inputs_behind(self.base_model, behind, prompts.lengths(), new, attention_mask, position_ids)
+        outputs = self.base_model(**token_inputs(self.base_model, embeds), **inputs, **kwargs)
+        mark(cache, after)
+        return outputs
 
     def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
         layout = self._layout(prompts, continued(sources, candidates.ids[0], candidates.embeds[0]))
         if layout.name != "padded":
             prompts = self._with_computed(prompts, sources)
         return layout.candidate_scores(self.base_model, prompts, sources, candidates)
-
-    @staticmethod
-    def _check_positions(position_ids: Tensor | None, mask: Tensor | None) -> None:
-        if position_ids is None:
-            return
-        if mask is None:
-            natural = torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids)
-            real = torch.ones_like(position_ids, dtype=torch.bool)
-        else:
-            natural, real = mask.long().cumsum(-1) - 1, mask.bool()
-        if not torch.equal(position_ids.expand_as(natural)[real], natural[real]):
-            raise PromptTuningError(
-                "position_ids are given that do not count each row's tokens from 0 (packed rows, perhaps). "
-                "Give one example a row, without position_ids."
-            )
 
     def generate(
         self,
@@ -225,7 +262,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         Args:
             input_ids: [B, T] long (also as the first positional argument, or `inputs`); the result starts with it, as
                 with PEFT's, and lengths (`max_length`) count it, and not the prompt.
-            attention_mask: [B, T]; pads may stand at either side.
+            attention_mask: [B, T]; pads may stand at either side. Without one, pads are told by their token, as in
+                transformers.
             inputs_embeds: [B, T, H] in place of `input_ids`; the result is then the new tokens alone, and the prompt
                 is computed with them.
             adapter_names: a prompt for each row, "__base__" for none; default the active one.
@@ -234,10 +272,13 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             PromptTuningError: unknown names, no room for a new token in `max_length`, or drafts (`assistant_model`, …)
                 for a backbone that cannot go on from a computed prompt.
         """
-        if input_ids is None and inputs_embeds is None:
-            input_ids = kwargs.pop("inputs", None)
+        input_ids = from_inputs(input_ids, kwargs)
         kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
-        self._check_positions(kwargs.pop("position_ids", None), attention_mask)
+        check_texts(self.base_model, input_ids, inputs_embeds, attention_mask)
+        texts = input_ids if inputs_embeds is None else inputs_embeds
+        if attention_mask is None and input_ids is not None:
+            attention_mask = inferred_mask(self.base_model, kwargs, input_ids)
+        check_positions(self.base_model, kwargs, texts.shape[:2], attention_mask)
         with torch.no_grad():
             prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
             layout = self._layout_for_texts()

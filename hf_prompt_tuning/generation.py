@@ -19,6 +19,7 @@ there are none. Recurrent models are computed anew. All ways give the same token
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,14 +30,24 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from .backbone import generating_with
+from .call_arguments import fitted, told_of
+from .continuing import Behind, checked, columns_in, mark
 from .errors import PromptTuningError
-from .generation_options import DEFAULT_NEW_TOKENS, copies, resolved, speculative, without_pads
+from .generation_options import (
+    DEFAULT_NEW_TOKENS,
+    copies,
+    model_arguments,
+    resolved,
+    speculative,
+    with_encoder_ids,
+    without_pads,
+)
 from .inference import can_be_continued
 from .layouts import Examples, PackedLayout, Prompts
 from .layouts.base import token_inputs
 from .layouts.computed import cache_of, in_rows
 from .layouts.padded import padded_rows
-from .layouts.traits import ignores_masked_columns
+from .layouts.traits import ignores_masked_columns, text_positions
 from .stand_ins import calling
 
 ONE_ROW_ONLY = ("rwkv",)
@@ -63,6 +74,11 @@ def generate(
         computed: adds what was computed of the prompts to them.
         layout: where texts may be packed.
     """
+    given, options = model_arguments(backbone, options)
+    given = fitted(backbone, given, input_ids, prompts, examples, pads="left")
+    own = options.get("past_key_values")
+    if columns_in(own):
+        _check_own(own, prompts, examples)
     config, options = resolved(backbone, options, examples.embeds.shape[1])
     if backbone.config.model_type in ONE_ROW_ONLY and len(examples.mask) * copies(config) > 1:
         raise PromptTuningError(
@@ -72,8 +88,11 @@ def generate(
     width = int(examples.mask.sum(1).max())
     ids = None if input_ids is None else _at_the_right(input_ids, examples, width)
     if ids is not None:
+        options = with_encoder_ids(options, config, ids, _mask_at_the_right(examples, width))
         options = without_pads(options, config, width - examples.mask.sum(1))
-    way = _way(backbone, prompts, examples, ids, config, options, layout)
+    # Pictures and token types are for rows that are computed whole.
+    needs_rows = bool(given.keys() - {"position_ids"})
+    way = "anew" if needs_rows else _way(backbone, prompts, examples, ids, config, options, layout)
     if way != "anew":
         prompts = computed(prompts, examples)
     elif name := speculative(config, options):
@@ -81,13 +100,38 @@ def generate(
             f"{name} is given, and {type(backbone).__name__} cannot go on from a computed prompt here, "
             "without which drafts are checked at the wrong places. Leave it out."
         )
+    if way == "anew" and "inputs_embeds" not in inspect.signature(backbone.prepare_inputs_for_generation).parameters:
+        raise PromptTuningError(
+            f"{type(backbone).__name__} takes no embedded tokens in its generate, and with "
+            f"{next(iter(given), 'these rows and settings')} a prompt's vectors are given so. Leave it out, or call "
+            "forward for each token."
+        )
     if way == "packed":
         result = _packed(backbone, layout, prompts, examples, ids, config, options)
     elif way == "continued":
         result = _continued(backbone, prompts, examples, ids, config, options)
     else:
-        result = _anew(backbone, prompts, examples, ids, options)
+        with told_of(backbone, given):
+            result = _anew(backbone, prompts, examples, ids, given | options)
+    cache = own if isinstance(result, Tensor) else result.get("past_key_values")
+    lengths = prompts.lengths() + examples.mask.sum(1)
+    if not needs_rows and columns_in(cache) and bool((lengths == width + max(map(len, prompts.vectors))).all()):
+        # Rows without a pad lie alike, whichever way they were computed.
+        names = tuple(name for name in prompts.of_rows() for _ in range(copies(config)))
+        seen = examples.mask.new_ones(len(names), columns_in(cache))
+        mark(cache, Behind(names, seen, max(map(len, prompts.vectors))))
     return result if input_ids is None else _starting_with(input_ids, result, width)
+
+
+def _check_own(cache: Cache, prompts: Prompts, examples: Examples) -> None:
+    """Refuses a filled cache of other rows, and one whose padded rows may lie otherwise than these."""
+    behind = checked(cache, prompts.of_rows())
+    lengths = prompts.lengths() + examples.mask.sum(1)
+    if not bool(behind.mask.all()) or not bool((lengths == lengths[0]).all()):
+        raise PromptTuningError(
+            "past_key_values holds padded rows, or rows of several lengths are given with it; generate from one row, "
+            "or from rows of one length, or without a cache."
+        )
 
 
 def _way(
@@ -134,7 +178,8 @@ def _packed(
     if config.cache_implementation is not None:
         options["cache_implementation"] = None  # transformers takes a cache or its name
     known = CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
-    return giving_first(backbone, known).generate(input_ids=ids, attention_mask=mask.long(), **options)
+    more = text_positions(backbone, mask) | options
+    return giving_first(backbone, known).generate(input_ids=ids, attention_mask=mask.long(), **more)
 
 
 def giving_first(backbone: PreTrainedModel, output: ModelOutput) -> PreTrainedModel:
@@ -169,7 +214,7 @@ def _continued(
         options = options | {"past_key_values": cache}
         if config.cache_implementation is not None:
             options["cache_implementation"] = None  # transformers takes a cache or its name
-    return backbone.generate(input_ids=ids, attention_mask=mask.long(), **options)
+    return backbone.generate(input_ids=ids, attention_mask=mask.long(), **text_positions(backbone, mask), **options)
 
 
 def _anew(

@@ -1,10 +1,14 @@
 """What a caller asks of `generate`, read and said anew in words that hold behind a prompt."""
 
 import copy
+import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
@@ -12,6 +16,7 @@ from transformers import (
 )
 
 from .errors import PromptTuningError
+from .layouts.traits import takes
 
 DEFAULT_NEW_TOKENS = 20
 """How many transformers generates where no one says a number."""
@@ -24,10 +29,7 @@ def resolved(backbone: PreTrainedModel, options: dict[str, Any], columns: int) -
 
     The backbone is given other columns than the caller's T, so a length that counts columns would be another.
     """
-    config = copy.deepcopy(options.get("generation_config") or GenerationConfig())
-    # As `generate` does: what the caller says, else what the model's own config says.
-    config.update(**backbone.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
-    config.update(**{name: value for name, value in options.items() if hasattr(config, name)})
+    config = asked(backbone, options)
     # Said aloud because a finished Trainer leaves the config's `use_cache` False.
     said = {"use_cache": options.get("use_cache", True)}
     if config.max_new_tokens is None and config.max_length is not None:
@@ -41,6 +43,81 @@ def resolved(backbone: PreTrainedModel, options: dict[str, Any], columns: int) -
         said |= {"min_new_tokens": max(config.min_length - columns, 0) or None, "min_length": None}
     config.update(**said)
     return config, saying(options, **said)
+
+
+def asked(backbone: PreTrainedModel, options: dict[str, Any]) -> GenerationConfig:
+    """What the options come to, as `generate` reads them: what the caller says, else what the model's own config says.
+
+    Raises:
+        PromptTuningError: the caller's `generation_config` is none.
+    """
+    given = options.get("generation_config")
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise PromptTuningError(
+            f"generation_config is a {type(given).__name__}; give a transformers GenerationConfig, or its settings by "
+            "name."
+        )
+    config = GenerationConfig() if given is None else copy.deepcopy(given)
+    config.update(**backbone.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
+    config.update(**{name: value for name, value in options.items() if hasattr(config, name)})
+    return config
+
+
+def model_arguments(backbone: PreTrainedModel, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options parted in two: arguments of the backbone's `forward`, and what is `generate`'s own.
+
+    A cache is among `generate`'s own; arguments that are None are left out.
+
+    Raises:
+        PromptTuningError: a name that is neither, or one that would be used twice.
+    """
+    config = asked(backbone, options)
+    own = {*inspect.signature(backbone.generate).parameters, "tokenizer", "assistant_tokenizer", "past_key_values"}
+    ours = {name: value for name, value in options.items() if name in own or hasattr(config, name)}
+    if callable(options.get("custom_generate")):
+        names = inspect.signature(options["custom_generate"]).parameters
+        ours |= {name: value for name, value in options.items() if name in names}
+    given = {name: value for name, value in options.items() if name not in ours and value is not None}
+    # How many columns of logits a pass gives is no matter for what is generated.
+    if isinstance(given.get("logits_to_keep"), int):
+        del given["logits_to_keep"]
+    elif "logits_to_keep" in given:
+        raise PromptTuningError("logits_to_keep is given to generate as a tensor; leave it out.")
+    for name, value in given.items():
+        try:
+            backbone._validate_model_kwargs({name: value})
+        except ValueError as error:
+            raise PromptTuningError(
+                f"{name} is given to generate, which {type(backbone).__name__} does not take; leave it out."
+            ) from error
+    return given, ours
+
+
+def from_inputs(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor | None:
+    """The ids, which may be called `inputs` too; that name is taken out of the options.
+
+    Raises:
+        PromptTuningError: both are given.
+    """
+    inputs = options.pop("inputs", None)
+    if inputs is not None and input_ids is not None:
+        raise PromptTuningError("inputs and input_ids are given, which are one; leave one out.")
+    return input_ids if inputs is None else inputs
+
+
+def inferred_mask(backbone: PreTrainedModel, options: dict[str, Any], input_ids: Tensor) -> Tensor | None:
+    """[B, T], zero on pads, where `generate` of transformers would tell pads by their token; else None.
+
+    It does where ids hold the pad token and that is no end token as well.
+    """
+    config = asked(backbone, options)
+    ends = config.eos_token_id
+    ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+    pad = config.pad_token_id if config.pad_token_id is not None else next(iter(ends), None)
+    if pad is None or int(pad) in ends or not takes(backbone, "attention_mask"):
+        return None
+    mask = input_ids != int(pad)
+    return None if bool(mask.all()) else mask.long()
 
 
 def speculative(config: GenerationConfig, options: dict[str, Any]) -> str:
@@ -62,12 +139,40 @@ def saying(options: dict[str, Any], **values: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in values} | {"generation_config": config}
 
 
+def with_encoder_ids(options: dict[str, Any], config: GenerationConfig, ids: Tensor, real: Tensor) -> dict[str, Any]:
+    """The options with what transformers makes of a text's ids, and leaves out where it is given embeddings.
+
+    Args:
+        options: `generate`'s.
+        config: what they come to.
+        ids: [B, T], the text's.
+        real: [B, T] bool, which of them are no pads.
+    """
+    said: dict[str, Any] = {}
+    order = real.long().argsort(dim=1, stable=True)
+    ids, real, processors = ids.gather(1, order), real.gather(1, order), []
+    doubled = torch.where(real, ids, ids[:, -1:])
+    if (penalty := config.encoder_repetition_penalty) not in (None, 1.0):
+        processors.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, doubled))
+        said["encoder_repetition_penalty"] = 1.0
+    if size := config.encoder_no_repeat_ngram_size:
+        # An id that no token has begins no n-gram of tokens.
+        padded = doubled if size == 1 else ids.masked_fill(~real, -1)
+        processors.append(EncoderNoRepeatNGramLogitsProcessor(size, padded))
+        said["encoder_no_repeat_ngram_size"] = 0
+    if not said:
+        return options
+    processors = LogitsProcessorList([*processors, *(options.get("logits_processor") or ())])
+    return saying(options, **said) | {"logits_processor": processors}
+
+
 def without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor) -> dict[str, Any]:
     """The options with a repetition penalty that leaves out each row's `pads` ([B] long) first ids.
 
-    Left to itself, transformers counts them in the mask, which has a prompt's columns as well.
+    Left to itself, transformers counts them in the mask, which has the prompts' columns as well, and a shorter
+    prompt's are masked.
     """
-    if config.repetition_penalty in (None, 1.0) or not bool(pads.any()):
+    if config.repetition_penalty in (None, 1.0):
         return options
     penalty = RepetitionPenaltyLogitsProcessor(
         config.repetition_penalty, prompt_ignore_length=pads.repeat_interleave(copies(config))

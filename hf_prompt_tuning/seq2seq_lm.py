@@ -8,14 +8,17 @@ from peft import PeftModelForSeq2SeqLM
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
+from .batch_checks import check_labels, check_texts
+from .call_arguments import DECODER, for_a_decoder
+from .continuing import Behind, for_both, mark
 from .errors import PromptTuningError
+from .generation_options import asked, from_inputs, model_arguments, with_encoder_ids
 from .layouts import Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED, predictions_at
 from .layouts.padded import as_padded, is_moved, padded_rows
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
 from .sharding import is_sharded
 from .soft_prompts import SoftPrompts
-from .vocabulary import check_ids, check_tensor
 
 
 def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
@@ -69,29 +72,37 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
-        """The backbone's output; as in `PromptTuningModelForCausalLM`, with `labels` [B, T'] for the decoder."""
+        """The backbone's output; as in `PromptTuningModelForCausalLM`, with `labels` [B, T'] for the decoder.
+
+        Labels that begin with -100 are moved to the decoder's first positions, and what is computed of them is moved
+        back; beside `decoder_input_ids` or `decoder_inputs_embeds` of the caller's own they stay where they are.
+        """
+        backbone, texts = self.base_model, input_ids if inputs_embeds is None else inputs_embeds
+        check_texts(backbone, input_ids, inputs_embeds, attention_mask)
+        check_labels(backbone, labels, None, len(texts))
         prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
+        given = for_a_decoder(backbone, kwargs, labels)
         embeds, mask = padded_rows(prompts, sources)
+        if (cache := for_both(given.get("past_key_values"), prompts, mask)) is not None:
+            given["past_key_values"] = cache
+        if candidates is not None or only_labelled:
+            known = DECODER if candidates is None else ()
+            if others := [name for name in given if name not in known]:
+                raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
         if candidates is not None:
-            for words in candidates:
-                check_ids(words, self.word_embeddings.num_embeddings, "a candidate has")
-            return RankingOutput(scores=self._rank(embeds, mask, candidates))
-        _take_encoded(kwargs, prompts, sources)
-        order = None
-        if labels is not None:
-            check_tensor(labels[labels != IGNORED], self.word_embeddings.num_embeddings, "labels have")
-            # A collator may have padded them at the left, which would shift the decoder's positions.
-            started = (labels != IGNORED).cumsum(1) > 0
-            targets = Examples.align(labels.unsqueeze(-1), started, labels)
-            labels, order = targets.labels, targets.order
+            return RankingOutput(scores=self._rank(embeds, mask, self._candidates(candidates).ids))
+        _take_encoded(given, prompts, sources)
+        labels, given, order = _at_the_start(labels, given)
         if only_labelled:
-            found = self._labelled_logits(labels, inputs_embeds=embeds, attention_mask=mask, use_cache=False, **kwargs)
+            if labels is None:
+                raise PromptTuningError("only_labelled is given without labels; give labels, or leave it out.")
+            found = self._labelled_logits(labels, inputs_embeds=embeds, attention_mask=mask, use_cache=False, **given)
             loss = self._loss(found, num_items_in_batch, label_smoothing)
             return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
-        return_dict = kwargs.pop("return_dict", None)
+        return_dict = given.pop("return_dict", None)
         if order is not None or is_moved(prompts, sources):
-            check_has_place(kwargs.get("output_attentions"), self.base_model.config)
-        outputs = self.base_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, return_dict=True, **kwargs)
+            check_has_place(given.get("output_attentions"), backbone.config)
+        outputs = backbone(inputs_embeds=embeds, attention_mask=mask, labels=labels, return_dict=True, **given)
         if labels is not None:
             rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
             found = LabelledLogits(outputs.logits[rows, columns], labels[rows, columns], rows)
@@ -101,16 +112,18 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
                 outputs[name] = came_back(value, prompts, sources)
             elif order is not None and name in ("logits", "decoder_hidden_states"):
                 outputs[name] = targets_came_back(value, order)
+        mark(outputs.get("past_key_values"), Behind(prompts.of_rows(), mask.bool(), max(map(len, prompts.vectors))))
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
         """The decoder's predictions of `labels` [B, T'], [K, V]."""
         rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        decoder_input_ids = decoder_inputs(self.base_model, labels)
-        outputs = predictions_at(self.base_model, rows, columns, decoder_input_ids=decoder_input_ids, **inputs)
+        if not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+            inputs["decoder_input_ids"] = decoder_inputs(self.base_model, labels)
+        outputs = predictions_at(self.base_model, rows, columns, **inputs)
         return LabelledLogits(outputs.logits[0], labels[rows, columns], rows)
 
-    def _rank(self, embeds: Tensor, mask: Tensor, candidates: Sequence[Sequence[int]]) -> Tensor:
+    def _rank(self, embeds: Tensor, mask: Tensor, candidates: Sequence[Tensor]) -> Tensor:
         """[B, L] fp32: the encoder once, then the decoder for each candidate."""
         if is_sharded(self.base_model):
             # Its encoder alone would find no weights: they are gathered when the whole model is called.
@@ -120,7 +133,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             source = {"encoder_outputs": encoder(inputs_embeds=embeds, attention_mask=mask, return_dict=True)}
         scores = []
         for words in candidates:
-            labels = torch.tensor(words, device=embeds.device).expand(len(embeds), -1)
+            labels = words.to(embeds.device).expand(len(embeds), -1)
             found = self._labelled_logits(labels, **source, attention_mask=mask, use_cache=False)
             scores.append(found.log_likelihood(len(embeds)))
         return torch.stack(scores, dim=1)
@@ -141,11 +154,38 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             inputs_embeds: [B, T, H] in place of `input_ids`.
             adapter_names: a prompt for each row, "__base__" for none; default the active one.
         """
-        if input_ids is None and inputs_embeds is None:
-            input_ids = kwargs.pop("inputs", None)
+        input_ids, backbone = from_inputs(input_ids, kwargs), self.base_model
+        check_texts(backbone, input_ids, inputs_embeds, attention_mask)
         prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
+        given, options = model_arguments(backbone, kwargs)
+        given = for_a_decoder(backbone, given, None)
         embeds, mask = padded_rows(prompts, sources)
-        _take_encoded(kwargs, prompts, sources)
-        kwargs.setdefault("use_cache", True)
-        kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
-        return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        if (cache := for_both(options.get("past_key_values"), prompts, mask)) is not None:
+            options["past_key_values"] = cache
+        _take_encoded(given, prompts, sources)
+        config = asked(backbone, options)
+        if input_ids is not None:
+            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            options = with_encoder_ids(options, config, input_ids, real.bool())
+        options.setdefault("use_cache", True)
+        options.setdefault("synced_gpus", is_sharded(backbone))
+        result = backbone.generate(inputs_embeds=embeds, attention_mask=mask, **given, **options)
+        if not isinstance(result, Tensor) and result.get("encoder_hidden_states") is not None:
+            result.encoder_hidden_states = came_back(result.encoder_hidden_states, prompts, sources)
+        return result
+
+
+def _at_the_start(labels: Tensor | None, given: dict[str, Any]) -> tuple[Tensor | None, dict[str, Any], Tensor | None]:
+    """Labels moved to the decoder's first positions, their mask with them, and the order of columns; None: as it was.
+
+    A collator may have padded them at the left, which would shift the decoder's positions.
+    """
+    if labels is None or given.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+        return labels, given, None
+    started = (labels != IGNORED).cumsum(1) > 0
+    moved = Examples.align(labels.unsqueeze(-1), started, labels)
+    if moved.order is None:
+        return labels, given, None
+    if (mask := given.get("decoder_attention_mask")) is not None:
+        given = given | {"decoder_attention_mask": mask.gather(1, moved.order)}
+    return moved.labels, given, moved.order

@@ -23,6 +23,7 @@ from .backbone import (
     turn_off_dropout,
 )
 from .backbone_files import commit_of
+from .batch_checks import check_candidates
 from .config import PromptTuningConfig
 from .contexts import ByContext
 from .errors import PromptTuningError
@@ -67,7 +68,7 @@ class SoftPrompts(SavedPrompts):
     """
 
     task_type: str
-    _warned_of_positions = False
+    _warned_of_pads = _warned_of_positions = False
     _fingerprint: dict[str, Any] | None = None
     _asked_for_commit = False
     _backbone_commit: str | None = None
@@ -164,10 +165,20 @@ class SoftPrompts(SavedPrompts):
     @property
     def prompt(self) -> Tensor:
         """The active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
-        vectors = _REPLACED.of(self)
-        if vectors is None:
-            vectors = self.prompt_encoder[self.active_adapter].embedding.weight
-        return vectors[:0] if self._adapters_disabled else vectors
+        if self._adapters_disabled:
+            return self._no_vectors()
+        if (replaced := _REPLACED.of(self)) is not None:
+            return replaced
+        if not self.prompt_info:
+            raise PromptTuningError(
+                "the model has no prompt; add one with add_adapter or load_adapter, and make it the active one with "
+                "set_adapter."
+            )
+        return self.prompt_encoder[self.active_adapter].embedding.weight
+
+    def _no_vectors(self) -> Tensor:
+        """[0, H], a row's prompt that has none."""
+        return torch.zeros(0, self.word_embeddings.embedding_dim, device=embedding_device(self.word_embeddings))
 
     def replaced_prompt(self, vectors: Tensor) -> AbstractContextManager[None]:
         """Within this context `vectors` ([P', H], any P') stand for the active prompt, in this thread alone."""
@@ -205,8 +216,9 @@ class SoftPrompts(SavedPrompts):
         """The prompts of `batch` rows: the active one, or those of their names (`"__base__"` is none, as in PEFT)."""
         if adapter_names is None:
             name = NO_PROMPT if self._adapters_disabled else self.active_adapter
-            none = torch.zeros(batch, dtype=torch.long, device=self.prompt.device)
-            return Prompts((self._as_tokens(self.prompt),), none, (name,))
+            vectors = self.prompt
+            none = torch.zeros(batch, dtype=torch.long, device=vectors.device)
+            return Prompts((self._as_tokens(vectors),), none, (name,))
         if isinstance(adapter_names, str):
             raise PromptTuningError(f"adapter_names is {adapter_names!r}; give a list, with a name for each row.")
         if len(adapter_names) != batch:
@@ -220,9 +232,10 @@ class SoftPrompts(SavedPrompts):
         if self._adapters_disabled:
             return self._prompts(batch, None)
         vectors = [
-            self.prompt[:0] if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight for name in distinct
+            self._no_vectors() if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight
+            for name in distinct
         ]
-        of = torch.tensor([distinct.index(name) for name in adapter_names], device=self.prompt.device)
+        of = torch.tensor([distinct.index(name) for name in adapter_names], device=vectors[0].device)
         return Prompts(tuple(map(self._as_tokens, vectors)), of, tuple(distinct))
 
     def _inputs(
@@ -233,13 +246,9 @@ class SoftPrompts(SavedPrompts):
         labels: Tensor | None = None,
         adapter_names: Sequence[str] | None = None,
     ) -> tuple[Prompts, Examples]:
-        """A caller's batch as the layouts take it."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise PromptTuningError("give either input_ids or inputs_embeds (of the text alone, without the prompt).")
-        if mask is not None and mask.dim() != 2:
-            raise PromptTuningError(
-                f"attention_mask has shape {list(mask.shape)}; give one of [B, T]: the layout makes any other."
-            )
+        """A caller's batch, which `check_texts` has seen, as the layouts take it."""
+        if mask is None and input_ids is not None:
+            self._warn_of_pads(input_ids)
         embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         if inputs_embeds is not None and has_per_layer_inputs(self.base_model):
             raise PromptTuningError(
@@ -256,7 +265,8 @@ class SoftPrompts(SavedPrompts):
         return prompts, examples
 
     def _candidates(self, token_ids: Sequence[Sequence[int]]) -> Candidates:
-        ids = tuple(torch.tensor(words, device=self.prompt.device) for words in token_ids)
+        check_candidates(token_ids)
+        ids = tuple(torch.as_tensor(words, device=embedding_device(self.word_embeddings)) for words in token_ids)
         return Candidates(ids, tuple(self._embed(words[None], "a candidate has")[0] for words in ids))
 
     def _embed(self, input_ids: Tensor, what: str = "input_ids have") -> Tensor:
@@ -276,6 +286,20 @@ class SoftPrompts(SavedPrompts):
         pad = self.base_model.config.get_text_config().pad_token_id or 0
         ids = torch.full((1, len(vectors)), pad, device=vectors.device)
         return torch.cat([vectors, per_layer_inputs(self.base_model, ids)[0].to(vectors.dtype)], dim=-1)
+
+    def _warn_of_pads(self, input_ids: Tensor) -> None:
+        """Once, as transformers does, when rows without a mask look padded: they are read as they stand."""
+        pad = getattr(self.base_model.config.get_text_config(), "pad_token_id", None)
+        if (
+            not self._warned_of_pads
+            and pad is not None
+            and bool((input_ids[:, [-1, 0][: input_ids.shape[1]]] == pad).any())
+        ):
+            self._warned_of_pads = True
+            logger.warning(
+                "attention_mask is not given, and rows begin or end with the pad token, which is read as text. Give "
+                "the tokenizer's attention_mask."
+            )
 
     def _warn_of_changing_positions(self, prompts: Prompts, examples: Examples) -> None:
         """Once, when rows are so long that the backbone's RoPE changes with the longest row of a batch."""

@@ -100,6 +100,10 @@ class Prompts:
         """[B] long: how many virtual tokens stand before each example."""
         return torch.tensor([len(v) for v in self.vectors], device=self.of.device)[self.of]
 
+    def of_rows(self) -> tuple[str, ...]:
+        """The name of each example's prompt."""
+        return tuple(self.names[g] for g in self.of.tolist())
+
     def groups(self) -> Iterator[tuple[int, Tensor]]:
         """Each prompt (0 … G-1) that is used, with the examples ([B_g] long) that have it."""
         for g in range(len(self.vectors)):

@@ -1,0 +1,152 @@
+"""A caller's batch, checked before anything is computed of it: shapes, kinds of number, and the range of ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .errors import PromptTuningError
+from .layouts.base import IGNORED
+from .layouts.traits import with_own_positions
+from .vocabulary import check_tensor
+
+
+def check_texts(
+    backbone: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None
+) -> None:
+    """Refuses texts that are no batch of B rows and T columns.
+
+    Args:
+        backbone: whose embedding the ids are for.
+        input_ids: [B, T] long, or None.
+        inputs_embeds: [B, T, H] in their place.
+        mask: [B, T] of 0 and 1, or None.
+
+    Raises:
+        PromptTuningError: neither or both of ids and embeddings, or one of them is something else.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise PromptTuningError("give either input_ids or inputs_embeds (of the text alone, without the prompt).")
+    if input_ids is not None:
+        _check_ids(input_ids)
+    else:
+        _check_embeds(inputs_embeds, backbone.get_input_embeddings().embedding_dim)
+    texts = input_ids if inputs_embeds is None else inputs_embeds
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.shape != texts.shape[:2]:
+        raise PromptTuningError(
+            f"attention_mask has shape {_shape(mask)}, and the texts are {list(texts.shape[:2])}; "
+            "give one of [B, T]: the layout makes any other."
+        )
+    if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+        raise PromptTuningError(
+            f"attention_mask holds {_first(mask, (mask != 0) & (mask != 1))}; give 1 on tokens and 0 on pads."
+        )
+
+
+def check_labels(backbone: PreTrainedModel, labels: Tensor | None, shape: torch.Size | None, rows: int) -> None:
+    """Refuses labels that are not one for each token, or that the backbone cannot predict.
+
+    Args:
+        backbone: whose vocabulary the labels are of.
+        labels: long, or None.
+        shape: [B, T] of a causal backbone's texts; None: of an encoder-decoder's, whose targets have a width of
+            their own.
+        rows: B.
+
+    Raises:
+        PromptTuningError: another shape, dtype or vocabulary.
+    """
+    if labels is None:
+        return
+    wrong = not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != rows
+    if wrong or (shape is not None and labels.shape != shape):
+        wanted = f"[{rows}, T'], a row for each text" if shape is None else f"{list(shape)}, a label for each token"
+        raise PromptTuningError(f"labels has shape {_shape(labels)}; give {wanted} (-100 where there is none).")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise PromptTuningError(f"labels has dtype {labels.dtype}; give token ids in whole numbers (torch.long).")
+    check_tensor(labels[labels != IGNORED], vocabulary(backbone), "labels have")
+
+
+def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
+    """Refuses candidates without a token, and none at all.
+
+    Raises:
+        PromptTuningError: the first that is wrong.
+    """
+    for words in candidates if len(candidates) else ((),):
+        if isinstance(words, str) or not len(words):
+            raise PromptTuningError(f"candidates has {words!r}; give lists of one token id or more.")
+
+
+def check_positions(
+    backbone: PreTrainedModel, arguments: dict[str, Any], texts: torch.Size, mask: Tensor | None
+) -> None:
+    """Takes `position_ids` out of the arguments if they are the natural ones, which every layout gives by itself.
+
+    Those of a backbone that counts them by pictures stay.
+
+    Args:
+        backbone: a causal model.
+        arguments: the caller's others, changed here.
+        texts: [B, T].
+        mask: [B, T] or None.
+
+    Raises:
+        PromptTuningError: they are of another shape, or do not count each row's tokens from 0.
+    """
+    position_ids = arguments.get("position_ids")
+    if position_ids is None or (position_ids.dim() == 3 and with_own_positions(backbone) is not None):
+        return
+    del arguments["position_ids"]
+    mask = torch.ones(texts, dtype=torch.bool, device=position_ids.device) if mask is None else mask.bool()
+    natural = mask.long().cumsum(-1) - 1
+    # As in transformers, rows may share theirs.
+    fit = (
+        position_ids.dim() in (2, 3) and position_ids.shape[-1] == texts[1] and position_ids.shape[-2] in (1, texts[0])
+    )
+    if not fit or not all(
+        torch.equal(axis.expand_as(natural)[mask], natural[mask])
+        for axis in position_ids.reshape(-1, *position_ids.shape[-2:])
+    ):
+        raise PromptTuningError(
+            "position_ids are given that do not count each row's tokens from 0 (packed rows, perhaps). "
+            "Give one example a row, without position_ids."
+        )
+
+
+def vocabulary(backbone: PreTrainedModel) -> int:
+    """How many tokens the backbone predicts."""
+    # Not the weight's shape, which a quantized one does not have.
+    known = getattr(backbone.get_output_embeddings(), "out_features", None)
+    return known or backbone.config.get_text_config().vocab_size
+
+
+def _check_ids(ids: Tensor) -> None:
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or not len(ids):
+        raise PromptTuningError(
+            f"input_ids has shape {_shape(ids)}; give a tensor of [B, T] with one row or more "
+            "(input_ids[None] of a single row)."
+        )
+    if ids.dtype not in (torch.long, torch.int32):
+        raise PromptTuningError(f"input_ids has dtype {ids.dtype}; give token ids in whole numbers (torch.long).")
+
+
+def _check_embeds(embeds: Tensor, width: int) -> None:
+    if not isinstance(embeds, Tensor) or embeds.dim() != 3 or not len(embeds) or embeds.shape[-1] != width:
+        raise PromptTuningError(
+            f"inputs_embeds has shape {_shape(embeds)}; give a tensor of [B, T, {width}] with one row or more."
+        )
+    if not embeds.is_floating_point():
+        raise PromptTuningError(f"inputs_embeds has dtype {embeds.dtype}; give embedded tokens, or input_ids.")
+
+
+def _shape(value: Any) -> Any:
+    return list(value.shape) if isinstance(value, Tensor) else f"none (a {type(value).__name__})"
+
+
+def _first(values: Tensor, where: Tensor) -> Any:
+    return values[where][0].item()

@@ -1,0 +1,267 @@
+"""What a caller gives beside texts and labels: made to fit rows with a prompt in front, or refused by name."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_utils import slice_logits_to_keep
+
+from .backbone import has_per_layer_inputs
+from .errors import PromptTuningError, first_line
+from .layouts import Examples, Prompts
+from .layouts.padded import padded_rows
+from .layouts.traits import takes, text_positions, with_own_positions
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Arguments of a value for each token, whose 0 is plain text, as a prompt is."""
+
+PER_TOKEN = (
+    "cache_position",
+    "cross_attention_mask",
+    "full_text_row_masked_out_mask",
+    "global_attention_mask",
+    "image_embeds_position_mask",
+    "per_layer_inputs",
+    "task_type_ids",
+    "input_shape_ids",
+    "input_pronunciation_ids",
+    "langs",
+    "lang_ids",
+    "bbox",
+    "perm_mask",
+    "target_mapping",
+    "input_mask",
+)
+"""Arguments of a value for each token, for which a prompt has none."""
+
+STATES = ("cache_params", "state", "mems")
+"""States other than `past_key_values` that a sequence goes on from."""
+
+DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
+"""Arguments of a value for each label."""
+
+OF_THE_WHOLE = (*PER_TOKEN, "shift_labels", "position_ids", "fused_lm_head")
+"""Arguments of each token of an encoder's row, and those that an encoder-decoder has no use for."""
+
+MEDIA = re.compile("pixel|image|video|audio|input_features|input_values|patches|speech|mm_encoder_outputs")
+SOUND = re.compile("audio|input_features|input_values|speech")
+GRIDS = {"input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask"}
+"""What positions of pictures are counted from, where we know how."""
+
+
+def fitted(
+    backbone: PreTrainedModel,
+    arguments: Mapping[str, Any],
+    input_ids: Tensor | None,
+    prompts: Prompts,
+    examples: Examples,
+    pads: str = "right",
+) -> dict[str, Any]:
+    """The arguments for rows of `padded_rows(prompts, examples, pads)`.
+
+    Args:
+        backbone: a causal model.
+        arguments: of its `forward`, in the caller's columns; those that are None are left out.
+        input_ids: [B, T], None where the caller embedded the texts.
+        prompts: of the B rows; without any vectors nothing is moved or refused but for pads.
+        examples: the batch.
+        pads: as in `padded_rows`.
+
+    Raises:
+        PromptTuningError: an argument that the backbone does not take, one of another shape than the texts', or one
+            that cannot be made to fit.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    check_taken(backbone, given)
+    _check_states(given)
+    texts = examples.mask.shape
+    _check_columns(backbone, given, texts)
+    _check_media(backbone, given)
+    columns: dict[str, Tensor] = {}
+    for name in TOKEN_TYPES:
+        if name in given:
+            columns[name] = _in_rows(given[name], prompts, examples, pads, torch.zeros_like)
+    return given | columns | positions(backbone, given, input_ids, prompts, examples, pads)
+
+
+def for_a_decoder(backbone: PreTrainedModel, arguments: Mapping[str, Any], labels: Tensor | None) -> dict[str, Any]:
+    """The arguments for an encoder-decoder whose encoder gets embeddings, those that are None left out.
+
+    Raises:
+        PromptTuningError: an argument that the backbone does not take, one for the encoder's tokens, or one for the
+            decoder's of another shape than the labels'.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    check_taken(backbone, given)
+    _check_states(given)
+    if not given.get("fused_lm_head"):
+        given.pop("fused_lm_head", None)
+    if wrong := [name for name in given if name in OF_THE_WHOLE or MEDIA.search(name)]:
+        raise PromptTuningError(
+            f"{wrong[0]} is given, which leaves a prompt in the encoder no place; give input_ids, attention_mask, "
+            "labels and what the decoder takes."
+        )
+    ids, embeds = given.get("decoder_input_ids"), given.get("decoder_inputs_embeds")
+    targets = [value.shape[:2] for value in (labels, ids, embeds) if value is not None]
+    for name in DECODER:
+        value = given.get(name)
+        past = name == "decoder_attention_mask" and given.get("past_key_values") is not None
+        if value is not None and not past and any(value.shape[:2] != shape for shape in targets):
+            raise PromptTuningError(
+                f"{name} has shape {list(value.shape)}; give {list(targets[0])}, as labels and the decoder's others."
+            )
+    return given
+
+
+def kept(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """Some columns of logits [B, N, V], as transformers' `logits_to_keep` says: so many at the end, or a tensor's.
+
+    Raises:
+        PromptTuningError: they are not there.
+    """
+    if isinstance(logits_to_keep, int) and logits_to_keep >= 0:
+        return logits[:, -logits_to_keep:] if logits_to_keep else logits
+    try:
+        return slice_logits_to_keep(logits, logits_to_keep)
+    except (IndexError, RuntimeError, TypeError) as error:
+        raise PromptTuningError(
+            f"logits_to_keep is {logits_to_keep}; give how many of the last columns of {list(logits.shape)} to keep, "
+            "or a tensor of columns."
+        ) from error
+
+
+@contextmanager
+def told_of(backbone: PreTrainedModel, given: Mapping[str, Any]) -> Iterator[None]:
+    """Within this context, what a backbone refuses of pictures among embedded tokens is an error of ours."""
+    media = [name for name in given if MEDIA.search(name)]
+    try:
+        yield
+    except ValueError as error:
+        if not media:
+            raise
+        raise PromptTuningError(
+            f"{', '.join(media)}: {type(backbone).__name__} refuses them behind a prompt: {first_line(error)} "
+            "Give what it asks for, or the text alone."
+        ) from error
+
+
+def check_taken(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
+    """Refuses arguments that the backbone's `forward` would not know.
+
+    Raises:
+        PromptTuningError: the first of them, by its name.
+    """
+    parameters = inspect.signature(backbone.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = {parameter.name for parameter in parameters}
+    if unknown := [name for name in given if name not in known]:
+        raise PromptTuningError(
+            f"{unknown[0]} is given, and {type(backbone).__name__} takes no such argument; leave it out."
+        )
+
+
+def positions(
+    backbone: PreTrainedModel,
+    given: Mapping[str, Any],
+    input_ids: Tensor | None,
+    prompts: Prompts,
+    examples: Examples,
+    pads: str,
+) -> dict[str, Tensor]:
+    """`position_ids` of rows with pictures: the prompt's 0 … P-1 on each axis, and the texts' own behind them."""
+    counting = with_own_positions(backbone)
+    if counting is None:
+        return {}
+    media = [name for name in given if MEDIA.search(name) or name == "position_ids"]
+    if not media:
+        return text_positions(backbone, padded_rows(prompts, examples, pads)[1])
+    # By hand, so that nothing is kept for, or taken from, another call.
+    count = getattr(counting, "get_rope_index", None)
+    wanted = set(inspect.signature(count).parameters) - {"kwargs"} if count else set()
+    lacking = [name for name in ("mm_token_type_ids",) if name not in given]
+    if "position_ids" not in given and (not wanted or wanted - GRIDS or input_ids is None or lacking):
+        known = "input_ids and mm_token_type_ids (the processor gives both)"
+        needs = "the text alone" if not wanted or wanted - GRIDS else known
+        raise PromptTuningError(
+            f"{media[0]} is given, by which {type(backbone).__name__} counts positions, and they cannot be counted "
+            f"behind a prompt from what is given; give {needs}."
+        )
+    mask = examples.mask if examples.order is None else _undone(examples)
+    if (axes := given.get("position_ids")) is None:
+        found = {name: given[name] for name in wanted & given.keys()}
+        axes = count(input_ids, **found, attention_mask=mask.long())[0]
+    shift = prompts.lengths()[:, None]
+    rows = [
+        _in_rows(axis + shift, prompts, examples, pads, lambda column: torch.arange(len(column))[:, None].to(column))
+        for axis in axes
+    ]
+    return {"position_ids": torch.stack(rows)}
+
+
+def _in_rows(
+    values: Tensor, prompts: Prompts, examples: Examples, pads: str, of_prompt: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Values of each token ([B, T]) in the columns of padded rows, [B, P+T], with a prompt's own in front."""
+    if examples.order is not None:
+        values = values.gather(1, examples.order)
+    batch = Examples(values[..., None], examples.mask)
+    if pads == "left":
+        batch = batch.select(torch.arange(len(examples.mask), device=values.device))
+    heads = tuple(of_prompt(values.new_zeros(len(vectors), 1)) for vectors in prompts.vectors)
+    return padded_rows(Prompts(heads, prompts.of), batch, pads)[0][..., 0]
+
+
+def _undone(examples: Examples) -> Tensor:
+    """The mask in the caller's columns."""
+    return torch.zeros_like(examples.mask).scatter(1, examples.order, examples.mask)
+
+
+def _check_states(given: Mapping[str, Any]) -> None:
+    if name := next((name for name in STATES if name in given), None):
+        raise PromptTuningError(
+            f"{name} is given, and a prompt stands in front of each call's texts; give the whole texts without it, or "
+            "use generate."
+        )
+
+
+def _check_columns(backbone: PreTrainedModel, given: Mapping[str, Any], texts: torch.Size) -> None:
+    for name, value in given.items():
+        if name in TOKEN_TYPES:
+            if not isinstance(value, Tensor) or value.shape != texts:
+                shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise PromptTuningError(f"{name} has shape {shape}; give {list(texts)}, a value for each token.")
+        elif name in PER_TOKEN or (
+            isinstance(value, Tensor)
+            and value.shape[:2] == texts
+            and takes(backbone, name)
+            and not MEDIA.search(name)
+            and not name.startswith("encoder_")
+            and name not in ("logits_to_keep", "shift_labels")
+        ):
+            raise PromptTuningError(
+                f"{name} is given, with a value for each token, and a prompt's vectors have none; leave it out."
+            )
+
+
+def _check_media(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
+    media = [name for name in given if MEDIA.search(name)]
+    if not media:
+        return
+    merging = any(
+        hasattr(module, name)
+        for module in (backbone, backbone.base_model, getattr(backbone, "model", None))
+        for name in ("get_placeholder_mask", "inputs_merger")
+    )
+    sound = [name for name in media if SOUND.search(name)]
+    if sound or not merging or has_per_layer_inputs(backbone):
+        # Among embedded tokens many models look for no media at all, without a word.
+        raise PromptTuningError(
+            f"{(sound or media)[0]} is given, and {type(backbone).__name__} is not known to put it among embedded "
+            "tokens, as those behind a prompt are; give the text alone, or another backbone."
+        )
