@@ -14,7 +14,7 @@ from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .errors import PromptTuningError
-from .hub import load_prompt
+from .pipeline_loading import TASKS, NamedPrompt, tokenizer_for
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
@@ -42,17 +42,20 @@ class PromptPipeline(Pipeline):
         PromptTuningError: the model has no prompt, or its prompt no template.
     """
 
-    _load_tokenizer = True
+    _load_tokenizer = False  # it comes with the prompt, of the same commit as its backbone
     _load_processor = _load_image_processor = _load_feature_extractor = _load_video_processor = False
     _pipeline_calls_generate = False
     classifies: bool
 
-    def __init__(self, model: SoftPrompts, tokenizer: Any = None, **kwargs: Any):
+    def __init__(self, model: SoftPrompts | NamedPrompt, tokenizer: Any = None, **kwargs: Any):
+        if isinstance(model, NamedPrompt):
+            model, tokenizer = model.taken(tokenizer)
         if not isinstance(model, SoftPrompts):
             raise PromptTuningError(
                 f"model is a {type(model).__name__}; give a prompt's Hub id or folder, or a model from load_prompt."
             )
-        if tokenizer is not None and tokenizer.pad_token_id is None:
+        tokenizer = tokenizer_for(tokenizer)
+        if tokenizer.pad_token_id is None:
             # A batch needs one; which, is of no account behind a mask.
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.pad_token = tokenizer.eos_token
@@ -214,18 +217,5 @@ class PromptGenerationPipeline(PromptPipeline):
         return texts[0] if len(texts) == 1 else texts
 
 
-class _NamedPrompt:
-    """What `pipeline(…, model="user/prompt")` loads a model with."""
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str, token: Any = None, device_map: Any = None, dtype: Any = None, **others: Any
-    ) -> SoftPrompts:
-        # `others` holds a revision, which is the backbone's: transformers looks it up there. A prompt's own is for
-        # load_prompt, whose model a pipeline takes as well.
-        options = {} if dtype is None else {"dtype": dtype}
-        return load_prompt(name, token=token, device_map=device_map, **options)[0]
-
-
-PIPELINE_REGISTRY.register_pipeline("prompt-classification", PromptClassificationPipeline, pt_model=_NamedPrompt)
-PIPELINE_REGISTRY.register_pipeline("prompt-generation", PromptGenerationPipeline, pt_model=_NamedPrompt)
+for task, kind in zip(TASKS, (PromptClassificationPipeline, PromptGenerationPipeline), strict=True):
+    PIPELINE_REGISTRY.register_pipeline(task, kind, pt_model=NamedPrompt)
