@@ -9,10 +9,11 @@ from typing import Any
 import peft
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from .backbone import hub_id
 from .errors import PromptTuningError
+from .metric_direction import greater_is_better
 
 
 class PromptTuningInit(enum.StrEnum):
@@ -185,7 +186,13 @@ class PromptTuningArguments(TrainingArguments):
             self.load_best_model_at_end = True
             if self.eval_strategy == "no":
                 self.eval_strategy = self.save_strategy = "epoch"
+        if self.metric_for_best_model is not None:
+            # transformers takes all that do not end in "loss" for scores, perplexity too.
+            self.greater_is_better = greater_is_better(self.metric_for_best_model, self.greater_is_better)
         super().__post_init__()
+        if self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode} | (self.lr_scheduler_kwargs or {})
         if self.device.type == "cpu":
             # Pinned memory is for copies to an accelerator; without one, torch warns at every epoch.
             self.dataloader_pin_memory = False

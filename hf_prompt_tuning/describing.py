@@ -1,11 +1,13 @@
 """What a run writes down in the prompt that it trains, for its card."""
 
+import re
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from .evaluation import loss_history
 from .inspection import nearest_words
+from .prompt_info import numbers_of
 from .soft_prompts import SoftPrompts
 
 RECORDED = (
@@ -25,6 +27,10 @@ RECORDED = (
 """The hyperparameters that a prompt's card tells."""
 
 
+MEMORY = re.compile(r"(^|_)mem_[cg]pu(_|$)")
+"""What `skip_memory_metrics=False` adds to an evaluation."""
+
+
 def describe_run(
     model: SoftPrompts, args: TrainingArguments, state: TrainerState, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
@@ -37,6 +43,7 @@ def describe_run(
 
 
 def to_record(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics without those of the machine's speed."""
-    left_out = ("_runtime", "_per_second", "_preparation_time", "epoch")
-    return {name: value for name, value in metrics.items() if not name.endswith(left_out)}
+    """Metrics that are numbers, without those of the machine's speed and memory, and of the run's place."""
+    left_out = ("runtime", "per_second", "preparation_time", "epoch", "num_input_tokens_seen")
+    numbers = numbers_of(metrics)
+    return {name: value for name, value in numbers.items() if not name.endswith(left_out) and not MEMORY.search(name)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PromptTuningError
-from .prompt_info import number_check
+from .prompt_info import metrics_by_data_check, number_check, numbers_of
 from .prompt_names import check_name
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -22,15 +22,18 @@ class EnsembleInfo:
         members: the names of the prompts, which are their folders.
         best: the one whose files are also in the ensemble's folder itself.
         metrics: of the vote, by the Trainer's names.
+        transfer: the same on data that the prompts were not trained on, by its name, with the `rows`.
     """
 
     members: list[str]
     best: str
     metrics: dict[str, float] = field(default_factory=dict)
+    transfer: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
         """Writes `ensemble.json` into `folder`."""
-        values = {"format_version": FORMAT_VERSION} | asdict(self)
+        values = {"format_version": FORMAT_VERSION} | asdict(self) | {"metrics": numbers_of(self.metrics)}
+        values["transfer"] = {name: numbers_of(metrics) for name, metrics in self.transfer.items()}
         (Path(folder) / ENSEMBLE_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -55,4 +58,5 @@ class EnsembleInfo:
             raise PromptTuningError(f"metrics is {metrics!r:.80}, not an object")
         for value in metrics.values():
             number_check("metrics", value)
-        return cls(members, best, metrics)
+        metrics_by_data_check("transfer", transfer := values.get("transfer", {}))
+        return cls(members, best, metrics, transfer)

@@ -1,5 +1,6 @@
 """Several prompts for one task in one run, evaluated one by one and as an ensemble (Lester et al. 2021, section 6)."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from .evaluation import (
     text_metrics,
 )
 from .layouts.base import IGNORED
+from .metric_direction import greater_is_better
 from .multi_prompt import MultiPromptTrainer
 from .plots import save_pictures
 from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
@@ -88,6 +90,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         self._limit = None if None in self._limits.values() else min(self._limits.values())
         self._refuse_twins()
         self._vote_metrics: dict[str, float] = {}
+        self._vote_transfer: dict[str, dict[str, float]] = {}
 
     def _refuse_twins(self) -> None:
         for one, other in combinations(self.tasks.values(), 2):
@@ -118,7 +121,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         rows = {name: value.repeat(many, 1) for name, value in inputs.items()}
         rows["adapter_names"] = [name for name in self.members for _ in range(size)]
         with torch.no_grad(), self.compute_loss_context_manager():
-            if gold is not None:
+            if gold is not None and not prediction_loss_only:
                 ids, seq2seq = self._encoder.label_token_ids, self._encoder.is_encoder_decoder
                 scores = rank_labels(model, rows, ids, seq2seq).view(many, size, -1).transpose(0, 1)
                 sizes = torch.tensor([len(words) for words in ids], device=scores.device)
@@ -127,7 +130,7 @@ class EnsembleTrainer(MultiPromptTrainer):
                 return None, (torch.where(known[:, None], -right, 0.0), sizes[index] * known, scores), gold
             nll, tokens = label_nll(model, rows)
             found = nll.view(many, size).T, tokens.view(many, size)[0]
-            if getattr(self.args, "predict_with_generate", True):
+            if not prediction_loss_only and getattr(self.args, "predict_with_generate", True):
                 found += (self._texts_of_all(unwrapped, rows),)
         return None, found, inputs["labels"]
 
@@ -145,23 +148,23 @@ class EnsembleTrainer(MultiPromptTrainer):
             return super()._compute_metrics(prediction)
         template = self._encoder.template
         outputs, references = self._readable(detail, prediction.label_ids)
-        metrics: dict[str, float] = {}
+        self._own = {}
         for g, name in enumerate(self.members):
             own = loss_metrics(nll[:, g], tokens)
-            if template.is_classification:
+            if outputs is not None and template.is_classification:
                 own |= classification_metrics(outputs[:, g], references)
                 if self._described is not None:
                     info = self.accelerator.unwrap_model(self.model).prompt_info[name]
                     self._describe_scores(info, outputs[:, g], references)
             elif outputs is not None:
                 own |= text_metrics([texts[g] for texts in outputs], references)
-            metrics |= {f"{name}_{key}": value for key, value in own.items()}
-        losses = [metrics[f"{name}_loss"] for name in self.members if f"{name}_loss" in metrics]
-        if losses:
-            metrics["loss"] = sum(losses) / len(losses)
-        return metrics | self._metrics_of_the_vote(outputs, references)
+            self._own[name] = own
+        losses = [own["loss"] for own in self._own.values() if "loss" in own]
+        self._vote = {"loss": sum(losses) / len(losses)} if losses else {}
+        self._vote |= self._metrics_of_the_vote(outputs, references, prediction)
+        return {f"{name}_{key}": value for name, own in self._own.items() for key, value in own.items()} | self._vote
 
-    def _metrics_of_the_vote(self, outputs: Any, references: Any) -> dict[str, float]:
+    def _metrics_of_the_vote(self, outputs: Any, references: Any, prediction: EvalPrediction) -> dict[str, Any]:
         if outputs is None:
             return {}
         if self._encoder.template.is_classification:
@@ -170,15 +173,13 @@ class EnsembleTrainer(MultiPromptTrainer):
         else:
             decided = [vote_on_texts(texts) for texts in outputs]
             metrics = text_metrics(decided, references)
-        if self._extra_metrics is not None:
-            metrics |= self._extra_metrics(EvalPrediction(predictions=decided, label_ids=references))
-        return metrics
+        return metrics | self._callers_metrics(decided, references, prediction)
 
     def _readable(self, detail: list[np.ndarray], labels: np.ndarray) -> tuple[Any, Any]:
         if not detail or self._encoder.template.is_classification or detail[0].ndim == 2:
             return super()._readable(detail, labels)
         by_member = [decode(detail[0][:, g], self.processing_class) for g in range(len(self.members))]
-        return [list(texts) for texts in zip(*by_member, strict=True)], decode(labels, self.processing_class)
+        return [list(texts) for texts in zip(*by_member, strict=True)], self._references(labels)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -192,22 +193,40 @@ class EnsembleTrainer(MultiPromptTrainer):
             ignore_keys: as in `Trainer`.
             metric_key_prefix: as in `Trainer`.
         """
-        prefix = metric_key_prefix
-        metrics = PromptTuningTrainer.evaluate(self, eval_dataset, ignore_keys, prefix)
-        known = to_record(metrics)
-        for name in self.members:
-            own = {key: known.pop(key) for key in list(known) if key.startswith(f"{prefix}_{name}_")}
-            info = self.accelerator.unwrap_model(self.model).prompt_info[name]
-            info.metrics = {key.replace(f"{prefix}_{name}", "eval", 1): value for key, value in own.items()}
-        self._vote_metrics = {key.replace(prefix, "eval", 1): value for key, value in known.items()}
+        model, own = self.accelerator.unwrap_model(self.model), self._is_own(eval_dataset, metric_key_prefix)
+        metrics = self._evaluated(model.info if own else None, eval_dataset, ignore_keys, metric_key_prefix)
+        if own:
+            for name in self.members:
+                model.prompt_info[name].metrics = _as_evaluation(self._own[name])
+            self._vote_metrics = _as_evaluation(self._vote)
+            self._check_best()
         return metrics
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
         """The metrics of the backbone without a prompt; every member remembers them beside its own."""
         metrics = PromptTuningTrainer.evaluate_untuned(self, eval_dataset)
-        for name in self.members:
-            self.accelerator.unwrap_model(self.model).prompt_info[name].untuned_metrics = to_record(metrics)
+        if self._is_own(eval_dataset, "eval"):
+            for name in self.members:
+                self.accelerator.unwrap_model(self.model).prompt_info[name].untuned_metrics = to_record(metrics)
         return metrics
+
+    def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
+        """As in `PromptTuningTrainer`: each member remembers its own metrics, and the ensemble those of the vote.
+
+        Args:
+            datasets: by name; rows that the template fits.
+
+        Returns:
+            All of them, named `transfer_<name>_<metric>` (of the vote) and `transfer_<name>_<member>_<metric>`.
+        """
+        model, found = self.accelerator.unwrap_model(self.model), {}
+        for name, data in datasets.items():
+            metrics, rows = self._transferred(name, data)
+            for member in self.members:
+                model.prompt_info[member].transfer[name] = to_record(self._own[member]) | {"rows": rows}
+            self._vote_transfer[name] = to_record(self._vote) | {"rows": rows}
+            found |= {f"transfer_{name}_{metric}": value for metric, value in metrics.items()}
+        return found
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`. Predictions are label scores [N, G, L] (see `voting.vote`), or G texts for each row."""
@@ -221,17 +240,32 @@ class EnsembleTrainer(MultiPromptTrainer):
         equals.
         """
         model = self.accelerator.unwrap_model(self.model)
-        classifies = self._encoder.template.is_classification
-        asked = (self.args.metric_for_best_model or ("accuracy" if classifies else "loss")).removeprefix("eval_")
-        larger = asked != "loss" if self.args.greater_is_better is None else self.args.greater_is_better
+        asked = self._deciding
+        larger = greater_is_better(asked, self.args.greater_is_better if self.args.metric_for_best_model else None)
 
         def rank(name: str) -> tuple[float, float]:
             metrics, history = model.prompt_info[name].metrics, self._history(name)
             loss = metrics.get("eval_loss", history["loss"][-1][1] if history.get("loss") else 0.0)
-            value = metrics.get(f"eval_{asked}", 0.0)
+            # A member without the number (NaN, or not evaluated) is the last.
+            value = metrics.get(f"eval_{asked}", -math.inf if larger else math.inf)
             return (-value if larger else value, loss)
 
         return min(self.members, key=rank)
+
+    @property
+    def _deciding(self) -> str:
+        """The metric that the best member is chosen by, without its prefix."""
+        default = "accuracy" if self._encoder.template.is_classification else "loss"
+        return (self.args.metric_for_best_model or default).removeprefix("eval_")
+
+    def _check_best(self) -> None:
+        """Raises PromptTuningError where the members' own evaluation has no metric to choose the best by."""
+        if self.args.metric_for_best_model and not any(self._deciding in own for own in self._own.values()):
+            known = ", ".join(next(iter(self._own.values())))
+            raise PromptTuningError(
+                f"metric_for_best_model is {self._deciding!r}, and each member is evaluated by {known}; name one of "
+                "these (compute_metrics is of the vote)."
+            )
 
     def _own_files(self) -> list[str]:
         return [*super()._own_files(), *(name for name in PROMPT_FILES if name != CARD_FILE), ENSEMBLE_FILE]
@@ -249,9 +283,13 @@ class EnsembleTrainer(MultiPromptTrainer):
             if (folder / best / file).exists():
                 shutil.copy(folder / best / file, folder)
         config, info = model.peft_config[best], model.prompt_info[best]
-        ensemble = EnsembleInfo(self.members, best, self._vote_metrics)
+        ensemble = EnsembleInfo(self.members, best, self._vote_metrics, self._vote_transfer)
         info.write(folder)
         ensemble.write(folder)
         save_pictures(folder, info)
         size = sum(p.numel() for p in model.base_model.parameters())
         write_card(folder, config, info, size, repo_id, ensemble)
+
+
+def _as_evaluation(metrics: dict[str, Any]) -> dict[str, float]:
+    return to_record({f"eval_{name}": value for name, value in metrics.items()})

@@ -1,5 +1,7 @@
 """A Trainer's evaluation: labels by rank, texts by generation, losses by token, whatever the batches were."""
 
+import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
 from .calibration import fit_calibration
+from .callers_metrics import labelled_rows, mean_losses, of_rows, plain_metrics
 from .describing import to_record
 from .evaluation import (
     classification_metrics,
@@ -21,11 +24,15 @@ from .evaluation import (
     rank_labels,
     text_metrics,
 )
+from .layouts.base import IGNORED
+from .metric_direction import value_of
 from .prompt_info import PromptInfo
 from .row_order import RowOrderTrainer
 from .sharding import whole
 from .tokenization import PromptTokenizer
 from .training_data import encode_data
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluatingTrainer(RowOrderTrainer):
@@ -35,7 +42,9 @@ class EvaluatingTrainer(RowOrderTrainer):
     _extra_metrics: Any
     _limit: int | None  # of a row's tokens
     _vocabulary: int | None  # rows of the backbone's embedding
-    _described: PromptInfo | None  # while `evaluate` runs on the prompt, not on other data or without it
+    _described: PromptInfo | None = None  # while `evaluate` runs on the trainer's own data
+    _predicting = False
+    _preprocess: Any = None  # `preprocess_logits_for_metrics`
 
     def _encoded(self, data: Any, name: str, require_target: bool) -> Any:
         return encode_data(data, name, self._encoder, self._limit, require_target, self._vocabulary)
@@ -52,30 +61,38 @@ class EvaluatingTrainer(RowOrderTrainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[None, tuple[Tensor, ...], Tensor]:
+    ) -> tuple[None, tuple[Any, ...], Tensor]:
         """Per example: its labels' negative log-likelihood [B] and tokens [B], then what `_compute_metrics` needs.
 
         That is label scores [B, L] (classification), generated ids [B, T'] (free text), or token logits [B, T, V]
-        (rows of token ids, where `compute_metrics` was given). There is no batch loss: a mean of batch means would
-        depend on the batch size.
+        (rows of token ids, where `compute_metrics` was given or they are predicted); nothing with
+        `prediction_loss_only`. There is no batch loss: a mean of batch means would depend on the batch size.
         """
         inputs = self._prepare_inputs(inputs)
         gold = inputs.pop("label", None)
+        labels = inputs.setdefault("labels", torch.full_like(inputs["input_ids"], IGNORED))
         with torch.no_grad(), self.compute_loss_context_manager():
-            if gold is not None and self._encoder is not None:
+            if gold is not None and self._encoder is not None and not prediction_loss_only:
                 ids, seq2seq = self._encoder.label_token_ids, self._encoder.is_encoder_decoder
                 scores = rank_labels(model, inputs, ids, seq2seq)
                 sizes = torch.tensor([len(words) for words in ids], device=scores.device)
                 known, index = gold >= 0, gold.clamp(min=0)
                 nll = torch.where(known, -scores.gather(1, index[:, None])[:, 0], 0.0)
                 return None, (nll, sizes[index] * known, scores), gold
-            nll, tokens = label_nll(model, inputs)
-            if self._encoder is not None and getattr(self.args, "predict_with_generate", True):
-                return None, (nll, tokens, self._generated(model, inputs)), inputs["labels"]
-            if self._encoder is None and self._extra_metrics is not None:
-                logits = model(**inputs).logits
-                return None, (nll, tokens, logits[:, logits.shape[1] - inputs["labels"].shape[1] :]), inputs["labels"]
-        return None, (nll, tokens), inputs["labels"]
+            found: tuple[Any, ...] = label_nll(model, inputs)
+            if prediction_loss_only:
+                return None, found, labels
+            if self._encoder is None and (self._extra_metrics is not None or self._predicting):
+                found += (self._logits(model, inputs),)
+            elif self._encoder is not None and getattr(self.args, "predict_with_generate", True):
+                found += (self._generated(model, inputs),)
+        return None, found, labels
+
+    def _logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
+        """[B, T, V] in the columns of the rows' own tokens, or what `preprocess_logits_for_metrics` makes of them."""
+        logits = model(**inputs).logits
+        logits = logits[:, logits.shape[1] - inputs["labels"].shape[1] :]
+        return logits if self._preprocess is None else self._preprocess(logits, inputs["labels"])
 
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         unwrapped, limit = self.accelerator.unwrap_model(model), self._generation_limit()
@@ -88,58 +105,115 @@ class EvaluatingTrainer(RowOrderTrainer):
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         return self._encoder.template.max_target_length or longest_target(data)
 
-    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, Any]:
         nll, tokens, *detail = prediction.predictions
         metrics = loss_metrics(nll, tokens)
+        if not detail:
+            return metrics
         outputs, references = self._readable(detail, prediction.label_ids)
         if self._encoder is not None and self._encoder.template.is_classification:
             metrics |= classification_metrics(outputs, references)
             if self._described is not None:
                 self._describe_scores(self._described, outputs, references)
-        elif self._encoder is not None and detail:
+        elif self._encoder is not None:
             metrics |= text_metrics(outputs, references)
-        if self._extra_metrics is not None:
-            metrics |= self._extra_metrics(EvalPrediction(predictions=outputs, label_ids=references))
-        return metrics
+        return metrics | self._callers_metrics(outputs, references, prediction)
+
+    def _callers_metrics(self, outputs: Any, references: Any, prediction: EvalPrediction) -> dict[str, Any]:
+        """What the caller's `compute_metrics` says of the rows that have a reference; nothing where none has."""
+        known = labelled_rows(references)
+        if self._extra_metrics is None or not known.any():
+            return {}
+        if self._encoder is None:
+            known[:] = True  # of token ids each has its label, or -100
+        given = {}
+        if "inputs" in self.args.include_for_metrics:
+            given["inputs"] = of_rows(prediction.inputs, known)
+        if "loss" in self.args.include_for_metrics:
+            given["losses"] = of_rows(mean_losses(*prediction.predictions[:2]), known)
+        outputs, references = of_rows(outputs, known), of_rows(references, known)
+        found = self._extra_metrics(EvalPrediction(predictions=outputs, label_ids=references, **given))
+        return plain_metrics(found, self.args.metric_for_best_model)
 
     def _describe_scores(self, info: PromptInfo, scores: np.ndarray, references: np.ndarray) -> None:
         info.confusion_matrix = confusion_matrix(scores, references, self._encoder.template)
         info.calibration = fit_calibration(scores, references)
 
     def _readable(self, detail: list[np.ndarray], labels: np.ndarray) -> tuple[Any, Any]:
-        """What a metric compares: scores and indices, texts and texts, or logits and labels."""
+        """What a metric compares: scores and indices, texts and texts (None without one), or logits and labels."""
         if not detail:
-            return None, labels
+            return None, None
         if self._encoder is None or self._encoder.template.is_classification:
             return detail[0], labels
-        return decode(detail[0], self.processing_class), decode(labels, self.processing_class)
+        return decode(detail[0], self.processing_class), self._references(labels)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `Trainer`; the prompt remembers the metrics of its last evaluation."""
-        # Filled while it evaluates, so that callbacks see it.
-        self._described = info = self.accelerator.unwrap_model(self.model).info
-        info.confusion_matrix, info.calibration = {}, {}
-        metrics = super().evaluate(*args, **kwargs)
-        info.metrics = to_record(metrics)
-        return metrics
+    def _references(self, labels: np.ndarray) -> list[str | None]:
+        known = (labels != IGNORED).any(1)
+        texts = decode(labels, self.processing_class)
+        return [text if there else None for text, there in zip(texts, known, strict=True)]
 
-    def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
-        """The metrics of the backbone without the prompt; the prompt remembers them beside its own.
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As in `Trainer`; the prompt remembers the metrics of the trainer's own evaluation data.
+
+        Of other data (`eval_dataset`), and of the same data under another prefix than "eval", it remembers nothing.
 
         Args:
-            eval_dataset: default the trainer's; of a dict of datasets, the first.
+            eval_dataset: default the trainer's.
+            ignore_keys: as in `Trainer`.
+            metric_key_prefix: as in `Trainer`.
+        """
+        info = (
+            self.accelerator.unwrap_model(self.model).info if self._is_own(eval_dataset, metric_key_prefix) else None
+        )
+        several = isinstance(self.eval_dataset, dict)
+        if info is not None and several:
+            info.confusion_matrix, info.calibration = {}, {}  # which would be of one data set of them
+        metrics = self._evaluated(None if several else info, eval_dataset, ignore_keys, metric_key_prefix)
+        if info is not None:
+            info.metrics = to_record(metrics)
+        return metrics
+
+    def _is_own(self, data: Any, prefix: str) -> bool:
+        """Whether an evaluation is that of the evaluation data which the trainer was given."""
+        return (data is None or data is self.eval_dataset) and prefix == "eval"
+
+    def _evaluated(self, info: PromptInfo | None, *args: Any) -> dict[str, float]:
+        """As in `Trainer.evaluate`; confusion matrix and calibration go into `info`, so that callbacks see them."""
+        self._described = info
+        try:
+            return super().evaluate(*args)
+        finally:
+            self._described = None
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in `Trainer`, and says where the metric is not there, or is no number."""
+        name = self.args.metric_for_best_model
+        if name is not None and math.isnan(value := value_of(metrics, name)):
+            logger.warning("At step %d %s is %s: it is not the best.", self.state.global_step, name, value)
+        return super()._determine_best_metric(metrics, trial)
+
+    def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
+        """The metrics of the backbone without the prompt; the prompt remembers those of the trainer's own data.
+
+        Args:
+            eval_dataset: default the trainer's; of a dict of datasets each, `untuned_NAME_accuracy` and so on.
         """
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if isinstance(data, dict):
-            data = next(iter(data.values()))
-        model = self.accelerator.unwrap_model(self.model)
-        self._described = None
-        # A data loader draws a seed; forked, so that the run is the same whether this was asked or not.
-        with model.disable_adapter(), torch.random.fork_rng(devices=[]):
-            # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
-            metrics = super().predict(data, metric_key_prefix="untuned").metrics
-        model.info.untuned_metrics = to_record(metrics)
+        by_name = {f"untuned_{name}": rows for name, rows in data.items()} if isinstance(data, dict) else {}
+        metrics: dict[str, float] = {}
+        for prefix, rows in (by_name or {"untuned": data}).items():
+            metrics |= self._without_prompt(rows, prefix)
+        if self._is_own(eval_dataset, "eval"):
+            self.accelerator.unwrap_model(self.model).info.untuned_metrics = to_record(metrics)
         return metrics
+
+    def _without_prompt(self, data: Any, prefix: str) -> dict[str, float]:
+        # A data loader draws a seed; forked, so that the run is the same whether this was asked or not.
+        with self.accelerator.unwrap_model(self.model).disable_adapter(), torch.random.fork_rng(devices=[]):
+            # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
+            return super().predict(data, metric_key_prefix=prefix).metrics
 
     def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
         """The prompt's metrics on data of other domains, which it was not trained on; the prompt remembers them.
@@ -155,20 +229,26 @@ class EvaluatingTrainer(RowOrderTrainer):
         """
         info, found = self.accelerator.unwrap_model(self.model).info, {}
         for name, data in datasets.items():
-            prefix = f"transfer_{name}"
-            data = self._encoded(data, f"transfer ({name})", require_target=False)
-            self._described = None  # what the validation says of it stays
-            # Not `evaluate`, whose callbacks would take these metrics for the validation's.
-            metrics = super().predict(data, metric_key_prefix=prefix).metrics
-            known = {key.removeprefix(f"{prefix}_"): value for key, value in to_record(metrics).items()}
-            info.transfer[name] = known | {"rows": len(data)}
-            found |= metrics
+            metrics, rows = self._transferred(name, data)
+            info.transfer[name] = to_record(metrics) | {"rows": rows}
+            found |= {f"transfer_{name}_{metric}": value for metric, value in metrics.items()}
         return found
+
+    def _transferred(self, name: str, data: Any) -> tuple[dict[str, float], int]:
+        """The metrics on a data set, by their own names, and how many rows it has."""
+        data, prefix = self._encoded(data, f"transfer ({name})", require_target=False), f"transfer_{name}_"
+        # Not `evaluate`, whose callbacks would take these metrics for the validation's.
+        metrics = super().predict(data, metric_key_prefix=prefix[:-1]).metrics
+        return {key.removeprefix(prefix): value for key, value in metrics.items()}, len(data)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As in `Trainer`. Predictions are label scores [N, L] (log-likelihoods, in the order of `template.labels`;
-        `label_ids` is -1 for rows without a label), or the generated texts (with the texts of the references)."""
-        self._described = None
-        output = super().predict(test_dataset, *args, **kwargs)
+        `label_ids` is -1 for rows without a label), the generated texts (with those of the references, None for rows
+        without one), or, of rows of token ids, the logits; all in the order of the rows."""
+        self._predicting = True
+        try:
+            output = super().predict(test_dataset, *args, **kwargs)
+        finally:
+            self._predicting = False
         outputs, references = self._readable(list(output.predictions[2:]), output.label_ids)
         return output._replace(predictions=outputs, label_ids=references)

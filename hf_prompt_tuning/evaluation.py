@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .backbone import max_positions
 from .layouts.base import IGNORED
+from .prompt_info import numbers_of
 from .template import PromptTemplate
 
 METRICS = Path(__file__).parent / "metrics"
@@ -103,14 +104,20 @@ def loss_history(log_history: list[dict[str, Any]], most: int = 1000) -> dict[st
         log_history: `trainer.state.log_history`.
         most: more would make a prompt's description larger than the prompt.
     """
-    curves = {name: [[log["step"], log[name]] for log in log_history if name in log] for name in ("loss", "eval_loss")}
+    curves = {
+        name: [[log["step"], log[name]] for log in log_history if name in numbers_of(log)]
+        for name in ("loss", "eval_loss")
+    }
     return {name: points[:: -(-len(points) // most)] for name, points in curves.items() if points}
 
 
-def text_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Exact match and ROUGE-L."""
+def text_metrics(predictions: Sequence[str], references: Sequence[str | None]) -> dict[str, float]:
+    """Exact match and ROUGE-L of the rows that have a reference; nothing where none has."""
+    pairs = [pair for pair in zip(predictions, references, strict=True) if pair[1] is not None]
+    if not pairs:
+        return {}
     metric = evaluate.load(str(METRICS / "text.py"), keep_in_memory=True)
-    return metric.compute(predictions=list(predictions), references=list(references))
+    return metric.compute(predictions=[text for text, _ in pairs], references=[right for _, right in pairs])
 
 
 def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:

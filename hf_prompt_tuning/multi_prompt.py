@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
+from .callbacks import PromptHubCallback
 from .config import PromptTuningArguments
 from .errors import PromptTuningError
 from .mixed_batches import Stream, mixed_dataloader, row_order, stream_steps
@@ -46,6 +47,8 @@ class MultiPromptTrainer(TaskTrainer):
         # A copy, because the number of steps is the run's, and a step's micro-batches are gone through here.
         args = copy.copy(args if args is not None else PromptTuningArguments(output_dir="trainer_output"))
         _check_arguments(args)
+        for callback in kwargs.get("callbacks") or ():
+            _check_callback(callback, [task.name for task in tasks])
         self._asked = copy.copy(args)
         args.gradient_accumulation_steps = 1
         super().__init__(model, args, tasks, processing_class, **kwargs)
@@ -54,6 +57,16 @@ class MultiPromptTrainer(TaskTrainer):
             args.max_steps = max(len(stream.steps) for stream in self._streams)
         self._weights = {name: self.model.prompt_encoder[name].embedding.weight for name in self.tasks}
         self._forget_losses()
+
+    def add_callback(self, callback: Any) -> None:
+        """As in `Trainer`.
+
+        Raises:
+            PromptTuningError: a callback that is of one prompt.
+        """
+        if hasattr(self, "tasks"):
+            _check_callback(callback, list(self.tasks))
+        super().add_callback(callback)
 
     def _stream(self, task: PromptTask) -> Stream:
         args, rows = self._asked, len(task.train_dataset)
@@ -192,4 +205,13 @@ def _check_arguments(args: PromptTuningArguments) -> None:
         raise PromptTuningError(
             "load_best_model_at_end, early_stopping_patience and save_strategy best ask for one best step, and each "
             "of several prompts has its own. Leave them out, and choose from the checkpoints."
+        )
+
+
+def _check_callback(callback: Any, names: Sequence[str]) -> None:
+    kind = callback if isinstance(callback, type) else type(callback)
+    if issubclass(kind, PromptHubCallback):
+        raise PromptTuningError(
+            f"PromptHubCallback pushes one prompt, and this run trains {', '.join(map(repr, names))}; leave it out, "
+            "and give push_to_hub with hub_strategy."
         )

@@ -59,6 +59,9 @@ class PromptInfo:
         values = {"format_version": FORMAT_VERSION} | asdict(self)
         if self.template is not None and self.template.label_names is None:
             del values["template"]["label_names"]  # unknown to earlier versions, which refuse what they do not know
+        for name in ("metrics", "untuned_metrics", "calibration"):
+            values[name] = numbers_of(values[name])
+        values["transfer"] = {name: numbers_of(metrics) for name, metrics in values["transfer"].items()}
         _write_json(Path(folder) / INFO_FILE, values)
         results = {name: values[name] for name in RESULTS if values[name]}
         if results:
@@ -86,8 +89,33 @@ class PromptInfo:
         return cls(template=None if template is None else _template(template), **kept)
 
 
+def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics that are finite numbers, as Python's: a file of a prompt holds, and a card shows, no others.
+
+    An array or tensor of one number is a number; lists, texts, NaN and infinity are left out.
+    """
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        size = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
+        if size == 1 and hasattr(value, "item"):
+            value = value.item()
+        if isinstance(value, bool | int | float) and math.isfinite(value):
+            found[name] = int(value) if isinstance(value, int) and abs(value) < 2**63 else float(value)
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """Return a tree of values with None for NaN and infinity, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _write_json(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _template(values: Any) -> PromptTemplate:
@@ -154,7 +182,7 @@ def _metrics(name: str, value: Any) -> None:
         number_check(name, item)
 
 
-def _transfer(name: str, value: Any) -> None:
+def metrics_by_data_check(name: str, value: Any) -> None:
     _object(name, value)
     for key, metrics in value.items():
         _metrics(f"{name}.{key}", metrics)
@@ -232,7 +260,7 @@ CHECKS = {
     "versions": _texts,
     "metrics": _metrics,
     "untuned_metrics": _metrics,
-    "transfer": _transfer,
+    "transfer": metrics_by_data_check,
     "history": _history,
     "confusion_matrix": _confusion,
     "calibration": _calibration,

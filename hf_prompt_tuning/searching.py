@@ -8,8 +8,8 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer_utils import BestRun, TrainOutput
 
-from .errors import PromptTuningError
 from .evaluating import EvaluatingTrainer
+from .metric_direction import greater_is_better, value_of
 
 STATE_FILE = "trainer_state.json"
 
@@ -57,24 +57,21 @@ class SearchingTrainer(EvaluatingTrainer):
             compute_objective: of an evaluation's metrics; default the value of `metric_for_best_model`, or the loss.
                 (Trainer's own default is the sum of all metrics.)
             n_trials: how many.
-            direction: default by `greater_is_better`.
+            direction: default the metric's, by `greater_is_better` or its name; of a `compute_objective` of your own
+                give it.
             **kwargs: to `optuna.create_study` (`sampler`, `pruner`, `storage`, …) and `Study.optimize`.
 
         Raises:
             PromptTuningError: the evaluation has no such metric.
         """
         name = self.args.metric_for_best_model or "loss"
-        name = name if name.startswith("eval_") else f"eval_{name}"
 
         def metric(metrics: dict[str, float]) -> float:
-            if name not in metrics:
-                raise PromptTuningError(
-                    f"metric_for_best_model is {name!r}, and an evaluation gives {', '.join(metrics)}; name one."
-                )
-            return metrics[name]
+            return value_of(metrics, name)
 
         self._trial_folders = {}
-        direction = direction or ("maximize" if self.args.greater_is_better else "minimize")
+        if direction is None:
+            direction = "maximize" if greater_is_better(name, self.args.greater_is_better) else "minimize"
         best = super().hyperparameter_search(
             hp_space, compute_objective or metric, n_trials, direction=direction, **kwargs
         )

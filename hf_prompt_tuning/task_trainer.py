@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .backbone import hub_id, max_positions
 from .config import PromptTuningArguments
+from .describing import to_record
 from .errors import PromptTuningError
 from .evaluation import longest_target, loss_history
 from .plots import CURVES_FILE, save_curves
@@ -108,14 +109,15 @@ class TaskTrainer(PromptTuningTrainer):
             ignore_keys: as in `Trainer`.
             metric_key_prefix: as in `Trainer`.
         """
-        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        own, data = self._is_own(eval_dataset, metric_key_prefix), eval_dataset
         metrics: dict[str, float] = {}
         losses = []
-        for name, rows in self._by_task(data).items():
+        for name, rows in self._by_task(self.eval_dataset if data is None else data).items():
             prefix = f"{metric_key_prefix}_{name}"
             with self._using(name) as info:
-                found = super().evaluate(rows, ignore_keys, prefix)
-                info.metrics = _renamed(info.metrics, prefix, "eval")
+                found = self._evaluated(info if own else None, rows, ignore_keys, prefix)
+                if own:
+                    info.metrics = _renamed(to_record(found), prefix, "eval")
             metrics |= found
             losses += [found[f"{prefix}_loss"]] if f"{prefix}_loss" in found else []
         if losses:
@@ -124,13 +126,42 @@ class TaskTrainer(PromptTuningTrainer):
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
         """The metrics of the backbone without a prompt on each task's data: `untuned_NAME_accuracy`, and so on."""
-        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        own, data = self._is_own(eval_dataset, "eval"), eval_dataset
         metrics: dict[str, float] = {}
-        for name, rows in self._by_task(data).items():
-            with self._using(name):
-                found = super().evaluate_untuned(rows)
+        for name, rows in self._by_task(self.eval_dataset if data is None else data).items():
+            with self._using(name) as info:
+                found = self._without_prompt(rows, "untuned")
+                if own:
+                    info.untuned_metrics = to_record(found)
             metrics |= _renamed(found, "untuned", f"untuned_{name}")
         return metrics
+
+    def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
+        """As in `PromptTuningTrainer`, for every prompt: each remembers its own metrics.
+
+        Args:
+            datasets: by name, rows that every task's template fits; or, by task, such a dict for that task alone.
+
+        Returns:
+            All of them, named `transfer_<name>_<task>_<metric>`.
+        """
+        by_task = all(name in self.tasks and isinstance(data, dict) for name, data in datasets.items())
+        found: dict[str, float] = {}
+        for task, data_of_task in (datasets if by_task else dict.fromkeys(self.tasks, datasets)).items():
+            with self._using(task) as info:
+                for name, data in data_of_task.items():
+                    metrics, rows = self._transferred(name, data)
+                    info.transfer[name] = to_record(metrics) | {"rows": rows}
+                    found |= {f"transfer_{name}_{task}_{metric}": value for metric, value in metrics.items()}
+        return found
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Refused: which prompt is to predict is not said.
+
+        Raises:
+            PromptTuningError: always; `predict_tasks` takes data by task.
+        """
+        raise PromptTuningError("predict is asked of several tasks; give predict_tasks a dict of task to data.")
 
     def predict_tasks(self, test_datasets: dict[str, Any], ignore_keys: Any = None) -> dict[str, Any]:
         """A `PredictionOutput`, as `PromptTuningTrainer.predict` gives it, for each task's data.
@@ -145,7 +176,7 @@ class TaskTrainer(PromptTuningTrainer):
         outputs = {}
         for name, rows in self._by_task(test_datasets).items():
             with self._using(name):
-                outputs[name] = super().predict(rows, ignore_keys, f"test_{name}")
+                outputs[name] = PromptTuningTrainer.predict(self, rows, ignore_keys, f"test_{name}")
         return outputs
 
     def _by_task(self, data: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
 from .describing import describe_run
 from .errors import PromptTuningError
+from .metric_direction import check_direction
 from .modeling import get_prompt_tuning_model
 from .prompt_info import PromptInfo
 from .sampling import SeededLengthGroupedSampler
@@ -71,6 +72,7 @@ class PromptTuningTrainer(SearchingTrainer):
                 f"the training data is a stream and max_steps is {args.max_steps}; a stream has no length to count "
                 "epochs by: give max_steps, 1 or more."
             )
+        check_direction(args)
         self.model_init = model_init
         if model_init is not None:
             if model is not None:
@@ -85,7 +87,6 @@ class PromptTuningTrainer(SearchingTrainer):
         if template is not None and processing_class is not None:
             self._encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
         self._extra_metrics = compute_metrics
-        self._described = None
         self._limit, self._vocabulary = self._room(model), vocabulary_of(model)
         callbacks = list(callbacks or [])
         if getattr(args, "early_stopping_patience", None):

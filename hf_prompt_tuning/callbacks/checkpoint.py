@@ -15,8 +15,9 @@ from transformers import TrainerCallback
 
 from ..errors import PromptLoadError
 from ..prompt_files import checked
+from ..prompt_info import numbers_of
 from ..soft_prompts import SoftPrompts
-from .watched import watched
+from .watched import prompt_vectors, watched
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,10 @@ class KeptPrompt(NamedTuple):
 
 
 class PromptCheckpointCallback(TrainerCallback):
-    """Keeps the active prompt of every evaluation in one file of the output folder, `evaluated_prompts.safetensors`.
+    """Keeps the prompt of every evaluation in one file of the output folder, `evaluated_prompts.safetensors`.
+
+    Of several prompts that train together (several tasks, an ensemble), each is kept with the metrics that bear its
+    name. Of other metrics (an ensemble's vote) none is kept.
 
     A checkpoint is for resuming, and old ones are deleted; this file is for looking back: 20 vectors of width 4096 are
     320 kB an evaluation. It goes on with what is in the file when a run is resumed.
@@ -53,64 +57,103 @@ class PromptCheckpointCallback(TrainerCallback):
     ) -> None:
         """Adds the prompt as it is now; a second evaluation at one step adds its metrics."""
         model = watched(model, self)
+        found = _by_prompt(numbers_of(metrics), model)
+        # On every process, because ZeRO-3 brings a prompt together.
+        vectors = {name: prompt_vectors(model, name).float().cpu() for name in found}
         if not state.is_world_process_zero:
             return
         file = Path(self.file) if self.file is not None else Path(args.output_dir) / FILE
-        kept = kept_prompts(file) if file.exists() else {}
-        before = kept[state.global_step].metrics if state.global_step in kept else {}
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        kept[state.global_step] = KeptPrompt(model.prompt.detach().float().cpu().clone(), before | numbers)
+        kept = _read(file) if file.exists() else {}
+        for name, numbers in found.items():
+            key = _key(state.global_step, name if len(model.prompt_encoder) > 1 else None)
+            before = kept[key].metrics if key in kept else {}
+            kept[key] = KeptPrompt(vectors[name], before | numbers)
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, kept)
 
 
-def _write(file: Path, kept: Mapping[int, KeptPrompt]) -> None:
+def _by_prompt(metrics: dict[str, float], model: SoftPrompts) -> dict[str, dict[str, float]]:
+    """Which prompt each metric is of: the one that it names behind its prefix, else the active one.
+
+    Where a metric names a prompt, those that name none are of no single one.
+    """
+    found: dict[str, dict[str, float]] = {}
+    names = sorted(model.prompt_encoder, key=len, reverse=True) if len(model.prompt_encoder) > 1 else []
+    for key, value in metrics.items():
+        prefix, _, rest = key.partition("_")
+        # The longest name, where one begins with another.
+        name = next((name for name in names if rest.startswith(f"{name}_")), None)
+        if name is not None:
+            found.setdefault(name, {})[f"{prefix}_{rest.removeprefix(f'{name}_')}"] = value
+    return found or {model.active_adapter: metrics}
+
+
+def _key(step: int, name: str | None) -> str:
+    return str(step) if name is None else f"{step}/{name}"
+
+
+def _write(file: Path, kept: Mapping[str, KeptPrompt]) -> None:
     """All of it under another name first, so that a run that is killed meanwhile leaves the old file whole."""
-    tensors = {str(step): prompt.vectors for step, prompt in kept.items()}
-    metadata = {str(step): json.dumps(prompt.metrics) for step, prompt in kept.items()}
+    tensors = {key: prompt.vectors for key, prompt in kept.items()}
+    metadata = {key: json.dumps(prompt.metrics) for key, prompt in kept.items()}
     unfinished = file.with_suffix(".unfinished")
     save_file(tensors, unfinished, metadata=metadata)
     os.replace(unfinished, file)
 
 
-def kept_prompts(file: str | Path) -> dict[int, KeptPrompt]:
-    """What `PromptCheckpointCallback` kept, by update step, first to last.
-
-    Args:
-        file: its file, or the folder that holds it.
-
-    Raises:
-        PromptLoadError: there is no such file, or it is damaged.
-    """
-    file = Path(file) / FILE if Path(file).is_dir() else Path(file)
-    if not file.exists():
-        raise PromptLoadError(f"{file} is not there; PromptCheckpointCallback writes it at the first evaluation.")
+def _read(file: Path) -> dict[str, KeptPrompt]:
+    """What the file holds, by step, or by step and prompt."""
     try:
         with safe_open(file, framework="pt") as tensors:
             metadata = tensors.metadata() or {}
             found = {
-                int(step): KeptPrompt(tensors.get_tensor(step), json.loads(metadata.get(step, "{}")))
-                for step in tensors.keys()  # noqa: SIM118  (it is no mapping)
+                key: KeptPrompt(tensors.get_tensor(key), json.loads(metadata.get(key, "{}")))
+                for key in tensors.keys()  # noqa: SIM118  (it is no mapping)
+                if int(key.partition("/")[0]) >= 0
             }
     except Exception as error:  # safetensors has an error type of its own
         raise PromptLoadError(f"{file} is not a whole file of evaluated prompts: {error}") from error
     for prompt in found.values():
         checked(prompt.vectors, file)
-    return dict(sorted(found.items()))
+    return found
+
+
+def kept_prompts(file: str | Path, adapter_name: str | None = None) -> dict[int, KeptPrompt]:
+    """What `PromptCheckpointCallback` kept of a prompt, by update step, first to last.
+
+    Args:
+        file: its file, or the folder that holds it.
+        adapter_name: which prompt, where the file holds those of several.
+
+    Raises:
+        PromptLoadError: there is no such file, it is damaged, or it holds several prompts and none of this name.
+    """
+    file = Path(file) / FILE if Path(file).is_dir() else Path(file)
+    if not file.exists():
+        raise PromptLoadError(f"{file} is not there; PromptCheckpointCallback writes it at the first evaluation.")
+    found = _read(file)
+    names = sorted({key.partition("/")[2] for key in found} - {""})
+    if names and adapter_name not in names:
+        raise PromptLoadError(
+            f"{file} has prompts called {', '.join(map(repr, names))}, and adapter_name is {adapter_name!r}; name one."
+        )
+    suffix = f"/{adapter_name}" if names else ""
+    own = {int(key.removesuffix(suffix)): prompt for key, prompt in found.items() if key.endswith(suffix)}
+    return dict(sorted(own.items()))
 
 
 def restore_prompt(model: SoftPrompts, file: str | Path, step: int) -> dict[str, float]:
     """Puts a kept prompt back into the active one; returns the metrics that it had.
 
     Args:
-        model: with an active prompt of the same shape.
+        model: with an active prompt of the same shape, and, where the file holds several prompts, of its name.
         file: as in `kept_prompts`.
         step: the update step that it was kept at.
 
     Raises:
         PromptLoadError: nothing was kept at that step, or it has another shape.
     """
-    kept = kept_prompts(file)
+    kept = kept_prompts(file, model.active_adapter)
     if step not in kept:
         raise PromptLoadError(f"{file} has no prompt of step {step}; it has {', '.join(map(str, kept))}.")
     vectors, metrics = kept[step]

@@ -39,21 +39,22 @@ class DivergenceCallback(TrainerCallback):
         self.max_norm = max_norm
         self.min_move = min_move
         self._hook: Any = None
-        self._said: set[str] = set()
-        self._collapsed = False
-        self._confusion: Any = None
+        self._said: set[tuple[str, str]] = set()
+        self._collapsed: dict[str, bool] = {}
+        self._confusion: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Remembers where the prompt starts."""
+        """Remembers where the prompts start."""
         model = watched(model, self)
-        self._said, self._collapsed, self._confusion = set(), False, model.info.confusion_matrix
-        self._start = prompt_vectors(model)
+        self._said, self._collapsed = set(), {}
+        self._confusion = {name: info.confusion_matrix for name, info in model.prompt_info.items()}
+        self._starts = {name: prompt_vectors(model, name) for name in model.prompt_encoder}
         self._word_norm = mean_word_norm(model.word_embeddings)
-        self._rates: Any = 0.0  # the sum of the learning rates of the steps that were taken
+        self._rates: dict[str, Any] = {}  # by prompt, the sum of the learning rates of the steps that it took
         self._step = state.global_step + 1
         # The first step with a bad number, and its loss. In fp32, which is exact up to 16 million steps.
-        self._bad_step = torch.tensor(NEVER, device=self._start.device)
-        self._bad_loss = torch.tensor(0.0, device=self._start.device)
+        device = self._starts[model.active_adapter].device
+        self._bad_step, self._bad_loss = torch.tensor(NEVER, device=device), torch.tensor(0.0, device=device)
         self._unhook()
         # A Trainer shows its callbacks the logged loss alone, and leaves NaN out of that.
         self._hook = model.register_forward_hook(self._note_loss)
@@ -83,17 +84,20 @@ class DivergenceCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **kwargs: Any
     ) -> None:
         """Takes a gradient that is not finite for zero, and adds up the learning rates."""
-        rate, prompts = optimizer.param_groups[0]["lr"], watched(model, self).prompt_encoder.values()
+        model = watched(model, self)
+        weights = {name: prompt.embedding.weight for name, prompt in model.prompt_encoder.items()}
         # Of several prompts that train together, all are looked at; DeepSpeed's gradients are elsewhere.
-        gradients = [p.embedding.weight.grad for p in prompts if p.embedding.weight.grad is not None]
-        if not gradients:
-            self._rates = self._rates + rate
-            return
-        bad = ~torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
+        taught = {name: weight for name, weight in weights.items() if weight.grad is not None}
+        gradients = [weight.grad for weight in taught.values()]
+        bad: Any = False
+        if gradients:
+            bad = ~torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
         # With a gradient scaler, overflows are to be expected: it skips such a step, and scales less from then on.
         # (`step_was_skipped` is silent about a fused optimizer's, which skips within itself.)
-        self._rates = self._rates + rate * ~bad
-        if getattr(optimizer, "scaler", None) is None:
+        for name, weight in (taught or {model.active_adapter: model.prompt}).items():
+            rate = group_of(optimizer, weight)["lr"]
+            self._rates[name] = self._rates.get(name, 0.0) + (rate * ~bad if gradients else rate)
+        if gradients and getattr(optimizer, "scaler", None) is None:
             self._note(bad)
             for gradient in gradients:
                 gradient.masked_fill_(bad, 0.0)
@@ -112,50 +116,61 @@ class DivergenceCallback(TrainerCallback):
         self._unhook()
 
     def _look(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, **kwargs: Any) -> None:
-        vectors = prompt_vectors(watched(model, self))
+        model = watched(model, self)
+        names = [name for name in self._starts if name in self._rates] or [model.active_adapter]
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             # All processes must stop together, and an infinite loss may be one's alone.
             torch.distributed.all_reduce(self._bad_step, torch.distributed.ReduceOp.MIN)
-        lengths, moves = vectors.norm(dim=1), (vectors - self._start).norm(dim=1)
-        seen = torch.stack([self._bad_step, self._bad_loss, lengths.mean(), moves.mean()])
-        bad_step, bad_loss, length, moved = seen.tolist()
+        seen = [self._bad_step, self._bad_loss]
+        for name in names:
+            vectors = prompt_vectors(model, name)
+            seen += [vectors.norm(dim=1).mean(), (vectors - self._starts[name]).norm(dim=1).mean()]
+        bad_step, bad_loss, *numbers = torch.stack(seen).tolist()
         scaler = getattr(optimizer, "scaler", None)
         if bad_step != NEVER:
             what = "the loss's gradient is not finite" if math.isfinite(bad_loss) else f"the loss is {bad_loss}"
             self._stop(what, int(bad_step), args, state)
-        if not math.isfinite(length):
-            self._stop(f"the prompt's norm is {length}", state.global_step, args, state)
+        for name, length, moved in zip(names, numbers[::2], numbers[1::2], strict=True):
+            # By its name, where there are several.
+            which = "the prompt" if len(names) == 1 else f"the prompt {name}"
+            if not math.isfinite(length):
+                self._stop(f"{which}'s norm is {length}", state.global_step, args, state)
+            self._judge_norm(name, which, length, state)
+            self._judge_rate(
+                name, which, group_of(optimizer, model.prompt_encoder[name].embedding.weight), moved, state
+            )
         if scaler is not None and scaler.get_scale() < 1:
             self._stop("the gradient overflows in fp16 at any loss scale", state.global_step, args, state)
+
+    def _judge_norm(self, name: str, which: str, length: float, state: TrainerState) -> None:
         if length > self.max_norm * self._word_norm:
             self._warn(
-                "norm",
+                ("norm", name),
                 state,
-                f"At step {state.global_step} the prompt's vectors have a mean norm of {length:.4g}, "
+                f"At step {state.global_step} {which}'s vectors have a mean norm of {length:.4g}, "
                 f"{length / self._word_norm:.0f} times that of the vocabulary's ({self._word_norm:.4g}): it is far "
                 "from anything that the backbone was trained on. Lower learning_rate.",
             )
-        self._judge_rate(optimizer, moved, state)
 
-    def _judge_rate(self, optimizer: Any, moved: float, state: TrainerState) -> None:
+    def _judge_rate(self, name: str, which: str, group: dict[str, Any], moved: float, state: TrainerState) -> None:
         """Warns where even steps at the peak rate, all in one direction, would lead nowhere; at the first look."""
-        if "rate" in self._said:
+        if ("rate", name) in self._said:
             return
-        group, rates = optimizer.param_groups[0], float(self._rates)
+        rates = float(self._rates.get(name, 0.0))
         peak = float(group.get("initial_lr", group["lr"]))
         if peak and not rates:  # a warmup begins with a rate of zero, and a skipped step has none
             return
         most = moved * peak * state.max_steps / rates if rates else 0.0
         if most < self.min_move * self._word_norm:
             self._warn(
-                "rate",
+                ("rate", name),
                 state,
-                f"By step {state.global_step} the prompt has moved by {moved:.2g}, and in {state.max_steps} steps at "
+                f"By step {state.global_step} {which} has moved by {moved:.2g}, and in {state.max_steps} steps at "
                 f"a learning rate of {peak:g} it will move by {most:.2g} at most; the vocabulary's vectors have a "
                 f"mean norm of {self._word_norm:.2g}, so it ends where it started. Raise learning_rate; with AdamW, "
                 "3e-2 is a good start.",
             )
-        self._said.add("rate")
+        self._said.add(("rate", name))
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, Any], **kwargs: Any
@@ -163,31 +178,36 @@ class DivergenceCallback(TrainerCallback):
         """Looks at the loss, and for predictions of one class alone."""
         for name, value in metrics.items():
             # After training there is no run to end.
-            if self._hook is not None and name.endswith("_loss") and not math.isfinite(value):
+            is_loss = name.endswith("_loss") and isinstance(value, int | float)
+            if self._hook is not None and is_loss and not math.isfinite(value):
                 self._stop(f"{name} is {value}", state.global_step, args, state)
-        confusion = watched(model, self).info.confusion_matrix
-        if confusion and confusion is not self._confusion:  # else it came with the prompt, and is not of this run
-            self._confusion = confusion
-            self._judge_classes(confusion["labels"], torch.tensor(confusion["counts"]), state)
+        infos = watched(model, self).prompt_info
+        for name, info in infos.items():
+            # One that is the same as before came with the prompt, or is of an earlier evaluation.
+            confusion = info.confusion_matrix
+            if confusion and confusion is not self._confusion.get(name):
+                which = "the evaluation" if len(infos) == 1 else f"the evaluation of {name}"
+                self._confusion[name] = confusion
+                self._judge_classes(name, which, confusion["labels"], torch.tensor(confusion["counts"]), state)
 
-    def _judge_classes(self, words: list[str], counts: Tensor, state: TrainerState) -> None:
+    def _judge_classes(self, name: str, which: str, words: list[str], counts: Tensor, state: TrainerState) -> None:
         """`counts` is [L, L], rows by the right label."""
         predicted, right = counts.sum(0).nonzero()[:, 0].tolist(), counts.sum(1)
         collapsed = state.global_step > 0 and len(predicted) == 1 and int((right > 0).sum()) > 1
         # A prompt often begins so. It has collapsed where that lasts, or is the end.
-        if collapsed and (self._collapsed or state.global_step >= state.max_steps):
+        if collapsed and (self._collapsed.get(name) or state.global_step >= state.max_steps):
             total = int(right.sum())
             self._warn(
-                "class",
+                ("class", name),
                 state,
-                f"At step {state.global_step} all {total} rows of the evaluation are predicted "
+                f"At step {state.global_step} all {total} rows of {which} are predicted "
                 f"{words[predicted[0]]!r}, and {total - int(right[predicted[0]])} of them are not: the predictions "
                 "have collapsed to one class. Train longer, change learning_rate, or give every class its share of "
                 "the training data.",
             )
-        self._collapsed = collapsed
+        self._collapsed[name] = collapsed
 
-    def _warn(self, kind: str, state: TrainerState, message: str) -> None:
+    def _warn(self, kind: tuple[str, str], state: TrainerState, message: str) -> None:
         if kind not in self._said and state.is_world_process_zero:
             logger.warning(message)
         self._said.add(kind)
@@ -200,3 +220,9 @@ class DivergenceCallback(TrainerCallback):
             f"{what} at step {step}; the run ends here, and {kept}. Lower learning_rate, look at this batch's data, "
             "or use bf16 where the model is in fp16."
         )
+
+
+def group_of(optimizer: Any, weight: Tensor) -> dict[str, Any]:
+    """Return the optimizer's group that a prompt's weight is in (the first, where it holds a copy of it)."""
+    groups = optimizer.param_groups
+    return next((group for group in groups if any(one is weight for one in group["params"])), groups[0])

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..errors import PromptTuningError
 from ..inspection import nearest_words
+from ..soft_prompts import SoftPrompts
 from .watched import mean_word_norm, prompt_vectors, watched
 
 
@@ -15,7 +16,8 @@ class PromptMonitorCallback(TrainerCallback):
 
     `prompt/norm` (the mean over positions), `prompt/norm_vs_vocabulary` (that, in mean norms of the vocabulary's
     vectors), `prompt/moved` (the mean distance from where this run started), `prompt/gradient_norm` (as the optimizer
-    gets it, so after clipping), and, with a tokenizer, `prompt/nearest_words`, a line of text.
+    gets it, so after clipping), and, with a tokenizer, `prompt/nearest_words`, a line of text. Where several prompts
+    train together, each has its own: `prompt/NAME/norm`, and so on.
 
     Args:
         trainer: the one that it is added to, whose `log` reaches TensorBoard, trackio, W&B and the log history:
@@ -33,42 +35,54 @@ class PromptMonitorCallback(TrainerCallback):
         self.trainer = trainer
         self.every = every
         self.tokenizer = tokenizer if tokenizer is not None else trainer.processing_class
-        self._gradient_norm: Tensor | None = None
+        self._gradient_norms: dict[str, Tensor] = {}
+
+    def _names(self, model: SoftPrompts) -> list[str]:
+        """The prompts that train: all tasks' where the trainer has tasks, else the active one."""
+        return list(getattr(self.trainer, "tasks", None) or [model.active_adapter])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Remembers where the prompt starts, and how long the vocabulary's vectors are."""
+        """Remembers where the prompts start, and how long the vocabulary's vectors are."""
         model = watched(model, self)
-        self._start = prompt_vectors(model)
+        self._starts = {name: prompt_vectors(model, name) for name in self._names(model)}
         self._word_norm = mean_word_norm(model.word_embeddings)
 
     def _is_due(self, state: Any, step: int) -> bool:
         return step % (self.every or max(int(state.logging_steps), 1)) == 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Takes the gradient's norm while there is one."""
-        gradient = watched(model, self).prompt.grad
-        if gradient is not None and self._is_due(state, state.global_step + 1):
-            self._gradient_norm = gradient.norm()
+        """Takes the gradients' norms while there are any."""
+        if self._is_due(state, state.global_step + 1):
+            prompts = watched(model, self).prompt_encoder
+            gradients = {name: prompts[name].embedding.weight.grad for name in self._starts}
+            self._gradient_norms = {name: grad.norm() for name, grad in gradients.items() if grad is not None}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Logs, where it is time."""
         if not self._is_due(state, state.global_step):
             return
         model = watched(model, self)
-        vectors = prompt_vectors(model)
-        norm, moved = vectors.norm(dim=1).mean(), (vectors - self._start).norm(dim=1).mean()
-        values: dict[str, Any] = {
-            "prompt/norm": norm.item(),
-            "prompt/norm_vs_vocabulary": norm.item() / self._word_norm,
-            "prompt/moved": moved.item(),
-        }
-        if self._gradient_norm is not None:
-            values["prompt/gradient_norm"] = self._gradient_norm.item()
-        if self.tokenizer is not None:
-            found = nearest_words(vectors, model.word_embeddings, self.tokenizer, how_many=1)
-            values["prompt/nearest_words"] = " | ".join(words[0][0].strip() for words in found)
+        values: dict[str, Any] = {}
+        for name in self._starts:
+            prefix = "prompt/" if len(self._starts) == 1 else f"prompt/{name}/"
+            values |= {prefix + key: value for key, value in self._values(model, name).items()}
         # A log of ours is not the one that the Trainer was about to write. And `Trainer.log` itself, because a
         # subclass's may add to every log what it has gathered for its own (TRL's does).
         should_log = control.should_log
         Trainer.log(self.trainer, values)
         control.should_log = self.trainer.control.should_log = should_log
+
+    def _values(self, model: SoftPrompts, name: str) -> dict[str, Any]:
+        vectors = prompt_vectors(model, name)
+        norm, moved = vectors.norm(dim=1).mean(), (vectors - self._starts[name]).norm(dim=1).mean()
+        values: dict[str, Any] = {
+            "norm": norm.item(),
+            "norm_vs_vocabulary": norm.item() / self._word_norm,
+            "moved": moved.item(),
+        }
+        if name in self._gradient_norms:
+            values["gradient_norm"] = self._gradient_norms[name].item()
+        if self.tokenizer is not None:
+            found = nearest_words(vectors, model.word_embeddings, self.tokenizer, how_many=1)
+            values["nearest_words"] = " | ".join(words[0][0].strip() for words in found)
+        return values

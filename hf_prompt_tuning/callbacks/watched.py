@@ -27,10 +27,11 @@ def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
     return model
 
 
-def prompt_vectors(model: SoftPrompts) -> Tensor:
-    """A copy of the active prompt's vectors, [P, H]; with ZeRO-3 every process must ask for it."""
-    with whole(model.prompt_encoder[model.active_adapter].embedding):
-        return model.prompt.detach().clone()
+def prompt_vectors(model: SoftPrompts, name: str | None = None) -> Tensor:
+    """A copy of a prompt's vectors (default the active one's), [P, H]; with ZeRO-3 every process must ask for it."""
+    embedding = model.prompt_encoder[model.active_adapter if name is None else name].embedding
+    with whole(embedding):
+        return embedding.weight.detach().clone()
 
 
 def mean_word_norm(embed: nn.Embedding) -> float:

@@ -1,0 +1,70 @@
+"""What a caller's `compute_metrics` is given, and what is made of its answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .errors import PromptTuningError
+from .layouts.base import IGNORED
+
+
+def labelled_rows(references: Any) -> np.ndarray:
+    """Return which rows have a reference, [N] bool.
+
+    Args:
+        references: texts (None for a row without one), label indices [N] (-1), or token labels [N, T] (-100).
+    """
+    if isinstance(references, list):
+        return np.array([reference is not None for reference in references], dtype=bool)
+    return references >= 0 if references.ndim == 1 else (references != IGNORED).any(1)
+
+
+def of_rows(values: Any, rows: np.ndarray) -> Any:
+    """Return the values of some rows, in their order; `rows` is [N] bool."""
+    if isinstance(values, list):
+        return [value for value, kept in zip(values, rows, strict=True) if kept]
+    return None if values is None else values[rows]
+
+
+def mean_losses(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return each row's mean loss over its labelled tokens, [N] (or [N, G], of G prompts)."""
+    tokens = np.maximum(tokens, 1)
+    return nll / (tokens if nll.ndim == 1 else tokens[:, None])
+
+
+def plain_metrics(found: Any, best: str | None) -> dict[str, Any]:
+    """Return what `compute_metrics` returned as numbers, lists, dicts and texts of Python, which any log can hold.
+
+    Args:
+        found: arrays, tensors and NumPy's numbers among it.
+        best: `metric_for_best_model`.
+
+    Raises:
+        PromptTuningError: it is no dict, or the metric that decides is no number.
+    """
+    if not isinstance(found, Mapping):
+        raise PromptTuningError(
+            f"compute_metrics returned a {type(found).__name__}; return a dict of each metric's name and value."
+        )
+    metrics = {str(name): _plain(value) for name, value in found.items()}
+    for name, value in metrics.items():
+        decides = best is not None and (best == name or best.endswith(f"_{name}"))
+        if decides and not isinstance(value, int | float):
+            raise PromptTuningError(
+                f"metric_for_best_model is {best!r}, and compute_metrics gave {value!r:.80} for it; name a number."
+            )
+    return metrics
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.detach().float().cpu().numpy() if value.is_floating_point() else value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return value.item() if value.size == 1 else value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple | set) else value
