@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from .generation_options import from_inputs, inferred_mask
 from .inference import ComputedPrompts, can_be_continued
 from .layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, choose
 from .layouts.base import IGNORED, token_inputs
-from .layouts.choose import judge
-from .layouts.padded import continued, is_moved, labels_where_predicted, padded_rows, predicting_columns
+from .layouts.check import disagreement
+from .layouts.choose import judge, state_of_choice
+from .layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
 from .layouts.traits import takes
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, routing_loss
 from .sharding import in_step, is_sharded
@@ -47,27 +49,29 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         Args:
             name: "auto" (the default: the fastest that is exact for this backbone), "packed", "cached" or "padded".
             max_packed_tokens: a packed row's token budget.
-            check: compare the choice with "padded" on two rows of the first batch.
+            check: compare the choice with "padded" on two rows before the first batch; in any case for a backbone
+                whose config and signature prove nothing (a recurrent one).
         """
         self._layout_request = (name, max_packed_tokens, check)
         self._chosen_layouts: dict[tuple, Layout] = {}
 
-    def _layout(self, prompts: Prompts, examples: Examples) -> Layout:
-        name, max_packed_tokens, check = self._layout_request
+    def _layout(self, prompts: Prompts) -> Layout:
+        chosen = self._chosen_layouts  # before the request: `use_layout`, in another thread, makes them in turn
+        name, max_packed_tokens, check_all = self._layout_request
         backbone = self.base_model
-        # What a layout can do depends on these two, and both may change between batches.
-        state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
-        if state not in self._chosen_layouts:
+        state = state_of_choice(backbone)
+        if state not in chosen:
             # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare; and processes
             # that share a sharded backbone might come to different results, or have nothing to compare on.
             dropout = backbone.training and self.active_peft_config.backbone_dropout
-            if not any(map(len, prompts.vectors)) and self.prompt_info:
-                # The choice is the prompt's, also where a batch without one (`disable_adapter`) comes first.
-                weight = self.prompt_encoder[self.active_adapter].embedding.weight
-                prompts = Prompts.one(self._as_tokens(weight), len(examples.mask))
-            batch = (prompts, examples) if check and not dropout and not is_sharded(backbone) else None
-            self._chosen_layouts[state] = choose(name, backbone, max_packed_tokens, batch)
-        return self._chosen_layouts[state]
+            check = None
+            if not dropout and not is_sharded(backbone):
+                # Where there is no prompt (`disable_adapter`), words do for one: the choice is also for later batches.
+                words = torch.arange(4, device=prompts.of.device)
+                vectors = tuple(filter(len, prompts.vectors))[:2] or (self._embed(words[None])[0],)
+                check = partial(disagreement, backbone=backbone, embed=self._embed, prompts=vectors)
+            chosen[state] = choose(name, backbone, max_packed_tokens, check, check_all)
+        return chosen[state]
 
     def _with_computed(self, prompts: Prompts, examples: Examples) -> Prompts:
         """With what was computed of the prompts before; as they came where gradients are wanted, or chance is."""
@@ -160,7 +164,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 words = self._candidates(candidates)
                 with self._in_step(prompts, examples):
                     return RankingOutput(scores=self._rank(prompts, examples, words))
-            layout = self._layout(prompts, examples)
+            layout = self._layout(prompts)
             if layout.name != "padded":
                 prompts = self._with_computed(prompts, examples)
             with self._in_step(prompts, examples) as zeros:
@@ -244,7 +248,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         return outputs
 
     def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
-        layout = self._layout(prompts, continued(sources, candidates.ids[0], candidates.embeds[0]))
+        layout = self._layout(prompts)
         if layout.name != "padded":
             prompts = self._with_computed(prompts, sources)
         return layout.candidate_scores(self.base_model, prompts, sources, candidates)
@@ -287,7 +291,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def _layout_for_texts(self) -> PackedLayout | None:
         """The packed layout, where it is exact for this backbone, asked for or left open, and was not found wrong."""
         name, max_packed_tokens, _ = self._layout_request
-        found = [layout.name for layout in self._chosen_layouts.values()]
+        found = [layout.name for layout in list(self._chosen_layouts.values())]
         if name not in ("auto", "packed") or any(layout != "packed" for layout in found):
             return None
         layout = judge("packed", self.base_model, max_packed_tokens).layout

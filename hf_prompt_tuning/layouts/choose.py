@@ -1,14 +1,14 @@
-"""Which layout a backbone gets: read from its config and signature, then checked on the first batch."""
+"""Which layout a backbone gets: read from its config and signature, then checked with the first batch."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import PromptTuningError, first_line
-from .base import IGNORED, Examples, Layout, Prompts
+from ..errors import PromptTuningError
+from .base import Layout
 from .cached import CachedLayout
 from .packed import PackedLayout
 from .padded import PaddedLayout
@@ -21,6 +21,12 @@ NAMES = ("packed", "cached", "padded")
 
 MAX_PACKED_TOKENS = 2048
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
+
+
+class Check(Protocol):
+    """What differs between a layout and `padded` here; an empty string if nothing does."""
+
+    def __call__(self, layout: Layout, thorough: bool) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ def choose(
     name: str,
     backbone: PreTrainedModel,
     max_packed_tokens: int | None,
-    check: tuple[Prompts, Examples] | None,
+    check: Check | None,
+    check_all: bool = True,
 ) -> Layout:
     """The layout of that name, or the fastest that is exact.
 
@@ -88,7 +95,8 @@ def choose(
         name: "auto", or one of `NAMES`.
         backbone: a causal model.
         max_packed_tokens: a packed row's token budget, default `MAX_PACKED_TOKENS`.
-        check: a batch on which the choice is compared with `padded`; None to trust config and signature alone.
+        check: says how a layout differs from `padded`; None where that cannot be told.
+        check_all: check also what config and signature prove.
 
     Raises:
         PromptTuningError: no such layout, or one by name that is not exact for this backbone.
@@ -98,11 +106,11 @@ def choose(
     for candidate in NAMES if name == "auto" else (name,):
         verdict = judge(candidate, backbone, max_packed_tokens)
         reason = verdict.reason
-        if verdict.layout is not None and candidate != "padded":
+        if verdict.layout is not None and candidate != "padded" and (check_all or not verdict.certain):
             if check is not None:
-                reason = disagreement(verdict.layout, backbone, *check)
-            elif not verdict.certain and name == "auto":
-                reason = "it would have to be checked, and check_layout is off"
+                reason = check(verdict.layout, thorough=not verdict.certain)
+            elif not verdict.certain:
+                reason = "it has to be checked, which dropout, or a backbone in shards, does not allow"
         if not reason:
             return verdict.layout
         if name != "auto":
@@ -114,39 +122,11 @@ def choose(
     raise AssertionError("padded is exact for every model")
 
 
-def disagreement(layout: Layout, backbone: nn.Module, prompts: Prompts, examples: Examples) -> str:
-    """What differs between a layout and `padded` on two short rows of a batch; an empty string if nothing does.
-
-    Loss and prompt gradient are compared; the prompts' own gradients are left alone. It costs less than a step.
-    """
-    labelled = (examples.labels != IGNORED).any(1).nonzero()[:, 0]
-    rows = labelled[examples.mask[labelled].sum(1).argsort(stable=True)[:2]]
-    if not len(rows):
-        return ""
-    prompts, examples = prompts.select(rows), examples.select(rows)
-    half = examples.embeds.dtype != torch.float32 or torch.is_autocast_enabled(examples.embeds.device.type)
-    tolerance = 5e-2 if half else 1e-3
-    try:
-        loss, gradient = _loss_and_gradient(layout, backbone, prompts, examples)
-    except Exception as error:  # whatever a model's code raises here, `padded` goes on
-        return f"{type(error).__name__}: {first_line(error)}"
-    expected_loss, expected = _loss_and_gradient(PaddedLayout(), backbone, prompts, examples)
-    for what, got, right in (("loss", loss, expected_loss), ("prompt gradient", gradient, expected)):
-        error = float((got - right).abs().max() / right.abs().max().clamp(min=1e-12))
-        if not error <= tolerance:
-            return f"its {what} differs from the padded layout's by {error:.1e}"
-    return ""
-
-
-def _loss_and_gradient(
-    layout: Layout, backbone: nn.Module, prompts: Prompts, examples: Examples
-) -> tuple[Tensor, Tensor]:
-    # A caller's inference mode would forbid gradients of what was made in it, so the embeddings are copied out of it.
-    with torch.inference_mode(False), torch.enable_grad():
-        examples = replace(examples, embeds=examples.embeds.detach().clone())
-        vectors = tuple(v.detach().clone().requires_grad_() for v in prompts.vectors)
-        found = layout.labelled_logits(backbone, Prompts(vectors, prompts.of), examples)
-        loss = torch.nn.functional.cross_entropy(found.logits.float(), found.targets)
-        wanted = [v for v in vectors if len(v)]
-        gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-    return loss.detach(), torch.cat([g.flatten() for g in gradients if g is not None] or [loss.detach()[None]])
+def state_of_choice(backbone: PreTrainedModel) -> tuple:
+    """What a choice depends on, beside the backbone itself; all of it may change between batches."""
+    state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
+    if not is_recurrent(backbone):
+        return state
+    # Recurrent layers have several kernels: one for training, one for each device.
+    device = backbone.device.type
+    return *state, backbone.training, device, backbone.dtype, torch.is_autocast_enabled(device)
