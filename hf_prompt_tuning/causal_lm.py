@@ -13,6 +13,7 @@ from transformers.modeling_outputs import ModelOutput
 from .batch_checks import check_labels, check_positions, check_texts
 from .call_arguments import MEDIA, fitted, kept, told_of
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
+from .continuous_batching import NoContinuousBatching
 from .errors import PromptTuningError
 from .foreign_trainers import agreed_labels, check_fused, check_unpacked, from_shifted, fused_as_it_came
 from .generation import generate
@@ -29,7 +30,7 @@ from .sharding import in_step, is_sharded
 from .soft_prompts import SoftPrompts
 
 
-class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
+class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelForCausalLM):
     """A causal language model behind a soft prompt.
 
     Made by `get_prompt_tuning_model` or `from_pretrained`; a `peft.PeftModelForCausalLM` in every respect, except that
