@@ -172,11 +172,11 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
                 found = layout.labelled_logits(self.base_model, prompts, examples)
             loss = self._loss(found, num_items_in_batch, label_smoothing) + sum(zeros)
             return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
-        if fused_lm_head:
-            kwargs["num_items_in_batch"] = num_items_in_batch
-            shifted = None if shift_labels is None else shift_labels.shape[1]
-            return self._fused_outputs(prompts, examples, shifted, **kwargs)
         arguments = fitted(backbone, kwargs, input_ids, prompts, examples)
+        if fused_lm_head:
+            arguments["num_items_in_batch"] = num_items_in_batch
+            shifted = None if shift_labels is None else shift_labels.shape[1]
+            return self._fused_outputs(prompts, examples, shifted, **arguments)
         return self._outputs(prompts, examples, num_items_in_batch, label_smoothing, **arguments)
 
     def _fused_outputs(
@@ -184,9 +184,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
     ) -> ModelOutput | tuple:
         """What TRL has taught the backbone to give in place of logits."""
         embeds, mask = padded_rows(prompts, examples)
-        inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask} | kwargs
-        labels = labels_where_predicted(prompts, examples)
-        outputs = self.base_model(**inputs, shift_labels=labels, fused_lm_head=True)
+        scored = {"attention_mask": mask, "shift_labels": labels_where_predicted(prompts, examples)} | kwargs
+        with told_of(self.base_model, kwargs):
+            outputs = self.base_model(**token_inputs(self.base_model, embeds), **scored, fused_lm_head=True)
         result = fused_as_it_came(outputs, prompts, examples, shifted)
         return result.to_tuple() if return_dict is False else result
 

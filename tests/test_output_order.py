@@ -10,6 +10,8 @@ from hf_prompt_tuning import PromptTuningError
 from .conftest import scale_weights, tiny_model
 from .helpers import loss_and_gradient, tiny_prompt_model, with_prompts
 from .test_architectures import ARCHITECTURES
+from .tiny_pictures import by_hand as picture_by_hand
+from .tiny_pictures import picture_batch, row_of, tiny_picture_model
 
 LENGTHS = [6, 3, 1, 4]
 SIDES = ["right", "left", "both", "scattered"]
@@ -375,3 +377,22 @@ def test_an_encoders_output_is_taken_back_as_it_was_given(prompts, side):
     assert texts.tolist() == right.tolist()
     with pytest.raises(PromptTuningError, match=r"encoder_outputs are of shape .* and rows with their prompt of"):
         prompt_model(**batch, adapter_names=names, encoder_outputs=(encoded[0][:, 1:],), decoder_input_ids=texts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("names", [None, ["other", "__base__"], ["default", "other"]])
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_vl", "qwen2_5_vl"])
+def test_fused_outputs_see_the_pictures(name, names):
+    """Pictures, token types and positions are those that `forward` has without TRL's head."""
+    model = with_prompts(tiny_prompt_model("", backbone=tiny_picture_model(name), random_range=1.0), other=3).eval()
+    batch = picture_batch(name)
+    add_fused_lm_head(model.get_base_model())
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :-3] = -100
+    output = model(**batch, labels=labels, adapter_names=names, fused_lm_head=True)
+    assert output.log_probs.shape == (2, 10) and not output.log_probs[:, :-3].any()
+    for row, adapter in enumerate(names or ["default"] * 2):
+        vectors = model.prompt[:0] if adapter == "__base__" else model.prompt_encoder[adapter].embedding.weight
+        scores = picture_by_hand(model.get_base_model(), vectors, row_of(batch, row))[0, -4:-1].log_softmax(-1)
+        right = scores[range(3), batch["input_ids"][row, -3:]]
+        torch.testing.assert_close(output.log_probs[row, -3:], right, rtol=1e-4, atol=1e-4)
