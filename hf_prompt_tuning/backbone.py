@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.quantization_config import QuantizationMethod
@@ -16,20 +16,6 @@ from .stand_ins import calling
 
 SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
 """Models whose encoder scales what it looks up, where others' embedding modules do; given vectors must be scaled."""
-
-
-def turn_off_dropout(backbone: PreTrainedModel) -> None:
-    """Sets every dropout probability of a model to 0, in its modules and in what they read from the config.
-
-    The model can then stay in train mode (which activation checkpointing asks for) and still be deterministic.
-    """
-    holders: list[Any] = [*backbone.modules(), backbone.config, backbone.config.get_text_config()]
-    for holder in holders:
-        if isinstance(holder, nn.modules.dropout._DropoutNd):
-            holder.p = 0.0
-        for name, value in list(vars(holder).items()):
-            if "drop" in name and isinstance(value, float):
-                setattr(holder, name, 0.0)
 
 
 def keep_differentiable(backbone: PreTrainedModel) -> None:

@@ -19,7 +19,7 @@ from .foreign_trainers import agreed_labels, check_fused, check_unpacked, from_s
 from .generation import generate
 from .generation_options import from_inputs, inferred_mask
 from .inference import ComputedPrompts, can_be_continued
-from .layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, choose
+from .layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
 from .layouts.base import IGNORED, token_inputs
 from .layouts.check import disagreement
 from .layouts.choose import judge, state_of_choice
@@ -53,6 +53,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
             check: compare the choice with "padded" on two rows before the first batch; in any case for a backbone
                 whose config and signature prove nothing (a recurrent one).
         """
+        check_layout_name(name)
         self._layout_request = (name, max_packed_tokens, check)
         self._chosen_layouts: dict[tuple, Layout] = {}
 

@@ -1,5 +1,6 @@
 """What a prompt is made of and how it is trained: PEFT's config, transformers' arguments, the paper's choices."""
 
+import copy
 import dataclasses
 import enum
 from dataclasses import dataclass, field
@@ -100,10 +101,11 @@ class PromptTuningConfig(peft.PromptTuningConfig):
 
     @classmethod
     def from_peft(cls, config: peft.PromptTuningConfig) -> "PromptTuningConfig":
-        """This class's config with the values of PEFT's (itself where it is one already)."""
+        """A copy of a config, as one of this class: what a model fills in stays in the model's."""
         if isinstance(config, cls):
-            return config
-        if not isinstance(config, peft.PromptTuningConfig):
+            return copy.copy(config)
+        # Multitask prompt tuning's config is a subclass, and a prompt of another kind.
+        if not isinstance(config, peft.PromptTuningConfig) or config.peft_type != peft.PeftType.PROMPT_TUNING:
             raise PromptTuningError(
                 f"got a {type(config).__name__}; this model holds soft prompts: give a PromptTuningConfig."
             )

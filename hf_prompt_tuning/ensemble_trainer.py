@@ -34,11 +34,13 @@ from .plots import save_pictures
 from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .prompt_task import PromptTask
 from .repository_files import CARD_FILE, PROMPT_FILES
+from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
 from .training_data import encode_data, with_label_words
 from .voting import vote, vote_on_texts
+from .wrapping import check_backbone
 
 
 class EnsembleTrainer(MultiPromptTrainer):
@@ -78,6 +80,8 @@ class EnsembleTrainer(MultiPromptTrainer):
             raise PromptTuningError(
                 "an ensemble needs the template and the tokenizer (processing_class), and one evaluation data set."
             )
+        if not isinstance(model, SoftPrompts):
+            check_backbone(model)
         template = with_label_words(template, train_dataset, eval_dataset)
         encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
         # Tokenized once, for all members.

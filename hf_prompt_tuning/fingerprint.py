@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from .backbone import quantization
 from .sharding import whole
 
 ROWS_AT_ONCE = 1024
@@ -52,6 +53,13 @@ def fingerprint(backbone: PreTrainedModel, quantized: str | None = None) -> dict
             "sample": [[float(f"{x:.6g}") for x in row] for row in _sample(embed).tolist()],
         }
     return known
+
+
+def backbone_fingerprint(backbone: PreTrainedModel) -> dict[str, Any]:
+    """The fingerprint of a backbone as it was loaded."""
+    # Other methods than GGUF, which is dequantized on loading, leave the embedding as it is.
+    method = quantization(backbone)
+    return fingerprint(backbone, method if method == "gguf" else None)
 
 
 def embedding_hash(weight: Tensor) -> str | None:

@@ -30,6 +30,7 @@ from .hub_files import HubFolder, named
 from .prompt_files import SavedPrompt, read_prompt
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .template import PromptTemplate
+from .wrapping import check_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def load_prompt(
         PromptLoadError: the prompt or its backbone cannot be had, or is damaged or unsafe.
         PromptMismatchError: the backbone is not the one that the prompt was trained on.
     """
+    if backbone is not None and not isinstance(backbone, str | Path):
+        check_backbone(backbone)
     hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     again = backbone_kwargs.get("force_download")
     saved = read_prompt(prompt, revision=revision, subfolder=subfolder, force_download=again, **hub)

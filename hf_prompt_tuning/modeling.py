@@ -1,16 +1,14 @@
 """From a backbone to a model with a soft prompt in front of it."""
 
-import inspect
-
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .causal_lm import PromptTuningModelForCausalLM
 from .config import PromptTuningConfig
-from .errors import PromptTuningError
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
+from .wrapping import SEQ2SEQ, check_backbone
 
 
 def get_prompt_tuning_model(
@@ -30,22 +28,35 @@ def get_prompt_tuning_model(
         adapter_name: what to call the prompt.
 
     Raises:
-        PromptTuningError: the backbone takes no `inputs_embeds`, is of another task type, or the prompt cannot be
-            initialised as asked.
+        PromptTuningError: the backbone is no plain language model, takes no `inputs_embeds` or is of another task
+            type, or the prompt cannot be initialised as asked. The backbone is then as it was.
+    """
+    return with_prompt(backbone, config, tokenizer, template, adapter_name, frozen=True)
+
+
+def with_prompt(
+    backbone: PreTrainedModel,
+    config: PeftPromptTuningConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: PromptTemplate | None,
+    adapter_name: str,
+    frozen: bool,
+) -> PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM:
+    """As `get_prompt_tuning_model`.
+
+    Args:
+        backbone: a causal or encoder-decoder model.
+        config: of the prompt.
+        tokenizer: for the initialisations that need one.
+        template: saved with the prompt.
+        adapter_name: the prompt's.
+        frozen: False leaves the backbone as it is until `freeze_backbone`, for a caller that has more to check.
     """
     config = _completed(config, tokenizer, template)
-    cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
-    config.task_type = config.task_type or cls.task_type
-    if config.task_type != cls.task_type:
-        raise PromptTuningError(
-            f"task_type is {config.task_type}, and {type(backbone).__name__} is a {cls.task_type} model; "
-            "leave task_type out, or load the backbone with the other Auto class."
-        )
-    if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
-        raise PromptTuningError(
-            f"{type(backbone).__name__} takes no inputs_embeds, through which a prompt is given; use another backbone."
-        )
-    model = cls(backbone, config, adapter_name)
+    task_type = check_backbone(backbone, config.task_type)
+    cls = PromptTuningModelForSeq2SeqLM if task_type == SEQ2SEQ else PromptTuningModelForCausalLM
+    config.task_type = task_type
+    model = cls(backbone, config, adapter_name, frozen=frozen)
     if template is not None:
         model.info.template = template
     return model

@@ -1,6 +1,7 @@
 """What a prompt may be called, where a run or a folder has several."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,22 @@ from .errors import PromptTuningError
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TAKEN = ("default", "__base__", "unfinished")
+
+
+def check_adapter_name(name: Any, others: Collection[str]) -> None:
+    """Raises PromptTuningError for a name that no prompt of a model can have: it names a module, and a folder."""
+    text = isinstance(name, str)
+    if not text or not name.strip() or not name.isprintable() or any(c in name for c in "./\\"):
+        raise PromptTuningError(
+            f"adapter_name is {name!r:.80}; a prompt's name is a text without '.', '/' and '\\', because it names a "
+            "module and a folder."
+        )
+    if name == "__base__" or hasattr(nn.ModuleDict(), name):
+        raise PromptTuningError(f"adapter_name is {name!r}, a name that PyTorch or PEFT needs; give another one.")
+    if name in others:
+        raise PromptTuningError(
+            f"there is a prompt {name!r} already; give another name, or call delete_adapter({name!r}) first."
+        )
 
 
 def check_name(name: Any) -> None:

@@ -9,7 +9,7 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import PromptTuningError
-from .modeling import add_prompt, get_prompt_tuning_model
+from .modeling import add_prompt, with_prompt
 from .prompt_names import check_name
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
@@ -69,7 +69,7 @@ def check_names(tasks: Sequence[PromptTask]) -> None:
 def model_with_prompts(
     backbone: PreTrainedModel, tasks: Sequence[PromptTask], tokenizer: PreTrainedTokenizerBase | None, seed: int
 ) -> SoftPrompts:
-    """One frozen backbone with a new prompt for each task, each started from its own seed.
+    """One backbone with a new prompt for each task, each started from its own seed; it is frozen by a trainer.
 
     A prompt starts as it would alone, behind `set_seed(seed)`; the global generator is left as it was.
 
@@ -89,7 +89,7 @@ def model_with_prompts(
             torch.manual_seed(seed if task.seed is None else task.seed)
             config = replace(task.config)  # what is filled in below belongs to one prompt
             if model is None:
-                model = get_prompt_tuning_model(backbone, config, tokenizer, task.template, task.name)
+                model = with_prompt(backbone, config, tokenizer, task.template, task.name, frozen=False)
             else:
                 add_prompt(model, task.name, config, tokenizer, task.template)
     return model

@@ -1,6 +1,7 @@
 """Prompts are loaded, saved and pushed: the doors of a PeftModel, with a prompt's promises."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .background import PUSH_SECONDS, temporary_folder, within
 from .card import write_card
+from .config import PromptTuningConfig
 from .errors import PromptLoadError, PromptMismatchError, PromptTuningError
-from .fingerprint import differences, embedding_hash
+from .fingerprint import backbone_fingerprint, embedding_hash
 from .initialization import can_be_made_again
+from .matching import check_match
 from .plots import save_pictures
 from .prompt_files import SavedPrompt, read_prompt, write_start
 from .push_errors import explained
 from .pushing import Destination, checked_subfolder, make_repository, push
+from .wrapping import check_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +63,17 @@ class SavedPrompts:
         cls, model: PreTrainedModel, saved: SavedPrompt, adapter_name: str, is_trainable: bool, ignore_mismatch: bool
     ) -> "SavedPrompts":
         """As `from_pretrained`, of a prompt that was read already."""
-        config = saved.config
-        if config.task_type not in (None, cls.task_type):
+        check_backbone(model)
+        if saved.config.task_type not in (None, cls.task_type):
             raise PromptMismatchError(
-                f"{saved.source} is a prompt of task type {config.task_type}, and {cls.__name__} is for "
+                f"{saved.source} is a prompt of task type {saved.config.task_type}, and {cls.__name__} is for "
                 f"{cls.task_type}; load it with the other class."
             )
-        config.inference_mode = True  # nothing to initialise: the vectors come from the file
-        prompt_model = cls(model, config, adapter_name)
-        prompt_model._put(saved, adapter_name, is_trainable, ignore_mismatch)
-        config.inference_mode = not is_trainable
-        prompt_model.set_requires_grad(adapter_name, is_trainable)
+        known = backbone_fingerprint(model)
+        check_match(saved, model.get_input_embeddings().embedding_dim, known, ignore_mismatch)
+        prompt_model = cls(model, _to_fill(saved), adapter_name, known_fingerprint=known)
+        prompt_model._fill(saved, adapter_name, is_trainable)
+        prompt_model._let_train(adapter_name, is_trainable)
         return prompt_model
 
     def load_adapter(
@@ -85,17 +89,19 @@ class SavedPrompts:
         Args and errors as in `from_pretrained`.
         """
         hub, _ = self._split_kwargs(kwargs)
-        self._put(read_prompt(model_id, **hub), adapter_name, is_trainable, ignore_mismatch)
+        saved = read_prompt(model_id, **hub)
+        check_match(saved, self.word_embeddings.embedding_dim, self._fingerprint, ignore_mismatch)
+        is_new = adapter_name not in self.peft_config
+        if is_new:
+            self.add_adapter(adapter_name, _to_fill(saved))
+        self._fill(saved, adapter_name, is_trainable)
+        if is_new:
+            self._let_train(adapter_name, is_trainable)
         return _IncompatibleKeys([], [])
 
-    def _put(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool, ignore_mismatch: bool) -> None:
+    def _fill(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool) -> None:
+        """Puts a saved prompt in an adapter's place."""
         vectors = saved.vectors
-        self._check_backbone(saved, ignore_mismatch)
-        if adapter_name not in self.peft_config:
-            saved.config.inference_mode = True
-            self.add_adapter(adapter_name, saved.config)
-            self.peft_config[adapter_name].inference_mode = not is_trainable
-            self.set_requires_grad(adapter_name, is_trainable)
         weight = self.prompt_encoder[adapter_name].embedding.weight
         if weight.shape != vectors.shape:
             raise PromptLoadError(
@@ -116,6 +122,10 @@ class SavedPrompts:
         if not is_trainable:
             self.eval()
 
+    def _let_train(self, adapter_name: str, is_trainable: bool) -> None:
+        self.peft_config[adapter_name].inference_mode = not is_trainable
+        self.set_requires_grad(adapter_name, is_trainable)
+
     def _start_of(self, saved: SavedPrompt, adapter_name: str) -> Tensor | None:
         """The vectors that a saved prompt started from: its own file's, or (a checkpoint has none) this model's.
 
@@ -127,23 +137,6 @@ class SavedPrompts:
             if start is not None and embedding_hash(start) == known:
                 return start
         return None
-
-    def _check_backbone(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
-        """Whether this backbone is the prompt's; one of another width cannot be ignored."""
-        name = saved.backbone["name_or_path"] or "another backbone"
-        advice = f"The prompt was trained on {name}; load that one."
-        width = self.word_embeddings.embedding_dim
-        if saved.vectors.shape[1] != width:
-            raise PromptMismatchError(
-                f"{saved.source} holds vectors of width {saved.vectors.shape[1]}, and this backbone's embeddings have "
-                f"{width}. {advice}"
-            )
-        different = differences(saved.backbone, self._fingerprint)
-        if different:
-            message = f"{saved.source} is not a prompt of this backbone: {'; '.join(different)}. {advice}"
-            if not ignore_mismatch:
-                raise PromptMismatchError(f"{message} Or give ignore_mismatch=True.")
-            logger.warning(message)
 
     def save_pretrained(
         self,
@@ -283,3 +276,8 @@ class SavedPrompts:
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """PEFT calls this with every save; the card is written by `save_pretrained`, once all it tells is known."""
+
+
+def _to_fill(saved: SavedPrompt) -> PromptTuningConfig:
+    """The config of a prompt that is not initialised, because its vectors come from a file."""
+    return replace(saved.config, inference_mode=True, token_dim=None)

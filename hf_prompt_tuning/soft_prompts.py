@@ -1,39 +1,26 @@
-"""What the two model classes share: prompts are made, the backbone is frozen, a batch gets its prompts."""
+"""What the two model classes share: a batch gets its prompts."""
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
-from peft import PromptEmbedding
-from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
 
 from .backbone import (
-    forget_gguf,
     has_per_layer_inputs,
-    hub_id,
-    keep_differentiable,
     per_layer_inputs,
-    quantization,
     steady_positions,
     token_scale,
-    turn_off_dropout,
 )
-from .backbone_files import commit_of
 from .batch_checks import check_candidates
-from .config import PromptTuningConfig
 from .contexts import ByContext
 from .errors import PromptTuningError
-from .fingerprint import embedding_hash, fingerprint
-from .foreign_trainers import REFERENCE, add_reference
-from .initialization import can_be_made_again, initial_prompt
+from .held_prompts import HeldPrompts
 from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
 from .prompt_info import PromptInfo
-from .saved_prompts import SavedPrompts
 from .sharding import embedded, embedding_device
 from .vocabulary import check_tensor
 
@@ -46,121 +33,13 @@ _DISABLED = ByContext("disable_adapter", False)
 _REPLACED: ByContext[Tensor | None] = ByContext("replaced_prompt", None)
 
 
-class PromptVectors(PromptEmbedding):
-    """A prompt's vectors, which stay in fp32 whatever the model around them is cast to.
-
-    `model.half()`, and a Trainer's `--bf16_full_eval`, cast every parameter in place. Half of a prompt's bits would be
-    lost by that, and the next save would write what is left; its backbone loses nothing that is not on disk.
-    """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PromptVectors":
-        def move_only(vectors: Tensor) -> Tensor:
-            moved = fn(vectors)
-            return moved if moved.dtype == vectors.dtype else vectors.to(moved.device)
-
-        return super()._apply(move_only, recurse)
-
-
-class SoftPrompts(SavedPrompts):
+class SoftPrompts(HeldPrompts):
     """What both model classes share: making prompts, freezing the backbone, and laying both before a layout.
 
     A prompt is a PEFT adapter; several prompts on one backbone are several adapters, and the active one is used.
     """
 
-    task_type: str
     _warned_of_pads = _warned_of_positions = False
-    _fingerprint: dict[str, Any] | None = None
-    _asked_for_commit = False
-    _backbone_commit: str | None = None
-
-    def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
-        """Adds a prompt, initialised as its config says. Not made active (see PEFT's `set_adapter`).
-
-        Raises:
-            PromptTuningError: the name is taken, the config is no soft prompt's, or its initialisation cannot be done.
-        """
-        if adapter_name in self.peft_config:
-            raise PromptTuningError(
-                f"there is a prompt {adapter_name!r} already; give another name, or call "
-                f"delete_adapter({adapter_name!r}) first."
-            )
-        if adapter_name == REFERENCE and peft_config is self.peft_config.get("default"):
-            return add_reference(self, peft_config)
-        config = PromptTuningConfig.from_peft(peft_config)
-        # Filled in here because PEFT guesses them: it takes the hidden size for the embeddings' width (wrong for a
-        # projected OPT), and gives up where it finds no number of heads (MPT, xglm, mamba), which no prompt needs.
-        backbone_config = self.base_model.config.get_text_config()
-        config.token_dim = self.base_model.get_input_embeddings().embedding_dim
-        config.num_layers = getattr(backbone_config, "num_hidden_layers", None) or 1
-        config.num_attention_heads = getattr(backbone_config, "num_attention_heads", None) or 1
-        # One prompt, in the encoder; PEFT's default for encoder-decoders makes a second half that nothing trains.
-        config.num_transformer_submodules = 1
-        # A folder of this machine says nothing to anyone else: the backbone is named by its Hub id, or not at all.
-        config.base_model_name_or_path = hub_id(config.base_model_name_or_path or self.base_model.name_or_path)
-        if config.revision is None and config.base_model_name_or_path == hub_id(self.base_model.name_or_path):
-            config.revision = self._commit()
-        super().add_adapter(adapter_name, config, *args, **kwargs)
-
-    def _commit(self) -> str | None:
-        """The backbone's commit, as far as it can be told."""
-        if not self._asked_for_commit:
-            self._asked_for_commit, self._backbone_commit = True, commit_of(self.base_model)
-            name = hub_id(self.base_model.name_or_path)
-            if name is not None and self._backbone_commit is None:
-                logger.warning(
-                    "At which commit the backbone %s was loaded cannot be told, so prompts do not name it, and are "
-                    "loaded with the newest. Give the commit to PromptTuningConfig as revision=….",
-                    name,
-                )
-        return self._backbone_commit
-
-    def _setup_prompt_encoder(self, adapter_name: str) -> None:
-        # PEFT calls this from `add_adapter`. Its own version guesses the embedding from the parameters' shapes and
-        # initialises in its own three ways.
-        config = self.peft_config[adapter_name]
-        for parameter in self.base_model.parameters():
-            parameter.requires_grad = False
-        quantized = quantization(self.base_model)
-        forget_gguf(self.base_model)
-        keep_differentiable(self.base_model)
-        if not config.backbone_dropout:
-            turn_off_dropout(self.base_model)
-        if not hasattr(self, "prompt_encoder"):
-            self.prompt_encoder = nn.ModuleDict()
-            self.prompt_tokens = {}
-            self.prompt_info: dict[str, PromptInfo] = {}
-            self.prompt_starts: dict[str, Tensor | None] = {}
-        self.word_embeddings = self.base_model.get_input_embeddings()
-        if self._fingerprint is None:
-            # Other methods than GGUF, which is dequantized on loading, leave the embedding as it is.
-            self._fingerprint = fingerprint(self.base_model, quantized if quantized == "gguf" else None)
-        if config.inference_mode:
-            vectors = torch.zeros(config.num_virtual_tokens, config.token_dim)
-        else:
-            vectors = initial_prompt(config, self.word_embeddings, token_scale(self.base_model))
-        vectors = vectors.to(embedding_device(self.word_embeddings), torch.float32)
-        encoder = PromptVectors(PeftPromptTuningConfig(**config.to_dict() | {"prompt_tuning_init": "RANDOM"}), None)
-        encoder.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
-        self.prompt_encoder[adapter_name] = encoder
-        self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)
-        start = None if config.inference_mode else vectors.detach().cpu().clone()
-        self.prompt_starts[adapter_name] = start
-        initialization = config.initialization()
-        if start is not None and not can_be_made_again(initialization):
-            initialization["hash"] = embedding_hash(start)
-        self.prompt_info[adapter_name] = PromptInfo(
-            initialization=initialization,
-            backbone=self._fingerprint
-            | {
-                "name_or_path": config.base_model_name_or_path,
-                "revision": config.revision,
-            },
-        )
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Removes a prompt."""
-        super().delete_adapter(adapter_name)
-        del self.prompt_info[adapter_name], self.prompt_starts[adapter_name]
 
     @property
     def prompt(self) -> Tensor:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from .backbone import hub_id, max_positions
 from .config import PromptTuningArguments
@@ -41,7 +40,7 @@ class TaskTrainer(PromptTuningTrainer):
     ):
         check_names(tasks)
         tasks = [replace(task, template=_with_label_words(task, model)) for task in tasks]
-        if isinstance(model, PreTrainedModel):
+        if not isinstance(model, SoftPrompts):
             model = model_with_prompts(model, tasks, processing_class, args.seed)
         _check_prompts(model, tasks)
         self._encoders = {task.name: _encoder(task, processing_class, model) for task in tasks}
@@ -261,8 +260,6 @@ class TaskTrainer(PromptTuningTrainer):
 
 
 def _check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
-    if not isinstance(model, SoftPrompts):
-        raise PromptTuningError(f"model is a {type(model).__name__}; give a transformers backbone.")
     if set(model.peft_config) != {task.name for task in tasks}:
         raise PromptTuningError(
             f"the model has the prompts {sorted(model.peft_config)}, and the tasks are "

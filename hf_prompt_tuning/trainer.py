@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .backbone import max_positions
@@ -13,8 +13,9 @@ from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
 from .describing import describe_run
 from .errors import PromptTuningError
+from .layouts import check_layout_name
 from .metric_direction import check_direction
-from .modeling import get_prompt_tuning_model
+from .modeling import with_prompt
 from .prompt_info import PromptInfo
 from .sampling import SeededLengthGroupedSampler
 from .searching import SearchingTrainer
@@ -94,12 +95,17 @@ class PromptTuningTrainer(SearchingTrainer):
         kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks]
         if not any(issubclass(kind, DivergenceCallback) for kind in kinds):
             callbacks.append(DivergenceCallback())
+        train_dataset = self._encoded(train_dataset, "training", require_target=True)
+        eval_dataset = self._encoded(eval_dataset, "evaluation", require_target=False)
+        check_layout_name(getattr(args, "layout", "auto"))
+        if isinstance(model, SoftPrompts) and not model.is_frozen:
+            model.freeze_backbone()  # only now, when all that is known to be wrong was refused
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator or DataCollatorForPromptTuning(processing_class),
-            train_dataset=self._encoded(train_dataset, "training", require_target=True),
-            eval_dataset=self._encoded(eval_dataset, "evaluation", require_target=False),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
@@ -146,12 +152,12 @@ class PromptTuningTrainer(SearchingTrainer):
         """The model with its prompt; a plain backbone gets the one that `prompt_config` describes."""
         if model is None or isinstance(model, SoftPrompts):
             return model
-        if config is None or not isinstance(model, PreTrainedModel):
+        if config is None:
             raise PromptTuningError(
                 f"model is a {type(model).__name__}; give one from get_prompt_tuning_model, "
                 "or a transformers backbone together with prompt_config."
             )
-        return get_prompt_tuning_model(model, config, tokenizer=tokenizer, template=template)
+        return with_prompt(model, config, tokenizer, template, "default", frozen=False)
 
     @staticmethod
     def _room(model: Any) -> int | None:

@@ -15,7 +15,7 @@ from hf_prompt_tuning.ensemble_info import EnsembleInfo
 from hf_prompt_tuning.multi_prompt import _check_arguments
 from hf_prompt_tuning.prompt_effects import attention_to_prompt
 from hf_prompt_tuning.prompt_files import START_FILE, read_prompt
-from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.prompt_task import PromptTask, model_with_prompts
 from hf_prompt_tuning.task_trainer import _check_prompts
 
 from .conftest import make_tokenizer, tiny_model
@@ -37,8 +37,8 @@ def test_names_of_prompts(name, message):
 
 
 def test_models_that_do_not_fit_their_tasks():
-    with pytest.raises(PromptTuningError, match="model is a Linear; give a transformers backbone"):
-        _check_prompts(torch.nn.Linear(1, 1), [])
+    with pytest.raises(PromptTuningError, match="the backbone is a Linear; give a language model of transformers"):
+        model_with_prompts(torch.nn.Linear(1, 1), [PromptTask("a", random_prompt(2))], None, 0)
     with pytest.raises(PromptTuningError, match=r"the model has the prompts \['default'\], and the tasks are \['a'\]"):
         _check_prompts(tiny_prompt_model("llama"), [PromptTask("a", random_prompt(2))])
 

@@ -2,7 +2,7 @@
 
 from .base import Candidates, Examples, LabelledLogits, Layout, Prompts
 from .cached import CachedLayout
-from .choose import choose
+from .choose import check_layout_name, choose
 from .computed import ComputedPrompt
 from .packed import PackedLayout
 from .padded import PaddedLayout
@@ -17,5 +17,6 @@ __all__ = [
     "PackedLayout",
     "PaddedLayout",
     "Prompts",
+    "check_layout_name",
     "choose",
 ]

@@ -82,6 +82,12 @@ def _packed(backbone: PreTrainedModel, max_packed_tokens: int | None) -> Verdict
     return Verdict(PackedLayout(budget, kinds, as_dict))
 
 
+def check_layout_name(name: str) -> None:
+    """Raises PromptTuningError where there is no such layout."""
+    if name not in ("auto", *NAMES):
+        raise PromptTuningError(f"layout is {name!r}; give auto, {', '.join(NAMES)}.")
+
+
 def choose(
     name: str,
     backbone: PreTrainedModel,
@@ -101,8 +107,7 @@ def choose(
     Raises:
         PromptTuningError: no such layout, or one by name that is not exact for this backbone.
     """
-    if name not in ("auto", *NAMES):
-        raise PromptTuningError(f"layout is {name!r}; give auto, {', '.join(NAMES)}.")
+    check_layout_name(name)
     for candidate in NAMES if name == "auto" else (name,):
         verdict = judge(candidate, backbone, max_packed_tokens)
         reason = verdict.reason

@@ -1,0 +1,34 @@
+"""Whether a saved prompt is one of the backbone at hand."""
+
+import logging
+from typing import Any
+
+from .errors import PromptMismatchError
+from .fingerprint import differences
+from .prompt_files import SavedPrompt
+
+logger = logging.getLogger(__name__)
+
+
+def check_match(saved: SavedPrompt, width: int, known: dict[str, Any], ignore_mismatch: bool) -> None:
+    """Raises PromptMismatchError where a backbone is not the prompt's; one of another width cannot be ignored.
+
+    Args:
+        saved: the prompt.
+        width: of the backbone's embeddings.
+        known: the backbone's fingerprint.
+        ignore_mismatch: warn of another backbone.
+    """
+    name = saved.backbone["name_or_path"] or "another backbone"
+    advice = f"The prompt was trained on {name}; load that one."
+    if saved.vectors.shape[1] != width:
+        raise PromptMismatchError(
+            f"{saved.source} holds vectors of width {saved.vectors.shape[1]}, and this backbone's embeddings have "
+            f"{width}. {advice}"
+        )
+    different = differences(saved.backbone, known)
+    if different:
+        message = f"{saved.source} is not a prompt of this backbone: {'; '.join(different)}. {advice}"
+        if not ignore_mismatch:
+            raise PromptMismatchError(f"{message} Or give ignore_mismatch=True.")
+        logger.warning(message)

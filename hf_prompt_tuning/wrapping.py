@@ -1,0 +1,108 @@
+"""What can stand behind a prompt, which is looked at first, and what is done to it, which comes last."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from .backbone import forget_gguf, keep_differentiable
+from .dropout import turn_off_dropout
+from .errors import PromptTuningError
+
+CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
+
+
+def check_backbone(backbone: Any, task_type: str | None = None) -> str:
+    """Return the task type of a model that a prompt can be put in front of.
+
+    Args:
+        backbone: whatever was given for one.
+        task_type: what it is asked to be; None leaves that open.
+
+    Raises:
+        PromptTuningError: it has a prompt or adapters already, is no language model of transformers, is wrapped, or is
+            of another task type.
+    """
+    if isinstance(backbone, PeftModel):
+        raise _is_peft(backbone)
+    if not isinstance(backbone, PreTrainedModel):
+        raise _is_no_model(backbone)
+    name, is_seq2seq = type(backbone).__name__, bool(backbone.config.is_encoder_decoder)
+    if not type(backbone).can_generate():
+        raise PromptTuningError(
+            f"the backbone is a {name}, which is no language model that writes text (a model without a head, or with "
+            "one for classes or masks). Load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+        )
+    if not is_seq2seq and getattr(backbone.config, "is_decoder", True) is False:
+        raise PromptTuningError(
+            f"the backbone is a {name} whose config says is_decoder=False, so it looks at what comes after a token; "
+            "load it with is_decoder=True, if it was trained so, or use another backbone."
+        )
+    found = SEQ2SEQ if is_seq2seq else CAUSAL
+    if task_type not in (None, found):
+        raise PromptTuningError(
+            f"task_type is {getattr(task_type, 'value', task_type)}, and {name} is a {found} model; "
+            "leave task_type out, or load the backbone with the other Auto class."
+        )
+    if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
+        raise PromptTuningError(
+            f"{name} takes no inputs_embeds, through which a prompt is given; use another backbone."
+        )
+    return found
+
+
+def _is_peft(model: PeftModel) -> PromptTuningError:
+    if model.active_peft_config.is_prompt_learning:
+        return PromptTuningError(
+            f"the backbone is a {type(model).__name__}, which has a prompt already. Give model.get_base_model(), the "
+            "backbone in it, or put one more prompt beside its own with model.add_adapter(name, config)."
+        )
+    kind = model.active_peft_config.peft_type.value
+    return PromptTuningError(
+        f"the backbone is a {type(model).__name__} with {kind} in its layers, which a saved prompt has no name for. "
+        "Give model.merge_and_unload(), saved under a name of its own, so that the prompt can be loaded on it again."
+    )
+
+
+def _is_no_model(given: Any) -> PromptTuningError:
+    what = f"the backbone is a {type(given).__name__}"
+    if isinstance(given, str | Path):
+        return PromptTuningError(
+            f"{what} ({str(given)!r:.80}); give a loaded model, e.g. from AutoModelForCausalLM.from_pretrained (or "
+            "load_prompt, for a saved prompt with its backbone)."
+        )
+    for inner in ("module", "_orig_mod"):  # of DataParallel and its kind, and of torch.compile
+        if isinstance(given, nn.Module) and isinstance(getattr(given, inner, None), nn.Module):
+            return PromptTuningError(
+                f"{what}, a model that is wrapped already; give what it wraps (its .{inner}), and wrap the model with "
+                "the prompt."
+            )
+    return PromptTuningError(f"{what}; give a language model of transformers, e.g. from AutoModelForCausalLM.")
+
+
+def check_dropout(before: bool, wanted: bool) -> None:
+    """Raises PromptTuningError where a prompt wants other dropout of its backbone than those that it has already."""
+    if before != wanted:
+        raise PromptTuningError(
+            f"backbone_dropout is {wanted}, and this backbone has a prompt whose backbone_dropout is {before}; they "
+            "share its dropout. Give both the same, or load the backbone once more for this one."
+        )
+
+
+def freeze(backbone: PreTrainedModel, keep_dropout: bool) -> None:
+    """Makes a backbone one that only serves prompts; everything that is done to it is done here.
+
+    Its parameters need no gradient, its dropout is off (unless it is kept), and what a quantized model has of marks
+    and shortcuts that training does not bear is taken off. Weights and config stay as they are, but for the mark of a
+    GGUF file.
+    """
+    for parameter in backbone.parameters():
+        parameter.requires_grad = False
+    forget_gguf(backbone)
+    keep_differentiable(backbone)
+    if not keep_dropout:
+        turn_off_dropout(backbone)
+    backbone.dropout_for_prompts = keep_dropout
