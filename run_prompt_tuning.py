@@ -31,10 +31,10 @@ def main() -> None:
 
     # Rows of text, and how a row becomes a source and a target.
     with training_args.main_process_first(desc="loading the data"):
-        splits = load_splits(data_args, training_args.seed)
+        splits = load_splits(data_args, training_args.seed, model_args.token)
         train, validation = splits.get("train"), splits.get("validation")
         template = data_args.template().with_label_words(train, validation)
-        transfer = load_transfer(data_args, template)
+        transfer = load_transfer(data_args, template, model_args.token)
 
     # The frozen backbone with a new prompt in front of its input.
     set_seed(training_args.seed)
@@ -46,11 +46,11 @@ def main() -> None:
         "processing_class": tokenizer,
         "template": template,
     }
-    if members := ensemble_members(prompt_args, training_args.seed):
+    if members := ensemble_members(prompt_args, training_args.seed, model_args.token):
         # Or with several, which vote.
         trainer = EnsembleTrainer(backbone, members=members, **common)
     else:
-        config = prompt_args.config(model_args.task_type)
+        config = prompt_args.config(model_args.task_type, model_args.token)
         model = get_prompt_tuning_model(backbone, config, tokenizer=tokenizer, template=template)
         trainer = PromptTuningTrainer(model, **common)
     model = trainer.model

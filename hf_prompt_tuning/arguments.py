@@ -146,6 +146,12 @@ class PromptArguments:
         default=None,
         metadata={"help": "PROMPT: a prompt's folder or file (as import_prompt reads them), or its Hub id."},
     )
+    init_prompt_revision: str | None = field(
+        default=None, metadata={"help": "The branch, tag or commit of that prompt's repository."}
+    )
+    init_prompt_subfolder: str | None = field(
+        default=None, metadata={"help": "Its folder in that repository or folder, where it holds several."}
+    )
     backbone_dropout: bool = field(default=False, metadata={"help": "Keep the backbone's dropout on in training."})
     base_model_id: str | None = field(
         default=None, metadata={"help": "The backbone's Hub id, for the card, where it was loaded from a folder."}
@@ -161,10 +167,11 @@ class PromptArguments:
     prompt_lengths: list[int] | None = field(default=None, metadata={"help": "Each prompt's num_virtual_tokens."})
     prompt_tuning_inits: list[str] | None = field(default=None, metadata={"help": "Each prompt's prompt_tuning_init."})
 
-    def config(self, task_type: str | None) -> PromptTuningConfig:
-        """The prompt's config (of several, what they have in common)."""
+    def config(self, task_type: str | None, token: str | None = None) -> PromptTuningConfig:
+        """The prompt's config (of several, what they have in common); the token is for `init_prompt`."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in OF_SEVERAL}
-        return PromptTuningConfig(task_type=task_type, base_model_name_or_path=values.pop("base_model_id"), **values)
+        values |= {"base_model_name_or_path": values.pop("base_model_id"), "init_prompt_token": token}
+        return PromptTuningConfig(task_type=task_type, **values)
 
 
 OF_SEVERAL = ("num_prompts", "prompt_seeds", "learning_rates", "prompt_lengths", "prompt_tuning_inits")
@@ -263,7 +270,7 @@ def _as_flags(key: str, value: Any) -> list[str]:
 def _unsaid(said: set[str], flags: list[str], parser: _Parser) -> list[str]:
     """Flags for what follows from the data that was given, unless it was said otherwise."""
     given, _ = parser.parse_known_args(flags)
-    splits = split_names(given.dataset_name, given.dataset_config_name, given.dataset_revision)
+    splits = split_names(given.dataset_name, given.dataset_config_name, given.dataset_revision, given.token)
     has_train = given.train_file is not None or "train" in splits
     has_validation = bool(given.validation_file or given.validation_split_percentage or "validation" in splits)
     defaults = {"save_on_signal": "true"} | ({"do_train": "true"} if has_train else {})

@@ -42,6 +42,9 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         random_range: `RANDOM` is uniform in ±random_range.
         vocab_sample_size: `SAMPLE_VOCAB` draws from this many most common tokens.
         init_prompt: for `PROMPT`, a prompt's folder or file (in any format that `import_prompt` reads), or its Hub id.
+        init_prompt_revision: of that prompt's repository.
+        init_prompt_subfolder: of that prompt's repository or folder.
+        init_prompt_token: for that prompt, where it is private; never saved.
         label_words: for `CLASS_LABELS`, each label's words; `get_prompt_tuning_model` takes them from the template.
         tokenizer: in place of `tokenizer_name_or_path`; never saved.
         backbone_dropout: keep the backbone's dropout on while the prompt trains.
@@ -56,6 +59,9 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     random_range: float = 0.5
     vocab_sample_size: int = 5000
     init_prompt: str | None = None
+    init_prompt_revision: str | None = None
+    init_prompt_subfolder: str | None = None
+    init_prompt_token: str | bool | None = field(default=None, repr=False, compare=False)
     label_words: list[str] | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
     backbone_dropout: bool = False
@@ -92,6 +98,11 @@ class PromptTuningConfig(peft.PromptTuningConfig):
                 f"prompt_tuning_init is TEXT and prompt_tuning_init_text is {self.prompt_tuning_init_text!r}. "
                 "Give the words to start from, or use SAMPLE_VOCAB."
             )
+        for name in ("init_prompt_revision", "init_prompt_subfolder"):
+            if getattr(self, name) and not self.init_prompt:
+                raise PromptTuningError(
+                    f"{name} is {getattr(self, name)!r} without a prompt. Give init_prompt as well."
+                )
         if init == PromptTuningInit.PROMPT and not self.init_prompt and not self.inference_mode:
             raise PromptTuningError(
                 "prompt_tuning_init is PROMPT and init_prompt is not given. Give a prompt's folder, its Hub id, "

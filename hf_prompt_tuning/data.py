@@ -8,7 +8,8 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from .data_files import ORIGIN, read_file
-from .errors import PromptTuningError, first_line
+from .errors import PromptTuningError
+from .hub_errors import words
 from .labels import check_label_column
 from .template import PromptTemplate
 
@@ -16,22 +17,27 @@ if TYPE_CHECKING:
     from .arguments import DataArguments
 
 
-def split_names(dataset_name: str | None, config_name: str | None, revision: str | None) -> list[str]:
+def split_names(
+    dataset_name: str | None, config_name: str | None, revision: str | None, token: str | None = None
+) -> list[str]:
     """The splits that a Hub data set has; none where no data set is named."""
     if dataset_name is None:
         return []
     try:
-        return datasets.get_dataset_split_names(dataset_name, config_name, revision=revision)
+        return datasets.get_dataset_split_names(dataset_name, config_name, revision=revision, token=token)
     except Exception as error:  # datasets raises many kinds, its own and the Hub client's
         raise _not_loaded(dataset_name, error) from error
 
 
-def load_splits(args: "DataArguments", seed: int) -> DatasetDict:
+def load_splits(args: "DataArguments", seed: int, token: str | None = None) -> DatasetDict:
     """The splits that the arguments name, under "train", "validation" and "test".
 
     A file's rows have one more column, `ORIGIN`, for messages: drawing and splitting give rows new numbers.
 
-    `max_train_samples` and `max_eval_samples` draw rows by the seed (files are often sorted by their label).
+    Args:
+        args: what to load; `max_train_samples` and `max_eval_samples` of it are drawn (files are often sorted).
+        seed: what is drawn by.
+        token: for what is private on the Hub.
 
     Raises:
         PromptTuningError: no data, or a file that `read_file` refuses.
@@ -39,13 +45,15 @@ def load_splits(args: "DataArguments", seed: int) -> DatasetDict:
     splits = DatasetDict()
     if args.dataset_name is not None:
         try:
-            splits = load_dataset(args.dataset_name, args.dataset_config_name, revision=args.dataset_revision)
+            splits = load_dataset(
+                args.dataset_name, args.dataset_config_name, revision=args.dataset_revision, token=token
+            )
         except Exception as error:  # as above
             raise _not_loaded(args.dataset_name, error) from error
     for split in ("train", "validation", "test"):
         file = getattr(args, f"{split}_file")
         if file is not None:
-            splits[split] = _with_origin(read_file(file, args.column_names), file)
+            splits[split] = _with_origin(read_file(file, args.column_names, token), file)
     if not splits:
         raise PromptTuningError("there is no data; give train_file, validation_file, test_file or dataset_name.")
     percentage = args.validation_split_percentage
@@ -68,7 +76,7 @@ def load_splits(args: "DataArguments", seed: int) -> DatasetDict:
     return splits
 
 
-def load_transfer(args: "DataArguments", template: PromptTemplate) -> dict[str, Dataset]:
+def load_transfer(args: "DataArguments", template: PromptTemplate, token: str | None = None) -> dict[str, Dataset]:
     """The data sets of `transfer_file` by name, with the columns that the template reads.
 
     They are looked at here, before any training, so that what would fail after it fails at once.
@@ -95,7 +103,7 @@ def load_transfer(args: "DataArguments", template: PromptTemplate) -> dict[str, 
             )
         renamed[found[1]][found[2]] = found[3]
     return {
-        name: _with_origin(_for_template(read_file(file), name, renamed[name], template), file)
+        name: _with_origin(_for_template(read_file(file, None, token), name, renamed[name], template), file)
         for name, file in files.items()
     }
 
@@ -132,4 +140,4 @@ def _not_loaded(dataset_name: str, error: Exception) -> PromptTuningError:
     mend = "Check the name, its configuration and your access to it."
     if "script" in str(error).lower():
         mend = "It is a script, which datasets no longer runs: give dataset_revision refs/convert/parquet."
-    return PromptTuningError(f"the data set {dataset_name!r} cannot be loaded: {first_line(error)} {mend}")
+    return PromptTuningError(f"the data set {dataset_name!r} cannot be loaded: {words(error)} {mend}")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DownloadManager, load_dataset
+from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset
 from pyarrow import parquet
 
 from .errors import PromptTuningError, first_line
+from .hub_errors import words
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KB, is shorter than some documents.
 READERS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -24,7 +25,7 @@ CHUNK = 10_000
 """So many rows become columns at once."""
 
 
-def read_file(file: str | Path, column_names: list[str] | None = None) -> Dataset:
+def read_file(file: str | Path, column_names: list[str] | None = None, token: str | None = None) -> Dataset:
     """The rows of a csv, tsv, json, jsonl or parquet file.
 
     Values stay as they are written: all of a csv or tsv file is text ("007", "NA" and "null" too), a date in a json
@@ -34,6 +35,7 @@ def read_file(file: str | Path, column_names: list[str] | None = None) -> Datase
     Args:
         file: its name's ending tells what it is; a path, or the `hf://` URL of a file on the Hub.
         column_names: for a csv or tsv file that has no header line.
+        token: for a private file on the Hub.
 
     Raises:
         PromptTuningError: it is not there, empty, or not what its name says; or one of its rows is malformed.
@@ -41,7 +43,7 @@ def read_file(file: str | Path, column_names: list[str] | None = None) -> Datase
     suffix = Path(file).suffix.lower()
     if suffix not in READERS:
         raise PromptTuningError(f"the data file {str(file)!r} ends in {suffix!r}; give one of {', '.join(READERS)}.")
-    path = _downloaded(str(file), suffix) if str(file).startswith(URL) else Path(file)
+    path = _downloaded(str(file), suffix, token) if str(file).startswith(URL) else Path(file)
     if not path.is_file():
         raise PromptTuningError(f"the data file {str(file)!r} is not there; check the path.")
     if path.stat().st_size == 0:
@@ -59,13 +61,13 @@ def read_file(file: str | Path, column_names: list[str] | None = None) -> Datase
     return data
 
 
-def _downloaded(url: str, suffix: str) -> Path:
+def _downloaded(url: str, suffix: str, token: str | None) -> Path:
     """The local copy of a file of a repository on the Hub."""
     try:
-        return Path(DownloadManager().download(url))
+        return Path(DownloadManager(download_config=DownloadConfig(token=token)).download(url))
     except Exception as error:  # datasets raises many kinds, its own and the Hub client's
         raise PromptTuningError(
-            f"the data file {url!r} cannot be read as {suffix[1:]}: {first_line(error)} Check its URL and your access."
+            f"the data file {url!r} cannot be read as {suffix[1:]}: {words(error)} Check its URL and your access."
         ) from error
 
 

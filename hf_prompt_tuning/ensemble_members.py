@@ -7,7 +7,7 @@ from .errors import PromptTuningError
 from .prompt_task import PromptTask
 
 
-def ensemble_members(args: PromptArguments, seed: int) -> list[PromptTask]:
+def ensemble_members(args: PromptArguments, seed: int, token: str | None = None) -> list[PromptTask]:
     """The prompts that the arguments ask for, `prompt_1` to `prompt_N`; none where they ask for one prompt.
 
     Prompt i has the i-th of each list, and what no list tells is the same for all.
@@ -15,6 +15,7 @@ def ensemble_members(args: PromptArguments, seed: int) -> list[PromptTask]:
     Args:
         args: with `num_prompts`, or with lists.
         seed: of the first prompt, where there are no `prompt_seeds`; the others count on from it.
+        token: for `init_prompt`.
 
     Raises:
         PromptTuningError: fewer than two prompts, or lists of different lengths.
@@ -34,7 +35,7 @@ def ensemble_members(args: PromptArguments, seed: int) -> list[PromptTask]:
         own = {name: values[i] for name, values in lists.items()}
         fields = {"num_virtual_tokens": "prompt_lengths", "prompt_tuning_init": "prompt_tuning_inits"}
         changes = {field: own[name] for field, name in fields.items() if name in own}
-        config = replace(args, **changes).config(None)
+        config = replace(args, **changes).config(None, token)
         members.append(
             PromptTask(
                 f"prompt_{i + 1}",

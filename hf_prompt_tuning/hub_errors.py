@@ -49,10 +49,8 @@ def asking(what: str) -> Iterator[None]:
 
 def refused(what: str, error: HfHubHTTPError) -> PromptLoadError:
     """Return the error for an answer that is no success."""
-    answer = error.response
-    status, wait = answer.status_code, answer.headers.get("Retry-After", "")
-    words = error.server_message or "nothing more"
-    said = " ".join(f"{status} {answer.reason_phrase} ({words})".split())[:300]
+    status, wait = error.response.status_code, error.response.headers.get("Retry-After", "")
+    said = _said(error)
     if status in LATER or status >= 500:
         when = f"in {wait} seconds" if wait.isdigit() and int(wait) else "later"
         return HubUnavailableError(f"{what} cannot be had: the server says {said}. Try again {when}.")
@@ -64,6 +62,21 @@ def refused(what: str, error: HfHubHTTPError) -> PromptLoadError:
     elif isinstance(error, RepositoryNotFoundError):
         mend = "Check its name, its revision and your access to it (token)."
     return PromptLoadError(f"{what} cannot be had: the server says {said}. {mend}")
+
+
+def _said(error: HfHubHTTPError) -> str:
+    words = error.server_message or "nothing more"
+    return " ".join(f"{error.response.status_code} {error.response.reason_phrase} ({words})".split())[:300]
+
+
+def words(error: BaseException) -> str:
+    """Return an error of another library in one line: in the server's words, if an answer of it is behind it."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, HfHubHTTPError):
+            return f"the server says {_said(behind)}."
+        behind = behind.__cause__ or behind.__context__
+    return first_line(error)
 
 
 def raise_fault(what: str, error: BaseException) -> None:

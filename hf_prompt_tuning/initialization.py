@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .config import PromptTuningConfig, PromptTuningInit
 from .errors import PromptTuningError
 from .foreign_prompts import import_prompt
+from .hub_errors import words
 from .prompt_files import read_prompt
 from .sharding import embedding_device, whole
 from .tokenization import continuation_ids
@@ -115,11 +116,15 @@ def _tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase:
             f"prompt_tuning_init is {config.prompt_tuning_init.value}, which needs a tokenizer. "
             "Give tokenizer=… to get_prompt_tuning_model."
         )
-    from transformers import AutoTokenizer
-
     # As in PEFT: a config may name a tokenizer, never ask for its code to be run.
-    kwargs = {k: v for k, v in (config.tokenizer_kwargs or {}).items() if k != "trust_remote_code"}
-    return AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **kwargs)
+    kwargs = (config.tokenizer_kwargs or {}) | {"trust_remote_code": False}
+    try:
+        return AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **kwargs)
+    except Exception as error:  # a repository that anyone may have made raises anything
+        raise PromptTuningError(
+            f"the tokenizer of {config.tokenizer_name_or_path!r} cannot be loaded: {words(error)} "
+            "Give tokenizer=… to get_prompt_tuning_model."
+        ) from error
 
 
 def _text_ids(config: PromptTuningConfig) -> list[int]:
@@ -193,7 +198,7 @@ def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tenso
 
 def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
     """Another prompt's vectors (the paper's prompt transfer; SPoT, Vu et al. 2022)."""
-    vectors = _saved_vectors(config.init_prompt)
+    vectors = _saved_vectors(config)
     if config.num_virtual_tokens is None:
         config.num_virtual_tokens = len(vectors)
     if vectors.shape != (config.num_virtual_tokens, embed.embedding_dim):
@@ -205,8 +210,15 @@ def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
     return vectors.to(embedding_device(embed))
 
 
-def _saved_vectors(prompt: str) -> Tensor:
+def _saved_vectors(config: PromptTuningConfig) -> Tensor:
     """[P, H] of a prompt that was saved by anyone: a folder or file of any known format, or a Hub id."""
-    if Path(prompt).exists():
-        return import_prompt(prompt)
-    return read_prompt(prompt).vectors
+    prompt, subfolder = Path(config.init_prompt), config.init_prompt_subfolder or ""
+    if not prompt.exists():
+        where = {"revision": config.init_prompt_revision, "subfolder": subfolder, "token": config.init_prompt_token}
+        return read_prompt(config.init_prompt, **where).vectors
+    if config.init_prompt_revision is not None:
+        raise PromptTuningError(
+            f"init_prompt_revision is {config.init_prompt_revision!r}, and init_prompt {config.init_prompt!r} is on "
+            "this machine, where there are no revisions. Leave it out."
+        )
+    return import_prompt(prompt / subfolder if subfolder else prompt)

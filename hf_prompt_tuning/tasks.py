@@ -100,7 +100,7 @@ def train_tasks(config: TasksConfig) -> None:
     args = config.training
     set_up_logging(args)
     check_hub(args)
-    splits = {name: load_splits(data, args.seed) for name, (_, data, _, _) in config.tasks.items()}
+    splits = {name: load_splits(data, args.seed, config.model.token) for name, (_, data, _, _) in config.tasks.items()}
     backbone, tokenizer = load_backbone(config.model)
     tasks = [_task(name, splits[name], arguments, config) for name, arguments in config.tasks.items()]
     trainer = MultiPromptTrainer(backbone, args, tasks, tokenizer)
@@ -130,7 +130,7 @@ def _task(name: str, splits: DatasetDict, arguments: Arguments, config: TasksCon
     by_steps = training.max_steps > 0
     return PromptTask(
         name,
-        prompt.config(model.task_type),
+        prompt.config(model.task_type, model.token),
         train if config.training.do_train else None,
         validation if config.training.do_eval else None,
         data.template().with_label_words(train, validation),
