@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .backbone import hub_id
 from .config import PromptTuningArguments, PromptTuningConfig
 from .data import split_names
 from .errors import PromptTuningError
@@ -87,11 +88,13 @@ class DataArguments:
 
     def described(self) -> dict[str, str]:
         """What the card says of the data: its Hub id, or the files' names (never where they lie on this machine)."""
-        known = {
-            "dataset": self.dataset_name,
-            "dataset_configuration": self.dataset_config_name,
-            "dataset_revision": self.dataset_revision,
-        }
+        known = {}
+        if hub_id(self.dataset_name) is not None:  # a folder is no one else's
+            known = {
+                "dataset": self.dataset_name,
+                "dataset_configuration": self.dataset_config_name,
+                "dataset_revision": self.dataset_revision,
+            }
         files = {name: getattr(self, name) for name in ("train_file", "validation_file")}
         known |= {name: Path(file).name for name, file in files.items() if file}
         return {name: value for name, value in known.items() if value}

@@ -37,6 +37,7 @@ def write_card(
         ensemble: the one that this prompt is the best of, if the folder holds one.
         subfolder: of the repository, where the prompt is in one.
     """
+    info = info.for_others()
     base = hub_id(config.base_model_name_or_path)
     causal = config.task_type != "SEQ_2_SEQ_LM"
     classifies = info.template is not None and info.template.is_classification

@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from .checkpoints import MANIFEST, seal
 from .errors import PromptTuningError
+from .places import without_place
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl")
 ARGUMENTS = "training_args.bin"
@@ -40,8 +41,10 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> Path:
         if file.name in (ARGUMENTS, MANIFEST) or not file.is_file():
             continue
         if file.name == STATE:
-            # It names the best checkpoint by its path on this machine, where alone it can be found.
+            # It names the best checkpoint by its path on this machine, where alone it can be found. Callbacks' own
+            # states may name folders, too.
             state = json.loads(file.read_text(encoding="utf-8")) | {"best_model_checkpoint": None}
+            state["stateful_callbacks"] = without_place(state.get("stateful_callbacks", {}))
             (Path(folder) / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             continue
         if file.suffix not in PICKLES:

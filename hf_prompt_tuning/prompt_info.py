@@ -2,12 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .backbone import hub_id
 from .errors import PromptTuningError
+from .places import is_place, without_place
 from .template import PromptTemplate
 
 INFO_FILE = "prompt_tuning.json"
@@ -56,7 +58,7 @@ class PromptInfo:
 
     def write(self, folder: str | Path) -> None:
         """Writes `prompt_tuning.json` into `folder`, and `results.json` where there are results."""
-        values = {"format_version": FORMAT_VERSION} | asdict(self)
+        values = {"format_version": FORMAT_VERSION} | asdict(self.for_others())
         if self.template is not None and self.template.label_names is None:
             del values["template"]["label_names"]  # unknown to earlier versions, which refuse what they do not know
         for name in ("metrics", "untuned_metrics", "calibration"):
@@ -66,6 +68,16 @@ class PromptInfo:
         results = {name: values[name] for name in RESULTS if values[name]}
         if results:
             _write_json(Path(folder) / RESULTS_FILE, results)
+
+    def for_others(self) -> "PromptInfo":
+        """The same without the folders of this machine: of a file its name, of the backbone its Hub id."""
+        data = {name: value for name, value in self.data.items() if name != "dataset" or not is_place(value)}
+        return replace(
+            self,
+            data={name: without_place(value) for name, value in data.items()},
+            training={name: without_place(value) for name, value in self.training.items()},
+            backbone=self.backbone | {"name_or_path": hub_id(self.backbone.get("name_or_path"))},
+        )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "PromptInfo":
