@@ -279,6 +279,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
                 for a backbone that cannot go on from a computed prompt.
         """
         input_ids = from_inputs(input_ids, kwargs)
+        if kwargs.get("generation_config") is None and "generation_config" in vars(self):
+            # One that was put on this model, and not on the backbone, which others may share.
+            kwargs["generation_config"] = vars(self)["generation_config"]
         kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
         check_texts(self.base_model, input_ids, inputs_embeds, attention_mask)
         texts = input_ids if inputs_embeds is None else inputs_embeds

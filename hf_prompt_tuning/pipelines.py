@@ -5,11 +5,13 @@ prompts on one backbone may stand in one batch.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -18,13 +20,12 @@ from .pipeline_loading import TASKS, NamedPrompt, tokenizer_for
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
-
-NEW_TOKENS = 64
-"""How many tokens are written at most where neither the call nor the template says."""
+from .writing_options import OF_THE_TEXT, for_generate, is_greedy, new_tokens, parted, together
 
 
-class _Row(NamedTuple):
-    """An input, and the prompt that it is for."""
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """An input, and the prompt that it is for. (No tuple: transformers would look for messages in it.)"""
 
     content: Any
     adapter_name: str
@@ -89,6 +90,8 @@ class PromptPipeline(Pipeline):
             raise PromptTuningError("adapter_names is a list, and inputs are none; give one name, or a list of rows.")
         if isinstance(inputs, Mapping | str):
             return super().__call__([_Row(inputs, names)], **kwargs)[0]
+        if not isinstance(inputs, Iterable | Dataset):
+            raise PromptTuningError(f"inputs is a {type(inputs).__name__}; give a row, a list of rows, or a dataset.")
         return super().__call__((_Row(content, names) for content in inputs), **kwargs)
 
     def _coder(self, name: str) -> PromptTokenizer:
@@ -125,6 +128,7 @@ class PromptPipeline(Pipeline):
                 needed = ", ".join(map(repr, columns))
                 raise PromptTuningError(f"got a text, and the template has the columns {needed}; give a dict of them.")
             content = {columns[0]: content}
+        _check_row(content, columns)
         if missing := [name for name in columns if name not in content]:
             raise PromptTuningError(
                 f"the template's field {{{missing[0]}}} is not in the row, which has {', '.join(map(repr, content))}."
@@ -137,6 +141,23 @@ class PromptPipeline(Pipeline):
         return list(self.model.prompt_info)[int(outputs["which"])]
 
 
+def _check_row(content: Any, columns: Sequence[str]) -> None:
+    if isinstance(content, list | tuple) or (
+        isinstance(content, Mapping)
+        and not set(columns) <= content.keys()
+        and ("messages" in content or {"role", "content"} <= content.keys())
+    ):
+        raise PromptTuningError(
+            "inputs hold a chat (messages of a role and a content), and a prompt's template makes text of columns; "
+            f"give a dict of {', '.join(map(repr, columns))}."
+        )
+    if not isinstance(content, Mapping):
+        raise PromptTuningError(
+            f"inputs hold a row that is a {type(content).__name__}; give a dict of {', '.join(map(repr, columns))}, "
+            "or a text."
+        )
+
+
 class PromptClassificationPipeline(PromptPipeline):
     """Labels with their scores: `{"label", "score"}`, or with `top_k` a list of them, best first.
 
@@ -146,8 +167,12 @@ class PromptClassificationPipeline(PromptPipeline):
 
     classifies = True
 
-    def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, top_k: int | None = None, **others: Any) -> tuple[dict, dict, dict]:
         """`top_k`: so many labels for each row; more than there are gives all."""
+        if others:
+            raise PromptTuningError(
+                f"{next(iter(others))} is given, which the prompt-classification pipeline does not take; leave it out."
+            )
         if top_k is not None and top_k < 1:
             raise PromptTuningError(f"top_k is {top_k}; give 1 or more labels, or leave it out for the best alone.")
         return {}, {}, {} if top_k is None else {"top_k": top_k}
@@ -186,33 +211,45 @@ class PromptGenerationPipeline(PromptPipeline):
 
     classifies = False
 
-    def _sanitize_parameters(self, **generate_kwargs: Any) -> tuple[dict, dict, dict]:
-        """What transformers' `generate` takes."""
-        return {}, generate_kwargs, {}
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        """What transformers' `generate` takes, `stop_sequence`, and how tokens become text."""
+        said, decoding = parted(options, self.tokenizer)
+        return {}, {"said": said} if said else {}, decoding
 
-    def _forward(self, batch: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
-        which, ids, tokenizer = batch["which"], batch["input_ids"], self.tokenizer
-        known = list(self.model.prompt_info)
-        names = [known[g] for g in which.tolist()]
-        limits = torch.tensor([self._coder(name).template.max_target_length or NEW_TOKENS for name in names])
-        defaults = {
-            "max_new_tokens": int(limits.max()),
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        sequences = self.model.generate(
-            input_ids=ids, attention_mask=batch["attention_mask"], adapter_names=names, **defaults | options
-        )
-        new = sequences[:, 0 if self.model.config.is_encoder_decoder else ids.shape[1] :].unflatten(0, (len(ids), -1))
-        if "max_new_tokens" not in options:
-            # One pass for all of them, as long as the longest may be; each prompt's own limit is kept.
-            beyond = torch.arange(new.shape[2]) >= limits[:, None, None]
-            new = new.masked_fill(beyond.to(new.device), tokenizer.pad_token_id)
-        return {"sequences": new, "which": which}
+    def _forward(self, batch: dict[str, Tensor], said: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+        made = self._forward_params.get("said", {})
+        said = made if said is None or said is made else together(made, said)
+        which, known, mask = batch["which"], list(self.model.prompt_info), batch["attention_mask"]
+        names, own = [known[g] for g in which.tolist()], self.model.generation_config
+        decoder = self.model.config.is_encoder_decoder
+        before = [1] * len(names) if decoder else mask.sum(1).tolist()
+        limits = [
+            new_tokens(said, self._coder(name).template.max_target_length, own, count)
+            for name, count in zip(names, before, strict=True)
+        ]
+        # Greedily written, a text that is cut is the one with that limit; a search looks at where it will end.
+        passes = [max(limits)] if is_greedy(said, own) else sorted(set(limits))
+        found: list[Tensor] = [torch.empty(0)] * len(names)
+        for limit in passes:
+            rows = [b for b in range(len(names)) if len(passes) == 1 or limits[b] == limit]
+            sequences = self.model.generate(
+                input_ids=batch["input_ids"][rows],
+                attention_mask=mask[rows],
+                adapter_names=[names[b] for b in rows],
+                **for_generate(said, limit, self.tokenizer),
+            )
+            # A decoder's first token is where it starts, and no text.
+            new = sequences[:, 1 if decoder else batch["input_ids"].shape[1] :].unflatten(0, (len(rows), -1))
+            for b, texts in zip(rows, new, strict=True):
+                found[b] = texts[:, : limits[b]]
+        width = max(texts.shape[1] for texts in found)
+        pad = self.tokenizer.pad_token_id
+        padded = [torch.nn.functional.pad(texts, (0, width - texts.shape[1]), value=pad) for texts in found]
+        return {"sequences": torch.stack(padded), "which": which}
 
-    def postprocess(self, outputs: dict[str, Tensor]) -> dict | list[dict]:
+    def postprocess(self, outputs: dict[str, Tensor], **decoding: Any) -> dict | list[dict]:
         """One row's texts."""
-        sequences = self.tokenizer.batch_decode(outputs["sequences"][0], skip_special_tokens=True)
+        sequences = self.tokenizer.batch_decode(outputs["sequences"][0], **OF_THE_TEXT | decoding)
         texts = [{"generated_text": text.strip()} for text in sequences]
         return texts[0] if len(texts) == 1 else texts
 

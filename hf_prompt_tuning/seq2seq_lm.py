@@ -156,6 +156,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
             adapter_names: a prompt for each row, "__base__" for none; default the active one.
         """
         input_ids, backbone = from_inputs(input_ids, kwargs), self.base_model
+        if kwargs.get("generation_config") is None and "generation_config" in vars(self):
+            # One that was put on this model, and not on the backbone, which others may share.
+            kwargs["generation_config"] = vars(self)["generation_config"]
         check_texts(backbone, input_ids, inputs_embeds, attention_mask)
         prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
         given, options = model_arguments(backbone, kwargs)
