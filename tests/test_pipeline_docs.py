@@ -1,9 +1,11 @@
 """The code of the how-to pages on pipelines, search and transfer runs as it is written."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 
 from .conftest import tiny_model
@@ -31,11 +33,27 @@ def run(page, names):
 
 def test_existing_pipelines(tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
-    names = run("existing-pipelines.md", {"backbone": tiny_model("llama"), "tokenizer": tokenizer, "rows": rows_of()})
+    names = {"backbone": tiny_model("llama"), "tokenizer": tokenizer, "rows": rows_of()}
+    prompts, steps = [], {}
+    for code in blocks("existing-pipelines.md"):
+        exec(compile(code, "existing-pipelines.md", "exec"), names)
+        prompts.append(names["model"].prompt.detach().clone())
+        if "trainer" in names:
+            steps[type(names["trainer"]).__name__] = names["trainer"].state.global_step
     batch = names["collate"]([rows_of()[0]])
     assert batch["shift_labels"].shape[1] == batch["labels"].shape[1] + 1
-    assert (tmp_path / "out/adapter_model.safetensors").exists()
-    assert type(names["trainer"]).__name__ == "SFTTrainer" and names["trainer"].state.global_step == 3
+    for folder in ("out", "out-dpo"):
+        assert (tmp_path / folder / "adapter_model.safetensors").exists() and not (tmp_path / folder / "ref").exists()
+    assert steps == {
+        "Trainer": 6,
+        "SFTTrainer": 3,
+        "DPOTrainer": 3,
+        "KTOTrainer": 3,
+        "GRPOTrainer": 6,
+        "RLOOTrainer": 6,
+    }
+    assert all(not torch.equal(before, after) for before, after in pairwise(prompts[:2] + prompts[3:]))
+    assert list(names["model"].peft_config) == ["default"]
 
 
 def test_search(tmp_path, monkeypatch, tokenizer, messages):

@@ -115,14 +115,15 @@ def logged(trainer):
     return [[log[name] for name in LOGGED] for log in trainer.state.log_history if "loss" in log]
 
 
-@pytest.mark.parametrize("against", ["start", "backbone"])
+@pytest.mark.parametrize("against", ["start", "backbone", "no copy"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
 def test_dpo_is_the_paper_by_hand(name, against, pairs, tmp_path, tokenizer):
-    """Against the prompt as it was before training, which is TRL's choice; or the backbone, where that is given."""
+    """Against the prompt as it was before training, which is TRL's choice; or the backbone, given or left alone."""
     model = tiny_prompt_model(name)
     start, fresh = model.prompt.detach().clone(), tiny_prompt_model(name)
-    reference = None if against == "start" else tiny_model(name)
-    trainer = dpo(tmp_path, tokenizer, model, pairs, reference)
+    trainer = dpo(tmp_path, tokenizer, model, pairs, tiny_model(name) if against == "backbone" else None)
+    if against == "no copy":
+        model.delete_adapter("ref")
     steps = batches(trainer, 2)
     trainer.train()
     right, prompt = dpo_by_hand(fresh, start if against == "start" else start[:0], steps)
@@ -276,3 +277,13 @@ def test_kto_raises_what_is_wanted(judged, tmp_path, tokenizer):
     trainer.train()
     gone = completions(model.get_base_model(), model.prompt, rows).detach() - before
     assert gone[wanted].mean() > gone[~wanted].mean() + 1e-4
+
+
+@pytest.mark.parametrize("train", [dpo, kto])
+def test_encoder_decoders_are_refused(train, pairs, judged, tmp_path, tokenizer):
+    model = tiny_prompt_model("t5")
+    start = model.prompt.detach().clone()
+    trainer = train(tmp_path, tokenizer, model, pairs if train is dpo else judged)
+    with pytest.raises(PromptTuningError, match="fused_lm_head is given, which leaves a prompt in the encoder no"):
+        trainer.train()
+    assert torch.equal(model.prompt, start)
