@@ -33,7 +33,7 @@ from .multi_prompt import MultiPromptTrainer
 from .plots import save_pictures
 from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .prompt_task import PromptTask
-from .repository_files import CARD_FILE, PROMPT_FILES
+from .repository_files import PROMPT_FILES
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
@@ -272,7 +272,7 @@ class EnsembleTrainer(MultiPromptTrainer):
             )
 
     def _own_files(self) -> list[str]:
-        return [*super()._own_files(), *(name for name in PROMPT_FILES if name != CARD_FILE), ENSEMBLE_FILE]
+        return [*super()._own_files(), *PROMPT_FILES, ENSEMBLE_FILE]
 
     def _write_root_card(self, folder: Path, repo_id: str | None) -> None:
         """Nothing: the best prompt's card stands there."""

@@ -193,7 +193,10 @@ class _Change:
     def _list_prompts(self, pushed: set[str]) -> None:
         """Brings the list of the repository's prompts up to date, where it has several and none at its root."""
         folders = folders_of_prompts(self.there - self.gone | set(self.files))
-        if "" in folders:
+        if "" in pushed:
+            return
+        if "" in folders:  # an earlier push's prompt, whose card stands there
+            self.files.pop(CARD_FILE, None)
             return
         before = self._read(CARD_FILE) if CARD_FILE in self.there else None
         if not is_ours(before):

@@ -17,7 +17,7 @@ from .plots import CURVES_FILE, save_curves
 from .prompt_info import PromptInfo
 from .prompt_task import PromptTask, check_names, model_with_prompts
 from .repository_card import write_repository_card
-from .repository_files import CARD_FILE, PROMPT_FILES
+from .repository_files import PROMPT_FILES
 from .soft_prompts import SoftPrompts
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
@@ -241,7 +241,8 @@ class TaskTrainer(PromptTuningTrainer):
         write_repository_card(folder, repo_id, {n: hub_id(configs[n].base_model_name_or_path) for n in self.tasks})
 
     def _own_files(self) -> list[str]:
-        return [CARD_FILE, CURVES_FILE, *(f"{name}/{file}" for name in self.tasks for file in PROMPT_FILES)]
+        # Without the list at the root: what stands there on the Hub may be a person's own card, and only a push looks.
+        return [CURVES_FILE, *(f"{name}/{file}" for name in self.tasks for file in PROMPT_FILES)]
 
     def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
         self._save_prompts(folder, repo_id, card=True)
