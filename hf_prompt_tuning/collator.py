@@ -55,7 +55,7 @@ class DataCollatorForPromptTuning:
             "attention_mask": self._pad(masks, 0, side),
             "labels": self._pad(labels, IGNORED, side if aligned else "right"),
         }
-        if "label" in features[0]:
+        if isinstance(features[0].get("label"), int | Tensor):  # and not a text of the data's own
             batch["label"] = torch.tensor([f["label"] for f in features])
         return batch
 

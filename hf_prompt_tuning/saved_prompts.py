@@ -1,6 +1,5 @@
 """Prompts are loaded, saved and pushed: the doors of a PeftModel, with a prompt's promises."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from .prompt_files import SavedPrompt, read_prompt, write_start
 from .push_errors import explained
 from .pushing import Destination, checked_subfolder, make_repository, push
 from .wrapping import check_backbone
-
-logger = logging.getLogger(__name__)
 
 
 class SavedPrompts:

@@ -55,8 +55,15 @@ def encode_data(
         )
     if encoder is not None and is_text(data, encoder.template):
         data = encoder.encode_dataset(data, name, require_target)
+    elif isinstance(data, Dataset | IterableDataset) and not is_encoded(data):
+        if encoder is not None and encoder.template.is_classification and not require_target:
+            raise PromptTuningError(
+                f"the {name} data has token ids, and the template ranks labels, which these rows do not tell. Give "
+                "the rows with the template's columns, or as PromptTokenizer.encode_dataset gives them."
+            )
+        data = _without_own(data)
     if isinstance(data, Dataset):
-        data = _checked_rows(data, raw, name, limit)
+        _check_rows(data, raw, name, limit)
         if vocabulary is not None:
             check_dataset(data, raw, name, vocabulary)
     return data
@@ -97,18 +104,24 @@ def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:
     return set(needed) <= set(columns_of(data))
 
 
-def _checked_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> Dataset:
+def _without_own(data: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Rows of token ids without columns that are called like encoded ones, and say something else.
+
+    A sampler would take `length` for the number of tokens, and `label` would be taken for the number of a label.
+    """
+    own = [name for name in ("length", "label") if name in columns_of(data)]
+    return data.remove_columns(own) if own else data
+
+
+def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> None:
     if not is_of_token_ids(data):
         columns = ", ".join(repr(column) for column in data.column_names if column != ORIGIN)
         raise PromptTuningError(
             f"the {name} data has the columns {columns} and no 'input_ids' of token ids. "
             "Give a template that makes text of the columns, or rows of token ids."
         )
-    if "length" in data.column_names and not is_encoded(data):
-        # The data's own says something else, and samplers would take it for the number of tokens.
-        data = data.remove_columns("length")
     if limit is None:
-        return data
+        return
     lengths = data["length"] if "length" in data.column_names else [len(ids) for ids in data["input_ids"]]
     longest = int(np.argmax(lengths))
     if lengths[longest] > limit:
@@ -116,7 +129,6 @@ def _checked_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> 
             f"row {longest + 1} of the {name} data{origin(raw[longest])} has {lengths[longest]} tokens, and behind "
             f"the prompt the backbone has positions for {limit}. Lower max_source_length or num_virtual_tokens."
         )
-    return data
 
 
 def text_rows(data: Any, template: PromptTemplate) -> Dataset | IterableDataset | None:

@@ -88,6 +88,27 @@ def test_a_column_length_of_token_ids_that_says_something_else():
         encode_data(Dataset.from_dict({"input_ids": ["a"]}), "training", None, 64, True)
 
 
+@pytest.mark.parametrize("own", [["a", "b"], [7, 9], [True, False], [None, None]])
+def test_a_column_label_of_token_ids_is_the_datas_own(own, tokenizer, tmp_path):
+    ids = {"input_ids": [[5, 6], [7]], "labels": [[5, 6], [7]]}
+    plain, rows = Dataset.from_dict(ids), Dataset.from_dict(ids | {"label": own, "length": [9, 9]})
+    config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM")
+    found = []
+    for data in (plain, rows, list(rows)):
+        common = {"train_dataset": data, "eval_dataset": data, "processing_class": tokenizer}
+        strategy = {"train_sampling_strategy": "group_by_length"}
+        trainer = PromptTuningTrainer(
+            tiny_model("llama"), arguments(tmp_path, **strategy), prompt_config=config, **common
+        )
+        trainer.train()
+        found.append((trainer.model.prompt.tolist(), trainer.evaluate()["eval_loss"]))
+    assert found[0] == found[1] == found[2]
+    encoder = PromptTokenizer(template(), tokenizer, False)
+    with pytest.raises(PromptTuningError, match="the evaluation data has token ids, and the template ranks labels"):
+        encode_data(rows, "evaluation", encoder, 64, False)
+    assert encode_data(rows, "training", encoder, 64, True).column_names == ["input_ids", "labels"]
+
+
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_trainers_take_any_names(kind, tokenizer, tmp_path):
     expected = None
