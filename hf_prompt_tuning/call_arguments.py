@@ -192,7 +192,7 @@ def positions(
             f"{media[0]} is given, by which {type(backbone).__name__} counts positions, and they cannot be counted "
             f"behind a prompt from what is given; give {needs}."
         )
-    mask = examples.mask if examples.order is None else _undone(examples)
+    mask = examples.mask_as_it_came()
     if (axes := given.get("position_ids")) is None:
         found = {name: given[name] for name in wanted & given.keys()}
         axes = count(input_ids, **found, attention_mask=mask.long())[0]
@@ -215,11 +215,6 @@ def _in_rows(
         batch = batch.select(torch.arange(len(examples.mask), device=values.device))
     heads = tuple(of_prompt(values.new_zeros(len(vectors), 1)) for vectors in prompts.vectors)
     return padded_rows(Prompts(heads, prompts.of), batch, pads)[0][..., 0]
-
-
-def _undone(examples: Examples) -> Tensor:
-    """The mask in the caller's columns."""
-    return torch.zeros_like(examples.mask).scatter(1, examples.order, examples.mask)
 
 
 def _check_states(given: Mapping[str, Any]) -> None:

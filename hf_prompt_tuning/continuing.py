@@ -36,7 +36,7 @@ class Behind:
 
 
 def columns_in(cache: Any) -> int:
-    """How many columns a cache holds; 0 of an empty one and of None.
+    """How many columns a cache holds; 0 of an empty one, of a recurrent backbone's states and of None.
 
     Raises:
         PromptTuningError: it is no cache of transformers.
@@ -47,7 +47,11 @@ def columns_in(cache: Any) -> int:
         raise PromptTuningError(
             f"past_key_values is a {type(cache).__name__}; give a Cache of transformers, as forward and generate do."
         )
-    return int(cache.get_seq_length())
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:
+        # None of its layers is one of attention.
+        return 0
 
 
 def mark(cache: Any, behind: Behind) -> None:

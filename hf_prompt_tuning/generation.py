@@ -46,8 +46,9 @@ from .inference import can_be_continued
 from .layouts import Examples, PackedLayout, Prompts
 from .layouts.base import token_inputs
 from .layouts.computed import cache_of, in_rows
-from .layouts.padded import padded_rows
+from .layouts.padded import padded_rows, row_mask
 from .layouts.traits import ignores_masked_columns, text_positions
+from .outputs import check_even, first_came_back
 from .stand_ins import calling
 
 ONE_ROW_ONLY = ("rwkv",)
@@ -80,6 +81,8 @@ def generate(
     if columns_in(own):
         _check_own(own, prompts, examples)
     config, options = resolved(backbone, options, examples.embeds.shape[1])
+    if not bool(row_mask(prompts, examples).all()):
+        check_even(config, backbone.config)
     if backbone.config.model_type in ONE_ROW_ONLY and len(examples.mask) * copies(config) > 1:
         raise PromptTuningError(
             f"got {len(examples.mask)} rows and {copies(config)} sequences for each, and {type(backbone).__name__} "
@@ -113,6 +116,8 @@ def generate(
     else:
         with told_of(backbone, given):
             result = _anew(backbone, prompts, examples, ids, given | options)
+        if not isinstance(result, Tensor) and result.get("hidden_states"):
+            result.hidden_states = first_came_back(result.hidden_states, prompts, examples)
     cache = own if isinstance(result, Tensor) else result.get("past_key_values")
     lengths = prompts.lengths() + examples.mask.sum(1)
     if not needs_rows and columns_in(cache) and bool((lengths == width + max(map(len, prompts.vectors))).all()):

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 from transformers.modeling_outputs import ModelOutput
 
 from .errors import PromptTuningError
 from .layouts import Examples, Prompts
 from .layouts.base import take_columns
-from .layouts.padded import as_it_came
+from .layouts.padded import as_it_came, row_mask
 
 
 @dataclasses.dataclass
@@ -77,6 +77,43 @@ def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
     if value.dim() == 4 and value.shape[1:3] == shape:
         return torch.stack([as_it_came(stream, prompts, examples) for stream in value])
     return value
+
+
+def check_even(asked: GenerationConfig, config: PretrainedConfig) -> None:
+    """Refuses attentions of generated rows that are not of one length, where columns have other places than theirs.
+
+    Raises:
+        PromptTuningError: they are asked for, by argument or by config.
+    """
+    if asked.return_dict_in_generate and (asked.output_attentions or config.output_attentions):
+        raise PromptTuningError(
+            "output_attentions is given to generate for rows with pads, or for prompts of several lengths; give rows "
+            "of one length, or one at a time."
+        )
+
+
+def first_came_back(steps: Any, prompts: Prompts, examples: Examples) -> Any:
+    """Hidden states of each step of `generate`, those of the first, [B', P+N, H], in the columns of the batch, P+T.
+
+    Args:
+        steps: for each step a tuple of [B', …, H], of rows `[pads | prompt | text]`, each row as often as it is
+            continued.
+        prompts: those in front of the rows.
+        examples: [B, T].
+    """
+    came = dataclasses.replace(examples, mask=examples.mask_as_it_came())
+    to_mask = row_mask(prompts, came)
+
+    def moved(states: Tensor) -> Tensor:
+        if states.dim() == 4:
+            return torch.stack(tuple(map(moved, states)))
+        copies = states.shape[0] // len(to_mask)
+        taken = to_mask.sum(1)[:, None] > torch.arange(states.shape[1], device=states.device).flip(0)
+        found = states.new_zeros(states.shape[0], to_mask.shape[1], states.shape[2])
+        found[to_mask.repeat_interleave(copies, 0)] = states[taken.repeat_interleave(copies, 0)]
+        return found
+
+    return (tuple(map(moved, steps[0])), *steps[1:])
 
 
 def targets_came_back(value: Any, order: Tensor) -> Any:

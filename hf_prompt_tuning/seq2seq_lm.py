@@ -168,6 +168,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
             options["past_key_values"] = cache
         _take_encoded(given, prompts, sources)
         config = asked(backbone, options)
+        if config.return_dict_in_generate and is_moved(prompts, sources):
+            check_has_place(config.output_attentions, backbone.config)
         if input_ids is not None:
             real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             options = with_encoder_ids(options, config, input_ids, real.bool())

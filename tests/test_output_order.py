@@ -396,3 +396,46 @@ def test_fused_outputs_see_the_pictures(name, names):
         scores = picture_by_hand(model.get_base_model(), vectors, row_of(batch, row))[0, -4:-1].log_softmax(-1)
         right = scores[range(3), batch["input_ids"][row, -3:]]
         torch.testing.assert_close(output.log_probs[row, -3:], right, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("prompts", NAMES)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba", "gemma3n_text"])
+def test_states_of_generated_texts_are_in_the_callers_columns(name, prompts, side):
+    """The first step's hidden states are [prompt | the batch as it came]."""
+    names = NAMES[prompts]
+    model = other_model(name, names) if name in ARCHITECTURES else model_of(name, names)
+    batch = batch_of(side)
+    del batch["labels"]
+    asked = {"return_dict_in_generate": True, "output_hidden_states": True, "pad_token_id": 0, "eos_token_id": None}
+    for copies in (1, 2):
+        found = model.generate(
+            **batch, adapter_names=names, max_new_tokens=2, num_beams=copies, num_return_sequences=copies, **asked
+        ).hidden_states
+        longest = found[0][0].shape[-2] - 8
+        for row in range(len(LENGTHS)):
+            right, length = alone(model, batch, row, names, output_hidden_states=True)
+            text = longest + batch["attention_mask"][row].nonzero()[:, 0]
+            places = torch.cat([torch.arange(longest - length, longest), text])
+            for states, expected in zip(found[0], right.hidden_states, strict=True):
+                for copy in range(copies):
+                    mine = states[..., copies * row + copy, places, :]
+                    torch.testing.assert_close(mine, expected[..., 0, :, :], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_attentions_of_generated_texts():
+    model = model_of("llama", None, attn_implementation="eager")
+    asked = {"return_dict_in_generate": True, "output_attentions": True, "max_new_tokens": 2, "pad_token_id": 0}
+    batch = batch_of("right", lengths=[8, 8])
+    found = model.generate(batch["input_ids"], **asked).attentions
+    right, _ = alone(model, batch, 1, None, output_attentions=True)
+    torch.testing.assert_close(found[0][1][1], right.attentions[1][0], rtol=1e-4, atol=1e-5)
+    batch = batch_of("left")
+    del batch["labels"]
+    with pytest.raises(PromptTuningError, match="output_attentions is given to generate for rows with pads, or for"):
+        model.generate(**batch, **asked)
+    model = model_of("t5", None, attn_implementation="eager")
+    with pytest.raises(PromptTuningError, match="output_attentions is given for rows padded at the left, or for"):
+        model.generate(**batch, **asked)

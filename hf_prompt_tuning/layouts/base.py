@@ -61,6 +61,12 @@ class Examples:
             order,
         )
 
+    def mask_as_it_came(self) -> Tensor:
+        """[B, T] bool, True on real tokens, in the columns of the batch as it came."""
+        if self.order is None:
+            return self.mask
+        return torch.zeros_like(self.mask).scatter(1, self.order, self.mask)
+
     def select(self, rows: Tensor) -> "Examples":
         """The examples `rows` ([B'] long), without the columns that only pads are left in."""
         mask = self.mask[rows]
