@@ -6,7 +6,6 @@ prompt, so here each file is asked for once. What has come stands in the client'
 does it, and is read there when the server is down, again all of one commit.
 """
 
-import hashlib
 import logging
 import re
 import uuid
@@ -19,18 +18,16 @@ from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub._tree_cache import read_tree_cache
 from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from .errors import HubUnavailableError, PromptLoadError
 from .hub_errors import asking
+from .hub_requests import announced, downloaded, is_announced, timeout
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 2**30
-"""Of one file that is read by way of memory; backbones' weights are not."""
 OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
-
-CACHED = re.compile(r"[^\s'\"]*models--(?P<repo_id>[^/\\\s]+)[/\\](?:snapshots[/\\][0-9a-f]{40}|blobs)[/\\]")
+COMMIT = re.compile("[0-9a-f]{40}")
+CACHED = re.compile(r"[^\s'\"]*models--(?P<repo_id>[^/\\\s]+)[/\\](?:snapshots[/\\][0-9a-f]{40,64}|blobs)[/\\]")
 
 T = TypeVar("T")
 
@@ -83,10 +80,13 @@ class HubFolder:
     ):
         self.repo_id, self.kind, self.token, self.subfolder = repo_id, kind, token, subfolder.strip("/")
         self.revision = revision or constants.DEFAULT_REVISION
+        for what, path in (("subfolder", self.subfolder), ("revision", self.revision)):
+            if ".." in path.split("/"):
+                raise PromptLoadError(f"the {what} of {self} is {path!r}; give one that is in it.")
         self.cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
         self.offline = local_files_only or constants.is_offline_mode()
         self.force = force_download and not self.offline
-        self.commit = self._known_commit() if self.offline or re.fullmatch("[0-9a-f]{40}", self.revision) else None
+        self.commit = self._known_commit() if self.offline or COMMIT.fullmatch(self.revision) else None
 
     def __str__(self) -> str:
         return f"the {self.kind} {self.repo_id!r}"
@@ -108,9 +108,9 @@ class HubFolder:
             if listed is not None and name not in listed:
                 return None
             raise PromptLoadError(
-                f"{self} cannot be had: its {name} is not in the cache at "
-                f"{self.revision!r}, and the Hub may not be asked (local_files_only or HF_HUB_OFFLINE). Load it once "
-                "with the Hub, or give a folder that holds all of it."
+                f"{self} cannot be had: its {name} is not in the cache at {self.revision!r}, and the Hub may not be "
+                "asked (local_files_only or HF_HUB_OFFLINE). Load it once with the Hub, or give a folder that holds "
+                "all of it."
             )
         return self._download(name)
 
@@ -121,8 +121,10 @@ class HubFolder:
                 self.repo_id, revision=self.commit or self.revision, token=self.token, timeout=timeout()
             )
         self._pin(info.sha)
+        if not info.siblings:
+            raise HubUnavailableError(f"{self} cannot be had: the server lists no files of it. Try again later.")
         before = f"{self.subfolder}/" if self.subfolder else ""
-        names = [file.rfilename for file in info.siblings or []]
+        names = [file.rfilename for file in info.siblings]
         return [name.removeprefix(before) for name in names if name.startswith(before)]
 
     def has(self, name: str) -> bool:
@@ -131,15 +133,15 @@ class HubFolder:
 
     def probe(self, name: str) -> None:
         """Raise what the server says instead of a file that is to be downloaded by others."""
-        with asking(str(self)), self._opened(name) as answer:
-            hf_raise_for_status(answer)
-            self._said(answer, name)
+        with asking(str(self)):
+            announced(self._url(name), self.token)
 
     def remember(self) -> None:
         """Note in the cache that the revision is this commit: once all of it is there, for what is loaded offline."""
-        if self.commit not in (None, self.revision) and not self.offline:
-            with suppress(OSError):  # a cache that cannot be written to
-                _write(self._storage() / "refs" / self.revision, self.commit.encode())
+        for name in () if self.commit is None or self.offline else {self.revision, self.commit}:
+            if not COMMIT.fullmatch(name):
+                with suppress(OSError):  # a cache that cannot be written to
+                    _write(self._storage() / "refs" / name, self.commit.encode())
 
     def cached(self) -> "HubFolder | None":
         """Return the same, as the cache has it; None where it has nothing of this revision."""
@@ -161,74 +163,39 @@ class HubFolder:
     def _cached(self, name: str) -> Any:
         return try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache, revision=self.commit)
 
-    def _opened(self, name: str) -> Any:
-        url = hf_hub_url(self.repo_id, name, revision=self.commit or self.revision)
-        headers = build_hf_headers(token=self.token, library_name="hf_prompt_tuning")
-        # Not compressed, for then the size would not be the file's.
-        headers |= {"Accept-Encoding": "identity"}
-        return get_session().stream("GET", url, headers=headers, timeout=timeout(), follow_redirects=True)
+    def _url(self, name: str) -> str:
+        return hf_hub_url(self.repo_id, name, revision=self.commit or self.revision)
 
     def _download(self, name: str) -> Path | None:
-        with asking(str(self)), self._opened(name) as answer:
+        with asking(str(self)):
             try:
-                hf_raise_for_status(answer)
-            except EntryNotFoundError:
-                if (commit := answer.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)) is not None:
+                told = announced(self._url(name), self.token)
+            except EntryNotFoundError as error:
+                if (commit := error.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)) is not None:
                     self._pin(commit)
                     with suppress(OSError):
-                        _write(self._storage() / ".no_exist" / commit / name, b"")
+                        _write(self._storage() / ".no_exist" / str(self.commit) / name, b"")
                 return None
-            said = self._said(answer, name)
-            self._pin(said[constants.HUGGINGFACE_HEADER_X_REPO_COMMIT])
+            self._pin(told.commit_hash)
             file = self._storage() / "snapshots" / str(self.commit) / name
             if self.force or not file.is_file():
-                content = self._content(answer, name)
-                self._check(content, said, name)
+                content = downloaded(self._url(name), self.token)
+                if not is_announced(content, told, name):
+                    raise HubUnavailableError(
+                        f"{self} cannot be had: what came for {name} ({len(content)} bytes) is not the file that the "
+                        "server announced. Try again."
+                    )
                 _write(file, content)
         return file
 
-    def _said(self, answer: Any, name: str) -> Any:
-        """The headers of the Hub's own answer: a large file's contents come from elsewhere."""
-        hops = [hop.headers for hop in (*answer.history, answer)]
-        said = next((h for h in hops if constants.HUGGINGFACE_HEADER_X_REPO_COMMIT in h), None)
-        if said is None:
-            raise HubUnavailableError(
-                f"{self} cannot be had: the answer for {name} is not a Hub's. Check HF_ENDPOINT, or whether a proxy "
-                "or a sign-in page answers in the Hub's place."
-            )
-        return said
-
     def _pin(self, commit: str | None) -> None:
-        if self.commit not in (None, commit):
+        if self.commit is None and commit and commit.isalnum():
+            self.commit = commit
+        # One server gives commits of 64 digits, and 40 of them elsewhere.
+        elif not (self.commit and commit and (self.commit.startswith(commit) or commit.startswith(self.commit))):
             raise HubUnavailableError(
                 f"{self} cannot be had: the server was asked for the commit {self.commit}, and answered with another, "
                 f"{commit}. Try again."
-            )
-        self.commit = commit
-
-    def _content(self, answer: Any, name: str) -> bytes:
-        content = bytearray()
-        for piece in answer.iter_bytes():
-            content += piece
-            if len(content) > MAX_BYTES:
-                raise PromptLoadError(
-                    f"{self} cannot be had: its {name} is larger than {MAX_BYTES} bytes. Take one that is a prompt's."
-                )
-        return bytes(content)
-
-    def _check(self, content: bytes, said: Any, name: str) -> None:
-        """Whether it is the file that was announced; a broken one in the cache would be read for ever."""
-        size = said.get(constants.HUGGINGFACE_HEADER_X_LINKED_SIZE)
-        etag = (said.get(constants.HUGGINGFACE_HEADER_X_LINKED_ETAG) or said.get("ETag") or "").strip('W/"')
-        wrong = size is not None and int(size) != len(content)
-        if len(etag) == 64:
-            wrong |= hashlib.sha256(content).hexdigest() != etag
-        elif len(etag) == 40:
-            wrong |= hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != etag
-        if wrong:
-            raise HubUnavailableError(
-                f"{self} cannot be had: what came for {name} ({len(content)} bytes) is not "
-                "the file that the server announced. Try again."
             )
 
 
@@ -257,11 +224,6 @@ def read_whole(place: Place, read: Callable[[Place], T]) -> tuple[T, Place]:
 def named(text: object) -> str:
     """Return a path, or a text with paths in it, as messages give it: the cache's by their repositories."""
     return CACHED.sub(lambda found: found["repo_id"].replace("--", "/", 1) + "/", str(text))
-
-
-def timeout() -> float:
-    """Return how many seconds a server may be silent, by the client's settings."""
-    return min(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ under the same name. What is read here may come from anyone: whatever is wrong w
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,8 +112,11 @@ def _needed(place: Place, prompt: str | Path, name: str) -> Path:
     """The path of a file that every prompt has."""
     if (file := place.find(name)) is not None:
         return file
-    folders = sorted({path.rpartition("/")[0] for path in place.names() if path.endswith(f"/{CONFIG_FILE}")})
-    if name == CONFIG_FILE and folders:
+    folders: list[str] = []
+    if name == CONFIG_FILE:
+        with suppress(PromptLoadError):  # that there is no such file is known, whatever else there is
+            folders = sorted({path.rpartition("/")[0] for path in place.names() if path.endswith(f"/{CONFIG_FILE}")})
+    if folders:
         shown = ", ".join(map(repr, folders[:5])) + (", …" if len(folders) > 5 else "")
         raise PromptLoadError(
             f"{prompt} has no {name}, but prompts in {shown}; name one of these folders by subfolder=…."

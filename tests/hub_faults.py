@@ -11,10 +11,12 @@ A file is named by its path in the repository, a request by its path, which star
 """
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import unquote
 
 FILE = re.compile(r"/(?:datasets/)?(?P<repo_id>[^/]+/[^/]+)/resolve/[^/]+/(?P<name>.+)")
@@ -46,7 +48,7 @@ class Fault:
             `RevisionNotFound`, `GatedRepo` as a 403).
         message: the server's words; default what the real one says, in short.
         code: the `X-Error-Code`, by which the client chooses its exception.
-        headers: more of them (`Retry_After="60"`, with "_" for "-").
+        headers: more of them, or others (`Retry_After="60"`, with "_" for "-").
         drop: "before" closes the connection before a byte is sent; "within" in the middle of the body, whose headers
             were right.
         delay: seconds before the answer.
@@ -99,3 +101,24 @@ class Fault:
         """The headers that go with the status."""
         code = self.code or CODES.get(self.status or 0)
         return (self.headers or {}) | ({"X_Error_Code": code} if code else {})
+
+
+class Failing:
+    """What a server that is to fail has beside what it does."""
+
+    faults: list[Fault]
+    lock: threading.Lock
+
+    def fail(self, what: str, **how: Any) -> Fault:
+        """From now on something goes wrong with a file or a request; how, `Fault` says."""
+        self.faults.append(fault := Fault(what, **how))
+        return fault
+
+    def before(self, what: str, action: Callable[[], object], times: int | None = 1, **which: Any) -> Fault:
+        """Something else happens before the next request for this is answered, a push in the middle of a load say."""
+        return self.fail(what, action=action, times=times, **which)
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        """What is wrong with this request."""
+        with self.lock:
+            return next((fault for fault in self.faults if fault.fits(method, path)), None)

@@ -12,17 +12,15 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from .hub_faults import Fault
+from .hub_faults import Failing, Fault
 from .hub_repository import Refusal, Repository, identity, is_lfs
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(Failing, ThreadingHTTPServer):
     """Serves on 127.0.0.1 within a `with`; `down` makes every request fail, `cut_uploads` what is pushed.
 
     Any other fault, of any file or request: `fail` (`hub_faults.py` says which).
@@ -40,6 +38,7 @@ class HubServer(ThreadingHTTPServer):
         self.links: dict[str, tuple[Repository, str, int]] = {}  # where LFS files are put: repository, sha256, size
         self.requests: list[tuple[str, str]] = []
         self.down = False
+        self.elsewhere = False  # whether files are sent from another place, which tells nothing of them
         self.faults: list[Fault] = []
         self.ended = threading.Event()
         self.lock = threading.Lock()
@@ -92,20 +91,6 @@ class HubServer(ThreadingHTTPServer):
     def cut_uploads(self, after: int = 0) -> None:
         """Every LFS file and commit is lost with its connection, after so many more that are not."""
         self.lost_uploads = itertools.chain(itertools.repeat(False, after), itertools.repeat(True))
-
-    def fail(self, what: str, **how: Any) -> Fault:
-        """From now on something goes wrong with a file or a request; how, `Fault` says."""
-        self.faults.append(fault := Fault(what, **how))
-        return fault
-
-    def before(self, what: str, action: Callable[[], object], times: int | None = 1, **which: Any) -> Fault:
-        """Something else happens before the next request for this is answered, a push in the middle of a load say."""
-        return self.fail(what, action=action, times=times, **which)
-
-    def fault(self, method: str, path: str) -> Fault | None:
-        """What is wrong with this request."""
-        with self.lock:
-            return next((fault for fault in self.faults if fault.fits(method, path)), None)
 
     def put(self, repo_id: str, files: dict[str, bytes | None], branch: str = "main", title: str = "put") -> str:
         """A commit by somebody else, without the client; a file that is None is deleted. Returns its sha."""
@@ -176,6 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.fault if status < 300 else None
         if fault is not None:
             content = (content if fault.body is None else fault.body)[: fault.cut]
+            headers |= fault.headers or {}
         self.send_response(status)
         for name, value in ({"Content_Length": str(len(content))} | headers).items():
             self.send_header(name.replace("_", "-"), value)
@@ -283,7 +269,14 @@ class Handler(BaseHTTPRequestHandler):
         commit = self.repository(repo_id).at(revision)
         if (content := commit.files.get(name)) is None:
             raise Refusal(404, "Entry not found", "EntryNotFound", X_Repo_Commit=commit.sha)
+        if self.server.elsewhere and self.command == "GET":
+            self.answer(302, b"", Location=f"/elsewhere/{repo_id}/{commit.sha}/{quote(name)}")
+            return
         self.answer(200, content, ETag=f'"{identity(name, content)}"', X_Repo_Commit=commit.sha)
+
+    def content(self, repo_id: str, revision: str, name: str) -> None:
+        """By a link that is as good as a token."""
+        self.answer(200, self.server.repositories[repo_id].at(revision).files[name])
 
 
 REPO, REVISION = r"(?P<repo_id>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
@@ -301,4 +294,5 @@ ROUTES = {
     f"GET /api/models/{REPO}/revision/{REVISION}": Handler.info,
     f"GET /api/models/{REPO}/tree/{REVISION}": Handler.tree,
     f"(?:GET|HEAD) /{REPO}/resolve/{REVISION}/(?P<name>.+)": Handler.resolve,
+    f"GET /elsewhere/{REPO}/{REVISION}/(?P<name>.+)": Handler.content,
 }

@@ -21,6 +21,7 @@ from hf_prompt_tuning.prompt_info import INFO_FILE
 
 from .conftest import tiny_model
 from .hub_client import contents, local_hub
+from .hub_repository import identity
 
 ID = "alice/prompt"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, INFO_FILE, START_FILE)
@@ -135,6 +136,34 @@ def test_the_cache_does_not_serve_what_the_server_refuses(hub, backbone, how):
     load(backbone)
     hub.fail("*", **WRONG[how])
     refused(backbone)
+
+
+@pytest.mark.parametrize("lying", [False, True])
+def test_contents_that_are_elsewhere(hub, backbone, newer, lying):
+    """As a server does that sends them from another place, and (`lying`) tells the newest one's hash of each."""
+    hub.elsewhere = True
+    first = hub.commits(ID)[-1][0]
+    hub.put(ID, newer)
+    if lying:
+        for name in FILES:
+            etag = identity(name, hub.files(ID)[name])
+            hub.fail(name, method="HEAD", headers={"ETag": f'"{etag}"'})
+    assert load(backbone, revision=first).info.template.source == "A {message}"
+    assert load(backbone).info.template.source == "B {message}"
+    hub.heal()
+    hub.fail(INFO_FILE, method="HEAD", status=503)
+    assert "503 Service Unavailable" in refused(backbone, force_download=True)
+
+
+@pytest.mark.parametrize("options", [{"subfolder": "../x"}, {"subfolder": "a/../../x"}, {"revision": "../main"}])
+def test_what_would_lead_out_of_the_repository(hub, backbone, options):
+    assert "; give one that is in it" in refused(backbone, **options)
+
+
+def test_a_server_that_lists_nothing(hub, backbone, files):
+    hub.put("alice/none", {"README.md": b""})
+    hub.fail("/api/models/*", status=500)
+    assert "has no adapter_config.json; a prompt's folder holds" in refused(backbone, prompt="alice/none")
 
 
 def test_a_file_is_missing_where_the_server_says_so(hub, backbone, files):
