@@ -108,7 +108,7 @@ def load_prompt(
             must_be_known(place, TOKENIZER_FILES)
         tokenizer = _tokenizer(name, required, **origin)
     cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
-    model = cls.from_saved(backbone, saved, "default", is_trainable, ignore_mismatch)
+    model = cls.from_saved(backbone, saved, "default", is_trainable, ignore_mismatch, tokenizer)
     return model, tokenizer, model.info.template
 
 

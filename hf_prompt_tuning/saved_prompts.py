@@ -57,9 +57,15 @@ class SavedPrompts:
 
     @classmethod
     def from_saved(
-        cls, model: PreTrainedModel, saved: SavedPrompt, adapter_name: str, is_trainable: bool, ignore_mismatch: bool
+        cls,
+        model: PreTrainedModel,
+        saved: SavedPrompt,
+        adapter_name: str,
+        is_trainable: bool,
+        ignore_mismatch: bool,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> "SavedPrompts":
-        """As `from_pretrained`, of a prompt that was read already."""
+        """As `from_pretrained`, of a prompt that was read already; the tokenizer is for prompts to be added."""
         check_backbone(model)
         if saved.config.task_type not in (None, cls.task_type):
             raise PromptMismatchError(
@@ -68,7 +74,7 @@ class SavedPrompts:
             )
         known = backbone_fingerprint(model)
         check_match(saved, model.get_input_embeddings().embedding_dim, known, ignore_mismatch)
-        prompt_model = cls(model, _to_fill(saved), adapter_name, known_fingerprint=known)
+        prompt_model = cls(model, _to_fill(saved, tokenizer), adapter_name, known_fingerprint=known)
         prompt_model._fill(saved, adapter_name, is_trainable)
         prompt_model._let_train(adapter_name, is_trainable)
         return prompt_model
@@ -275,6 +281,6 @@ class SavedPrompts:
         """PEFT calls this with every save; the card is written by `save_pretrained`, once all it tells is known."""
 
 
-def _to_fill(saved: SavedPrompt) -> PromptTuningConfig:
+def _to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptTuningConfig:
     """The config of a prompt that is not initialised, because its vectors come from a file."""
-    return replace(saved.config, inference_mode=True, token_dim=None)
+    return replace(saved.config, inference_mode=True, token_dim=None, tokenizer=tokenizer)

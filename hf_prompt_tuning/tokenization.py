@@ -229,6 +229,10 @@ class PromptTokenizer:
             name: what the messages call it ("training", "evaluation", …).
             require_target: refuse rows without a label.
         """
+        if (getattr(data, "format", None) or {}).get("type") not in (None, "custom") or isinstance(
+            data, IterableDataset
+        ):
+            data = data.with_format(None)  # values, and not tensors of them
         template, columns = self.template, columns_of(data)
         template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
         reader = template.label_reader(data.features or {}) if template.is_classification else None
@@ -252,7 +256,7 @@ class PromptTokenizer:
             return data.map(encode, **options).select_columns(list(kinds))
         if without:
             self._warn_of_names(data, reader, without, name)
-        encoded = data.with_format(None).map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
+        encoded = data.map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
         cut = sum(encoded["was_cut"])
         if cut:
             logger.warning(

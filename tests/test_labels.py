@@ -217,6 +217,21 @@ def test_rows_of_a_name_that_is_no_candidate_are_counted(tokenizer, caplog):
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow"])
+@pytest.mark.parametrize(
+    "feature", [ClassLabel(names=["1", "0", "2"]), Value("float32"), Value("int8"), Value("bool")]
+)
+def test_formats_of_a_dataset_are_no_matter(feature, kind, tokenizer):
+    data = rows([1, 0, 1], feature)
+    words = None if isinstance(feature, ClassLabel) else {"0": "bad", "1": "good", "true": "yes", "false": "no"}
+    expected = {"bool": ["yes", "no", "yes"]}.get(feature.dtype, ["good", "bad", "good"] if words else ["0", "1", "0"])
+    assert targets(labelled(label_words=words), data.with_format(kind), tokenizer) == expected
+    stream, template = data.to_iterable_dataset().with_format(kind), labelled(label_words=words).with_label_words(data)
+    encoder = PromptTokenizer(template, tokenizer, False)
+    found = [row["label"] for row in encode_data(stream, "training", encoder, None, True)]
+    assert [list(template.label_words.values())[i] for i in found] == expected
+
+
 def test_streams(tokenizer):
     feature = ClassLabel(names=["1", "0"])
     data = rows([0, 1], feature)

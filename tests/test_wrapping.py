@@ -384,6 +384,14 @@ def test_more_prompts_use_the_models_tokenizer(kind, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_loaded_model_knows_its_tokenizer(kind, tokenizer, tmp_path):
+    tiny_prompt_model(kind).save_pretrained(tmp_path)
+    model, _, _ = load_prompt(tmp_path, backbone=tiny_model(kind), tokenizer=tokenizer)
+    model.add_adapter("b", config(prompt_tuning_init="TEXT", prompt_tuning_init_text="the parcel never"))
+    assert model.prompt_encoder["b"].embedding.weight.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_what_peft_does_with_weights_has_no_meaning(kind):
     model = tiny_prompt_model(kind)
     for name, message in (
