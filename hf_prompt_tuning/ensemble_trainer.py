@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from .card import write_card
+from .collator import DataCollatorForPromptTuning
 from .describing import to_record
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptTuningError
@@ -36,6 +37,7 @@ from .prompt_task import PromptTask
 from .repository_files import PROMPT_FILES
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
+from .token_rows import ColumnCheck
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
 from .training_data import encode_data, with_label_words
@@ -84,6 +86,10 @@ class EnsembleTrainer(MultiPromptTrainer):
             check_backbone(model)
         template = with_label_words(template, train_dataset, eval_dataset)
         encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
+        ours = isinstance(kwargs.get("data_collator"), DataCollatorForPromptTuning | None)
+        check = ColumnCheck(model, getattr(args, "remove_unused_columns", True), ours, alone=False)
+        check(train_dataset, "training", template)
+        check(eval_dataset, "evaluation", template)
         # Tokenized once, for all members.
         train = encode_data(train_dataset, "training", encoder, None, require_target=True)
         evaluation = encode_data(eval_dataset, "evaluation", encoder, None, require_target=False)

@@ -13,7 +13,9 @@ from transformers.trainer_utils import PredictionOutput
 from .calibration import fit_calibration
 from .callers_metrics import labelled_rows, mean_losses, of_rows, plain_metrics
 from .describing import to_record
+from .errors import PromptTuningError
 from .evaluation import (
+    beside_texts,
     classification_metrics,
     confusion_matrix,
     decode,
@@ -29,6 +31,7 @@ from .metric_direction import value_of
 from .prompt_info import PromptInfo
 from .row_order import RowOrderTrainer
 from .sharding import whole
+from .token_rows import ColumnCheck, with_labels
 from .tokenization import PromptTokenizer
 from .training_data import encode_data
 
@@ -46,7 +49,11 @@ class EvaluatingTrainer(RowOrderTrainer):
     _predicting = False
     _preprocess: Any = None  # `preprocess_logits_for_metrics`
 
+    _columns: ColumnCheck
+    _alone = True  # whether one prompt trains
+
     def _encoded(self, data: Any, name: str, require_target: bool) -> Any:
+        self._columns(data, name, None if self._encoder is None else self._encoder.template)
         return encode_data(data, name, self._encoder, self._limit, require_target, self._vocabulary)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -56,7 +63,8 @@ class EvaluatingTrainer(RowOrderTrainer):
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As in `Trainer`; a dataset of raw columns is tokenized."""
+        """As in `Trainer`; a dataset of raw columns is tokenized, and rows of token ids may have no labels."""
+        test_dataset = test_dataset if self._encoder is not None else with_labels(test_dataset)
         return super().get_test_dataloader(self._encoded(test_dataset, "test", require_target=False))
 
     def prediction_step(
@@ -71,6 +79,11 @@ class EvaluatingTrainer(RowOrderTrainer):
         inputs = self._prepare_inputs(inputs)
         gold = inputs.pop("label", None)
         labels = inputs.setdefault("labels", torch.full_like(inputs["input_ids"], IGNORED))
+        if self._encoder is not None and (others := beside_texts(inputs)):
+            raise PromptTuningError(
+                f"the batches have {others[0]!r} beside texts, and labels are ranked and texts written by the text "
+                "alone; leave it out, or train on rows of token ids without a template."
+            )
         with torch.no_grad(), self.compute_loss_context_manager():
             if gold is not None and self._encoder is not None and not prediction_loss_only:
                 ids, seq2seq = self._encoder.label_token_ids, self._encoder.is_encoder_decoder

@@ -7,6 +7,7 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -30,11 +31,31 @@ def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
         [B] fp32 and [B] long.
     """
     with torch.no_grad():
-        output = model(**batch, only_labelled=True)
-    nll = torch.nn.functional.cross_entropy(output.logits.float(), output.targets, reduction="none")
+        logits, targets, rows = labelled_logits(model, batch)
+    nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     size = len(batch["input_ids"])
-    summed = torch.zeros(size, device=nll.device).index_add(0, output.rows, nll)
-    return summed, torch.bincount(output.rows, minlength=size)
+    summed = torch.zeros(size, device=nll.device).index_add(0, rows, nll)
+    return summed, torch.bincount(rows, minlength=size)
+
+
+def beside_texts(batch: dict[str, Any]) -> list[str]:
+    """Return what a batch has beside texts (pictures, token types, …), which only `forward` for whole rows takes."""
+    return [name for name in batch if name not in ("input_ids", "attention_mask", "labels", "adapter_names", "label")]
+
+
+def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The predictions of the K labelled tokens, [K, V], the tokens [K], and the row of each [K]; as `label_nll`."""
+    if not beside_texts(batch):
+        output = model(**batch, only_labelled=True)
+        return output.logits, output.targets, output.rows
+    labels, seq2seq = batch["labels"], extract_model_from_parallel(model).config.is_encoder_decoder
+    given = {name: value for name, value in batch.items() if name != "labels" or seq2seq}
+    logits = model(**given).logits
+    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    places = columns if seq2seq else columns + logits.shape[1] - labels.shape[1] - 1
+    # Without a prompt nothing stands before the first token to predict it.
+    rows, columns, places = rows[places >= 0], columns[places >= 0], places[places >= 0]
+    return logits[rows, places], labels[rows, columns], rows
 
 
 def rank_labels(

@@ -47,6 +47,7 @@ class MultiPromptTrainer(TaskTrainer):
         # A copy, because the number of steps is the run's, and a step's micro-batches are gone through here.
         args = copy.copy(args if args is not None else PromptTuningArguments(output_dir="trainer_output"))
         _check_arguments(args)
+        _check_optimizers(kwargs.get("optimizers"))
         for callback in kwargs.get("callbacks") or ():
             _check_callback(callback, [task.name for task in tasks])
         self._asked = copy.copy(args)
@@ -106,7 +107,9 @@ class MultiPromptTrainer(TaskTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in `Trainer`, with a group of parameters for each prompt."""
         if self.optimizer is None:
-            optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, self.model
+            )
             groups = [
                 {
                     "params": [self._weights[name]],
@@ -201,10 +204,23 @@ def _check_arguments(args: PromptTuningArguments) -> None:
             f"this run has {max(args.world_size, args.n_gpu)} devices; several prompts train on one (set "
             "CUDA_VISIBLE_DEVICES), or each prompt in a run of its own."
         )
+    if args.auto_find_batch_size:
+        raise PromptTuningError(
+            "auto_find_batch_size is on, and each of several prompts has its own batches; give "
+            "per_device_train_batch_size."
+        )
     if args.load_best_model_at_end or args.save_strategy == "best":
         raise PromptTuningError(
             "load_best_model_at_end, early_stopping_patience and save_strategy best ask for one best step, and each "
             "of several prompts has its own. Leave them out, and choose from the checkpoints."
+        )
+
+
+def _check_optimizers(optimizers: Any) -> None:
+    if optimizers is not None and any(one is not None for one in optimizers):
+        raise PromptTuningError(
+            "optimizers are given, and each of several prompts has its rate and schedule; give "
+            "optimizer_cls_and_kwargs, and learning_rate to a task."
         )
 
 

@@ -18,6 +18,8 @@ from .checkpoints import UNFINISHED, damage, newest_whole, publish, saving, seal
 from .distributed import DistributedTrainer
 from .errors import PromptTuningError, TrainingInterrupted
 from .interruption import SignalWatch
+from .soft_prompts import SoftPrompts
+from .trainer_checks import check_trains
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +40,12 @@ class ResumingTrainer(DistributedTrainer):
             **kwargs: as in `Trainer`.
 
         Raises:
-            PromptTuningError: the folder given is not there, or damaged.
+            PromptTuningError: the folder given is not there, or damaged; or the prompt was loaded without
+                `is_trainable=True`.
             CheckpointSaveError: a checkpoint could not be written.
             TrainingInterrupted: with `save_on_signal`, SIGTERM or SIGINT came, and the run is saved.
         """
+        self._check_trains()
         if self.args.should_save:
             tidy(self.args.output_dir)
         self.accelerator.wait_for_everyone()
@@ -60,6 +64,11 @@ class ResumingTrainer(DistributedTrainer):
                 yield
         finally:
             self._watch = None
+
+    def _check_trains(self) -> None:
+        model = self.accelerator.unwrap_model(self.model) if self.model is not None else None
+        if isinstance(model, SoftPrompts):  # else `model_init` makes one
+            check_trains(model, list(getattr(self, "tasks", None) or [model.active_adapter]))
 
     def _checkpoint(self, asked: str | bool | None) -> str | None:
         """The folder to resume from, the same one on every process."""

@@ -22,6 +22,7 @@ from .layouts import Candidates, Examples, LabelledLogits, Prompts
 from .layouts.base import IGNORED
 from .prompt_info import PromptInfo
 from .sharding import embedded, embedding_device
+from .untrainable import untrainable
 from .vocabulary import check_tensor
 
 logger = logging.getLogger(__name__)
@@ -207,4 +208,7 @@ class SoftPrompts(HeldPrompts):
         if num_items_in_batch is None:
             num_items_in_batch = len(predictions.targets)
         # Nothing is labelled on this process (or on any): the loss is 0, not 0/0.
-        return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+        loss = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
+        if self.training and torch.is_grad_enabled() and not loss.requires_grad and not self._adapters_disabled:
+            return untrainable(loss, self.active_adapter)
+        return loss

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .backbone import hub_id, max_positions
+from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments
 from .describing import to_record
 from .errors import PromptTuningError
@@ -19,9 +20,11 @@ from .prompt_task import PromptTask, check_names, model_with_prompts
 from .repository_card import write_repository_card
 from .repository_files import PROMPT_FILES
 from .soft_prompts import SoftPrompts
+from .task_checks import check_of_tasks, check_prompts, encoder_of, template_of
+from .token_rows import ColumnCheck
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
-from .training_data import encode_data, with_label_words
+from .training_data import encode_data
 from .vocabulary import vocabulary_of
 
 
@@ -29,6 +32,7 @@ class TaskTrainer(PromptTuningTrainer):
     """The part of `MultiPromptTrainer` that knows its tasks: their data, their metrics, their folders."""
 
     _asked: PromptTuningArguments  # as the caller gave them
+    _alone = False
 
     def __init__(
         self,
@@ -39,15 +43,18 @@ class TaskTrainer(PromptTuningTrainer):
         **kwargs: Any,
     ):
         check_names(tasks)
-        tasks = [replace(task, template=_with_label_words(task, model)) for task in tasks]
+        check_of_tasks(kwargs)
+        tasks = [replace(task, template=template_of(task, model)) for task in tasks]
         if not isinstance(model, SoftPrompts):
             model = model_with_prompts(model, tasks, processing_class, args.seed)
-        _check_prompts(model, tasks)
-        self._encoders = {task.name: _encoder(task, processing_class, model) for task in tasks}
+        check_prompts(model, tasks)
+        self._encoders = {task.name: encoder_of(task, processing_class, model) for task in tasks}
         limit = max_positions(model.get_base_model())
         lengths = {task.name: len(model.prompt_encoder[task.name].embedding.weight) for task in tasks}
         self._limits = {name: None if limit is None else limit - length for name, length in lengths.items()}
         self._vocabulary = vocabulary_of(model)
+        ours = isinstance(kwargs.get("data_collator"), DataCollatorForPromptTuning | None)
+        self._columns = ColumnCheck(model.get_base_model(), args.remove_unused_columns, ours, self._alone)
         self.tasks = {task.name: self._with_token_ids(task) for task in tasks}
         model.set_adapter(tasks[0].name)
         data = {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None}
@@ -69,6 +76,8 @@ class TaskTrainer(PromptTuningTrainer):
 
     def _with_token_ids(self, task: PromptTask) -> PromptTask:
         encoder, limit, rows = self._encoders[task.name], self._limits[task.name], self._vocabulary
+        for name, data in (("training", task.train_dataset), ("evaluation", task.eval_dataset)):
+            self._columns(data, f"{task.name} {name}", None if encoder is None else encoder.template)
         train = encode_data(task.train_dataset, f"{task.name} training", encoder, limit, True, rows)
         evaluation = encode_data(task.eval_dataset, f"{task.name} evaluation", encoder, limit, False, rows)
         return replace(task, train_dataset=train, eval_dataset=evaluation)
@@ -258,28 +267,6 @@ class TaskTrainer(PromptTuningTrainer):
                 f"{sorted(self.tasks)}; resume with the same tasks."
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-def _check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
-    if set(model.peft_config) != {task.name for task in tasks}:
-        raise PromptTuningError(
-            f"the model has the prompts {sorted(model.peft_config)}, and the tasks are "
-            f"{sorted(task.name for task in tasks)}; give a plain backbone, or a prompt for each task."
-        )
-
-
-def _with_label_words(task: PromptTask, model: Any) -> Any:
-    template = task.template
-    if template is None and isinstance(model, SoftPrompts) and task.name in model.prompt_info:
-        template = model.prompt_info[task.name].template
-    return with_label_words(template, task.train_dataset, task.eval_dataset)
-
-
-def _encoder(task: PromptTask, tokenizer: Any, model: SoftPrompts) -> PromptTokenizer | None:
-    if tokenizer is None:
-        raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
-    template = task.template
-    return None if template is None else PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
 
 
 def _renamed(metrics: dict[str, float], prefix: str, new: str) -> dict[str, float]:

@@ -13,7 +13,9 @@ from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
 from .describing import describe_run
 from .errors import PromptTuningError
+from .evaluation import beside_texts
 from .layouts import check_layout_name
+from .layouts.base import IGNORED
 from .metric_direction import check_direction
 from .modeling import with_prompt
 from .prompt_info import PromptInfo
@@ -22,8 +24,10 @@ from .searching import SearchingTrainer
 from .sharding import whole
 from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
+from .token_rows import ColumnCheck
 from .tokenization import PromptTokenizer
-from .training_data import with_label_words
+from .trainer_checks import check_options, check_together, warn_of_template
+from .training_data import text_rows, with_label_words
 from .vocabulary import vocabulary_of
 
 
@@ -66,8 +70,7 @@ class PromptTuningTrainer(SearchingTrainer):
         **kwargs: Any,
     ):
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
-        if processing_class is None and (template is not None or data_collator is None):
-            raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
+        check_together(model, model_init, prompt_config, args, callbacks or ())
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps <= 0:
             raise PromptTuningError(
                 f"the training data is a stream and max_steps is {args.max_steps}; a stream has no length to count "
@@ -76,19 +79,20 @@ class PromptTuningTrainer(SearchingTrainer):
         check_direction(args)
         self.model_init = model_init
         if model_init is not None:
-            if model is not None:
-                raise PromptTuningError("both model and model_init are given; give one of them.")
             model = super().call_model_init()
-        template = template if template is not None else getattr(getattr(model, "info", None), "template", None)
-        template = with_label_words(template, train_dataset, eval_dataset)
+        template = self._made_by(template, model, processing_class, train_dataset, eval_dataset)
+        check_options(args, kwargs, compute_metrics, template)
+        self._preprocess = kwargs.pop("preprocess_logits_for_metrics", None)
         if prompt_config is not None:
             set_seed(args.seed)  # before the prompt is drawn
         model = self._wrapped(model, prompt_config, processing_class, template)
         self._encoder: PromptTokenizer | None = None
-        if template is not None and processing_class is not None:
+        if template is not None:
             self._encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
         self._extra_metrics = compute_metrics
         self._limit, self._vocabulary = self._room(model), vocabulary_of(model)
+        ours = data_collator is None or isinstance(data_collator, DataCollatorForPromptTuning)
+        self._columns = ColumnCheck(self._base(model), args.remove_unused_columns, ours, self._alone)
         callbacks = list(callbacks or [])
         if getattr(args, "early_stopping_patience", None):
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -148,6 +152,27 @@ class PromptTuningTrainer(SearchingTrainer):
         return model
 
     @staticmethod
+    def _made_by(template: Any, model: Any, tokenizer: Any, train: Any, evaluation: Any) -> PromptTemplate | None:
+        """What makes text of the data: the template that is given, or the prompt's own; None for token ids alone.
+
+        Raises:
+            PromptTuningError: text, and no tokenizer.
+        """
+        own = model.info.template if isinstance(model, SoftPrompts) else None
+        warn_of_template(own, template)
+        known = template if template is not None else own
+        if known is None or tokenizer is not None:
+            return with_label_words(known, train, evaluation)
+        data = [rows for rows in (train, evaluation) if rows is not None]
+        if template is not None or not data or any(text_rows(rows, known) is not None for rows in data):
+            raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
+        return None
+
+    @staticmethod
+    def _base(model: Any) -> Any:
+        return model.get_base_model() if isinstance(model, SoftPrompts) else model
+
+    @staticmethod
     def _wrapped(model: Any, config: PromptTuningConfig | None, tokenizer: Any, template: Any) -> Any:
         """The model with its prompt; a plain backbone gets the one that `prompt_config` describes."""
         if model is None or isinstance(model, SoftPrompts):
@@ -179,9 +204,14 @@ class PromptTuningTrainer(SearchingTrainer):
         return (0 if args.max_steps == 0 else num_train_epochs, *values)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`, asking the model for the labelled positions only."""
+        """As in `Trainer`, asking the model for the labelled positions only, where rows are texts alone."""
         inputs = {name: value for name, value in inputs.items() if name != "label"}
-        inputs |= {"only_labelled": True, "label_smoothing": self.args.label_smoothing_factor}
+        if not beside_texts(inputs):
+            inputs["only_labelled"] = True
+        elif not self.accelerator.unwrap_model(model).config.is_encoder_decoder and "labels" in inputs:
+            # As wide as the text and one more: the first token's label counts.
+            inputs["shift_labels"] = nn.functional.pad(inputs.pop("labels"), (0, 1), value=IGNORED)
+        inputs["label_smoothing"] = self.args.label_smoothing_factor
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _describe(self, info: PromptInfo) -> None:

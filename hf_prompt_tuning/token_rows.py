@@ -1,0 +1,130 @@
+"""Columns of a trainer's data that a backbone reads: kept, or refused by name; none is lost without a word."""
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from torch import nn
+
+from .data_files import ORIGIN
+from .encoded_rows import columns_of, is_encoded
+from .errors import PromptTuningError
+from .layouts.base import IGNORED
+from .template import PromptTemplate
+from .training_data import from_list, is_text
+
+logger = logging.getLogger(__name__)
+
+OURS = ("input_ids", "attention_mask", "labels", "label", "length", ORIGIN)
+"""What a batch is made of, and what rows may have beside it for samplers and messages."""
+TEXTS = (*OURS, "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask")
+"""What a backbone reads of texts, which a template makes anew."""
+
+
+@dataclass(frozen=True)
+class ColumnCheck:
+    """What a trainer does with the columns of its data.
+
+    Attributes:
+        backbone: the one that is trained.
+        removes: `remove_unused_columns`.
+        batched: whether the collator is ours, which makes labels of nothing, and batches of every column.
+        alone: whether one prompt trains; batches of several hold texts alone.
+    """
+
+    backbone: nn.Module
+    removes: bool
+    batched: bool
+    alone: bool
+
+    def __call__(self, data: Any, name: str, template: PromptTemplate | None) -> None:
+        """Raise PromptTuningError for a column that the backbone reads, and that would be lost.
+
+        Args:
+            data: raw columns or token ids; a dict of such, or None.
+            name: what messages call it.
+            template: what makes text of raw columns.
+        """
+        if isinstance(data, dict):
+            for key, rows in data.items():
+                self(rows, key, template)
+            return
+        columns, first, texts = _look(data, name, template)
+        if texts:
+            lost = [c for c in self._read(columns) if c not in TEXTS and c not in template.columns]
+            if lost:
+                raise PromptTuningError(
+                    f"the {name} data has the column {lost[0]!r}, which {self._named} reads, and a template makes "
+                    "rows of text alone. Give rows of token ids with it, without a template, or remove it."
+                )
+        elif "input_ids" in columns:
+            self._check_token_ids(columns, first, name)
+            read = [c for c in self._read(columns) if c not in OURS]
+            if read and (template is not None or not self.alone):
+                raise PromptTuningError(
+                    f"the {name} data has the column {read[0]!r}, which {self._named} reads; rows with a template, "
+                    "and batches of several prompts, hold texts alone. Leave the template out, train this prompt in a "
+                    "run of its own, or remove the column."
+                )
+
+    @property
+    def _named(self) -> str:
+        return type(self.backbone).__name__
+
+    def _read(self, columns: Iterable[str]) -> list[str]:
+        known = inspect.signature(self.backbone.forward).parameters
+        return [column for column in columns if column in known]
+
+    def _check_token_ids(self, columns: list[str], first: Mapping[str, Any], name: str) -> None:
+        if self.batched and "labels" not in columns:
+            raise PromptTuningError(
+                f"the {name} data has the columns {', '.join(map(repr, columns))} and no 'labels'; give each row the "
+                "token ids that are to be predicted, -100 where none is, or a data_collator that makes them."
+            )
+        unread = [c for c in columns if c not in OURS and c not in self._read(columns)]
+        inputs = [c for c in unread if (self.batched and not self.removes) or _could_be_input(first.get(c))]
+        if inputs:
+            raise PromptTuningError(
+                f"the {name} data has the column {inputs[0]!r}, and {self._named}.forward takes no such argument; "
+                "remove it, or call it what the backbone calls it."
+            )
+        if unread:
+            # What is plainly no input (a text, a number) is left out, as by Trainer.
+            names = ", ".join(map(repr, unread))
+            logger.warning("The %s data's columns %s are left out: %s takes none.", name, names, self._named)
+
+
+def with_labels(data: Any) -> Any:
+    """Return rows of token ids that have labels, of which none is to be predicted where they had none."""
+    if not isinstance(data, Dataset | IterableDataset) or "labels" in columns_of(data):
+        return data
+    options = {} if isinstance(data, IterableDataset) else {"load_from_cache_file": False}
+    return data.map(lambda row: {"labels": [IGNORED] * len(row["input_ids"])}, **options)
+
+
+def _look(data: Any, name: str, template: PromptTemplate | None) -> tuple[list[str], Mapping[str, Any], bool]:
+    """The columns of data, its first row, and whether a template makes text of it; no columns where none are known."""
+    if isinstance(data, list) and data:
+        data = from_list(data[:1], name)
+    if isinstance(data, Dataset | IterableDataset):
+        if is_encoded(data):
+            return [], {}, False
+        first = next(iter(data), {})
+        return columns_of(data), first, template is not None and is_text(data, template)
+    first = data[0] if hasattr(data, "__getitem__") and hasattr(data, "__len__") and len(data) else None
+    return (list(first), first, False) if isinstance(first, Mapping) else ([], {}, False)
+
+
+def _could_be_input(value: Any) -> bool:
+    """Whether a value is what models take beside token ids: an array of floats, or of several dimensions."""
+    if value is None or isinstance(value, str | bytes | bool | int | float | Mapping):
+        return False
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return False
+    return array.dtype.kind == "f" or (array.dtype.kind in "iub" and array.ndim > 1)

@@ -1,0 +1,108 @@
+"""What a trainer is asked for that cannot be, or cannot be together: refused before anything changed."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainingArguments
+
+from .errors import PromptTuningError
+from .soft_prompts import SoftPrompts
+from .template import PromptTemplate
+
+logger = logging.getLogger(__name__)
+
+
+def check_together(
+    model: Any, model_init: Any, config: Any, args: TrainingArguments, callbacks: Sequence[Any]
+) -> None:
+    """Raise PromptTuningError for two arguments of which one would be ignored."""
+    if model is None and model_init is None:
+        raise PromptTuningError("neither model nor model_init is given; give one of them.")
+    if model is not None and model_init is not None:
+        raise PromptTuningError("both model and model_init are given; give one of them.")
+    if config is not None and (model_init is not None or isinstance(model, SoftPrompts)):
+        what = "model_init" if model_init is not None else "a model that has its prompt"
+        raise PromptTuningError(
+            f"prompt_config is given together with {what}; give it to get_prompt_tuning_model, or a plain backbone "
+            "here."
+        )
+    patience = getattr(args, "early_stopping_patience", None)
+    if patience and any(_kind(callback) is EarlyStoppingCallback for callback in callbacks):
+        raise PromptTuningError(
+            f"an EarlyStoppingCallback is given beside early_stopping_patience, {patience}; give one of them."
+        )
+
+
+def _kind(callback: Any) -> type:
+    return callback if isinstance(callback, type) else type(callback)
+
+
+def check_options(
+    args: TrainingArguments, options: Mapping[str, Any], compute_metrics: Any, template: PromptTemplate | None
+) -> None:
+    """Raise PromptTuningError for an option of Trainer's that this trainer does not do.
+
+    Args:
+        args: Trainer's.
+        options: what else Trainer is given, by name.
+        compute_metrics: the caller's.
+        template: None for rows of token ids.
+    """
+    refused = {
+        "compute_loss_func": (
+            options.get("compute_loss_func"),
+            "the loss is that of the labelled tokens; override compute_loss, or use transformers' Trainer",
+        ),
+        "batch_eval_metrics": (
+            args.batch_eval_metrics,
+            "compute_metrics is given all rows at once, as label scores or texts; leave it out",
+        ),
+        "eval_do_concat_batches=False": (
+            not args.eval_do_concat_batches,
+            "compute_metrics is given all rows at once; leave it out",
+        ),
+        "eval_use_gather_object": (
+            args.eval_use_gather_object,
+            "what it gathers are tensors, of which Accelerate would lose some; leave it out",
+        ),
+        "preprocess_logits_for_metrics": (
+            template is not None and options.get("preprocess_logits_for_metrics"),
+            "with a template metrics are of label scores or texts; leave it out, or give rows of token ids",
+        ),
+    }
+    for name, (asked, why) in refused.items():
+        if asked:
+            raise PromptTuningError(f"{name} is given, and this trainer does without: {why}.")
+    if args.label_names not in (None, ["labels"]):
+        raise PromptTuningError(f"label_names is {args.label_names}; labels are in the column 'labels': leave it out.")
+    writes = template is not None and not template.is_classification
+    if compute_metrics is not None and writes and not getattr(args, "predict_with_generate", True):
+        raise PromptTuningError(
+            "compute_metrics is given and predict_with_generate is False, so there are no texts for it; leave one out."
+        )
+
+
+def warn_of_template(own: PromptTemplate | None, template: PromptTemplate | None) -> None:
+    """Say where a template takes the place of another one, which is the prompt's own."""
+    if own is not None and template is not None and parts(own) != parts(template):
+        logger.warning(
+            "The prompt's template, with the source %r, is replaced by the one that the trainer is given, %r.",
+            own.source,
+            template.source,
+        )
+
+
+def parts(template: PromptTemplate) -> tuple[Any, ...]:
+    """What a template says without its label words, which may be found in the data."""
+    return template.source, template.target, template.label_column
+
+
+def check_trains(model: Any, names: Sequence[str]) -> None:
+    """Raise PromptTuningError where a prompt that is to train was loaded to be used."""
+    for name in names:
+        if not model.prompt_encoder[name].embedding.weight.requires_grad:
+            raise PromptTuningError(
+                f"the prompt {name!r} does not train: it was loaded without is_trainable=True. Load it with that, or "
+                f"call model.set_requires_grad({name!r})."
+            )

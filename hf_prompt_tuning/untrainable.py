@@ -1,0 +1,32 @@
+"""A loss that no prompt moves says so, where PyTorch would say that an element has no gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import PromptTuningError
+
+
+class _Untrainable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, anchor: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise PromptTuningError(
+            f"the prompt {ctx.name!r} gets no gradient: it was loaded without is_trainable=True. Load it with that, "
+            f"or call model.set_requires_grad({ctx.name!r})."
+        )
+
+
+def untrainable(loss: Tensor, name: str) -> Tensor:
+    """Return the loss, whose backward pass raises PromptTuningError.
+
+    Args:
+        loss: scalar, that needs no gradient.
+        name: the prompt's.
+    """
+    return _Untrainable.apply(loss, torch.zeros((), requires_grad=True, device=loss.device), name)
