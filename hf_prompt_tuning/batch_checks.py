@@ -47,8 +47,10 @@ def check_texts(
         )
 
 
-def check_labels(backbone: PreTrainedModel, labels: Tensor | None, shape: torch.Size | None, rows: int) -> None:
-    """Refuses labels that are not one for each token, or that the backbone cannot predict.
+def check_labels(
+    backbone: PreTrainedModel, labels: Tensor | None, shape: torch.Size | None, rows: int
+) -> Tensor | None:
+    """The labels, long, if they are one for each token, and the backbone can predict them.
 
     Args:
         backbone: whose vocabulary the labels are of.
@@ -61,7 +63,7 @@ def check_labels(backbone: PreTrainedModel, labels: Tensor | None, shape: torch.
         PromptTuningError: another shape, dtype or vocabulary.
     """
     if labels is None:
-        return
+        return None
     wrong = not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != rows
     if wrong or (shape is not None and labels.shape != shape):
         wanted = f"[{rows}, T'], a row for each text" if shape is None else f"{list(shape)}, a label for each token"
@@ -69,6 +71,7 @@ def check_labels(backbone: PreTrainedModel, labels: Tensor | None, shape: torch.
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise PromptTuningError(f"labels has dtype {labels.dtype}; give token ids in whole numbers (torch.long).")
     check_tensor(labels[labels != IGNORED], vocabulary(backbone), "labels have")
+    return labels.long()
 
 
 def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
@@ -78,8 +81,14 @@ def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
         PromptTuningError: the first that is wrong.
     """
     for words in candidates if len(candidates) else ((),):
-        if isinstance(words, str) or not len(words):
-            raise PromptTuningError(f"candidates has {words!r}; give lists of one token id or more.")
+        ids = words.tolist() if isinstance(words, Tensor) else words
+        if not isinstance(ids, Sequence) or not ids or not all(type(i) is int for i in map(_number, ids)):
+            raise PromptTuningError(f"candidates has {ids!r}; give lists of one token id or more.")
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy's, or a tensor of one, as Python's own."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def check_positions(

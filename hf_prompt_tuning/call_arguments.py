@@ -89,7 +89,9 @@ def fitted(
     return given | columns | positions(backbone, given, input_ids, prompts, examples, pads)
 
 
-def for_a_decoder(backbone: PreTrainedModel, arguments: Mapping[str, Any], labels: Tensor | None) -> dict[str, Any]:
+def for_a_decoder(
+    backbone: PreTrainedModel, arguments: Mapping[str, Any], labels: Tensor | None, rows: int
+) -> dict[str, Any]:
     """The arguments for an encoder-decoder whose encoder gets embeddings, those that are None left out.
 
     Raises:
@@ -107,13 +109,18 @@ def for_a_decoder(backbone: PreTrainedModel, arguments: Mapping[str, Any], label
             "labels and what the decoder takes."
         )
     ids, embeds = given.get("decoder_input_ids"), given.get("decoder_inputs_embeds")
-    targets = [value.shape[:2] for value in (labels, ids, embeds) if value is not None]
+    targets = [value.shape[:2] for value in (labels, ids, embeds) if isinstance(value, Tensor)]
     for name in DECODER:
         value = given.get(name)
         past = name == "decoder_attention_mask" and given.get("past_key_values") is not None
-        if value is not None and not past and any(value.shape[:2] != shape for shape in targets):
+        if value is None:
+            continue
+        shape = value.shape[:2] if isinstance(value, Tensor) and value.dim() > 1 else (0,)
+        if shape[0] != rows or not (past or all(shape == others for others in targets)):
+            wanted = list(targets[0]) if targets and targets[0] != shape else f"[{rows}, T']"
             raise PromptTuningError(
-                f"{name} has shape {list(value.shape)}; give {list(targets[0])}, as labels and the decoder's others."
+                f"{name} has shape {list(getattr(value, 'shape', ()))}; give {wanted}, as labels and the decoder's "
+                "others."
             )
     return given
 

@@ -150,10 +150,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         if fused_lm_head:
             check_fused(shift_labels if labels is None else labels, label_smoothing, only_labelled, candidates)
         if shift_labels is not None:
-            check_labels(backbone, shift_labels, None, len(texts))
-            labels = from_shifted(shift_labels, texts.shape[1])
+            labels = from_shifted(check_labels(backbone, shift_labels, None, len(texts)), texts.shape[1])
         else:
-            check_labels(backbone, labels, texts.shape[:2], len(texts))
+            labels = check_labels(backbone, labels, texts.shape[:2], len(texts))
             if labels is not None and len(self.prompt) and not only_labelled:
                 counted = num_items_in_batch is not None
                 labels = agreed_labels(labels, attention_mask, backbone, counted, fused_lm_head)

@@ -88,6 +88,10 @@ def generate(
             f"got {len(examples.mask)} rows and {copies(config)} sequences for each, and {type(backbone).__name__} "
             "generates right for one alone. Give one row at a time, without beams."
         )
+    if config.token_healing:
+        raise PromptTuningError(
+            "token_healing is on, which writes a text's last tokens anew after the texts were computed; leave it out."
+        )
     width = int(examples.mask.sum(1).max())
     ids = None if input_ids is None else _at_the_right(input_ids, examples, width)
     if ids is not None:
@@ -114,8 +118,9 @@ def generate(
     elif way == "continued":
         result = _continued(backbone, prompts, examples, ids, config, options)
     else:
+        # Chunks would be cut from the ids, and rows are given as embeddings; in one piece they give the same.
         with told_of(backbone, given):
-            result = _anew(backbone, prompts, examples, ids, given | options)
+            result = _anew(backbone, prompts, examples, ids, given | options | {"prefill_chunk_size": None})
         if not isinstance(result, Tensor) and result.get("hidden_states"):
             result.hidden_states = first_came_back(result.hidden_states, prompts, examples)
     cache = own if isinstance(result, Tensor) else result.get("past_key_values")

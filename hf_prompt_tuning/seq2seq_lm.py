@@ -80,9 +80,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
         """
         backbone, texts = self.base_model, input_ids if inputs_embeds is None else inputs_embeds
         check_texts(backbone, input_ids, inputs_embeds, attention_mask)
-        check_labels(backbone, labels, None, len(texts))
+        labels = check_labels(backbone, labels, None, len(texts))
         prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
-        given = for_a_decoder(backbone, kwargs, labels)
+        given = for_a_decoder(backbone, kwargs, labels, len(texts))
         embeds, mask = padded_rows(prompts, sources)
         if (cache := for_both(given.get("past_key_values"), prompts, mask)) is not None:
             given["past_key_values"] = cache
@@ -92,6 +92,10 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
                 raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
         if candidates is not None:
             return RankingOutput(scores=self._rank(embeds, mask, self._candidates(candidates).ids))
+        if not only_labelled and labels is None and not given.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+            raise PromptTuningError(
+                "neither labels nor decoder_input_ids are given, behind which an encoder-decoder predicts; give one."
+            )
         _take_encoded(given, prompts, sources)
         labels, given, order = _at_the_start(labels, given)
         if only_labelled:
@@ -162,7 +166,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
         check_texts(backbone, input_ids, inputs_embeds, attention_mask)
         prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
         given, options = model_arguments(backbone, kwargs)
-        given = for_a_decoder(backbone, given, None)
+        given = for_a_decoder(backbone, given, None, len(sources.mask))
         embeds, mask = padded_rows(prompts, sources)
         if (cache := for_both(options.get("past_key_values"), prompts, mask)) is not None:
             options["past_key_values"] = cache

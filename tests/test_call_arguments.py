@@ -127,6 +127,27 @@ class TestUnknown:
             with pytest.raises(PromptTuningError, match="generation_config is a dict; give a transformers Gener"):
                 model.generate(ids, generation_config={"max_new_tokens": 2})
 
+    @pytest.mark.parametrize("name", ["llama", "mpt"])
+    def test_a_first_pass_in_chunks(self, name):
+        """Where rows are computed anew they are in one piece, with the same result."""
+        model = three(name)
+        expected = [greedy(model, ids, 4, n) for (ids, _), n in zip(ROWS, NAMES, strict=True)]
+        for asked in ({}, {"output_hidden_states": True}, {"use_cache": True}):
+            out = model.generate(**texts(), adapter_names=NAMES, **OPTIONS, prefill_chunk_size=3, **asked)
+            assert out[:, 7:].tolist() == expected
+        with pytest.raises(PromptTuningError, match="token_healing is on, which writes"):
+            model.generate(**texts(), token_healing=True)
+
+    @pytest.mark.parametrize("name", ["llama", "t5"])
+    def test_labels_and_candidates_of_other_integers(self, name):
+        model, batch = tiny_prompt_model(name), pad(ROWS, "left")
+        for only_labelled in (False, True):
+            whole = model(**batch, only_labelled=only_labelled).loss
+            narrow = batch | {"labels": batch["labels"].int(), "input_ids": batch["input_ids"].int()}
+            assert model(**narrow, only_labelled=only_labelled).loss.item() == whole.item()
+        scores = model(**texts(), candidates=[[5, 6], [7, 8]]).scores
+        assert torch.equal(model(**texts(), candidates=torch.tensor([[5, 6], [7, 8]])).scores, scores)
+
     def test_values_for_each_token(self):
         ids = texts()["input_ids"]
         with pytest.raises(PromptTuningError, match="cache_position is given, with a value for each token"):

@@ -163,6 +163,15 @@ def test_refusals():
     ]:
         with pytest.raises(PromptTuningError, match=message):
             model(**batch, labels=labels, **given)
+    for name in ("t5", "bart"):
+        with pytest.raises(PromptTuningError, match="neither labels nor decoder_input_ids are given"):
+            three(name)(**batch)
+    for call in (model, model.generate):
+        with pytest.raises(PromptTuningError, match=r"decoder_input_ids has shape \[2, 4\]; give \[3, T'\]"):
+            call(**batch, decoder_input_ids=labels[:2])
+    for wrong in ([1, 2], [[1.5]], ["ab"]):
+        with pytest.raises(PromptTuningError, match=r"candidates has .*; give lists of one token id or more"):
+            model(**batch, candidates=wrong)
     with pytest.raises(PromptTuningError, match="only_labelled is given without labels"):
         model(**batch, only_labelled=True)
     with pytest.raises(PromptTuningError, match="encoder_outputs are of shape"):
