@@ -229,9 +229,7 @@ class PromptTokenizer:
             name: what the messages call it ("training", "evaluation", …).
             require_target: refuse rows without a label.
         """
-        if (getattr(data, "format", None) or {}).get("type") not in (None, "custom") or isinstance(
-            data, IterableDataset
-        ):
+        if isinstance(data, IterableDataset) or data.format["type"] != "custom":  # which may make the columns
             data = data.with_format(None)  # values, and not tensors of them
         template, columns = self.template, columns_of(data)
         template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
