@@ -16,6 +16,7 @@ from .ensemble import PromptEnsemble, load_ensemble
 from .ensemble_trainer import EnsembleTrainer
 from .errors import (
     CheckpointSaveError,
+    HubUnavailableError,
     PromptLoadError,
     PromptMismatchError,
     PromptPushError,
@@ -45,6 +46,7 @@ __all__ = [
     "DivergenceCallback",
     "EnsembleTrainer",
     "FrozenBackboneCallback",
+    "HubUnavailableError",
     "Inspection",
     "MultiPromptTrainer",
     "PromptCheckpointCallback",

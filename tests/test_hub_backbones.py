@@ -2,9 +2,11 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prompt_tuning import (
@@ -104,6 +106,23 @@ def test_the_commit_is_recorded_and_loaded_again(hub, moved, tmp_path, elsewhere
     for name, weight in backbone.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight)
     assert again.hub_commit == expected
+
+
+def test_peft_loads_the_same_commit(hub, moved, tmp_path, elsewhere):
+    backbone = by_the_command()
+    saved(hub, backbone, tmp_path / "prompt")
+    hub.put(BACKBONE, moved)
+    elsewhere()
+    theirs = AutoPeftModelForCausalLM.from_pretrained(ID).base_model
+    assert torch.equal(theirs.model.layers[1].mlp.up_proj.weight, backbone.model.layers[1].mlp.up_proj.weight)
+
+
+def test_several_threads_load_at_once(hub, tmp_path, elsewhere):
+    saved(hub, by_the_command(), tmp_path / "prompt")
+    elsewhere()
+    with ThreadPoolExecutor(4) as pool:
+        prompts = list(pool.map(lambda _: load_prompt(ID)[0].prompt, range(4)))
+    assert all(torch.equal(prompt, prompts[0]) for prompt in prompts)
 
 
 def test_a_prompts_backbone_is_remembered_by_the_prompts_trained_on_it(hub, moved, tmp_path):

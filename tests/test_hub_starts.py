@@ -25,12 +25,13 @@ def prompts(tmp_path_factory):
     """Vectors, and the files of their prompt, of two seeds."""
     made = []
     for seed in (0, 1):
+        backbone, config = tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM")
         torch.manual_seed(seed)
-        config = PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM")
-        model = get_prompt_tuning_model(tiny_model("llama"), config)
+        model = get_prompt_tuning_model(backbone, config)
         folder = tmp_path_factory.mktemp("prompt")
         model.save_pretrained(folder, card=False)
         made.append((model.prompt.detach().clone(), contents(folder)))
+    assert not torch.equal(made[0][0], made[1][0])
     return made
 
 
