@@ -77,6 +77,15 @@ def write_card(
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 
 
+def add_to_card(file: Path, language: Any = None, license: str | None = None, tags: str | list[str] = ()) -> None:
+    """Adds to a card's head what a prompt cannot know of itself."""
+    card = ModelCard(file.read_text(encoding="utf-8"))
+    card.data.language, card.data.license = language or card.data.language, license or card.data.license
+    more = [tags] if isinstance(tags, str) else list(tags or ())
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *more]))
+    card.save(file)
+
+
 def read_template(file: Path) -> jinja2.Template:
     """A card's template, in which an unknown name is an error."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}

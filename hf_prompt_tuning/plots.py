@@ -14,7 +14,9 @@ CONFUSION_FILE = "confusion_matrix.png"
 
 
 def save_pictures(folder: str | Path, info: PromptInfo) -> None:
-    """`loss.png` and `confusion_matrix.png`, each where there is something to draw."""
+    """`loss.png` and `confusion_matrix.png`, each where there is something to draw; an earlier prompt's go."""
+    for name in (LOSS_FILE, CONFUSION_FILE):
+        (Path(folder) / name).unlink(missing_ok=True)
     if any(info.history.values()):
         _loss(info.history).savefig(Path(folder) / LOSS_FILE, dpi=120)
     if info.confusion_matrix:

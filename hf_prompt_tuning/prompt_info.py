@@ -68,6 +68,8 @@ class PromptInfo:
         results = {name: values[name] for name in RESULTS if values[name]}
         if results:
             _write_json(Path(folder) / RESULTS_FILE, results)
+        else:
+            (Path(folder) / RESULTS_FILE).unlink(missing_ok=True)  # an earlier prompt's
 
     def for_others(self) -> "PromptInfo":
         """The same without the folders of this machine: of a file its name, of the backbone its Hub id."""

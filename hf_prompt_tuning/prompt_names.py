@@ -9,7 +9,7 @@ from torch import nn
 from .errors import PromptTuningError
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-TAKEN = ("default", "__base__", "unfinished")
+TAKEN = ("default", "__base__", "unfinished", "last-checkpoint")
 
 
 def check_adapter_name(name: Any, others: Collection[str]) -> None:

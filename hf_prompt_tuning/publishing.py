@@ -17,6 +17,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from .background import PUSH_SECONDS, drop_folder, leave, make_folder, start, within
+from .card import add_to_card
 from .checkpoint_files import with_pickles, without_pickles
 from .ensemble_info import ENSEMBLE_FILE
 from .errors import PromptPushError, PromptTuningError, first_line
@@ -24,7 +25,7 @@ from .plots import CURVES_FILE
 from .push_arguments import CHECK_SECONDS, destination, on_all_processes
 from .push_errors import explained
 from .pushing import Destination, make_repository, push
-from .repository_files import PROMPT_FILES
+from .repository_files import CARD_FILE, PROMPT_FILES
 from .resuming import ResumingTrainer
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ LAST_SECONDS = 20.0
 """How long a signal waits for pushes: schedulers end a process some 30 seconds after they have sent one."""
 
 SKIPPED = "A push during training failed, and training goes on: %s"
+FOR_THE_CARD = ("language", "license", "tags")
 TOLD_BY_ITSELF = ("model_name", "finetuned_from", "tasks", "dataset", "dataset_tags", "dataset_args")
 """What `Trainer` would put into its card, and a prompt's card tells by what the prompt knows."""
 
@@ -44,6 +46,7 @@ class PublishingTrainer(ResumingTrainer):
 
     _last_push: Future | None = None
     _asked_repo_id: str | None = None
+    _for_the_card: dict[str, Any] = {}  # noqa: RUF012  (replaced, never changed)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in `Trainer`, for all processes; where the Hub cannot be reached, the first push makes the repository.
@@ -78,18 +81,20 @@ class PublishingTrainer(ResumingTrainer):
             revision: the branch, made where it does not exist; default the arguments' `hub_revision`.
             private: whether a repository that is made now is private; default the arguments' `hub_private_repo`.
             tokenizer: send the tokenizer as well.
-            **kwargs: what `Trainer` would put into its card, which a prompt's tells by itself.
+            **kwargs: `language`, `license` and `tags` for the card; the rest of what `Trainer` would put into its own,
+                a prompt's tells by itself.
 
         Raises:
             PromptTuningError: there can be no such repository or branch, an argument is not known, or the prompt is
                 to be private and the repository is public.
             TrainingInterrupted: with `save_on_signal`, SIGTERM or SIGINT came; the push is finished, or was given up.
         """
-        if unknown := [name for name in kwargs if name not in TOLD_BY_ITSELF]:
+        if unknown := [name for name in kwargs if name not in (*FOR_THE_CARD, *TOLD_BY_ITSELF)]:
             raise PromptTuningError(
                 f"push_to_hub has no argument {unknown[0]!r}; it has commit_message, blocking, token, revision, "
-                "private and tokenizer, and the card tells the rest by itself."
+                f"private, tokenizer, {', '.join(FOR_THE_CARD)}, and the card tells the rest by itself."
             )
+        self._for_the_card = {name: value for name, value in kwargs.items() if name in FOR_THE_CARD}
         to = destination(self.args, token=token, revision=revision, private=private)
         failed, self._asked_repo_id = partial(self._say_how_to_push_later, to), to.repo_id
         with self._noting_signals_of_a_push():
@@ -190,6 +195,8 @@ class PublishingTrainer(ResumingTrainer):
 
         try:
             files = fill(folder)
+            for card in files.rglob(CARD_FILE) if self._for_the_card else ():
+                add_to_card(card, **self._for_the_card)
         except BaseException:
             drop_folder(folder)
             raise

@@ -247,9 +247,14 @@ class Handler(BaseHTTPRequestHandler):
         found = self.repository(repo_id, write=True)
         if self.cut_off():
             return
+        url, made = f"{self.server.endpoint}/{repo_id}", {}
         with self.server.lock:
+            if "create_pr=1" in urlsplit(self.path).query:
+                number = sum(name.startswith("refs/pr/") for name in found.branches) + 1
+                found.branches[f"refs/pr/{number}"], revision = found.at(revision), f"refs/pr/{number}"
+                made = {"pullRequestUrl": f"{url}/discussions/{number}"}
             sha = found.commit(revision, *map(json.loads, self.body.splitlines()))
-        self.answer(200, {"commitUrl": f"{self.server.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha})
+        self.answer(200, {"commitUrl": f"{url}/commit/{sha}", "commitOid": sha} | made)
 
     def info(self, repo_id: str, revision: str = "main") -> None:
         found = self.repository(repo_id)

@@ -173,7 +173,7 @@ def test_what_a_run_leaves(tmp_path, tokenizer, tasks):
     assert folders["complaints"] == folders["reviews"] == prompt | {"loss.png", "confusion_matrix.png"}
     assert folders["answers"] == prompt | {"loss.png"}
     assert set(folders) == {"complaints", "reviews", "answers", "checkpoint-4", "checkpoint-8", "checkpoint-9"}
-    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == {"losses.png"}
+    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == {"README.md", "losses.png"}
     info = json.loads((tmp_path / "reviews/prompt_tuning.json").read_text())
     assert info["template"]["label_words"] == {"awful": "awful", "great": "great"}
     assert info["training"]["learning_rate"] == 0.1 and info["training"]["trained_with"] == ["complaints", "answers"]

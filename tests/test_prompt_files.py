@@ -156,3 +156,14 @@ def test_a_prompt_that_is_pushed_alone_is_at_the_root(tmp_path):
     model.save_pretrained(tmp_path, repo_id="alice/both")
     assert "load_prompt('alice/both', subfolder='other', " in (tmp_path / "other" / "README.md").read_text()
     assert "load_prompt('alice/both', backbone" in (tmp_path / "README.md").read_text()
+
+
+def test_a_prompt_that_is_saved_over_another_leaves_nothing_of_it(tmp_path):
+    first = tiny_prompt_model("llama")
+    first.info.metrics, first.info.history = {"eval_loss": 1.0}, {"loss": [[1, 2.0]]}
+    first.info.confusion_matrix = {"labels": ["a", "b"], "counts": [[1, 0], [0, 1]]}
+    first.save_pretrained(tmp_path)
+    left = {"results.json", "loss.png", "confusion_matrix.png", "initial_prompt.safetensors"}
+    assert left < {file.name for file in tmp_path.iterdir()}
+    tiny_prompt_model("llama", prompt_tuning_init="FIRST_VOCAB").save_pretrained(tmp_path)
+    assert not left & {file.name for file in tmp_path.iterdir()}

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from hf_prompt_tuning import (
@@ -169,6 +170,10 @@ def test_an_argument_that_is_not_known(hub, tmp_path, tokenizer, messages):
     # What the scripts of transformers give.
     trainer.push_to_hub(finetuned_from="folder/backbone", tasks="text-classification", dataset_tags="x", dataset="x")
     assert len(hub.commits("alice/p")) == 2
+    trainer.push_to_hub(language="en", license="mit", tags="complaints")
+    head = yaml.safe_load(hub.files("alice/p")["README.md"].split(b"---")[1])
+    assert (head["language"], head["license"]) == ("en", "mit")
+    assert head["tags"] == ["prompt-tuning", "soft-prompt", "hf_prompt_tuning", "complaints"]
 
 
 def test_another_repository_than_ones_own(hub, tokenizer):

@@ -225,3 +225,17 @@ def test_one_of_several_prompts_goes_into_a_folder(hub, tmp_path, tokenizer):
         with pytest.raises(PromptTuningError, match=r"subfolder is .*; give a folder of the repository"):
             model.push_to_hub("alice/q", subfolder=wrong)
     assert "alice/q" not in hub.repositories
+
+
+def test_a_pull_request_changes_no_branch(hub, tokenizer):
+    """What is obsolete goes in it, too; somebody else may ask for it."""
+    model_of(tokenizer, **DRAWN).push_to_hub("alice/p")
+    before = hub.files("alice/p")
+    model = model_of(tokenizer, **SPOKEN)
+    made = model.push_to_hub("alice/p", create_pr=True, commit_message="Six", commit_description="Words")
+    assert made.pr_num == 1 and hub.files("alice/p") == before
+    asked = hub.files("alice/p", "refs/pr/1")
+    assert "initial_prompt.safetensors" not in asked and asked["adapter_model.safetensors"]
+    assert hub.commits("alice/p", "refs/pr/1")[-1][1] == "Six"
+    model.push_to_hub("alice/p", revision="refs/pr/1", commit_message="Again", tokenizer=tokenizer)
+    assert "tokenizer.json" in hub.files("alice/p", "refs/pr/1") and hub.files("alice/p") == before
