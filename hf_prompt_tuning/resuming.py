@@ -18,6 +18,7 @@ from .checkpoints import UNFINISHED, damage, newest_whole, publish, saving, seal
 from .distributed import DistributedTrainer
 from .errors import PromptTuningError, TrainingInterrupted
 from .interruption import SignalWatch
+from .resume_checks import check_like, check_states
 from .soft_prompts import SoftPrompts
 from .trainer_checks import check_trains
 
@@ -30,6 +31,10 @@ class ResumingTrainer(DistributedTrainer):
     _unfinished = False  # while a checkpoint is being written
     _watch: SignalWatch | None = None
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._own_optimizer = self.optimizer is not None  # by the caller
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in `Trainer`, resuming exactly: the prompt ends as that of a run that was never interrupted, bit for bit.
 
@@ -41,7 +46,7 @@ class ResumingTrainer(DistributedTrainer):
 
         Raises:
             PromptTuningError: the folder given is not there, or damaged; or the prompt was loaded without
-                `is_trainable=True`.
+                `is_trainable=True`; or the checkpoint is of a run with another optimizer, schedule or precision.
             CheckpointSaveError: a checkpoint could not be written.
             TrainingInterrupted: with `save_on_signal`, SIGTERM or SIGINT came, and the run is saved.
         """
@@ -50,6 +55,10 @@ class ResumingTrainer(DistributedTrainer):
             tidy(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         checkpoint = self._checkpoint(resume_from_checkpoint)
+        if checkpoint is not None and not self.is_deepspeed_enabled:
+            scales = self.accelerator.scaler is not None
+            own = self.optimizer_cls_and_kwargs is not None or self._own_optimizer
+            check_like(checkpoint, self.args, scales, own)
         with self._noting_signals("saving after this step"):
             return super().train(checkpoint, *args, **kwargs)
 
@@ -90,6 +99,11 @@ class ResumingTrainer(DistributedTrainer):
                 "for the newest whole one."
             )
         return str(asked)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not self.is_deepspeed_enabled:
+            check_states(checkpoint, self.optimizer, self.lr_scheduler)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)

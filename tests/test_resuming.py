@@ -19,10 +19,12 @@ from hf_prompt_tuning import (
     get_prompt_tuning_model,
     resuming,
 )
+from hf_prompt_tuning.resume_checks import check_states
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model
 from .test_trainer import TEMPLATE
+from .test_trainer import make as make_trainer
 
 DRAW = random.Random(0)
 WORDS = ("never", "came", "again", "nobody", "answers", "thank", "you", "great", "old", "town")
@@ -205,3 +207,57 @@ def test_a_checkpoint_is_small(num_virtual_tokens, tmp_path, tokenizer):
     }
     prompt = num_virtual_tokens * 4096 * 4
     assert 3 * prompt < sum(sizes.values()) < 3 * prompt + 50_000
+
+
+class TestAnotherRunsCheckpoint:
+    """What goes on from a checkpoint has to be of the same kind; else it is said what differs."""
+
+    @pytest.fixture
+    def begun(self, tmp_path, tokenizer, messages):
+        """Resumes a run of AdamW, linear and fp32 with other arguments."""
+        common = dict(max_steps=4, save_strategy="steps", save_steps=2)
+        make_trainer(tmp_path, tokenizer, messages, **common).train()
+
+        def again(options=None, **values):
+            trainer = make_trainer(tmp_path, tokenizer, messages, trainer=options, **common | values)
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+            return trainer
+
+        return again
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"optim": "sgd"}, "is of a run with optim=adamw_torch.*, and this one has sgd; resume with the same"),
+            ({"optim": "adafactor"}, "is of a run with optim=adamw_torch.*, and this one has adafactor"),
+            ({"lr_scheduler_type": "cosine"}, "run with lr_scheduler_type=linear, and this one has cosine"),
+        ],
+    )
+    def test_arguments(self, values, message, begun):
+        with pytest.raises(PromptTuningError, match=message):
+            begun(**values)
+
+    def test_an_optimizer_that_is_given(self, begun):
+        sgd = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1})}
+        with pytest.raises(PromptTuningError, match="is of a run with another optimizer: it knows no 'dampening'"):
+            begun(sgd)
+
+    def test_a_loss_scale(self, begun, monkeypatch, tmp_path):
+        (tmp_path / "checkpoint-2/scaler.pt").write_bytes(b"")
+        with pytest.raises(PromptTuningError, match="is of a run with fp16, and this one is without"):
+            begun()
+
+    def test_the_same_kind_and_what_goes_on(self, begun, caplog):
+        begun(optim="adamw_torch")
+        assert not [record for record in caplog.records if "goes on:" in record.getMessage()]
+        begun(learning_rate=0.5)
+        said = "learning_rate is 0.5, and the checkpoint's 0.03 goes on"
+        assert any(said in record.getMessage() for record in caplog.records)
+
+
+def test_another_schedules_state_is_not_taken(tmp_path):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], 0.1)
+    torch.save(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer).state_dict(), tmp_path / "scheduler.pt")
+    with pytest.raises(PromptTuningError, match="is of a run with another schedule than LambdaLR; resume"):
+        check_states(str(tmp_path), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))

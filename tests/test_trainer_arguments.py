@@ -26,6 +26,7 @@ from .test_callbacks import vanilla
 from .test_multi_prompt import arguments as arguments_of_several
 from .test_multi_prompt import random_prompt
 from .test_trainer import FREE, TEMPLATE, arguments, make
+from .tiny_pictures import by_hand, picture_batch, row_of, tiny_picture_model
 
 TOKENS = [{"input_ids": [5 + i, 6, 7 + i, 8][: 2 + i], "labels": [-100, 6, 7 + i, 8][: 2 + i]} for i in range(3)]
 
@@ -320,6 +321,35 @@ class TestTokenRows:
         )
         with pytest.raises(PromptTuningError, match="the batches have 'token_type_ids' beside texts"):
             trainer.evaluate()
+
+
+class TestPictures:
+    """Rows of token ids with pictures, in a trainer: the loss is that of the backbone with its pictures, by hand."""
+
+    @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_vl"])
+    def test_they_are_trained_on(self, name, tmp_path, tokenizer):
+        torch.manual_seed(1)
+        model = tiny_prompt_model("", 5, backbone=tiny_picture_model(name), random_range=1.0)
+        batch, rows, losses = picture_batch(name), [], []
+        for b in range(2):
+            row = row_of(batch, b)
+            ids = row["input_ids"][0]
+            expected = by_hand(model.get_base_model(), model.prompt.detach(), row)[0]
+            losses.append(torch.nn.functional.cross_entropy(expected[-4:-1], ids[-3:]).item())
+            labels = ids.clone()
+            labels[:-3] = -100
+            flat = {
+                key: value.tolist() if key == "pixel_values" and name == "qwen2_vl" else value[0].tolist()
+                for key, value in row.items()
+            }
+            rows.append(flat | {"labels": labels.tolist()})
+        expected = pytest.approx(sum(losses) / 2, rel=1e-3)
+        trainer = make(tmp_path, tokenizer, rows, None, model, eval_rows=rows, max_steps=1, logging_steps=1)
+        assert trainer.evaluate()["eval_loss"] == expected
+        trainer.train()
+        assert trainer.state.log_history[-2]["loss"] == expected
+        other = [row | {"pixel_values": (-np.array(row["pixel_values"])).tolist()} for row in rows]
+        assert trainer.evaluate(other)["eval_loss"] != pytest.approx(trainer.evaluate(rows)["eval_loss"], rel=1e-4)
 
 
 class TestTrainable:

@@ -1,0 +1,102 @@
+"""Whether a checkpoint is of a run like this one: optimizer, schedule and loss scale go on from where they were."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
+from transformers.trainer_pt_utils import safe_globals
+
+from .errors import PromptTuningError
+from .prompt_info import INFO_FILE
+
+logger = logging.getLogger(__name__)
+
+GOES_ON = ("learning_rate", "weight_decay", "warmup_steps")
+"""What a checkpoint's optimizer and schedule remember, whatever the arguments say now."""
+
+
+def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optimizer: bool) -> None:
+    """Raise PromptTuningError where a run goes on with another optimizer, schedule or precision than the checkpoint's.
+
+    Args:
+        checkpoint: its folder.
+        args: the run's.
+        scales: whether the run scales its loss (fp16).
+        own_optimizer: whether the caller gave the optimizer, of which the arguments say nothing.
+    """
+    folder = Path(checkpoint)
+    if not any(folder.glob(f"{OPTIMIZER_NAME}*")):
+        return  # of the prompt alone: optimizer and schedule start afresh
+    before = _recorded(folder)
+    differ = {} if own_optimizer else {"optim": str(args.optim.value)}
+    differ["lr_scheduler_type"] = str(args.lr_scheduler_type.value)
+    for name, now in differ.items():
+        then = before.get(name)
+        # The fused kernels of an optimizer compute the same.
+        if then is not None and str(then).removesuffix("_fused") != now.removesuffix("_fused"):
+            raise PromptTuningError(
+                f"{checkpoint} is of a run with {name}={then}, and this one has {now}; resume with the same, or start "
+                "anew from its prompt (init_prompt)."
+            )
+    scaled = any(folder.glob(f"{SCALER_NAME}*"))
+    if scaled != scales:
+        raise PromptTuningError(
+            f"{checkpoint} is of a run {'with' if scaled else 'without'} fp16, and this one is "
+            f"{'with' if scales else 'without'}; resume with the same, or start anew from its prompt (init_prompt)."
+        )
+    for name in GOES_ON:
+        if name in before and before[name] != getattr(args, name):
+            logger.warning(
+                "%s is %s, and the checkpoint's %s goes on: optimizer and schedule are resumed as they were.",
+                name,
+                getattr(args, name),
+                before[name],
+            )
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The hyperparameters that a checkpoint's prompt (the only one) was trained with, as it says."""
+    file = folder / INFO_FILE
+    if not file.is_file():
+        # Of several prompts each has its rate; what they have alike is told by any.
+        found = sorted(folder.glob(f"*/{INFO_FILE}"))
+        values = json.loads(found[0].read_text(encoding="utf-8")).get("training", {}) if found else {}
+        return {name: value for name, value in values.items() if name not in GOES_ON}
+    return json.loads(file.read_text(encoding="utf-8")).get("training", {})
+
+
+def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
+    """Raise PromptTuningError where a checkpoint's optimizer or schedule is of another kind than the run's own.
+
+    Args:
+        checkpoint: a folder with the files that `Trainer` writes.
+        optimizer: the run's, or its wrapper.
+        scheduler: the run's, or its wrapper.
+    """
+    saved = _state(Path(checkpoint, OPTIMIZER_NAME))
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if saved is not None and saved.get("param_groups"):
+        lacking = sorted(set(inner.defaults) - set(saved["param_groups"][0]))
+        if lacking:
+            raise PromptTuningError(
+                f"{checkpoint} is of a run with another optimizer: it knows no {lacking[0]!r} of "
+                f"{type(inner).__name__}; resume with the same one."
+            )
+    saved = _state(Path(checkpoint, SCHEDULER_NAME))
+    if saved is not None and set(saved) != set(scheduler.state_dict()):
+        kind = type(getattr(scheduler, "scheduler", scheduler)).__name__
+        raise PromptTuningError(
+            f"{checkpoint} is of a run with another schedule than {kind}; resume with the same one."
+        )
+
+
+def _state(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    with safe_globals():
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    return state if isinstance(state, dict) else None
