@@ -213,7 +213,7 @@ ENCODER_DECODERS = {
     "mbart": Family(
         "mbart",
         BART | dict(scale_embedding=True),
-        tokens(0, 2, 1, 2),
+        tokens(0, 2, 1, -5),
         dict(forced_eos_token_id=2),
         end=(2, -5),
         scale=6.0,

@@ -4,14 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 KNOWN: list[tuple[Callable[[str, Any], bool], str]] = [
-    (lambda entry, case: case.setting.before == "threads at once", "hooks on the shared backbone (case 13)"),
     (
         lambda entry, case: case.setting.before in ("a merged LoRA", "an edited weight"),
         "edits through .data are not seen (case 14)",
-    ),
-    (
-        lambda entry, case: entry.startswith("generate") and not case.asked.rows.mask,
-        "pads of batches without a mask are read (case 10)",
     ),
 ]
 

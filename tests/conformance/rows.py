@@ -79,13 +79,14 @@ class Batch:
         return given if self.mask is None else given | {"attention_mask": self.mask}
 
 
-def batch_of(drawn: Rows, family_name: str, infers: bool = False) -> Batch:
+def batch_of(drawn: Rows, family_name: str, told: tuple[int, list[int]] | None = None) -> Batch:
     """The tensors of a batch.
 
     Args:
         drawn: the batch.
         family_name: whose special tokens.
-        infers: whether pads are masked also where no mask is given, as `generate` does where it can tell them.
+        told: the pad token and the ends of text by which `generate` tells pads where no mask is given, as transformers
+            does for causal models; None where nothing tells them.
     """
     family, generator = FAMILIES[family_name], torch.Generator().manual_seed(drawn.seed)
     pad, eos = family.token("pad"), family.token("eos")
@@ -102,9 +103,8 @@ def batch_of(drawn: Rows, family_name: str, infers: bool = False) -> Batch:
         left = {"left": free, "both": (free + row % 2) // 2}.get(drawn.pads, 0)
         ids[row, left : left + length], mask[row, left : left + length] = text, 1
     if not drawn.mask:
-        # transformers' rule: a pad token that is no end of text, somewhere in the batch.
-        known = infers and pad is not None and pad not in ends(family_name) and bool((ids == pad).any())
-        mask = (ids != pad).long() if known else torch.ones_like(ids)
+        known = told is not None and not family.is_encoder_decoder and told[0] not in told[1]
+        mask = (ids != told[0]).long() if known else torch.ones_like(ids)
     columns = [row.nonzero()[:, 0] for row in mask]
     texts = [row[kept] for row, kept in zip(ids, columns, strict=True)]
     labels, targets = _labels(drawn, family.is_encoder_decoder, ids, columns, generator)

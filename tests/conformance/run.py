@@ -52,18 +52,18 @@ def outcome(entry: EntryPoint, case: Case) -> str:
         change = CHANGES.get(case.setting.before)
         if change is not None:
             entry.call(world, case.asked)
-            require_unchanged(before, world.backbone, "the first call")
+            require_unchanged(before, world.backbone, "the first call", entry.free)
             change(world)
             world.changed()
             before = snapshot(world.backbone)
         results = _calls(entry, world, case)
     except PromptTuningError as error:
-        require_unchanged(before, world.backbone, "a refused call")
+        require_unchanged(before, world.backbone, "a refused call", entry.free)
         why = reason(str(error))
         if why is None:
             raise Unequal(f"refused, and not on the list: {error}") from error
         return why
-    require_unchanged(before, world.backbone, "the call")
+    require_unchanged(before, world.backbone, "the call", entry.free)
     for asked, got in results:
         entry.check(world, asked, got)
     return "equal"

@@ -126,20 +126,24 @@ def snapshot(model: nn.Module) -> dict[str, str]:
         digest.update(name.encode() + str(tensor.dtype).encode() + bytes([tensor.requires_grad]))
         digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
     hooks = [
-        (name, len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module), module.training)
+        (name, len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
         for name, module in model.named_modules()
     ]
     config = model.config.to_dict() | {"attention": model.config._attn_implementation}
     return {
         "weights": digest.hexdigest(),
         "hooks": str(hooks),
+        "modes": str([module.training for module in model.modules()]),
         "config": json.dumps(config, default=str, sort_keys=True),
         "generation config": json.dumps(model.generation_config.to_dict(), default=str, sort_keys=True),
     }
 
 
-def require_unchanged(before: dict[str, str], model: nn.Module, what: str) -> None:
-    """Raises Unequal where a backbone is not as its snapshot says."""
+def require_unchanged(before: dict[str, str], model: nn.Module, what: str, free: tuple[str, ...] = ()) -> None:
+    """Raises Unequal where a backbone is not as its snapshot says, but for what is `free` to change."""
     now = snapshot(model)
-    if changed := [name for name in before if before[name] != now[name]]:
-        raise Unequal(f"{what} changed the backbone's {' and '.join(changed)}")
+    for name in before:
+        if before[name] != now[name] and name not in free:
+            at = next(i for i, pair in enumerate(zip(before[name], now[name], strict=False)) if len(set(pair)) > 1)
+            was, became = (text[max(at - 40, 0) : at + 40] for text in (before[name], now[name]))
+            raise Unequal(f"{what} changed the backbone's {name}: {was!r} became {became!r}")

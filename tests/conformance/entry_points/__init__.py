@@ -3,6 +3,8 @@
 from .base import EntryPoint
 from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
+from .pipelines import Classification, Generation
+from .trainers import Evaluate, Predict, Predictions, Train
 
 ENTRY_POINTS: list[EntryPoint] = [
     Forward(),
@@ -12,4 +14,10 @@ ENTRY_POINTS: list[EntryPoint] = [
     Generate(),
     Beams(),
     Samples(),
+    Classification(),
+    Generation(),
+    Evaluate(),
+    Predict(),
+    Predictions(),
+    Train(),
 ]

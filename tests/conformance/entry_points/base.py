@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..prompts import Asked, names_of
+from ..prompts import Asked
 from ..rows import Batch, Rows, batch_of
 from ..world import Setting, World
 
@@ -47,6 +47,8 @@ class EntryPoint:
         name: as in the counts.
         cases: of 10,000, how many are of this entry point.
         befores: what may have happened before the call.
+        families, dtypes: which ones are drawn; None for all.
+        free: what of the backbone's `snapshot` the call may change.
     """
 
     name: str
@@ -54,6 +56,7 @@ class EntryPoint:
     befores: list[str] = BEFORE
     families: list[str] | None = None
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    free: tuple[str, ...] = ()
 
     def arguments(self, draw: Any, setting: Setting) -> Any:
         """Draws a call's arguments."""
@@ -73,9 +76,5 @@ def prompts_of(world: World, call: Call) -> list[str]:
     return [call.asked.of(row, world.active) for row in range(len(call.rows.lengths))]
 
 
-def batch(world: World, call: Call, infers: bool = False) -> Batch:
-    return batch_of(call.rows, world.setting.family, infers)
-
-
-def known_names(setting: Setting) -> list[str]:
-    return names_of(len(setting.prompts))
+def batch(world: World, call: Call, told: tuple[int, list[int]] | None = None) -> Batch:
+    return batch_of(call.rows, world.setting.family, told)

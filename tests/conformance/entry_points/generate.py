@@ -105,7 +105,7 @@ class Generate(EntryPoint):
 
     @torch.no_grad()
     def check(self, world: World, call: Generation, got: Any) -> None:
-        given = batch(world, call, infers=True)
+        given = batch(world, call, told=(call.pad(world), call.ends(world)))
         new, lengths = new_tokens(world, given, got, 1), []
         for row, name in enumerate(prompts_of(world, call)):
             right = self.right(world, call, name, given.texts[row])
@@ -170,7 +170,7 @@ class Beams(Generate):
 
     @torch.no_grad()
     def check(self, world: World, call: Generation, got: Any) -> None:
-        given = batch(world, call, infers=True)
+        given = batch(world, call, told=(call.pad(world), call.ends(world)))
         new = new_tokens(world, given, got, 2)
         for row, name in enumerate(prompts_of(world, call)):
             right = self.right(world, call, name, given.texts[row])
@@ -198,7 +198,7 @@ class Samples(Generate):
 
     @torch.no_grad()
     def check(self, world: World, call: Generation, got: Any) -> None:
-        given = batch(world, call, infers=True)
+        given = batch(world, call, told=(call.pad(world), call.ends(world)))
         new = new_tokens(world, given, got, 2)
         for row, name in enumerate(prompts_of(world, call)):
             for copied in (2 * row, 2 * row + 1):
