@@ -36,7 +36,7 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
             f"the backbone is a {name}, which is no language model that writes text (a model without a head, or with "
             "one for classes or masks). Load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
         )
-    if not is_seq2seq and getattr(backbone.config, "is_decoder", True) is False:
+    if not is_seq2seq and _looks_ahead(backbone):
         raise PromptTuningError(
             f"the backbone is a {name} whose config says is_decoder=False, so it looks at what comes after a token; "
             "load it with is_decoder=True, if it was trained so, or use another backbone."
@@ -52,6 +52,13 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
             f"{name} takes no inputs_embeds, through which a prompt is given; use another backbone."
         )
     return found
+
+
+def _looks_ahead(backbone: PreTrainedModel) -> bool:
+    """Whether a config's is_decoder=False makes attention look at what comes after (in BERT; not in GPT-NeoX)."""
+    if getattr(backbone.config, "is_decoder", True) is not False:
+        return False
+    return any(vars(module).get("is_decoder") is False for module in backbone.modules())
 
 
 def _is_peft(model: PeftModel) -> PromptTuningError:

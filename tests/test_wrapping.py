@@ -303,6 +303,17 @@ def test_a_bert_that_looks_ahead(tokenizer, tmp_path):
     assert model(**pad(ragged_rows([3, 2]), "right"), only_labelled=True).loss.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt_neox_japanese"])
+def test_a_causal_model_whose_config_says_nothing_of_it(kind):
+    """Pythia's config has is_decoder=False, which its attention does not read."""
+    made = transformers.AutoConfig.for_model(kind, **LLAMA_LIKE, is_decoder=False)
+    model = get_prompt_tuning_model(transformers.AutoModelForCausalLM.from_config(made), config())
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+    torch.testing.assert_close(logits[0, :-1], logits[1, :-1])
+
+
 class Wrapped(nn.Module):
     """As DistributedDataParallel, which needs processes, or what torch.compile gives."""
 
