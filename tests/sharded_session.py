@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
+from hf_prompt_tuning.callbacks import PromptCheckpointCallback, PromptHubCallback, kept_prompts
 
 from .accelerate_on_cpu import fsdp_on_cpu
 from .conftest import make_tokenizer, tiny_model
@@ -94,9 +96,22 @@ def prepared(folder: Path, name: str, sharded: bool) -> dict:
     folder = folder / f"{name} {sharded}"
     options = {"name": name, "template": FREE if name == "gpt2" else CLASSES, "eval_dataset": ROWS}
     options |= {"save_strategy": "epoch"} if name == "llama" else {}
-    run = trainer(folder, ROWS, **options)
+    run = trainer(folder, ROWS, **options | {"eval_strategy": "epoch"})
+    run.add_callback(PromptHubCallback("alice/prompt"))
+    run.add_callback(PromptCheckpointCallback())
+    pushed = []
+
+    def push(model: Any, repo_id: str, **kwargs: Any) -> None:
+        pushed.append([len(model.info.nearest_words), model.info.metrics["eval_loss"], len(model.prompt)])
+        if len(pushed) == 1:
+            raise OSError("the Hub is down")  # on one process alone
+
     before = plain(run.evaluate_untuned())
-    facts = curve(run) | {"before": before, "after": plain(run.evaluate())}
+    with patch("hf_prompt_tuning.saved_prompts.SavedPrompts.push_to_hub", push):
+        facts = curve(run) | {"before": before, "after": plain(run.evaluate())}
+    dist.barrier()
+    kept = {step: prompt.vectors.tolist() for step, prompt in kept_prompts(folder).items()}
+    facts |= {"pushed": pushed, "kept vectors": kept}
     run.save_model()
     kinds = {type(parameter).__name__ for parameter in run.model.base_model.parameters()}
     facts |= {"kinds": sorted(kinds), "kept": [type(run.model.prompt).__name__, str(run.model.prompt.dtype)]}

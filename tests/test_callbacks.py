@@ -2,12 +2,13 @@
 
 import logging
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 from datasets import Dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from hf_prompt_tuning import DataCollatorForPromptTuning, PromptLoadError, PromptTuningError
 from hf_prompt_tuning.callbacks import (
@@ -175,3 +176,44 @@ class TestHub:
         trainer = vanilla(tmp_path, tokenizer)
         with pytest.raises(PromptTuningError, match="goes by 'eval_f1', and the evaluation has eval_loss"):
             self.evaluated(PromptHubCallback("alice/prompt", metric="f1"), trainer, 0.6)
+
+
+class TestPartitionedPrompts:
+    """With ZeRO-3 a prompt's vectors are here only while every process has asked for them."""
+
+    @pytest.fixture
+    def model(self, monkeypatch):
+        """A prompt that is empty outside of `whole`; and how often each rank entered."""
+        model = tiny_prompt_model("llama", num_virtual_tokens=3)
+        embedding = model.prompt_encoder["default"].embedding
+        vectors = embedding.weight.data
+
+        @contextmanager
+        def whole(embed):
+            before = embed.weight.data
+            embed.weight.data = vectors if embed is embedding else before
+            model.entered.append(embed is embedding)
+            yield
+            embed.weight.data = before
+
+        for module in ("watched", "hub"):
+            monkeypatch.setattr(f"hf_prompt_tuning.callbacks.{module}.whole", whole)
+        embedding.weight.data = vectors[:0]
+        model.entered, model.vectors = [], vectors
+        return model
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_every_rank_enters_and_whole_prompts_are_kept_and_pushed(self, rank, model, tmp_path, monkeypatch):
+        pushed = []
+        monkeypatch.setattr(
+            "hf_prompt_tuning.saved_prompts.SavedPrompts.push_to_hub",
+            lambda model, repo_id, **kwargs: pushed.append(model.prompt.detach().clone()),
+        )
+        arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+        state = TrainerState(is_world_process_zero=rank == 0)
+        for callback in (PromptHubCallback("alice/prompt"), PromptCheckpointCallback()):
+            callback.on_evaluate(arguments, state, None, model=model, metrics={"eval_loss": 1.0})
+        assert model.entered.count(True) == 2
+        assert [torch.equal(prompt, model.vectors) for prompt in pushed] == [True] * (rank == 0)
+        if rank == 0:
+            assert torch.equal(kept_prompts(tmp_path)[0].vectors, model.vectors)

@@ -80,8 +80,12 @@ def test_training_through_accelerates_fsdp2(name, facts):
     for process in facts:
         whole, sharded = (process[half]["prepared"][name] for half in ("whole", "sharded"))
         assert whole.pop("kinds") == ["Parameter"] and "DTensor" in sharded.pop("kinds")
+        # The first push failed, and the second was tried: by the first process, with words that all of them looked up.
+        pushed = [half.pop("pushed") for half in (whole, sharded)]
+        assert [[words for words, _, _ in half] for half in pushed] == [[4, 4] if process["rank"] == 0 else []] * 2
         alike(sharded, whole)
         assert sharded["kept"] == ["Parameter", "torch.float32"]
+        assert len(sharded["kept vectors"]) == 2
     sharded = facts[0]["sharded"]["prepared"]["llama"]
     assert sharded["again"] == sharded["prompt"]  # resumed from its checkpoint, bit for bit
     assert not [file for file in sharded["files"] if "fsdp" in file]  # nothing of the backbone
