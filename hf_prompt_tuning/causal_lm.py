@@ -83,6 +83,10 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
             return prompts
         return self._computed.added_to(prompts, examples.embeds.dtype, backbone)
 
+    def forget_computed_prompts(self) -> None:
+        """Has prompts computed again: for what is changed in the backbone beyond what the next call would see."""
+        self._computed.forget()
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Removes a prompt."""
         super().delete_adapter(adapter_name)

@@ -1,0 +1,119 @@
+"""What a backbone computes with, told in a millisecond or two: has anything changed since a prompt was computed?
+
+Reading all numbers of a large model would cost more than the prompt's pass. So weights are told by where they lie, by
+how often they were changed in place, and by a sample of their numbers, because an edit through `.data` (PEFT merges a
+LoRA so) moves neither. The sample has small weights whole and runs from all over the others, or a small model whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .sharding import embedding_device
+
+NUMBERS = 2**17
+"""How many numbers are sampled of all weights together; more only where there are very many weights."""
+SMALL = 4096
+"""A weight of so many numbers (a norm's, a bias) is sampled whole."""
+RUN = 16
+"""Numbers that lie side by side in a sample: one line of a processor's cache in fp32."""
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class BackboneState:
+    """A backbone as it stands.
+
+    Attributes:
+        traces: how attention is computed, hooks, adapters of other kinds, and where each weight lies.
+        numbers: some of the weights' numbers, or all.
+    """
+
+    traces: tuple
+    numbers: tuple[Tensor, ...]
+
+    def is_same(self, other: "BackboneState") -> bool:
+        """Whether nothing differs that is looked at."""
+        if self.traces != other.traces or len(self.numbers) != len(other.numbers):
+            return False
+        return all(map(torch.equal, self.numbers, other.numbers))
+
+
+@torch.no_grad()
+def state_of(backbone: PreTrainedModel) -> BackboneState:
+    """What a computed prompt depends on beside the prompt itself."""
+    kind = embedding_device(backbone.get_input_embeddings()).type
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    traces: list[Any] = [backbone.config._attn_implementation, backbone.training, autocast]
+    weights: list[Tensor] = []
+    for module in _modules(backbone):
+        own = vars(module)
+        weights += [
+            weight for part in ("_parameters", "_buffers") for weight in own[part].values() if weight is not None
+        ]
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+            traces.append((*own["_forward_pre_hooks"], "and", *own["_forward_hooks"], id(own.get("forward"))))
+        if isinstance(module, BaseTunerLayer):
+            names = ("active_adapters", "merged_adapters", "disable_adapters", "scaling")
+            traces.append(tuple(str(getattr(module, name, None)) for name in names))
+    return BackboneState((*traces, *map(_trace, weights)), _sample(weights))
+
+
+def _modules(backbone: nn.Module) -> Iterator[nn.Module]:
+    """As `modules()`, in half the time."""
+    seen, waiting = set(), [backbone]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            waiting += [child for child in module._modules.values() if child is not None]
+
+
+def _trace(weight: Tensor) -> tuple[Any, ...]:
+    # A tensor that was made in inference mode counts no changes, and a sharded one has no address of its own.
+    version = 0 if weight.is_inference() else weight._version
+    return id(weight), weight.data_ptr() if _is_plain(weight) else 0, version, weight.dtype
+
+
+def _is_plain(weight: Tensor) -> bool:
+    return type(weight) in (Tensor, nn.Parameter)
+
+
+def _sample(weights: list[Tensor]) -> tuple[Tensor, ...]:
+    """Numbers of the weights, those of a shape and dtype together, as whole numbers: a NaN is then equal to itself."""
+    parts: dict[tuple, list[Tensor]] = {}
+    counts = [weight.numel() for weight in weights]
+    each = _share(counts)
+    for weight, count in zip(weights, counts, strict=True):
+        if not _is_plain(weight):
+            with torch._C.DisableTorchFunctionSubclass():
+                weight = weight.detach()
+        if count and _is_plain(weight) and not weight.is_meta:
+            runs = _runs(weight, count, each)
+            parts.setdefault((runs.shape, runs.dtype, runs.device), []).append(runs)
+    return tuple(torch.cat(runs).view(BITS[runs[0].element_size()]) for runs in parts.values())
+
+
+def _share(counts: list[int]) -> int:
+    """How many numbers a weight may give that has more than `SMALL`."""
+    if sum(counts) <= NUMBERS:
+        return NUMBERS
+    large = [count for count in counts if count > SMALL]
+    return max((NUMBERS - sum(counts) + sum(large)) // max(len(large), 1), RUN)
+
+
+def _runs(weight: Tensor, length: int, limit: int) -> Tensor:
+    """[runs, RUN] of a weight as it lies in memory, or all of it, [1, n]."""
+    if not weight.is_contiguous():  # expanded or transposed: the place that its numbers take
+        length = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
+    if length <= max(limit, SMALL):
+        return torch.as_strided(weight, (1, length), (length, 1))
+    runs = max(limit // RUN, 1)
+    # An odd distance, so that runs do not all come from the same columns of a matrix.
+    return torch.as_strided(weight, (runs, RUN), ((length // runs - 1) | 1, 1))
