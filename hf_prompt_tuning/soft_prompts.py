@@ -127,6 +127,12 @@ class SoftPrompts(HeldPrompts):
         adapter_names: Sequence[str] | None = None,
     ) -> tuple[Prompts, Examples]:
         """A caller's batch, which `check_texts` has seen, as the layouts take it."""
+        if getattr(self, "_is_replica", False):
+            raise PromptTuningError(
+                "the model runs in nn.DataParallel, which puts outputs of its copies together by their first "
+                "dimension, and ours are not all by rows. Start a process for each GPU, with accelerate launch or "
+                "torchrun."
+            )
         if mask is None and input_ids is not None:
             self._warn_of_pads(input_ids)
         embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds

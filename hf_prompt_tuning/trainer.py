@@ -26,7 +26,7 @@ from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .token_rows import ColumnCheck
 from .tokenization import PromptTokenizer
-from .trainer_checks import check_options, check_together, warn_of_template
+from .trainer_checks import check_devices, check_options, check_together, warn_of_template
 from .training_data import text_rows, with_label_words
 from .vocabulary import vocabulary_of
 
@@ -80,6 +80,7 @@ class PromptTuningTrainer(SearchingTrainer):
         self.model_init = model_init
         if model_init is not None:
             model = super().call_model_init()
+        check_devices(model, args)
         template = self._made_by(template, model, processing_class, train_dataset, eval_dataset)
         check_options(args, kwargs, compute_metrics, template)
         self._preprocess = kwargs.pop("preprocess_logits_for_metrics", None)

@@ -34,6 +34,16 @@ def check_together(
         )
 
 
+def check_devices(model: Any, args: TrainingArguments) -> None:
+    """Raise PromptTuningError where Trainer would copy the model over several GPUs of one process."""
+    places = set((getattr(model, "hf_device_map", None) or {}).values())  # a model in parts stays one
+    if args.n_gpu > 1 and len(places) < 2:
+        raise PromptTuningError(
+            f"this process has {args.n_gpu} GPUs, over which Trainer would copy the model (nn.DataParallel). Start a "
+            "process for each, with accelerate launch or torchrun, or let it see one (CUDA_VISIBLE_DEVICES)."
+        )
+
+
 def _kind(callback: Any) -> type:
     return callback if isinstance(callback, type) else type(callback)
 

@@ -15,7 +15,7 @@ from hf_prompt_tuning.soft_prompts import SoftPrompts
 
 from .conftest import make_tokenizer, tiny_model
 from .helpers import pad, ragged_rows, tiny_prompt_model, with_prompts
-from .test_architectures import tiny_backbone
+from .test_architectures import ARCHITECTURES, tiny_backbone
 
 FAMILIES = ["llama", "gpt2", "bloom", "mistral, sliding_window", "gemma3_text", "t5"]
 THREADS, CALLS = 20, 300
@@ -30,7 +30,7 @@ FREE = PromptTemplate(source="summary of {text} :", target="{summary}", max_targ
 def models(family: str) -> tuple[SoftPrompts, SoftPrompts]:
     """Two models on one backbone, with prompts of several lengths."""
     name, *window = family.split(", ")
-    backbone = tiny_backbone(name) if name == "gemma3_text" else tiny_model(name, **dict.fromkeys(window, 4))
+    backbone = tiny_backbone(name) if name in ARCHITECTURES else tiny_model(name, **dict.fromkeys(window, 4))
     first = with_prompts(tiny_prompt_model(name, backbone=backbone), other=3).eval()
     first.prompt_info["default"].template = first.prompt_info["other"].template = CLASSES
     second = tiny_prompt_model(name, 4, seed=8, backbone=backbone).eval()
@@ -38,9 +38,8 @@ def models(family: str) -> tuple[SoftPrompts, SoftPrompts]:
     return first, second
 
 
-def calls(family: str) -> dict[str, Callable[[], object]]:
+def calls(family: str, model: SoftPrompts, rival: SoftPrompts) -> dict[str, Callable[[], object]]:
     """One call of each entry point; of the bare backbone, too."""
-    model, rival = models(family)
     backbone: PreTrainedModel = model.get_base_model()
     batch = pad(ragged_rows([7, 3, 5]), "right" if family == "t5" else "left")
     source = {key: batch[key] for key in ("input_ids", "attention_mask")}
@@ -103,8 +102,10 @@ def same(got: object, expected: object) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_300_calls_from_20_threads_give_what_one_thread_gives(family):
-    expected = {name: no_grad(call) for name, call in calls(family).items()}
-    shared = list(calls(family).items())  # another model, so that the first calls, and their checks, come all at once
+    expected = {name: no_grad(call) for name, call in calls(family, *models(family)).items()}
+    shared = list(
+        calls(family, *models(family)).items()
+    )  # another model, so that the first calls, and their checks, come all at once
     jobs = [shared[i % len(shared)] for i in range(CALLS)]
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
