@@ -1,6 +1,7 @@
 """What is read from, and done to, the frozen model behind a prompt."""
 
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -106,24 +107,39 @@ def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return embedded(backbone.get_per_layer_input_embeddings(), input_ids)
 
 
-def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> PreTrainedModel:
-    """A stand-in for the backbone: a call from `generate` that gives embeddings gets their per-layer vectors as well.
+def prepares_embeddings(backbone: PreTrainedModel, handed_on: bool) -> bool:
+    """Whether a model's preparation of inputs for `generate` names embeddings; or hands on all that it gets."""
+    names = inspect.signature(backbone.prepare_inputs_for_generation).parameters
+    return "inputs_embeds" in names or (handed_on and "kwargs" in names)
 
-    `generate` hands on what the outermost `forward` names, and there Gemma 3n's is silent about them.
+
+def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> PreTrainedModel:
+    """A model that `generate` takes embeddings for: the backbone itself, or a stand-in for it.
+
+    `generate` hands on what the outermost `forward` names, and there Gemma 3n's is silent about per-layer vectors. And
+    it refuses embeddings for models (Bamba, Falcon-H1, Nemotron-H, Zamba2) whose own preparation of inputs does not
+    name them, though it hands all on.
 
     Args:
         backbone: of any kind.
-        per_layer_inputs: [B, N, layers, D]; None: the backbone itself will do.
+        per_layer_inputs: [B, N, layers, D], or None.
     """
-    if per_layer_inputs is None:
+    named = prepares_embeddings(backbone, handed_on=False)
+    if per_layer_inputs is None and named:
         return backbone
 
     @functools.wraps(backbone.forward)
     def forward(*args: Any, **kwargs: Any) -> ModelOutput:
         embeds = kwargs.get("inputs_embeds")
-        if embeds is not None:
+        if embeds is not None and per_layer_inputs is not None:
             copies = len(embeds) // len(per_layer_inputs)  # beams, or several returned sequences
             kwargs["per_layer_inputs"] = per_layer_inputs.repeat_interleave(copies, dim=0)
         return backbone(*args, **kwargs)
 
-    return calling(backbone, forward)
+    def prepare(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+        return backbone.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    writer = calling(backbone, forward)
+    if not named:
+        vars(writer)["prepare_inputs_for_generation"] = prepare
+    return writer

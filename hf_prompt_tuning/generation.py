@@ -19,7 +19,6 @@ there are none. Recurrent models are computed anew. All ways give the same token
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +28,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from .backbone import generating_with
+from .backbone import generating_with, prepares_embeddings
 from .call_arguments import fitted, told_of
 from .continuing import Behind, checked, columns_in, mark
 from .errors import PromptTuningError
@@ -107,7 +106,7 @@ def generate(
             f"{name} is given, and {type(backbone).__name__} cannot go on from a computed prompt here, "
             "without which drafts are checked at the wrong places. Leave it out."
         )
-    if way == "anew" and "inputs_embeds" not in inspect.signature(backbone.prepare_inputs_for_generation).parameters:
+    if way == "anew" and not prepares_embeddings(backbone, handed_on=not needs_rows):
         raise PromptTuningError(
             f"{type(backbone).__name__} takes no embedded tokens in its generate, and with "
             f"{next(iter(given), 'these rows and settings')} a prompt's vectors are given so. Leave it out, or call "

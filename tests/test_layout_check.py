@@ -9,7 +9,7 @@ from hf_prompt_tuning.layouts import CachedLayout, packed
 from hf_prompt_tuning.layouts.base import IGNORED
 
 from .conftest import LLAMA_LIKE, scale_weights
-from .helpers import loss_and_gradient, pad, ragged_rows, reference_loss, relative_error, tiny_prompt_model
+from .helpers import greedy, loss_and_gradient, pad, ragged_rows, reference_loss, relative_error, tiny_prompt_model
 from .test_architectures import ARCHITECTURES
 
 LINEAR = dict(layer_types=["linear_attention", "full_attention"])
@@ -23,8 +23,12 @@ STATEFUL = {
     | MIXTURE
     | dict(layer_types=["mamba", "attention"], shared_intermediate_size=32),
     "lfm2": ARCHITECTURES["lfm2"],
+    "bamba": LLAMA_LIKE | MAMBA | dict(attn_layer_indices=[1]),
+    "falcon_h1": LLAMA_LIKE | MAMBA | dict(mamba_d_ssm=64),
 }
-CHOSEN = {"jamba": "padded", "minimax": "padded", "granitemoehybrid": "cached", "lfm2": "cached"}
+CHOSEN = {"granitemoehybrid": "cached", "lfm2": "cached"} | dict.fromkeys(
+    ("jamba", "minimax", "bamba", "falcon_h1"), "padded"
+)
 
 
 def stateful(name: str, scale: float = 2.0):
@@ -76,13 +80,23 @@ def test_a_state_that_is_lost_is_found_whatever_the_first_batch_is(name, first):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["jamba", "minimax"])
+@pytest.mark.parametrize("name", ["jamba", "minimax", "bamba"])
 def test_it_is_refused_by_name_checked_or_not(name, scale):
     model = stateful(name, scale)
     for check in (True, False):
         model.use_layout("cached", check=check)
         with pytest.raises(PromptTuningError, match="layout 'cached' is not exact for"):
             without_labels(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", STATEFUL)
+def test_generation_behind_rows_of_several_lengths(name):
+    model, rows = stateful(name), ragged_rows([7, 2, 1])
+    batch = pad(rows, "left")
+    batch.pop("labels")
+    tokens = model.generate(**batch, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert tokens[:, 7:].tolist() == [greedy(model, ids, 3) for ids, _ in rows]
 
 
 @pytest.mark.filterwarnings("ignore")
