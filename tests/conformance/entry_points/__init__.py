@@ -1,6 +1,7 @@
 """The calls that are tried: each draws its arguments, makes the call, and compares the result with the oracle's."""
 
 from .base import EntryPoint
+from .foreign_trainers import Dpo, Grpo, Kto, Sft, VanillaTrainer
 from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
 from .pipelines import Classification, Generation
@@ -20,4 +21,9 @@ ENTRY_POINTS: list[EntryPoint] = [
     Predict(),
     Predictions(),
     Train(),
+    VanillaTrainer(),
+    Sft(),
+    Dpo(),
+    Kto(),
+    Grpo(),
 ]
