@@ -92,7 +92,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
                 raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
         if candidates is not None:
             return RankingOutput(scores=self._rank(embeds, mask, self._candidates(candidates).ids))
-        if not only_labelled and labels is None and not given.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+        alone = not given.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+        if not only_labelled and labels is None and alone:
             raise PromptTuningError(
                 "neither labels nor decoder_input_ids are given, behind which an encoder-decoder predicts; give one."
             )
@@ -104,6 +105,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
             found = self._labelled_logits(labels, inputs_embeds=embeds, attention_mask=mask, use_cache=False, **given)
             loss = self._loss(found, num_items_in_batch, label_smoothing)
             return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
+        if labels is not None and alone and bool((labels == IGNORED).all(1).any()):
+            # Not left to the backbone: mBART looks for the last token of a row that has none.
+            given["decoder_input_ids"] = decoder_inputs(backbone, labels)
         return_dict = given.pop("return_dict", None)
         if order is not None or is_moved(prompts, sources):
             check_has_place(given.get("output_attentions"), backbone.config)

@@ -184,3 +184,18 @@ def test_refusals():
         for call in (model, model.generate):
             with pytest.raises(PromptTuningError, match="past_key_values holds what an encoder made of other rows"):
                 call(**others, **given)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_row_without_labels_predicts_nothing(name):
+    """Beside others, and alone; the others are as they are without it."""
+    model, labels = three(name), targets("right")
+    labels[1] = IGNORED
+    found = [by_hand(model, b, "default", labels=torch.tensor([TARGETS[b]])).logits[0] for b in (0, 2)]
+    right = torch.nn.functional.cross_entropy(torch.cat(found), torch.tensor(TARGETS[0] + TARGETS[2]))
+    with torch.no_grad():
+        outputs = model(**texts(), labels=labels)
+        torch.testing.assert_close(outputs.logits[0], found[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(outputs.logits[2, :3], found[1], rtol=1e-4, atol=1e-4)
+        assert outputs.loss == pytest.approx(right.item(), rel=1e-5)
+        assert model(**texts(), labels=torch.full_like(labels, IGNORED)).loss == 0
