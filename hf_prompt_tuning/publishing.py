@@ -27,6 +27,7 @@ from .push_errors import explained
 from .pushing import Destination, make_repository, push
 from .repository_files import CARD_FILE, PROMPT_FILES
 from .resuming import ResumingTrainer
+from .sharding import whole
 
 logger = logging.getLogger(__name__)
 
@@ -100,16 +101,18 @@ class PublishingTrainer(ResumingTrainer):
         with self._noting_signals_of_a_push():
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             self.save_model(_internal_call=True)
-            if not self.is_world_process_zero():
-                return None
-            try:
-                self._finish_current_push()
-                return self._upload(commit_message or "End of training", to, None if blocking else failed, tokenizer)
-            except Exception as error:  # the network raises many kinds, and the prompt is on disk whichever it is
-                if isinstance(error, PromptTuningError) and not isinstance(error, PromptPushError):
-                    raise  # it is refused for good
-                failed(error)
-                return None
+            with self._whole_prompt():
+                if not self.is_world_process_zero():
+                    return None
+                try:
+                    self._finish_current_push()
+                    message = commit_message or "End of training"
+                    return self._upload(message, to, None if blocking else failed, tokenizer)
+                except Exception as error:  # the network raises many kinds; the prompt is on disk whichever it is
+                    if isinstance(error, PromptTuningError) and not isinstance(error, PromptPushError):
+                        raise  # it is refused for good
+                    failed(error)
+                    return None
 
     @property
     def _card_repo_id(self) -> str | None:
@@ -217,8 +220,18 @@ class PublishingTrainer(ResumingTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Not super()'s, which sends whatever lies in the output folder, pickles among it.
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END:
             return
+        with self._whole_prompt():
+            if self.is_world_process_zero():
+                self._push_checkpoint(checkpoint_folder)
+
+    def _whole_prompt(self) -> AbstractContextManager:
+        """Within this context the prompt's vectors are here (ZeRO-3 shares them out); every process must enter."""
+        model = self.accelerator.unwrap_model(self.model)
+        return whole(model.prompt_encoder[model.active_adapter].embedding)
+
+    def _push_checkpoint(self, checkpoint_folder: str) -> None:
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         # What a signal saves is sent in any case: another machine goes on from there.
         if busy and not self.args.hub_always_push and not self._is_ending():

@@ -21,6 +21,7 @@ from hf_prompt_tuning.callbacks import (
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model
+from .test_trainer import make
 
 ROWS = [{"input_ids": [5 + i, 6, 7 + i, 8], "labels": [-100, -100, 7 + i, 8]} for i in range(6)]
 
@@ -217,3 +218,17 @@ class TestPartitionedPrompts:
         assert [torch.equal(prompt, model.vectors) for prompt in pushed] == [True] * (rank == 0)
         if rank == 0:
             assert torch.equal(kept_prompts(tmp_path)[0].vectors, model.vectors)
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_a_trainers_pushes_too(self, rank, model, tmp_path, monkeypatch, tokenizer, messages):
+        from hf_prompt_tuning.callbacks import watched
+
+        monkeypatch.setattr("hf_prompt_tuning.publishing.whole", watched.whole)
+        model.prompt_encoder["default"].embedding.weight.data = model.vectors
+        trainer = make(tmp_path, tokenizer, messages, model=model)
+        model.prompt_encoder["default"].embedding.weight.data = model.vectors[:0]
+        model.entered, lengths = [], []
+        trainer.is_world_process_zero, trainer.push_in_progress = (lambda: rank == 0), None
+        trainer._start_pushes = lambda folder: lengths.append(len(model.prompt)) or []
+        trainer._push_from_checkpoint(str(tmp_path))
+        assert model.entered == [True] and lengths == [3] * (rank == 0)
