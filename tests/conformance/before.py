@@ -6,6 +6,7 @@ from collections.abc import Callable
 import peft
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from hf_prompt_tuning import PromptTuningConfig
 
@@ -51,7 +52,7 @@ def a_reloaded_prompt(world: World) -> None:
 
 def a_merged_lora(world: World) -> None:
     """PEFT's LoRA on the backbone's linear layers is merged into the weights."""
-    layers = [name for name, module in world.backbone.named_modules() if isinstance(module, nn.Linear)]
+    layers = [name for name, module in world.backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     # PEFT refuses these two of a Mamba; the output embeddings are tied to the input's.
     targets = [name for name in layers if name.rsplit(".", 1)[-1] not in ("out_proj", "conv1d", "lm_head")]
     config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)

@@ -5,7 +5,7 @@ from .foreign_trainers import Dpo, Grpo, Kto, Sft, VanillaTrainer
 from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
 from .pipelines import Classification, Generation
-from .trainers import Evaluate, Predict, Predictions, Train
+from .trainers import Evaluate, Predict, Predictions, Texts, Train
 
 ENTRY_POINTS: list[EntryPoint] = [
     Forward(),
@@ -20,6 +20,7 @@ ENTRY_POINTS: list[EntryPoint] = [
     Evaluate(),
     Predict(),
     Predictions(),
+    Texts(),
     Train(),
     VanillaTrainer(),
     Sft(),

@@ -62,6 +62,9 @@ class EntryPoint:
         """Draws a call's arguments."""
         raise NotImplementedError
 
+    def prepare(self, world: World, asked: Any) -> None:
+        """Does what belongs to the model and not to the call."""
+
     def call(self, world: World, asked: Any) -> Any:
         """Makes the call."""
         raise NotImplementedError

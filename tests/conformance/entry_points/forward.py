@@ -67,10 +67,11 @@ def _right_loss(world: World, call: Call, given: Batch) -> tuple[Tensor, dict[st
     smoothing = 0.1 if call.style == "smoothed" else 0.0
     total = torch.nn.functional.cross_entropy(predicted.float(), targets, reduction="sum", label_smoothing=smoothing)
     loss = total / (7 if call.style == "counted" else max(len(targets), 1))
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else ()
+    vectors = list(leaves.values())
+    gradients = torch.autograd.grad(loss, vectors, allow_unused=True) if loss.requires_grad else [None] * len(vectors)
     return loss, {
         name: torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=False)
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
 
 

@@ -1,5 +1,6 @@
 """`PromptTuningTrainer`: evaluate, predict, predictions.jsonl, and a training step."""
 
+import dataclasses
 import json
 import tempfile
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from hf_prompt_tuning import PromptTemplate, PromptTuningArguments, PromptTuning
 from hf_prompt_tuning.cli import save_predictions
 
 from .. import oracle
+from ..rows import ends
 from ..tables import SOURCES, Table, source_ids, tables, target_ids
 from ..tokenizers import tokenizer_of
 from ..world import Setting, World, require
 from .base import BEFORE, EntryPoint
+from .generate import SOON
+from .pipelines import written
 
 QUIET = dict(report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no", logging_strategy="no")
 SINGLE = [name for name in BEFORE if "thread" not in name]
@@ -185,6 +189,49 @@ class Predictions(TrainerEntry):
                 "scores", list(line["scores"].values()), torch.stack([right[w] for w in line["scores"]])
             )
             _require_best(right, line["prediction"])
+
+
+class Texts(TrainerEntry):
+    """Free text: what is written behind each row, and the loss of those that have a reference."""
+
+    name, cases, dtypes, limit = "trainer.predict of texts", 150, ("float32",), 16
+
+    def arguments(self, draw: Any, setting: Setting) -> Run:
+        run = super().arguments(draw, setting)
+        return dataclasses.replace(run, table=dataclasses.replace(run.table, kind="text", given=True))
+
+    def prepare(self, world: World, run: Run) -> None:
+        if run.grouped:
+            world.backbone.generation_config.eos_token_id = list(SOON)
+
+    def template(self, run: Run) -> PromptTemplate:
+        template, target = run.table.template(), "{" + run.table.label_column + "}"
+        return dataclasses.replace(
+            template, label_column=None, label_words=None, target=target, max_target_length=self.limit
+        )
+
+    def call(self, world: World, run: Run) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            return self.trainer(world, run, folder).predict(run.data())
+
+    @torch.no_grad()
+    def check(self, world: World, run: Run, got: Any) -> None:
+        table, family, tokenizer = run.table, world.setting.family, tokenizer_of(world.setting.family)
+        total, count = 0.0, 0
+        for row, said in enumerate(got.predictions):
+            ids = source_ids(family, tokenizer, table.source_text(row))
+            expected = written(world, world.active, ids, self.limit, SOON if run.grouped else ends(family))
+            require(expected in (said, None), f"row {row}: {said!r}, not {expected!r}")
+            if table.labels[row] >= 0:
+                reference = table.values[table.labels[row]]
+                require(got.label_ids[row] == reference, f"the reference is {got.label_ids[row]!r}, not {reference!r}")
+                words = target_ids(family, tokenizer, SOURCES[table.source], reference)
+                total = total - oracle.score(world.bare, world.prompt(world.active), ids, words)
+                count += len(words)
+        require(len(got.predictions) == len(table.texts), f"{len(got.predictions)} texts")
+        require(("test_loss" in got.metrics) == (count > 0), "a loss of rows without references, or none of others")
+        if count:
+            world.require_close("loss", got.metrics["test_loss"], total / count)
 
 
 class Train(TrainerEntry):
