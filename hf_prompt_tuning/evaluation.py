@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .backbone import max_positions
+from .generation_options import ends_of_text
 from .layouts.base import IGNORED
 from .prompt_info import numbers_of
 from .template import PromptTemplate
@@ -155,10 +156,10 @@ def generate_targets(
     Args:
         model: a prompt-tuning model, unwrapped.
         batch: as for `rank_labels`.
-        tokenizer: gives EOS and pad token.
+        tokenizer: gives an end of text and the pad token.
         max_new_tokens: a continuation's limit.
     """
-    mask, eos, pad = batch["attention_mask"], tokenizer.eos_token_id, tokenizer.pad_token_id
+    mask, ends, pad = batch["attention_mask"], ends_of_text(model.generation_config, tokenizer), tokenizer.pad_token_id
     if not model.config.is_encoder_decoder:
         mask = mask * (batch["labels"] == IGNORED)
     ids = model.generate(
@@ -168,13 +169,14 @@ def generate_targets(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        eos_token_id=eos,
-        pad_token_id=eos if pad is None else pad,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
     )
     # A decoder's first token is where it starts, which for many (BART, NLLB) is the very token that ends a text.
     ids = ids[:, 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1] :]
-    # After the first EOS come pads, which may be any token.
-    ended = (ids == eos).cumsum(1) - (ids == eos).long() > 0
+    # After the first end come pads, which may be any token.
+    end = torch.isin(ids, torch.tensor(ends, device=ids.device)).long()
+    ended = end.cumsum(1) - end > 0
     return ids.masked_fill(ended, IGNORED)
 
 

@@ -12,6 +12,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
 )
 
@@ -118,6 +119,12 @@ def inferred_mask(backbone: PreTrainedModel, options: dict[str, Any], input_ids:
         return None
     mask = input_ids != int(pad)
     return None if bool(mask.all()) else mask.long()
+
+
+def ends_of_text(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a text: the backbone's own (Llama 3 has three), and the tokenizer's, where targets end."""
+    own = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).flatten().tolist()
+    return list(dict.fromkeys([*own, tokenizer.eos_token_id]))
 
 
 def speculative(config: GenerationConfig, options: dict[str, Any]) -> str:

@@ -236,7 +236,7 @@ class PromptGenerationPipeline(PromptPipeline):
                 input_ids=batch["input_ids"][rows],
                 attention_mask=mask[rows],
                 adapter_names=[names[b] for b in rows],
-                **for_generate(said, limit, self.tokenizer),
+                **for_generate(said, limit, self.tokenizer, own),
             )
             # A decoder's first token is where it starts, and no text.
             new = sequences[:, 1 if decoder else batch["input_ids"].shape[1] :].unflatten(0, (len(rows), -1))

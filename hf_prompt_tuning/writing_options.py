@@ -6,7 +6,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .errors import PromptTuningError
-from .generation_options import saying
+from .generation_options import ends_of_text, saying
 
 NEW_TOKENS = 64
 """How many tokens are written at most where no one says."""
@@ -104,11 +104,13 @@ def new_tokens(said: Mapping[str, Any], of_template: int | None, of_model: Gener
     return limit
 
 
-def for_generate(said: Mapping[str, Any], limit: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The options for rows that end after `limit` tokens, at the tokenizer's end where no one says another."""
+def for_generate(
+    said: Mapping[str, Any], limit: int, tokenizer: PreTrainedTokenizerBase, of_model: GenerationConfig
+) -> dict[str, Any]:
+    """The options for rows that end after `limit` tokens, or at an end of the backbone's or the tokenizer's."""
     options = {name: value for name, value in said.items() if name not in LENGTHS}
     config = options.get("generation_config")
-    tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    tokens = {"eos_token_id": ends_of_text(of_model, tokenizer), "pad_token_id": tokenizer.pad_token_id}
     tokens = {
         name: token for name, token in tokens.items() if name not in options and getattr(config, name, None) is None
     }

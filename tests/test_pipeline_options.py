@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import GenerationConfig, pipeline
 
 from hf_prompt_tuning import PromptTemplate, PromptTokenizer, PromptTuningError
@@ -11,6 +12,7 @@ from hf_prompt_tuning import PromptTemplate, PromptTokenizer, PromptTuningError
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model
 from .test_pipelines import LABELS, ROWS, TEXT, made
+from .test_trainer import make
 
 OPEN = PromptTemplate("Message : {message} Answer :", target="{answer}")
 LONG = PromptTemplate("Message : {message} Answer :", target="{answer}", max_target_length=9)
@@ -125,6 +127,23 @@ def test_an_end_that_the_caller_says(name, tokenizers):
         first = new.index(new[2]) + 1
         expected = tokenizer.decode(new[:first], skip_special_tokens=True).strip()
         assert pipe(ROWS[0], **said)["generated_text"] == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_each_end_of_the_backbones_own_ends_a_text(name, tokenizers, tmp_path):
+    """Llama 3's has three, of which its tokenizer names one; the trainer's texts end there, too."""
+    tokenizer = tokenizers["t5" if name == "t5" else "gpt2"]
+    model = made(tokenizer, TEXT, name=name)
+    coder = PromptTokenizer(TEXT, tokenizer, model.config.is_encoder_decoder)
+    ids = torch.tensor([coder.source_ids({"message": ROWS[0]})[0]])
+    new = model.generate(ids, max_new_tokens=6, eos_token_id=10**6, pad_token_id=0)[0, -6:].tolist()
+    model.get_base_model().generation_config.eos_token_id = [2, new[2]]
+    expected = tokenizer.decode(new[: new.index(new[2]) + 1], skip_special_tokens=True).strip()
+    pipe = pipeline("prompt-generation", model=model, tokenizer=tokenizer)
+    assert pipe(ROWS[0]) == {"generated_text": expected}
+    rows = [{"message": ROWS[0], "answer": "a dog"}]
+    trainer = make(tmp_path, tokenizer, rows, TEXT, model=model)
+    assert trainer.predict(Dataset.from_list(rows)).predictions == [expected]
 
 
 def test_how_tokens_become_text(tokenizer):
