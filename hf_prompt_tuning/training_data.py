@@ -115,7 +115,7 @@ def _without_own(data: Dataset | IterableDataset) -> Dataset | IterableDataset:
 
 def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> None:
     if not is_of_token_ids(data):
-        columns = ", ".join(repr(column) for column in data.column_names if column != ORIGIN)
+        columns = ", ".join(repr(column) for column in columns_of(raw) if column != ORIGIN)
         raise PromptTuningError(
             f"the {name} data has the columns {columns} and no 'input_ids' of token ids. "
             "Give a template that makes text of the columns, or rows of token ids."

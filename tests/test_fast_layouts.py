@@ -263,13 +263,11 @@ def test_a_tree_is_seen_by_positions():
 
 def test_refusals():
     model, batch = tiny_prompt_model("bloom"), pad(ragged_rows([4, 3]), "right")
-    for name, message in [
-        ("packed", "layout 'packed' is not exact for .* takes no position_ids"),
-        ("quick", "layout is 'quick'; give auto, packed"),
-    ]:
-        model.use_layout(name)
-        with pytest.raises(PromptTuningError, match=message):
-            model(**batch, only_labelled=True)
+    model.use_layout("packed")
+    with pytest.raises(PromptTuningError, match=r"layout 'packed' is not exact for .* takes no position_ids"):
+        model(**batch, only_labelled=True)
+    with pytest.raises(PromptTuningError, match="layout is 'quick'; give auto, packed"):
+        model.use_layout("quick")
     with pytest.raises(PromptTuningError, match="adapter_names has 1 names for 2 rows"):
         model(**batch, only_labelled=True, adapter_names=["default"])
     with pytest.raises(PromptTuningError, match="adapter_names has 'x'; there are 'default'"):

@@ -16,7 +16,7 @@ from hf_prompt_tuning.multi_prompt import _check_arguments
 from hf_prompt_tuning.prompt_effects import attention_to_prompt
 from hf_prompt_tuning.prompt_files import START_FILE, read_prompt
 from hf_prompt_tuning.prompt_task import PromptTask, model_with_prompts
-from hf_prompt_tuning.task_trainer import _check_prompts
+from hf_prompt_tuning.task_checks import check_prompts
 
 from .conftest import make_tokenizer, tiny_model
 from .helpers import tiny_prompt_model
@@ -40,7 +40,7 @@ def test_models_that_do_not_fit_their_tasks():
     with pytest.raises(PromptTuningError, match="the backbone is a Linear; give a language model of transformers"):
         model_with_prompts(torch.nn.Linear(1, 1), [PromptTask("a", random_prompt(2))], None, 0)
     with pytest.raises(PromptTuningError, match=r"the model has the prompts \['default'\], and the tasks are \['a'\]"):
-        _check_prompts(tiny_prompt_model("llama"), [PromptTask("a", random_prompt(2))])
+        check_prompts(tiny_prompt_model("llama"), [PromptTask("a", random_prompt(2))])
 
 
 def test_several_prompts_on_several_devices():

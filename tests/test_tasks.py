@@ -88,6 +88,7 @@ def test_two_tasks_from_one_config(config, files):  # noqa: F811
     assert {f.name for f in out.iterdir()} == {
         "complaints",
         "lengths",
+        "README.md",
         "losses.png",
         "all_results.json",
         "eval_results.json",
