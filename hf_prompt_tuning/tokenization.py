@@ -143,20 +143,23 @@ class PromptTokenizer:
         return fits, True
 
     def target_ids(self, text: str) -> list[int]:
-        """The target's tokens, EOS at the end.
+        """The target's tokens with EOS behind them; in mBART's tokenizer the language follows it.
 
         Raises:
             PromptTuningError: it is empty, or longer than `max_target_length`.
         """
         eos = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
-            ids = self.tokenizer(text_target=text)["input_ids"]
-            words = self.tokenizer(text_target=text, add_special_tokens=False)["input_ids"]
+            encoded = self.tokenizer(text_target=text, return_special_tokens_mask=True)
+            ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+            words = [i for i, is_special in zip(ids, special, strict=True) if not is_special]
+            ended = eos in ids[len(special) - special[::-1].index(0) :] if words else False
         else:
             words = ids = continuation_ids(self.tokenizer, self._separator(text) + text)
+            ended = ids[-1:] == [eos]
         if not text.strip() or not words:
             raise PromptTuningError(f"the target {text!r} tokenizes to nothing; give the row a target or remove it.")
-        if ids[-1] != eos:
+        if not ended:
             ids = [*ids, eos]
         limit = self.template.max_target_length
         if limit is not None and len(ids) > limit:

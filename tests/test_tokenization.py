@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from datasets import Dataset, IterableDataset
+from tokenizers import processors
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningError
 from hf_prompt_tuning.tokenization import PromptTokenizer, continuation_ids
@@ -51,6 +52,22 @@ def test_the_whole_row_reads_as_the_text(tokenizers, kind):
     row = encoder(tokenizer).encode({"message": "why is my line down", "label": 2})
     text = tokenizer.decode(row["input_ids"], skip_special_tokens=True)
     assert text == "Message : why is my line down Label : no complaint"
+
+
+@pytest.mark.parametrize(
+    ("around", "target"),
+    [
+        ("$A </s> <unk>", ["Ġcomplaint", "</s>", "<unk>"]),  # mBART's language, which its decoder starts with
+        ("<unk> $A </s>", ["<unk>", "Ġcomplaint", "</s>"]),  # mBART-50's
+        ("<s> $A", ["<s>", "Ġcomplaint", "</s>"]),
+    ],
+)
+def test_an_encoder_decoders_target_ends_as_its_tokenizer_has_it(around, target, tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=around, special_tokens=[("<s>", 1), ("</s>", 2), ("<unk>", 3)]
+    )
+    row = encoder(tokenizer, seq2seq=True, label_words={"1": " complaint"}).encode({"message": "a", "label": 1})
+    assert "".join(tokens(tokenizer, row["labels"])) == "".join(target)
 
 
 def test_white_space_at_the_border_belongs_to_the_target(tokenizers):

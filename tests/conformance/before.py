@@ -55,7 +55,7 @@ def a_merged_lora(world: World) -> None:
     layers = [name for name, module in world.backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     # PEFT refuses these two of a Mamba; the output embeddings are tied to the input's.
     targets = [name for name in layers if name.rsplit(".", 1)[-1] not in ("out_proj", "conv1d", "lm_head")]
-    config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    config = peft.LoraConfig(r=2, lora_alpha=1, target_modules=targets, init_lora_weights=False)
     torch.manual_seed(3)
     trains = {name: parameter.requires_grad for name, parameter in world.backbone.named_parameters()}
     mode = world.backbone.training
@@ -84,9 +84,9 @@ def an_edited_weight(world: World) -> None:
 
 
 def half(world: World) -> None:
-    """The model is cast; its prompts stay as they are."""
+    """The model is cast to fp16; its prompts stay as they are."""
     before = world.prompt(world.active)
-    world.model.to(torch.bfloat16 if world.setting.dtype == "float32" else torch.float32)
+    world.model.half()
     require(torch.equal(before, world.prompt(world.active)), "casting the model changed a prompt")
 
 

@@ -138,7 +138,8 @@ class Texts:
 class TrlEntry(StepEntry):
     """A trainer of TRL."""
 
-    families = list(CAUSAL)  # noqa: RUF012
+    # TRL adds the routers' loss to those of experts, and fails with Llama 4, also without a prompt.
+    families = [name for name in CAUSAL if name not in ("llama4", "jamba", "gpt_oss")]  # noqa: RUF012
     kind: type[Trainer]
     config: type[TrainingArguments]
     least = 1
