@@ -10,13 +10,13 @@ from transformers import set_seed
 from transformers.utils.logging import get_logger
 
 from hf_prompt_tuning import PromptTuningTrainer, get_prompt_tuning_model
-from hf_prompt_tuning.arguments import parse_arguments
-from hf_prompt_tuning.cli import load_backbone, run, save_predictions, set_up_logging
-from hf_prompt_tuning.data import load_splits, load_transfer
-from hf_prompt_tuning.ensemble_members import ensemble_members
+from hf_prompt_tuning.cli.arguments import parse_arguments
+from hf_prompt_tuning.cli.ensemble_members import ensemble_members
+from hf_prompt_tuning.cli.main import load_backbone, run, save_predictions, set_up_logging
+from hf_prompt_tuning.cli.splits import load_splits, load_transfer
+from hf_prompt_tuning.cli.tasks import read_tasks, train_tasks
 from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.push_arguments import check_hub
-from hf_prompt_tuning.tasks import read_tasks, train_tasks
 
 logger = get_logger(__name__)
 

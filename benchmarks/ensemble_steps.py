@@ -26,7 +26,7 @@ from hf_prompt_tuning import (
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
-from hf_prompt_tuning.data import read_file
+from hf_prompt_tuning.cli.splits import read_file
 
 ROOT = Path(__file__).parent.parent
 BACKBONE = {

@@ -31,9 +31,9 @@ def load(name: str):
     """The real small backbone, or one of the shape that is wanted with random weights."""
     import transformers as t
 
-    from hf_prompt_tuning.arguments import ModelArguments
     from hf_prompt_tuning.backbone import forget_gguf
-    from hf_prompt_tuning.cli import load_backbone
+    from hf_prompt_tuning.cli.arguments import ModelArguments
+    from hf_prompt_tuning.cli.main import load_backbone
 
     gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
     backbone, tokenizer = load_backbone(ModelArguments(".cache/smollm2", gguf_file=gguf))

@@ -24,8 +24,8 @@ from hf_prompt_tuning import (
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
-from hf_prompt_tuning.arguments import ModelArguments
-from hf_prompt_tuning.cli import load_backbone
+from hf_prompt_tuning.cli.arguments import ModelArguments
+from hf_prompt_tuning.cli.main import load_backbone
 from hf_prompt_tuning.data_files import read_file
 
 TEMPLATE = PromptTemplate(

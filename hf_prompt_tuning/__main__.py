@@ -1,7 +1,8 @@
 """`python -m hf_prompt_tuning` (or `accelerate launch -m hf_prompt_tuning`) is `run_prompt_tuning.py`."""
 
-from hf_prompt_tuning.cli import run
 from run_prompt_tuning import main
+
+from .cli.main import run
 
 if __name__ == "__main__":
     run(main)

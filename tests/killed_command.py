@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import run_prompt_tuning
 from hf_prompt_tuning.checkpoints import UNFINISHED
-from hf_prompt_tuning.cli import run
+from hf_prompt_tuning.cli.main import run
 
 
 def slowly(do: Callable) -> Callable:

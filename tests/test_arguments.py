@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_prompt_tuning import PromptTuningError, arguments
-from hf_prompt_tuning.arguments import parse_arguments
-from hf_prompt_tuning.tasks import read_tasks
+from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning.cli import arguments
+from hf_prompt_tuning.cli.arguments import parse_arguments
+from hf_prompt_tuning.cli.tasks import read_tasks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

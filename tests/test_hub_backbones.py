@@ -17,9 +17,9 @@ from hf_prompt_tuning import (
     get_prompt_tuning_model,
     load_prompt,
 )
-from hf_prompt_tuning.arguments import ModelArguments
 from hf_prompt_tuning.backbone_files import commit_of
-from hf_prompt_tuning.cli import load_backbone
+from hf_prompt_tuning.cli.arguments import ModelArguments
+from hf_prompt_tuning.cli.main import load_backbone
 from hf_prompt_tuning.errors import HubUnavailableError, PromptTuningError
 
 from .conftest import make_tokenizer, tiny_model

@@ -9,9 +9,9 @@ import torch
 
 import run_prompt_tuning
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
-from hf_prompt_tuning.arguments import ModelArguments, PromptArguments, parse_arguments
-from hf_prompt_tuning.data import load_splits, load_transfer
-from hf_prompt_tuning.ensemble_members import ensemble_members
+from hf_prompt_tuning.cli.arguments import ModelArguments, PromptArguments, parse_arguments
+from hf_prompt_tuning.cli.ensemble_members import ensemble_members
+from hf_prompt_tuning.cli.splits import load_splits, load_transfer
 from hf_prompt_tuning.errors import HubUnavailableError, PromptLoadError
 
 from .conftest import make_tokenizer, tiny_model
@@ -131,7 +131,7 @@ def test_data_sets_are_asked_for_with_the_token(monkeypatch):
         asked.append(token)
         raise ConnectionError("nobody there")
 
-    monkeypatch.setattr("hf_prompt_tuning.data.load_dataset", answer)
+    monkeypatch.setattr("hf_prompt_tuning.cli.splits.load_dataset", answer)
     monkeypatch.setattr(datasets, "get_dataset_split_names", answer)
     monkeypatch.setattr(
         "hf_prompt_tuning.data_files.DownloadManager", lambda download_config: answer(token=download_config.token)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
-from hf_prompt_tuning.inspect import main
+from hf_prompt_tuning.cli.inspect import main
 from hf_prompt_tuning.inspection_results import Position, PromptInspection, Word
 from hf_prompt_tuning.inspection_text import findings
 from hf_prompt_tuning.inspector import inspect_prompt
@@ -203,7 +203,14 @@ def folders(tmp_path, tokenizer, messages):
 def test_the_command(folders):
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "hf_prompt_tuning.inspect", folders / "one", "--backbone", folders / "backbone"),
+            *(
+                sys.executable,
+                "-m",
+                "hf_prompt_tuning.cli.inspect",
+                folders / "one",
+                "--backbone",
+                folders / "backbone",
+            ),
             *("--data", folders / "rows.tsv", "--column_names", "message", "label", "--max_rows", "6"),
             *("--html", folders / "page.html", "--json", folders / "found.json"),
         ],

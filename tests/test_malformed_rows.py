@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningError
-from hf_prompt_tuning.arguments import DataArguments
-from hf_prompt_tuning.data import load_splits
+from hf_prompt_tuning.cli.arguments import DataArguments
+from hf_prompt_tuning.cli.splits import load_splits
 from hf_prompt_tuning.data_files import CHUNK, read_file
 from hf_prompt_tuning.tokenization import PromptTokenizer
 

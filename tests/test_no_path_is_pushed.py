@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 import run_prompt_tuning
 from hf_prompt_tuning import PromptHubCallback, PromptTuningConfig, PromptTuningTrainer, get_prompt_tuning_model
-from hf_prompt_tuning.cli import run
+from hf_prompt_tuning.cli.main import run
 
 from .conftest import make_tokenizer, tiny_model
 from .helpers import tiny_prompt_model

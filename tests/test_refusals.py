@@ -14,9 +14,9 @@ from hf_prompt_tuning import (
     PromptTuningModelForCausalLM,
     load_prompt,
 )
-from hf_prompt_tuning.arguments import ModelArguments
 from hf_prompt_tuning.checkpoint_files import with_pickles, without_pickles
-from hf_prompt_tuning.cli import load_backbone
+from hf_prompt_tuning.cli.arguments import ModelArguments
+from hf_prompt_tuning.cli.main import load_backbone
 from hf_prompt_tuning.interruption import SignalWatch
 from hf_prompt_tuning.prompt_info import PromptInfo
 from hf_prompt_tuning.tokenization import PromptTokenizer

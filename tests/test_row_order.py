@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from hf_prompt_tuning import PromptTemplate
-from hf_prompt_tuning.cli import save_predictions
+from hf_prompt_tuning.cli.main import save_predictions
 from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
 from hf_prompt_tuning.prompt_task import PromptTask

@@ -8,10 +8,10 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_prompt_tuning import PromptTuningError
-from hf_prompt_tuning.arguments import PromptArguments, parse_arguments
+from hf_prompt_tuning.cli.arguments import PromptArguments, parse_arguments
+from hf_prompt_tuning.cli.ensemble_members import ensemble_members
+from hf_prompt_tuning.cli.tasks import read_tasks
 from hf_prompt_tuning.ensemble import load_ensemble
-from hf_prompt_tuning.ensemble_members import ensemble_members
-from hf_prompt_tuning.tasks import read_tasks
 
 from .conftest import make_tokenizer, tiny_model
 from .test_command import backbone, command, files  # noqa: F401

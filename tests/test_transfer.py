@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_prompt_tuning import PromptTuningError, arguments
-from hf_prompt_tuning.arguments import DataArguments, parse_arguments
-from hf_prompt_tuning.data import load_transfer
+from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning.cli import arguments
+from hf_prompt_tuning.cli.arguments import DataArguments, parse_arguments
+from hf_prompt_tuning.cli.splits import load_transfer
 from hf_prompt_tuning.data_files import read_file
 from hf_prompt_tuning.prompt_files import read_prompt
 from hf_prompt_tuning.prompt_info import PromptInfo
@@ -126,7 +127,7 @@ def test_the_articles_experiment(monkeypatch):
         rows = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "label": [1, 0]}
         return Dataset.from_dict(rows, features=Features(features))
 
-    monkeypatch.setattr("hf_prompt_tuning.data.read_file", mrpc)
+    monkeypatch.setattr("hf_prompt_tuning.cli.splits.read_file", mrpc)
     template = data.template()
     rows = load_transfer(data, template)["mrpc"]
     assert read["file"] == "hf://datasets/nyu-mll/glue/mrpc/validation-00000-of-00001.parquet"

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningArguments, PromptTuningTrainer
-from hf_prompt_tuning.cli import save_predictions
+from hf_prompt_tuning.cli.main import save_predictions
 
 from .. import oracle
 from ..rows import ends

@@ -10,6 +10,12 @@ from typing import Any
 from datasets import DatasetDict
 from transformers.utils.logging import get_logger
 
+from ..config import PromptTuningArguments
+from ..errors import PromptTuningError
+from ..multi_prompt import MultiPromptTrainer
+from ..prompt_names import check_name
+from ..prompt_task import PromptTask
+from ..push_arguments import check_hub
 from .arguments import (
     OF_SEVERAL,
     Arguments,
@@ -19,14 +25,8 @@ from .arguments import (
     parse_values,
     read_config,
 )
-from .cli import load_backbone, set_up_logging, write_predictions
-from .config import PromptTuningArguments
-from .data import load_splits
-from .errors import PromptTuningError
-from .multi_prompt import MultiPromptTrainer
-from .prompt_names import check_name
-from .prompt_task import PromptTask
-from .push_arguments import check_hub
+from .main import load_backbone, set_up_logging, write_predictions
+from .splits import load_splits
 
 logger = get_logger(__name__)
 

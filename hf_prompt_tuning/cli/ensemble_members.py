@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from ..errors import PromptTuningError
+from ..prompt_task import PromptTask
 from .arguments import PromptArguments
-from .errors import PromptTuningError
-from .prompt_task import PromptTask
 
 
 def ensemble_members(args: PromptArguments, seed: int, token: str | None = None) -> list[PromptTask]:

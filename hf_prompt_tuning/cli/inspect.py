@@ -1,6 +1,6 @@
 """The command that looks at prompts.
 
-    python -m hf_prompt_tuning.inspect PROMPT [PROMPT ...] [--data FILE] [--html FILE] [--json FILE]
+    python -m hf_prompt_tuning.cli.inspect PROMPT [PROMPT ...] [--data FILE] [--html FILE] [--json FILE]
 
 Within the package the standard library's module of this name is still `inspect`: imports are absolute.
 """
@@ -12,16 +12,16 @@ from pathlib import Path
 import datasets
 import transformers
 
-from hf_prompt_tuning.cli import run
-from hf_prompt_tuning.data_files import read_file
-from hf_prompt_tuning.errors import PromptTuningError
-from hf_prompt_tuning.inspector import inspect_prompt
+from ..data_files import read_file
+from ..errors import PromptTuningError
+from ..inspector import inspect_prompt
+from .main import run
 
 
 def parser() -> argparse.ArgumentParser:
     """What the command takes."""
     flags = argparse.ArgumentParser(
-        prog="python -m hf_prompt_tuning.inspect",
+        prog="python -m hf_prompt_tuning.cli.inspect",
         description="Shows what soft prompts have learned, as text, and as JSON or a page where a file is named.",
     )
     flags.add_argument(

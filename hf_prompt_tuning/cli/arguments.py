@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .backbone import hub_id
-from .config import PromptTuningArguments, PromptTuningConfig
-from .data import split_names
-from .errors import PromptTuningError
-from .template import PromptTemplate
+from ..backbone import hub_id
+from ..config import PromptTuningArguments, PromptTuningConfig
+from ..errors import PromptTuningError
+from ..template import PromptTemplate
+from .splits import split_names
 
 
 @dataclass
