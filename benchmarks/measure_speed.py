@@ -31,9 +31,9 @@ def load(name: str):
     """The real small backbone, or one of the shape that is wanted with random weights."""
     import transformers as t
 
-    from hf_prompt_tuning.backbone import forget_gguf
     from hf_prompt_tuning.cli.arguments import ModelArguments
     from hf_prompt_tuning.cli.main import load_backbone
+    from hf_prompt_tuning.models.backbone import forget_gguf
 
     gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
     backbone, tokenizer = load_backbone(ModelArguments(".cache/smollm2", gguf_file=gguf))
@@ -134,7 +134,7 @@ def ranking_times(system: str, model, rows: list[dict], tokenizer, case: dict, s
     import torch
 
     from hf_prompt_tuning import DataCollatorForPromptTuning
-    from hf_prompt_tuning.evaluation import rank_labels
+    from hf_prompt_tuning.models.scoring import rank_labels
 
     labels = list({tuple(i for i in row["labels"] if i != -100): None for row in rows})
     collator, times = DataCollatorForPromptTuning(tokenizer), []

@@ -9,7 +9,6 @@ from .callbacks import (
     kept_prompts,
     restore_prompt,
 )
-from .causal_lm import PromptTuningModelForCausalLM
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
 from .ensemble import PromptEnsemble, load_ensemble
@@ -24,15 +23,16 @@ from .errors import (
     TrainingInterrupted,
 )
 from .foreign_prompts import import_prompt
-from .foreign_trainers import strip_virtual_tokens
-from .hub import load_prompt
 from .inspection_results import Inspection
 from .inspector import inspect_prompt
-from .modeling import get_prompt_tuning_model
+from .models.causal_lm import PromptTuningModelForCausalLM
+from .models.create import get_prompt_tuning_model
+from .models.labels import strip_virtual_tokens
+from .models.load import load_prompt
+from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .multi_prompt import MultiPromptTrainer
 from .pipelines import PromptClassificationPipeline, PromptGenerationPipeline
 from .prompt_task import PromptTask
-from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .serving import VllmPrompt, export_vllm
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer

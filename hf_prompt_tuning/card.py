@@ -6,9 +6,9 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .backbone import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
+from .models.backbone import hub_id
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 from .prompt_info import PromptInfo
 

@@ -11,7 +11,7 @@ from transformers.trainer_utils import has_length
 
 from .errors import PromptTuningError
 from .layouts.base import IGNORED
-from .soft_prompts import SoftPrompts
+from .models.soft_prompts import SoftPrompts
 
 
 class DistributedTrainer(Trainer):

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from .collator import DataCollatorForPromptTuning
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptLoadError, PromptTuningError
-from .evaluation import decode, generate_within, rank_labels, room_behind
-from .hub import load_prompt
 from .hub_files import OPTIONS, Place, read_whole
 from .layouts.base import IGNORED
+from .models.load import load_prompt
+from .models.scoring import decode, generate_within, rank_labels, room_behind
+from .models.soft_prompts import SoftPrompts
 from .prompt_files import open_place, read_json
-from .soft_prompts import SoftPrompts
 from .template import PromptTemplate, parse
 from .tokenization import PromptTokenizer
 from .voting import label_record, text_record

@@ -15,10 +15,12 @@ from transformers import EvalPrediction
 
 from .card import write_card
 from .collator import DataCollatorForPromptTuning
-from .describing import to_record
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptTuningError
-from .evaluation import (
+from .layouts.base import IGNORED
+from .models.metric_direction import greater_is_better
+from .models.recording import to_record
+from .models.scoring import (
     classification_metrics,
     decode,
     generate_within,
@@ -28,21 +30,19 @@ from .evaluation import (
     room_behind,
     text_metrics,
 )
-from .layouts.base import IGNORED
-from .metric_direction import greater_is_better
+from .models.soft_prompts import SoftPrompts
+from .models.wrapping import check_backbone
 from .multi_prompt import MultiPromptTrainer
 from .plots import save_pictures
 from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .prompt_task import PromptTask
 from .repository_files import PROMPT_FILES
-from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .token_rows import ColumnCheck
 from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
 from .training_data import encode_data, with_label_words
 from .voting import vote, vote_on_texts
-from .wrapping import check_backbone
 
 
 class EnsembleTrainer(MultiPromptTrainer):

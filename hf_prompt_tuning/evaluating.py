@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
-from .calibration import fit_calibration
 from .callers_metrics import labelled_rows, mean_losses, of_rows, plain_metrics
-from .describing import to_record
 from .errors import PromptTuningError
-from .evaluation import (
+from .layouts.base import IGNORED
+from .models.calibration import fit_calibration
+from .models.metric_direction import value_of
+from .models.recording import to_record
+from .models.scoring import (
     beside_texts,
     classification_metrics,
     confusion_matrix,
@@ -26,8 +28,6 @@ from .evaluation import (
     rank_labels,
     text_metrics,
 )
-from .layouts.base import IGNORED
-from .metric_direction import value_of
 from .prompt_info import PromptInfo
 from .row_order import RowOrderTrainer
 from .sharding import whole

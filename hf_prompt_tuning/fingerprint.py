@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from .backbone import quantization
+from .models.backbone import quantization
 from .sharding import whole
 
 ROWS_AT_ONCE = 1024

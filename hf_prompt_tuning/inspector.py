@@ -11,18 +11,25 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .backbone import max_positions, token_scale
 from .card import start_in_words
 from .collator import DataCollatorForPromptTuning
 from .errors import PromptTuningError
-from .hub import load_prompt
-from .initialization import made_again
-from .inspection import NearestTokens, cosine_matrix, nearest_tokens, percentiles, vocabulary_norms, vocabulary_size
 from .inspection_results import Inspection, Move, Position, PromptInspection, Word
 from .layouts.base import IGNORED
+from .models.backbone import max_positions, token_scale
+from .models.initialization import made_again
+from .models.load import load_prompt
+from .models.soft_prompts import SoftPrompts
+from .models.vocabulary import (
+    NearestTokens,
+    cosine_matrix,
+    nearest_tokens,
+    percentiles,
+    vocabulary_norms,
+    vocabulary_size,
+)
 from .prompt_comparison import compare_vectors
 from .prompt_effects import attention_to_prompt, quality, quality_without_each
-from .soft_prompts import SoftPrompts
 from .tokenization import PromptTokenizer
 from .training_data import encode_data
 

@@ -12,8 +12,8 @@ import transformers.pipelines
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from .errors import PromptLoadError, PromptTuningError, first_line
-from .hub import load_prompt
-from .soft_prompts import SoftPrompts
+from .models.load import load_prompt
+from .models.soft_prompts import SoftPrompts
 
 TASKS = ("prompt-classification", "prompt-generation")
 NOT_OURS = ("_from_pipeline", "code_revision")

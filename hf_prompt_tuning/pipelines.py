@@ -16,8 +16,8 @@ from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .errors import PromptTuningError
+from .models.soft_prompts import SoftPrompts
 from .pipeline_loading import TASKS, NamedPrompt, tokenizer_for
-from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 from .writing_options import OF_THE_TEXT, for_generate, is_greedy, new_tokens, parted, together

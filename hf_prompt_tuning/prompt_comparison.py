@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .errors import PromptTuningError
-from .inspection import cosine_matrix
+from .models.vocabulary import cosine_matrix
 
 
 @dataclass

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import PromptTuningError, first_line
-from .evaluation import label_nll, rank_labels
-from .soft_prompts import SoftPrompts
+from .models.scoring import label_nll, rank_labels
+from .models.soft_prompts import SoftPrompts
 
 
 class Quality(NamedTuple):

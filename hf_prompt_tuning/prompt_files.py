@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .backbone import hub_id
 from .config import PromptTuningConfig
 from .errors import PromptLoadError, PromptTuningError
 from .hub_files import OPTIONS, Folder, HubFolder, Place, named, read_whole
+from .models.backbone import hub_id
 from .prompt_info import INFO_FILE, PromptInfo
 
 CONFIG_FILE = "adapter_config.json"

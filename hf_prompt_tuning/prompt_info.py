@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .backbone import hub_id
 from .errors import PromptTuningError
+from .models.backbone import hub_id
 from .places import is_place, without_place
 from .template import PromptTemplate
 

@@ -9,9 +9,9 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import PromptTuningError
-from .modeling import add_prompt, with_prompt
+from .models.create import add_prompt, with_prompt
+from .models.soft_prompts import SoftPrompts
 from .prompt_names import check_name
-from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 
 

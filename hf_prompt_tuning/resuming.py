@@ -18,8 +18,8 @@ from .checkpoints import UNFINISHED, damage, newest_whole, publish, saving, seal
 from .distributed import DistributedTrainer
 from .errors import PromptTuningError, TrainingInterrupted
 from .interruption import SignalWatch
+from .models.soft_prompts import SoftPrompts
 from .resume_checks import check_like, check_states
-from .soft_prompts import SoftPrompts
 from .trainer_checks import check_trains
 
 logger = logging.getLogger(__name__)

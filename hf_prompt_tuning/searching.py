@@ -9,7 +9,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import BestRun, TrainOutput
 
 from .evaluating import EvaluatingTrainer
-from .metric_direction import greater_is_better, value_of
+from .models.metric_direction import greater_is_better, value_of
 
 STATE_FILE = "trainer_state.json"
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import PromptTuningError
+from .models.soft_prompts import SoftPrompts
 from .prompt_task import PromptTask
-from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 from .training_data import with_label_words

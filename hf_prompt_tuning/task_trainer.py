@@ -8,18 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from .backbone import hub_id, max_positions
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments
-from .describing import to_record
 from .errors import PromptTuningError
-from .evaluation import longest_target, loss_history
+from .models.backbone import hub_id, max_positions
+from .models.recording import to_record
+from .models.scoring import longest_target, loss_history
+from .models.soft_prompts import SoftPrompts
 from .plots import CURVES_FILE, save_curves
 from .prompt_info import PromptInfo
 from .prompt_task import PromptTask, check_names, model_with_prompts
 from .repository_card import write_repository_card
 from .repository_files import PROMPT_FILES
-from .soft_prompts import SoftPrompts
 from .task_checks import check_of_tasks, check_prompts, encoder_of, template_of
 from .token_rows import ColumnCheck
 from .tokenization import PromptTokenizer

@@ -7,22 +7,22 @@ from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .backbone import max_positions
 from .callbacks import DivergenceCallback
 from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
-from .describing import describe_run
 from .errors import PromptTuningError
-from .evaluation import beside_texts
 from .layouts import check_layout_name
 from .layouts.base import IGNORED
-from .metric_direction import check_direction
-from .modeling import with_prompt
+from .models.backbone import max_positions
+from .models.create import with_prompt
+from .models.metric_direction import check_direction
+from .models.recording import describe_run
+from .models.scoring import beside_texts
+from .models.soft_prompts import SoftPrompts
 from .prompt_info import PromptInfo
 from .sampling import SeededLengthGroupedSampler
 from .searching import SearchingTrainer
 from .sharding import whole
-from .soft_prompts import SoftPrompts
 from .template import PromptTemplate
 from .token_rows import ColumnCheck
 from .tokenization import PromptTokenizer

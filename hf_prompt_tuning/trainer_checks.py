@@ -7,7 +7,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from .errors import PromptTuningError
-from .soft_prompts import SoftPrompts
+from .models.soft_prompts import SoftPrompts
 from .template import PromptTemplate
 
 logger = logging.getLogger(__name__)

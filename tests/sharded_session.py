@@ -107,7 +107,7 @@ def prepared(folder: Path, name: str, sharded: bool) -> dict:
             raise OSError("the Hub is down")  # on one process alone
 
     before = plain(run.evaluate_untuned())
-    with patch("hf_prompt_tuning.saved_prompts.SavedPrompts.push_to_hub", push):
+    with patch("hf_prompt_tuning.models.saving.SavedPrompts.push_to_hub", push):
         facts = curve(run) | {"before": before, "after": plain(run.evaluate())}
     dist.barrier()
     kept = {step: prompt.vectors.tolist() for step, prompt in kept_prompts(folder).items()}

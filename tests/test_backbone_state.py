@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from hf_prompt_tuning import backbone_state
-from hf_prompt_tuning.backbone_state import state_of
+from hf_prompt_tuning.models import backbone_state
+from hf_prompt_tuning.models.backbone_state import state_of
 
 from .conftest import tiny_model
 from .helpers import greedy, relative_error

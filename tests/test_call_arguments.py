@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from hf_prompt_tuning import PromptTuningError
-from hf_prompt_tuning.call_arguments import check_taken
+from hf_prompt_tuning.models.call_arguments import check_taken
 
 from .helpers import behind, greedy, pad, ragged_rows, tiny_prompt_model, with_prompts
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_prompt_tuning.evaluation import classification_metrics, label_nll, loss_metrics, rank_labels, text_metrics
+from hf_prompt_tuning.models.scoring import classification_metrics, label_nll, loss_metrics, rank_labels, text_metrics
 
 from .helpers import pad, ragged_rows, tiny_prompt_model
 

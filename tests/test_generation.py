@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from hf_prompt_tuning import PromptTuningError, generation
+from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.layouts import packed
+from hf_prompt_tuning.models import generation
 
 from . import helpers
 from .conftest import make_tokenizer, tiny_model

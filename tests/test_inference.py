@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model, inference
+from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
+from hf_prompt_tuning.models import prompt_cache as inference
 
 from .conftest import tiny_model
 from .helpers import greedy, loss_and_gradient, pad, ragged_rows, reference_loss, relative_error, with_prompts

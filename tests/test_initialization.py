@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
-from hf_prompt_tuning.initialization import common_token_ids
+from hf_prompt_tuning.models.initialization import common_token_ids
 
 from .conftest import DECODERS, tiny_model
 from .helpers import tiny_prompt_model

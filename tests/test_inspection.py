@@ -15,8 +15,8 @@ from hf_prompt_tuning import (
     inspect_prompt,
 )
 from hf_prompt_tuning.collator import DataCollatorForPromptTuning
-from hf_prompt_tuning.evaluation import rank_labels
-from hf_prompt_tuning.inspection import nearest_tokens, nearest_words, percentiles, vocabulary_norms
+from hf_prompt_tuning.models.scoring import rank_labels
+from hf_prompt_tuning.models.vocabulary import nearest_tokens, nearest_words, percentiles, vocabulary_norms
 from hf_prompt_tuning.prompt_comparison import compare_vectors
 from hf_prompt_tuning.tokenization import PromptTokenizer
 
@@ -60,7 +60,7 @@ def test_a_prompt_of_known_words_is_nearest_to_them(tokenizer, name):
 
 def test_nearest_tokens_are_those_of_the_whole_matrix(monkeypatch):
     """In chunks that do not divide it, against all at once; rows behind `size` are not looked at."""
-    monkeypatch.setattr("hf_prompt_tuning.inspection.CHUNK", 33)
+    monkeypatch.setattr("hf_prompt_tuning.models.vocabulary.CHUNK", 33)
     embed, size = tiny_model("llama").get_input_embeddings(), 390
     vectors = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
     vectors[0] = embed.weight[395].detach()

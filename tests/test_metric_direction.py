@@ -8,7 +8,7 @@ import pytest
 from hf_prompt_tuning import PromptTuningArguments, PromptTuningError, PromptTuningTrainer
 from hf_prompt_tuning.callbacks import PromptHubCallback
 from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
-from hf_prompt_tuning.metric_direction import greater_is_better, is_better
+from hf_prompt_tuning.models.metric_direction import greater_is_better, is_better
 from hf_prompt_tuning.prompt_task import PromptTask
 
 from .conftest import tiny_model
@@ -71,7 +71,7 @@ class TestHub:
     def pushed(self, monkeypatch):
         made = []
         monkeypatch.setattr(
-            "hf_prompt_tuning.saved_prompts.SavedPrompts.push_to_hub",
+            "hf_prompt_tuning.models.saving.SavedPrompts.push_to_hub",
             lambda model, repo_id, **kwargs: made.append(kwargs["commit_message"].split(":")[0]),
         )
         return made

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, hub, load_prompt
+from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
+from hf_prompt_tuning.models import load as hub
 from hf_prompt_tuning.prompt_files import read_prompt
 
 from .conftest import make_tokenizer, tiny_model

@@ -6,13 +6,8 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from hf_prompt_tuning import (
-    PromptHubCallback,
-    PromptPushError,
-    PromptTuningError,
-    publishing,
-    saved_prompts,
-)
+from hf_prompt_tuning import PromptHubCallback, PromptPushError, PromptTuningError, publishing
+from hf_prompt_tuning.models import saving as saved_prompts
 
 from .helpers import tiny_prompt_model
 from .hub_here import hub_here

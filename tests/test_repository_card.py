@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from hf_prompt_tuning import PromptPushError, load_prompt, prompt_files, saved_prompts
+from hf_prompt_tuning import PromptPushError, load_prompt, prompt_files
+from hf_prompt_tuning.models import saving as saved_prompts
 from hf_prompt_tuning.pushing import Destination
 from hf_prompt_tuning.repository_card import MARKER
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
-from hf_prompt_tuning.initialization import made_again
+from hf_prompt_tuning.models.initialization import made_again
 
 from .conftest import BART_LIKE, scale_weights
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, pipeline
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningError
-from hf_prompt_tuning.soft_prompts import SoftPrompts
+from hf_prompt_tuning.models.soft_prompts import SoftPrompts
 
 from .conftest import make_tokenizer, tiny_model
 from .helpers import pad, ragged_rows, tiny_prompt_model, with_prompts

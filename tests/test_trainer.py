@@ -17,7 +17,7 @@ from hf_prompt_tuning import (
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
-from hf_prompt_tuning.evaluation import longest_target
+from hf_prompt_tuning.models.scoring import longest_target
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model

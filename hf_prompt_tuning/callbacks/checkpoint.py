@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..errors import PromptLoadError
+from ..models.soft_prompts import SoftPrompts
 from ..prompt_files import checked
 from ..prompt_info import numbers_of
-from ..soft_prompts import SoftPrompts
 from .watched import prompt_vectors, watched
 
 logger = logging.getLogger(__name__)

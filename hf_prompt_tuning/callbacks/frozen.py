@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from ..errors import PromptTuningError
 from ..fingerprint import BITS
-from ..soft_prompts import SoftPrompts
+from ..models.soft_prompts import SoftPrompts
 from .watched import watched
 
 ELEMENTS_AT_ONCE = 2**22

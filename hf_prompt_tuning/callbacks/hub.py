@@ -8,13 +8,13 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..config import PromptTuningArguments
-from ..describing import describe_run, to_record
 from ..errors import PromptTuningError, first_line
-from ..metric_direction import by_name, is_better
-from ..metric_direction import greater_is_better as direction
+from ..models.metric_direction import by_name, is_better
+from ..models.metric_direction import greater_is_better as direction
+from ..models.recording import describe_run, to_record
+from ..models.soft_prompts import SoftPrompts
 from ..pushing import Destination, checked_subfolder
 from ..sharding import whole
-from ..soft_prompts import SoftPrompts
 from .watched import watched
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..errors import PromptTuningError
-from ..inspection import nearest_words
-from ..soft_prompts import SoftPrompts
+from ..models.soft_prompts import SoftPrompts
+from ..models.vocabulary import nearest_words
 from .watched import mean_word_norm, prompt_vectors, watched
 
 

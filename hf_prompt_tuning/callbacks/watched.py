@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..errors import PromptTuningError
+from ..models.soft_prompts import SoftPrompts
 from ..sharding import whole
-from ..soft_prompts import SoftPrompts
 
 SAMPLED_WORDS = 4096
 

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from ..backbone import hub_id
 from ..config import PromptTuningArguments, PromptTuningConfig
 from ..errors import PromptTuningError
+from ..models.backbone import hub_id
 from ..template import PromptTemplate
 from .splits import split_names
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from ..errors import PromptTuningError
+from ..layouts import Prompts
+from ..layouts.traits import ignores_masked_columns, takes, with_own_positions
 from .call_arguments import MEDIA, TOKEN_TYPES
-from .errors import PromptTuningError
-from .layouts import Prompts
-from .layouts.traits import ignores_masked_columns, takes, with_own_positions
 
 FOR_WHOLE_ROWS = ("labels", "shift_labels", "candidates", "only_labelled", "fused_lm_head")
 MARK = "_behind_prompts"

@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
-from .evaluation import loss_history
-from .inspection import nearest_words
-from .prompt_info import numbers_of
+from ..prompt_info import numbers_of
+from .scoring import loss_history
 from .soft_prompts import SoftPrompts
+from .vocabulary import nearest_words
 
 RECORDED = (
     "optim",

@@ -28,10 +28,16 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from ..errors import PromptTuningError
+from ..layouts import Examples, PackedLayout, Prompts
+from ..layouts.base import token_inputs
+from ..layouts.computed import cache_of, in_rows
+from ..layouts.padded import padded_rows, row_mask
+from ..layouts.traits import ignores_masked_columns, text_positions
+from ..stand_ins import calling
 from .backbone import generating_with, prepares_embeddings
 from .call_arguments import fitted, told_of
 from .continuing import Behind, checked, columns_in, mark
-from .errors import PromptTuningError
 from .generation_options import (
     DEFAULT_NEW_TOKENS,
     copies,
@@ -41,14 +47,8 @@ from .generation_options import (
     with_encoder_ids,
     without_pads,
 )
-from .inference import can_be_continued
-from .layouts import Examples, PackedLayout, Prompts
-from .layouts.base import token_inputs
-from .layouts.computed import cache_of, in_rows
-from .layouts.padded import padded_rows, row_mask
-from .layouts.traits import ignores_masked_columns, text_positions
 from .outputs import check_even, first_came_back
-from .stand_ins import calling
+from .prompt_cache import can_be_continued
 
 ONE_ROW_ONLY = ("rwkv",)
 """Models whose own `generate` is wrong in transformers for more rows than one."""

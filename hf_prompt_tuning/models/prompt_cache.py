@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..layouts import ComputedPrompt, Prompts
+from ..layouts.computed import compute
+from ..layouts.traits import is_recurrent, takes
+from ..sharding import is_sharded
 from .backbone_state import BackboneState, state_of
-from .layouts import ComputedPrompt, Prompts
-from .layouts.computed import compute
-from .layouts.traits import is_recurrent, takes
-from .sharding import is_sharded
 
 
 @dataclass(frozen=True)

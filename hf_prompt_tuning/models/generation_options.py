@@ -16,8 +16,8 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from .errors import PromptTuningError
-from .layouts.traits import takes
+from ..errors import PromptTuningError
+from ..layouts.traits import takes
 
 DEFAULT_NEW_TOKENS = 20
 """How many transformers generates where no one says a number."""

@@ -12,8 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .backbone import hub_id
-from .backbone_files import (
+from ..backbone_files import (
     TOKENIZER_FILES,
     OnceMore,
     backbone_place,
@@ -23,13 +22,14 @@ from .backbone_files import (
     remember_commit,
     source,
 )
+from ..errors import PromptLoadError, PromptTuningError, first_line
+from ..hub_errors import raise_fault
+from ..hub_files import HubFolder, named
+from ..prompt_files import SavedPrompt, read_prompt
+from ..template import PromptTemplate
+from .backbone import hub_id
 from .causal_lm import PromptTuningModelForCausalLM
-from .errors import PromptLoadError, PromptTuningError, first_line
-from .hub_errors import raise_fault
-from .hub_files import HubFolder, named
-from .prompt_files import SavedPrompt, read_prompt
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
-from .template import PromptTemplate
 from .wrapping import check_backbone
 
 logger = logging.getLogger(__name__)

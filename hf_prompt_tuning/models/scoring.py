@@ -12,13 +12,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..layouts.base import IGNORED
+from ..prompt_info import numbers_of
+from ..template import PromptTemplate
 from .backbone import max_positions
 from .generation_options import ends_of_text
-from .layouts.base import IGNORED
-from .prompt_info import numbers_of
-from .template import PromptTemplate
 
-METRICS = Path(__file__).parent / "metrics"
+METRICS = Path(__file__).parents[1] / "metrics"
 
 
 def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from typing import Any, NoReturn
 
-from .errors import PromptTuningError
+from ..errors import PromptTuningError
 
 
 class NoContinuousBatching:

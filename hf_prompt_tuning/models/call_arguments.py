@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import slice_logits_to_keep
 
+from ..errors import PromptTuningError, first_line
+from ..layouts import Examples, Prompts
+from ..layouts.padded import padded_rows
+from ..layouts.traits import takes, text_positions, with_own_positions
 from .backbone import has_per_layer_inputs
-from .errors import PromptTuningError, first_line
-from .layouts import Examples, Prompts
-from .layouts.padded import padded_rows
-from .layouts.traits import takes, text_positions, with_own_positions
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Arguments of a value for each token, whose 0 is plain text, as a prompt is."""

@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.modeling_outputs import ModelOutput
 
-from .errors import PromptTuningError
-from .layouts import Examples, Prompts
-from .layouts.base import take_columns
-from .layouts.padded import as_it_came, row_mask
+from ..errors import PromptTuningError
+from ..layouts import Examples, Prompts
+from ..layouts.base import take_columns
+from ..layouts.padded import as_it_came, row_mask
 
 
 @dataclasses.dataclass

@@ -10,18 +10,18 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..backbone_files import commit_of
+from ..config import PromptTuningConfig
+from ..errors import PromptTuningError
+from ..fingerprint import backbone_fingerprint, embedding_hash
+from ..prompt_info import PromptInfo
+from ..prompt_names import check_adapter_name
+from ..sharding import embedding_device
 from .backbone import hub_id, token_scale
-from .backbone_files import commit_of
-from .config import PromptTuningConfig
-from .errors import PromptTuningError
-from .fingerprint import backbone_fingerprint, embedding_hash
-from .foreign_trainers import REFERENCE, add_reference
 from .initialization import can_be_made_again, initial_prompt
+from .labels import REFERENCE, add_reference
 from .merging import Unmergeable
-from .prompt_info import PromptInfo
-from .prompt_names import check_adapter_name
-from .saved_prompts import SavedPrompts
-from .sharding import embedding_device
+from .saving import SavedPrompts
 from .wrapping import check_backbone, check_dropout, freeze
 
 logger = logging.getLogger(__name__)

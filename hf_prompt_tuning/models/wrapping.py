@@ -8,9 +8,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..errors import PromptTuningError
 from .backbone import forget_gguf, keep_differentiable
 from .dropout import turn_off_dropout
-from .errors import PromptTuningError
 
 CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 

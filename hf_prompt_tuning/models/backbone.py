@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.quantization_config import QuantizationMethod
 
-from .sharding import embedded
-from .stand_ins import calling
+from ..sharding import embedded
+from ..stand_ins import calling
 
 SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
 """Models whose encoder scales what it looks up, where others' embedding modules do; given vectors must be scaled."""

@@ -8,6 +8,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from ..errors import PromptTuningError
+from ..layouts import Candidates, Examples, LabelledLogits, Prompts
+from ..layouts.base import IGNORED
+from ..prompt_info import PromptInfo
+from ..sharding import embedded, embedding_device
+from ..vocabulary import check_tensor
 from .backbone import (
     has_per_layer_inputs,
     per_layer_inputs,
@@ -16,14 +22,8 @@ from .backbone import (
 )
 from .batch_checks import check_candidates
 from .contexts import ByContext
-from .errors import PromptTuningError
 from .held_prompts import HeldPrompts
-from .layouts import Candidates, Examples, LabelledLogits, Prompts
-from .layouts.base import IGNORED
-from .prompt_info import PromptInfo
-from .sharding import embedded, embedding_device
 from .untrainable import untrainable
-from .vocabulary import check_tensor
 
 logger = logging.getLogger(__name__)
 

@@ -10,23 +10,23 @@ from peft import PeftModelForCausalLM
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
+from ..errors import PromptTuningError
+from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
+from ..layouts.base import IGNORED, token_inputs
+from ..layouts.check import disagreement
+from ..layouts.choose import judge, state_of_choice
+from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
+from ..layouts.traits import takes
+from ..sharding import in_step, is_sharded
 from .batch_checks import check_labels, check_positions, check_texts
 from .call_arguments import MEDIA, fitted, kept, told_of
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
 from .continuous_batching import NoContinuousBatching
-from .errors import PromptTuningError
-from .foreign_trainers import agreed_labels, check_fused, check_unpacked, from_shifted, fused_as_it_came
 from .generation import generate
 from .generation_options import from_inputs, inferred_mask
-from .inference import ComputedPrompts, can_be_continued
-from .layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
-from .layouts.base import IGNORED, token_inputs
-from .layouts.check import disagreement
-from .layouts.choose import judge, state_of_choice
-from .layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
-from .layouts.traits import takes
+from .labels import agreed_labels, check_fused, check_unpacked, from_shifted, fused_as_it_came
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, routing_loss
-from .sharding import in_step, is_sharded
+from .prompt_cache import ComputedPrompts, can_be_continued
 from .soft_prompts import SoftPrompts
 
 

@@ -8,17 +8,17 @@ from peft import PeftModelForSeq2SeqLM
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
+from ..errors import PromptTuningError
+from ..layouts import Examples, LabelledLogits, Prompts
+from ..layouts.base import IGNORED, predictions_at
+from ..layouts.padded import as_padded, is_moved, padded_rows
+from ..sharding import is_sharded
 from .batch_checks import check_labels, check_texts
 from .call_arguments import DECODER, for_a_decoder
 from .continuing import Behind, for_both, mark
 from .continuous_batching import NoContinuousBatching
-from .errors import PromptTuningError
 from .generation_options import asked, from_inputs, model_arguments, with_encoder_ids
-from .layouts import Examples, LabelledLogits, Prompts
-from .layouts.base import IGNORED, predictions_at
-from .layouts.padded import as_padded, is_moved, padded_rows
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
-from .sharding import is_sharded
 from .soft_prompts import SoftPrompts
 
 

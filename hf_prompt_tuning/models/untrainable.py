@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import PromptTuningError
+from ..errors import PromptTuningError
 
 
 class _Untrainable(torch.autograd.Function):

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from .errors import PromptTuningError
+from ..errors import PromptTuningError
 
 LOWER = {
     *(

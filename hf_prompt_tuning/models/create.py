@@ -3,11 +3,11 @@
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..config import PromptTuningConfig
+from ..template import PromptTemplate
 from .causal_lm import PromptTuningModelForCausalLM
-from .config import PromptTuningConfig
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .soft_prompts import SoftPrompts
-from .template import PromptTemplate
 from .wrapping import SEQ2SEQ, check_backbone
 
 

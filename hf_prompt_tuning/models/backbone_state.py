@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .sharding import embedding_device
+from ..sharding import embedding_device
 
 NUMBERS = 2**17
 """How many numbers are sampled of all weights together; more only where there are very many weights."""
