@@ -51,8 +51,8 @@ def load(name: str):
 def encode(tokenizer, backbone, case: dict) -> list[dict]:
     """The texts as token ids, in file order; with T, as many texts a row as make T tokens."""
     from hf_prompt_tuning import PromptTemplate
-    from hf_prompt_tuning.data_files import read_file
-    from hf_prompt_tuning.tokenization import PromptTokenizer
+    from hf_prompt_tuning.data.files import read_file
+    from hf_prompt_tuning.data.tokenization import PromptTokenizer
 
     data = read_file(case["data"])
     text, label, words = "message", "label", {"complaint": "complaint", "no complaint": "no complaint"}

@@ -26,7 +26,7 @@ from hf_prompt_tuning import (
 )
 from hf_prompt_tuning.cli.arguments import ModelArguments
 from hf_prompt_tuning.cli.main import load_backbone
-from hf_prompt_tuning.data_files import read_file
+from hf_prompt_tuning.data.files import read_file
 
 TEMPLATE = PromptTemplate(
     source="Tweet text : {Tweet text} Label :",

@@ -9,8 +9,10 @@ from .callbacks import (
     kept_prompts,
     restore_prompt,
 )
-from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
+from .data.collator import DataCollatorForPromptTuning
+from .data.template import PromptTemplate
+from .data.tokenization import PromptTokenizer
 from .ensemble import PromptEnsemble, load_ensemble
 from .ensemble_trainer import EnsembleTrainer
 from .errors import (
@@ -34,8 +36,6 @@ from .multi_prompt import MultiPromptTrainer
 from .pipelines import PromptClassificationPipeline, PromptGenerationPipeline
 from .prompt_task import PromptTask
 from .serving import VllmPrompt, export_vllm
-from .template import PromptTemplate
-from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
 
 __version__ = "0.1.0"

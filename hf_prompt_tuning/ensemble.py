@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .collator import DataCollatorForPromptTuning
+from .data.collator import DataCollatorForPromptTuning
+from .data.template import PromptTemplate, parse
+from .data.tokenization import PromptTokenizer
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptLoadError, PromptTuningError
 from .hub_files import OPTIONS, Place, read_whole
@@ -16,8 +18,6 @@ from .models.load import load_prompt
 from .models.scoring import decode, generate_within, rank_labels, room_behind
 from .models.soft_prompts import SoftPrompts
 from .prompt_files import open_place, read_json
-from .template import PromptTemplate, parse
-from .tokenization import PromptTokenizer
 from .voting import label_record, text_record
 
 

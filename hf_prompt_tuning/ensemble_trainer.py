@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from .card import write_card
-from .collator import DataCollatorForPromptTuning
+from .data.collator import DataCollatorForPromptTuning
+from .data.encoding import encode_data, with_label_words
+from .data.template import PromptTemplate
+from .data.tokenization import PromptTokenizer
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptTuningError
 from .layouts.base import IGNORED
@@ -37,11 +40,8 @@ from .plots import save_pictures
 from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .prompt_task import PromptTask
 from .repository_files import PROMPT_FILES
-from .template import PromptTemplate
 from .token_rows import ColumnCheck
-from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
-from .training_data import encode_data, with_label_words
 from .voting import vote, vote_on_texts
 
 

@@ -11,6 +11,8 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
 from .callers_metrics import labelled_rows, mean_losses, of_rows, plain_metrics
+from .data.encoding import encode_data
+from .data.tokenization import PromptTokenizer
 from .errors import PromptTuningError
 from .layouts.base import IGNORED
 from .models.calibration import fit_calibration
@@ -32,8 +34,6 @@ from .prompt_info import PromptInfo
 from .row_order import RowOrderTrainer
 from .sharding import whole
 from .token_rows import ColumnCheck, with_labels
-from .tokenization import PromptTokenizer
-from .training_data import encode_data
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .card import start_in_words
-from .collator import DataCollatorForPromptTuning
+from .data.collator import DataCollatorForPromptTuning
+from .data.encoding import encode_data
+from .data.tokenization import PromptTokenizer
 from .errors import PromptTuningError
 from .inspection_results import Inspection, Move, Position, PromptInspection, Word
 from .layouts.base import IGNORED
@@ -30,8 +32,6 @@ from .models.vocabulary import (
 )
 from .prompt_comparison import compare_vectors
 from .prompt_effects import attention_to_prompt, quality, quality_without_each
-from .tokenization import PromptTokenizer
-from .training_data import encode_data
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 BINS = 60

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .data.template import PromptTemplate
 from .errors import PromptTuningError
 from .models.backbone import hub_id
 from .places import is_place, without_place
-from .template import PromptTemplate
 
 INFO_FILE = "prompt_tuning.json"
 RESULTS_FILE = "results.json"

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .data.tokenization import PromptTokenizer
 from .errors import PromptLoadError, PromptTuningError
 from .models.causal_lm import PromptTuningModelForCausalLM
 from .models.load import load_prompt
 from .prompt_files import read_json
 from .prompt_info import INFO_FILE, PromptInfo
 from .sharding import whole
-from .tokenization import PromptTokenizer
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 

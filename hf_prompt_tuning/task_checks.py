@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .data.encoding import with_label_words
+from .data.template import PromptTemplate
+from .data.tokenization import PromptTokenizer
 from .errors import PromptTuningError
 from .models.soft_prompts import SoftPrompts
 from .prompt_task import PromptTask
-from .template import PromptTemplate
-from .tokenization import PromptTokenizer
-from .training_data import with_label_words
 
 OF_TASKS = ("train_dataset", "eval_dataset", "template", "prompt_config", "model_init")
 

@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments
+from .data.collator import DataCollatorForPromptTuning
+from .data.encoding import encode_data
+from .data.token_ids import vocabulary_of
+from .data.tokenization import PromptTokenizer
 from .errors import PromptTuningError
 from .models.backbone import hub_id, max_positions
 from .models.recording import to_record
@@ -22,10 +25,7 @@ from .repository_card import write_repository_card
 from .repository_files import PROMPT_FILES
 from .task_checks import check_of_tasks, check_prompts, encoder_of, template_of
 from .token_rows import ColumnCheck
-from .tokenization import PromptTokenizer
 from .trainer import PromptTuningTrainer
-from .training_data import encode_data
-from .vocabulary import vocabulary_of
 
 
 class TaskTrainer(PromptTuningTrainer):

@@ -8,8 +8,12 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .callbacks import DivergenceCallback
-from .collator import DataCollatorForPromptTuning
 from .config import PromptTuningArguments, PromptTuningConfig
+from .data.collator import DataCollatorForPromptTuning
+from .data.encoding import text_rows, with_label_words
+from .data.template import PromptTemplate
+from .data.token_ids import vocabulary_of
+from .data.tokenization import PromptTokenizer
 from .errors import PromptTuningError
 from .layouts import check_layout_name
 from .layouts.base import IGNORED
@@ -23,12 +27,8 @@ from .prompt_info import PromptInfo
 from .sampling import SeededLengthGroupedSampler
 from .searching import SearchingTrainer
 from .sharding import whole
-from .template import PromptTemplate
 from .token_rows import ColumnCheck
-from .tokenization import PromptTokenizer
 from .trainer_checks import check_devices, check_options, check_together, warn_of_template
-from .training_data import text_rows, with_label_words
-from .vocabulary import vocabulary_of
 
 
 class PromptTuningTrainer(SearchingTrainer):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from hf_prompt_tuning import PromptTuningError
-from hf_prompt_tuning.data_files import read_file
+from hf_prompt_tuning.data.files import read_file
 
 PIECES = (
     "never came",

@@ -13,8 +13,8 @@ from hf_prompt_tuning import (
     PromptTuningError,
     PromptTuningTrainer,
 )
-from hf_prompt_tuning.tokenization import PromptTokenizer
-from hf_prompt_tuning.training_data import encode_data
+from hf_prompt_tuning.data.encoding import encode_data
+from hf_prompt_tuning.data.tokenization import PromptTokenizer
 
 from .conftest import tiny_model
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.cli.arguments import DataArguments
 from hf_prompt_tuning.cli.splits import load_splits
-from hf_prompt_tuning.data_files import read_file
+from hf_prompt_tuning.data.files import read_file
 
 ROWS = [{"text": "NA", "label": 1}, {"text": "null, or \U0001f600", "label": 0}]
 TEXTS = [{"text": "NA", "label": "1"}, {"text": "null, or \U0001f600", "label": "0"}]

@@ -134,7 +134,7 @@ def test_data_sets_are_asked_for_with_the_token(monkeypatch):
     monkeypatch.setattr("hf_prompt_tuning.cli.splits.load_dataset", answer)
     monkeypatch.setattr(datasets, "get_dataset_split_names", answer)
     monkeypatch.setattr(
-        "hf_prompt_tuning.data_files.DownloadManager", lambda download_config: answer(token=download_config.token)
+        "hf_prompt_tuning.data.files.DownloadManager", lambda download_config: answer(token=download_config.token)
     )
     flags = ["--model_name_or_path=x", "--output_dir=x", "--dataset_name=a/b", "--token=hf_alice"]
     with pytest.raises(PromptTuningError, match="the data set 'a/b' cannot be loaded: nobody there"):

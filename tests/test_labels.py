@@ -5,8 +5,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningError
-from hf_prompt_tuning.tokenization import PromptTokenizer
-from hf_prompt_tuning.training_data import encode_data, with_label_words
+from hf_prompt_tuning.data.encoding import encode_data, with_label_words
+from hf_prompt_tuning.data.tokenization import PromptTokenizer
 
 TEXTS = ["never came", "thank you", "third time", "great help"]
 

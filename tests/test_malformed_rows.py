@@ -10,8 +10,8 @@ import pytest
 from hf_prompt_tuning import PromptTemplate, PromptTuningError
 from hf_prompt_tuning.cli.arguments import DataArguments
 from hf_prompt_tuning.cli.splits import load_splits
-from hf_prompt_tuning.data_files import CHUNK, read_file
-from hf_prompt_tuning.tokenization import PromptTokenizer
+from hf_prompt_tuning.data.files import CHUNK, read_file
+from hf_prompt_tuning.data.tokenization import PromptTokenizer
 
 from . import soak_rows
 from .helpers import tiny_prompt_model

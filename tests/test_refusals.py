@@ -17,10 +17,10 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.checkpoint_files import with_pickles, without_pickles
 from hf_prompt_tuning.cli.arguments import ModelArguments
 from hf_prompt_tuning.cli.main import load_backbone
+from hf_prompt_tuning.data.encoding import encode_data
+from hf_prompt_tuning.data.tokenization import PromptTokenizer
 from hf_prompt_tuning.interruption import SignalWatch
 from hf_prompt_tuning.prompt_info import PromptInfo
-from hf_prompt_tuning.tokenization import PromptTokenizer
-from hf_prompt_tuning.training_data import encode_data
 
 from .conftest import tiny_model
 from .helpers import pad, ragged_rows, tiny_prompt_model

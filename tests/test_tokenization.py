@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers import processors
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningError
-from hf_prompt_tuning.tokenization import PromptTokenizer, continuation_ids
+from hf_prompt_tuning.data.tokenization import PromptTokenizer, continuation_ids
 
 WORDS = {"1": "complaint", "2": "no complaint"}
 

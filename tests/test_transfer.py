@@ -12,7 +12,7 @@ from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.cli import arguments
 from hf_prompt_tuning.cli.arguments import DataArguments, parse_arguments
 from hf_prompt_tuning.cli.splits import load_transfer
-from hf_prompt_tuning.data_files import read_file
+from hf_prompt_tuning.data.files import read_file
 from hf_prompt_tuning.prompt_files import read_prompt
 from hf_prompt_tuning.prompt_info import PromptInfo
 

@@ -13,9 +13,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..config import PromptTuningArguments, PromptTuningConfig
+from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..models.backbone import hub_id
-from ..template import PromptTemplate
 from .splits import split_names
 
 

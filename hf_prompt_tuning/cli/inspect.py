@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import transformers
 
-from ..data_files import read_file
+from ..data.files import read_file
 from ..errors import PromptTuningError
 from ..inspector import inspect_prompt
 from .main import run

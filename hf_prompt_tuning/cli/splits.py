@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
-from ..data_files import ORIGIN, read_file
+from ..data.files import ORIGIN, read_file
+from ..data.labels import check_label_column
+from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub_errors import words
-from ..labels import check_label_column
-from ..template import PromptTemplate
 
 if TYPE_CHECKING:
     from .arguments import DataArguments

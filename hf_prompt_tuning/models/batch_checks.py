@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..data.token_ids import check_tensor
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..layouts.traits import with_own_positions
-from ..vocabulary import check_tensor
 
 
 def check_texts(

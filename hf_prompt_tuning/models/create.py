@@ -4,7 +4,7 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import PromptTuningConfig
-from ..template import PromptTemplate
+from ..data.template import PromptTemplate
 from .causal_lm import PromptTuningModelForCausalLM
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .soft_prompts import SoftPrompts

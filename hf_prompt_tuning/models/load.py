@@ -22,11 +22,11 @@ from ..backbone_files import (
     remember_commit,
     source,
 )
+from ..data.template import PromptTemplate
 from ..errors import PromptLoadError, PromptTuningError, first_line
 from ..hub_errors import raise_fault
 from ..hub_files import HubFolder, named
 from ..prompt_files import SavedPrompt, read_prompt
-from ..template import PromptTemplate
 from .backbone import hub_id
 from .causal_lm import PromptTuningModelForCausalLM
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM

@@ -12,9 +12,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.template import PromptTemplate
 from ..layouts.base import IGNORED
 from ..prompt_info import numbers_of
-from ..template import PromptTemplate
 from .backbone import max_positions
 from .generation_options import ends_of_text
 

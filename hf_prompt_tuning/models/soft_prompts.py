@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from ..data.token_ids import check_tensor
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED
 from ..prompt_info import PromptInfo
 from ..sharding import embedded, embedding_device
-from ..vocabulary import check_tensor
 from .backbone import (
     has_per_layer_inputs,
     per_layer_inputs,

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from torch import Tensor
 
-from .errors import PromptTuningError
-from .layouts.base import IGNORED
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
 from .tokenization import origin
 
 ROWS_AT_ONCE = 10_000

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from .data_files import ORIGIN
+from ..errors import PromptTuningError, first_line
 from .encoded_rows import columns_of, is_encoded, is_of_token_ids
-from .errors import PromptTuningError, first_line
+from .files import ORIGIN
 from .template import PromptTemplate
+from .token_ids import check_dataset
 from .tokenization import PromptTokenizer, origin
-from .vocabulary import check_dataset
 
 
 def encode_data(

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 
-from .data_files import ORIGIN
-from .errors import PromptTuningError
+from ..errors import PromptTuningError
+from .files import ORIGIN
 
 UNLABELLED = ("", "-1")
 """The keys of rows without a label, where no words are given for them."""

@@ -8,11 +8,11 @@ from typing import Any
 from datasets import Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
 
-from .data_files import ORIGIN
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
 from .encoded_rows import FEATURES, columns_of
-from .errors import PromptTuningError
+from .files import ORIGIN
 from .labels import LabelReader
-from .layouts.base import IGNORED
 from .template import PromptTemplate
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .errors import PromptTuningError
+from ..errors import PromptTuningError
 from .labels import (
     LabelReader,
     check_label_column,

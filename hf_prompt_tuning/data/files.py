@@ -12,8 +12,8 @@ import pyarrow as pa
 from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset
 from pyarrow import parquet
 
-from .errors import PromptTuningError, first_line
-from .hub_errors import words
+from ..errors import PromptTuningError, first_line
+from ..hub_errors import words
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KB, is shorter than some documents.
 READERS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from .data_files import ORIGIN
-from .errors import PromptTuningError, first_line
-from .layouts.base import IGNORED
+from ..errors import PromptTuningError, first_line
+from ..layouts.base import IGNORED
+from .files import ORIGIN
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Turn rows into token ids. Nothing here knows of prompts."""
