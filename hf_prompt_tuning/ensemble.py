@@ -12,7 +12,7 @@ from .data.template import PromptTemplate, parse
 from .data.tokenization import PromptTokenizer
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptLoadError, PromptTuningError
-from .hub_files import OPTIONS, Place, read_whole
+from .hub.files import OPTIONS, Place, read_whole
 from .layouts.base import IGNORED
 from .models.load import load_prompt
 from .models.scoring import decode, generate_within, rank_labels, room_behind

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .config import PromptTuningConfig
 from .errors import PromptLoadError, PromptTuningError
-from .hub_files import OPTIONS, Folder, HubFolder, Place, named, read_whole
+from .hub.files import OPTIONS, Folder, HubFolder, Place, named, read_whole
 from .models.backbone import hub_id
 from .prompt_info import INFO_FILE, PromptInfo
 

@@ -8,9 +8,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
-from .background import within
 from .errors import PromptTuningError
-from .push_errors import explained
+from .hub.background import within
+from .hub.push_errors import explained
 from .pushing import Destination, check_access
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from hf_prompt_tuning import (
     get_prompt_tuning_model,
     load_prompt,
 )
-from hf_prompt_tuning.backbone_files import commit_of
 from hf_prompt_tuning.cli.arguments import ModelArguments
 from hf_prompt_tuning.cli.main import load_backbone
 from hf_prompt_tuning.errors import HubUnavailableError, PromptTuningError
+from hf_prompt_tuning.hub.backbones import commit_of
 
 from .conftest import make_tokenizer, tiny_model
 from .hub_client import contents, local_hub

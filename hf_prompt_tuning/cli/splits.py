@@ -11,7 +11,7 @@ from ..data.files import ORIGIN, read_file
 from ..data.labels import check_label_column
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..hub_errors import words
+from ..hub.errors import words
 
 if TYPE_CHECKING:
     from .arguments import DataArguments

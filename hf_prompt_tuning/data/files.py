@@ -13,7 +13,7 @@ from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset
 from pyarrow import parquet
 
 from ..errors import PromptTuningError, first_line
-from ..hub_errors import words
+from ..hub.errors import words
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KB, is shorter than some documents.
 READERS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")

@@ -10,10 +10,10 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..backbone_files import commit_of
 from ..config import PromptTuningConfig
 from ..errors import PromptTuningError
 from ..fingerprint import backbone_fingerprint, embedding_hash
+from ..hub.backbones import commit_of
 from ..prompt_info import PromptInfo
 from ..prompt_names import check_adapter_name
 from ..sharding import embedding_device

@@ -19,7 +19,7 @@ from ..data.token_ids import check_ids
 from ..data.tokenization import continuation_ids
 from ..errors import PromptTuningError
 from ..foreign_prompts import import_prompt
-from ..hub_errors import words
+from ..hub.errors import words
 from ..prompt_files import read_prompt
 from ..sharding import embedding_device, whole
 

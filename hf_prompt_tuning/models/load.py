@@ -12,7 +12,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..backbone_files import (
+from ..data.template import PromptTemplate
+from ..errors import PromptLoadError, PromptTuningError, first_line
+from ..hub.backbones import (
     TOKENIZER_FILES,
     OnceMore,
     backbone_place,
@@ -22,10 +24,8 @@ from ..backbone_files import (
     remember_commit,
     source,
 )
-from ..data.template import PromptTemplate
-from ..errors import PromptLoadError, PromptTuningError, first_line
-from ..hub_errors import raise_fault
-from ..hub_files import HubFolder, named
+from ..hub.errors import raise_fault
+from ..hub.files import HubFolder, named
 from ..prompt_files import SavedPrompt, read_prompt
 from .backbone import hub_id
 from .causal_lm import PromptTuningModelForCausalLM

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.file_download import HfFileMetadata
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from .errors import HubUnavailableError, PromptLoadError
+from ..errors import HubUnavailableError, PromptLoadError
 
 MAX_BYTES = 2**30
 """Of one file that is read by way of memory; backbones' weights are not."""

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
+from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
 
 LATER = (408, 425, 429)
 """Answers that another time may be others, besides the server's own faults (500 and above)."""

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import HubUnavailableError
-from .hub_files import HubFolder, Place, read_whole
-from .models.backbone import hub_id
+from ..errors import HubUnavailableError
+from ..models.backbone import hub_id
+from .files import HubFolder, Place, read_whole
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe")
 """What configs, tokenizers and chat templates are kept in."""

@@ -19,9 +19,9 @@ from huggingface_hub._tree_cache import read_tree_cache
 from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 from huggingface_hub.file_download import repo_folder_name
 
-from .errors import HubUnavailableError, PromptLoadError
-from .hub_errors import asking
-from .hub_requests import announced, downloaded, is_announced, timeout
+from ..errors import HubUnavailableError, PromptLoadError
+from .errors import asking
+from .requests import announced, downloaded, is_announced, timeout
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import PromptPushError, PromptTuningError, first_line
+from ..errors import PromptPushError, PromptTuningError, first_line
 
 LONGEST = 300
 """Characters of what the Hub says; a proxy's answer may be a page."""
