@@ -9,7 +9,6 @@ from .callbacks import (
     kept_prompts,
     restore_prompt,
 )
-from .config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
 from .data.collator import DataCollatorForPromptTuning
 from .data.template import PromptTemplate
 from .data.tokenization import PromptTokenizer
@@ -24,7 +23,6 @@ from .errors import (
     PromptTuningError,
     TrainingInterrupted,
 )
-from .foreign_prompts import import_prompt
 from .inspection_results import Inspection
 from .inspector import inspect_prompt
 from .models.causal_lm import PromptTuningModelForCausalLM
@@ -35,6 +33,8 @@ from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .multi_prompt import MultiPromptTrainer
 from .pipelines import PromptClassificationPipeline, PromptGenerationPipeline
 from .prompt_task import PromptTask
+from .prompts.config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
+from .prompts.foreign import import_prompt
 from .serving import VllmPrompt, export_vllm
 from .trainer import PromptTuningTrainer
 

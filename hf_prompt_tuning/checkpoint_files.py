@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from .checkpoints import MANIFEST, seal
 from .errors import PromptTuningError
-from .places import without_place
+from .prompts.places import without_place
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl")
 ARGUMENTS = "training_args.bin"

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from .card import write_card
 from .data.collator import DataCollatorForPromptTuning
 from .data.encoding import encode_data, with_label_words
 from .data.template import PromptTemplate
 from .data.tokenization import PromptTokenizer
-from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .errors import PromptTuningError
 from .layouts.base import IGNORED
 from .models.metric_direction import greater_is_better
@@ -36,10 +34,12 @@ from .models.scoring import (
 from .models.soft_prompts import SoftPrompts
 from .models.wrapping import check_backbone
 from .multi_prompt import MultiPromptTrainer
-from .plots import save_pictures
-from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .prompt_task import PromptTask
-from .repository_files import PROMPT_FILES
+from .prompts.card import write_card
+from .prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
+from .prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
+from .prompts.plots import save_pictures
+from .prompts.repository_files import PROMPT_FILES
 from .token_rows import ColumnCheck
 from .trainer import PromptTuningTrainer
 from .voting import vote, vote_on_texts

@@ -30,7 +30,7 @@ from .models.scoring import (
     rank_labels,
     text_metrics,
 )
-from .prompt_info import PromptInfo
+from .prompts.info import PromptInfo
 from .row_order import RowOrderTrainer
 from .sharding import whole
 from .token_rows import ColumnCheck, with_labels

@@ -4,7 +4,7 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
-from .plots import new_figure
+from .prompts.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

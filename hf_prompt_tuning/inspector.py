@@ -11,7 +11,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .card import start_in_words
 from .data.collator import DataCollatorForPromptTuning
 from .data.encoding import encode_data
 from .data.tokenization import PromptTokenizer
@@ -32,6 +31,7 @@ from .models.vocabulary import (
 )
 from .prompt_comparison import compare_vectors
 from .prompt_effects import attention_to_prompt, quality, quality_without_each
+from .prompts.card import start_in_words
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 BINS = 60

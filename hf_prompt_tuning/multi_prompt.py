@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from .callbacks import PromptHubCallback
-from .config import PromptTuningArguments
 from .errors import PromptTuningError
 from .mixed_batches import Stream, mixed_dataloader, row_order, stream_steps
 from .prompt_task import PromptTask
+from .prompts.config import PromptTuningArguments
 from .task_trainer import TaskTrainer
 
 

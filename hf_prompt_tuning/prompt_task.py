@@ -12,7 +12,7 @@ from .data.template import PromptTemplate
 from .errors import PromptTuningError
 from .models.create import add_prompt, with_prompt
 from .models.soft_prompts import SoftPrompts
-from .prompt_names import check_name
+from .prompts.names import check_name
 
 
 @dataclass

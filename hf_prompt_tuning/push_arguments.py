@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from .errors import PromptTuningError
 from .hub.background import within
 from .hub.push_errors import explained
-from .pushing import Destination, check_access
+from .prompts.pushing import Destination, check_access
 
 logger = logging.getLogger(__name__)
 

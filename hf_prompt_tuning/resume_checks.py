@@ -11,7 +11,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from .errors import PromptTuningError
-from .prompt_info import INFO_FILE
+from .prompts.info import INFO_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from .data.tokenization import PromptTokenizer
 from .errors import PromptLoadError, PromptTuningError
 from .models.causal_lm import PromptTuningModelForCausalLM
 from .models.load import load_prompt
-from .prompt_files import read_json
-from .prompt_info import INFO_FILE, PromptInfo
+from .prompts.files import read_json
+from .prompts.info import INFO_FILE, PromptInfo
 from .sharding import whole
 
 EMBEDDINGS_FILE = "embeddings.safetensors"

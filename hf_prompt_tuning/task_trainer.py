@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from .config import PromptTuningArguments
 from .data.collator import DataCollatorForPromptTuning
 from .data.encoding import encode_data
 from .data.token_ids import vocabulary_of
@@ -18,11 +17,12 @@ from .models.backbone import hub_id, max_positions
 from .models.recording import to_record
 from .models.scoring import longest_target, loss_history
 from .models.soft_prompts import SoftPrompts
-from .plots import CURVES_FILE, save_curves
-from .prompt_info import PromptInfo
 from .prompt_task import PromptTask, check_names, model_with_prompts
-from .repository_card import write_repository_card
-from .repository_files import PROMPT_FILES
+from .prompts.config import PromptTuningArguments
+from .prompts.info import PromptInfo
+from .prompts.plots import CURVES_FILE, save_curves
+from .prompts.repository_card import write_repository_card
+from .prompts.repository_files import PROMPT_FILES
 from .task_checks import check_of_tasks, check_prompts, encoder_of, template_of
 from .token_rows import ColumnCheck
 from .trainer import PromptTuningTrainer

@@ -8,7 +8,6 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .callbacks import DivergenceCallback
-from .config import PromptTuningArguments, PromptTuningConfig
 from .data.collator import DataCollatorForPromptTuning
 from .data.encoding import text_rows, with_label_words
 from .data.template import PromptTemplate
@@ -23,7 +22,8 @@ from .models.metric_direction import check_direction
 from .models.recording import describe_run
 from .models.scoring import beside_texts
 from .models.soft_prompts import SoftPrompts
-from .prompt_info import PromptInfo
+from .prompts.config import PromptTuningArguments, PromptTuningConfig
+from .prompts.info import PromptInfo
 from .sampling import SeededLengthGroupedSampler
 from .searching import SearchingTrainer
 from .sharding import whole

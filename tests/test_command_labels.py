@@ -8,7 +8,7 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hf_prompt_tuning.prompt_files import read_prompt
+from hf_prompt_tuning.prompts.files import read_prompt
 
 from .conftest import make_tokenizer, tiny_model
 from .test_command import ROOT

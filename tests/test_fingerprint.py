@@ -9,7 +9,7 @@ from hf_prompt_tuning import (
     PromptTuningModelForCausalLM,
     get_prompt_tuning_model,
 )
-from hf_prompt_tuning.fingerprint import differences, embedding_hash, fingerprint
+from hf_prompt_tuning.prompts.fingerprint import differences, embedding_hash, fingerprint
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model

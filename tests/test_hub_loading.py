@@ -16,8 +16,8 @@ from hf_prompt_tuning import (
     load_prompt,
 )
 from hf_prompt_tuning.errors import HubUnavailableError
-from hf_prompt_tuning.prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
-from hf_prompt_tuning.prompt_info import INFO_FILE
+from hf_prompt_tuning.prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
+from hf_prompt_tuning.prompts.info import INFO_FILE
 
 from .conftest import tiny_model
 from .hub_client import contents, local_hub

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_prompt_tuning import PromptLoadError, PromptTemplate, load_prompt
-from hf_prompt_tuning.prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
-from hf_prompt_tuning.prompt_info import INFO_FILE
+from hf_prompt_tuning.prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
+from hf_prompt_tuning.prompts.info import INFO_FILE
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
 from hf_prompt_tuning.models import load as hub
-from hf_prompt_tuning.prompt_files import read_prompt
+from hf_prompt_tuning.prompts.files import read_prompt
 
 from .conftest import make_tokenizer, tiny_model
 from .helpers import tiny_prompt_model, with_prompts

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
 from hf_prompt_tuning.models.initialization import made_again
-from hf_prompt_tuning.prompt_files import START_FILE, read_prompt
+from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
 
 from .conftest import tiny_model
 

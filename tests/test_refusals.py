@@ -20,7 +20,7 @@ from hf_prompt_tuning.cli.main import load_backbone
 from hf_prompt_tuning.data.encoding import encode_data
 from hf_prompt_tuning.data.tokenization import PromptTokenizer
 from hf_prompt_tuning.interruption import SignalWatch
-from hf_prompt_tuning.prompt_info import PromptInfo
+from hf_prompt_tuning.prompts.info import PromptInfo
 
 from .conftest import tiny_model
 from .helpers import pad, ragged_rows, tiny_prompt_model

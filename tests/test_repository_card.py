@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 
-from hf_prompt_tuning import PromptPushError, load_prompt, prompt_files
+from hf_prompt_tuning import PromptPushError, load_prompt
 from hf_prompt_tuning.models import saving as saved_prompts
-from hf_prompt_tuning.pushing import Destination
-from hf_prompt_tuning.repository_card import MARKER
+from hf_prompt_tuning.prompts import files as prompt_files
+from hf_prompt_tuning.prompts.pushing import Destination
+from hf_prompt_tuning.prompts.repository_card import MARKER
 
 from .conftest import make_tokenizer, tiny_model
 from .helpers import tiny_prompt_model

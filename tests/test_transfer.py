@@ -13,8 +13,8 @@ from hf_prompt_tuning.cli import arguments
 from hf_prompt_tuning.cli.arguments import DataArguments, parse_arguments
 from hf_prompt_tuning.cli.splits import load_transfer
 from hf_prompt_tuning.data.files import read_file
-from hf_prompt_tuning.prompt_files import read_prompt
-from hf_prompt_tuning.prompt_info import PromptInfo
+from hf_prompt_tuning.prompts.files import read_prompt
+from hf_prompt_tuning.prompts.info import PromptInfo
 
 from .conftest import make_tokenizer, tiny_model
 from .helpers import tiny_prompt_model

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from ..errors import PromptLoadError
 from ..models.soft_prompts import SoftPrompts
-from ..prompt_files import checked
-from ..prompt_info import numbers_of
+from ..prompts.files import checked
+from ..prompts.info import numbers_of
 from .watched import prompt_vectors, watched
 
 logger = logging.getLogger(__name__)

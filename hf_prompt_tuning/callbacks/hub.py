@@ -7,13 +7,13 @@ import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from ..config import PromptTuningArguments
 from ..errors import PromptTuningError, first_line
 from ..models.metric_direction import by_name, is_better
 from ..models.metric_direction import greater_is_better as direction
 from ..models.recording import describe_run, to_record
 from ..models.soft_prompts import SoftPrompts
-from ..pushing import Destination, checked_subfolder
+from ..prompts.config import PromptTuningArguments
+from ..prompts.pushing import Destination, checked_subfolder
 from ..sharding import whole
 from .watched import watched
 

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from ..config import PromptTuningArguments, PromptTuningConfig
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..models.backbone import hub_id
+from ..prompts.config import PromptTuningArguments, PromptTuningConfig
 from .splits import split_names
 
 

@@ -23,13 +23,13 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
-from ..config import PromptTuningArguments
 from ..data.template import PromptTemplate
 from ..ensemble_trainer import EnsembleTrainer
 from ..errors import CheckpointSaveError, PromptTuningError, first_line
 from ..hub.backbones import TOKENIZER_FILES, OnceMore, backbone_place, must_be_known, remember_commit, source
 from ..hub.errors import raise_fault
 from ..hub.files import named
+from ..prompts.config import PromptTuningArguments
 from ..trainer import PromptTuningTrainer
 from ..voting import label_record, text_record
 from .arguments import ModelArguments

@@ -10,11 +10,11 @@ from typing import Any
 from datasets import DatasetDict
 from transformers.utils.logging import get_logger
 
-from ..config import PromptTuningArguments
 from ..errors import PromptTuningError
 from ..multi_prompt import MultiPromptTrainer
-from ..prompt_names import check_name
 from ..prompt_task import PromptTask
+from ..prompts.config import PromptTuningArguments
+from ..prompts.names import check_name
 from ..push_arguments import check_hub
 from .arguments import (
     OF_SEVERAL,

@@ -3,8 +3,8 @@
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import PromptTuningConfig
 from ..data.template import PromptTemplate
+from ..prompts.config import PromptTuningConfig
 from .causal_lm import PromptTuningModelForCausalLM
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .soft_prompts import SoftPrompts

@@ -10,12 +10,12 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..config import PromptTuningConfig
 from ..errors import PromptTuningError
-from ..fingerprint import backbone_fingerprint, embedding_hash
 from ..hub.backbones import commit_of
-from ..prompt_info import PromptInfo
-from ..prompt_names import check_adapter_name
+from ..prompts.config import PromptTuningConfig
+from ..prompts.fingerprint import backbone_fingerprint, embedding_hash
+from ..prompts.info import PromptInfo
+from ..prompts.names import check_adapter_name
 from ..sharding import embedding_device
 from .backbone import hub_id, token_scale
 from .initialization import can_be_made_again, initial_prompt

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..config import PromptTuningConfig, PromptTuningInit
 from ..data.token_ids import check_ids
 from ..data.tokenization import continuation_ids
 from ..errors import PromptTuningError
-from ..foreign_prompts import import_prompt
 from ..hub.errors import words
-from ..prompt_files import read_prompt
+from ..prompts.config import PromptTuningConfig, PromptTuningInit
+from ..prompts.files import read_prompt
+from ..prompts.foreign import import_prompt
 from ..sharding import embedding_device, whole
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.modeling_outputs import ModelOutput
 
-from ..config import PromptTuningConfig
 from ..errors import PromptTuningError
 from ..layouts import Examples, Prompts
 from ..layouts.base import IGNORED
 from ..layouts.padded import predicting_columns
+from ..prompts.config import PromptTuningConfig
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Where a packed row's examples begin, as collators without padding give it."""

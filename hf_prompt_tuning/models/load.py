@@ -26,7 +26,7 @@ from ..hub.backbones import (
 )
 from ..hub.errors import raise_fault
 from ..hub.files import HubFolder, named
-from ..prompt_files import SavedPrompt, read_prompt
+from ..prompts.files import SavedPrompt, read_prompt
 from .backbone import hub_id
 from .causal_lm import PromptTuningModelForCausalLM
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM

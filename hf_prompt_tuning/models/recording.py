@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
-from ..prompt_info import numbers_of
+from ..prompts.info import numbers_of
 from .scoring import loss_history
 from .soft_prompts import SoftPrompts
 from .vocabulary import nearest_words

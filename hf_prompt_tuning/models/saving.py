@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..card import write_card
-from ..config import PromptTuningConfig
 from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
-from ..fingerprint import backbone_fingerprint, embedding_hash
 from ..hub.background import PUSH_SECONDS, temporary_folder, within
 from ..hub.push_errors import explained
-from ..matching import check_match
-from ..plots import save_pictures
-from ..prompt_files import SavedPrompt, read_prompt, write_start
-from ..pushing import Destination, checked_subfolder, make_repository, push
+from ..prompts.card import write_card
+from ..prompts.config import PromptTuningConfig
+from ..prompts.files import SavedPrompt, read_prompt, write_start
+from ..prompts.fingerprint import backbone_fingerprint, embedding_hash
+from ..prompts.matching import check_match
+from ..prompts.plots import save_pictures
+from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
 from .initialization import can_be_made_again
 from .wrapping import check_backbone
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.template import PromptTemplate
 from ..layouts.base import IGNORED
-from ..prompt_info import numbers_of
+from ..prompts.info import numbers_of
 from .backbone import max_positions
 from .generation_options import ends_of_text
 

@@ -12,7 +12,7 @@ from ..data.token_ids import check_tensor
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED
-from ..prompt_info import PromptInfo
+from ..prompts.info import PromptInfo
 from ..sharding import embedded, embedding_device
 from .backbone import (
     has_per_layer_inputs,

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .data.template import PromptTemplate
-from .errors import PromptTuningError
-from .models.backbone import hub_id
+from ..data.template import PromptTemplate
+from ..errors import PromptTuningError
+from ..models.backbone import hub_id
 from .places import is_place, without_place
 
 INFO_FILE = "prompt_tuning.json"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import PromptTuningError
+from ..errors import PromptTuningError
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TAKEN = ("default", "__base__", "unfinished", "last-checkpoint")

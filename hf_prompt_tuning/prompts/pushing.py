@@ -9,10 +9,10 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
+from ..errors import PromptPushError, PromptTuningError
+from ..hub.push_errors import explained
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
-from .errors import PromptPushError, PromptTuningError
-from .hub.push_errors import explained
-from .prompt_files import CONFIG_FILE
+from .files import CONFIG_FILE
 from .repository_card import is_ours, repository_card
 from .repository_files import CARD_FILE, CHECKPOINT, folders_of_prompts, inside, obsolete_files
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import PromptTuningError
-from .prompt_info import metrics_by_data_check, number_check, numbers_of
-from .prompt_names import check_name
+from ..errors import PromptTuningError
+from .info import metrics_by_data_check, number_check, numbers_of
+from .names import check_name
 
 ENSEMBLE_FILE = "ensemble.json"
 FORMAT_VERSION = 1

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable
 
-from .checkpoint_files import STATE
+from ..checkpoint_files import STATE
 from .ensemble_info import ENSEMBLE_FILE
+from .files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
+from .info import INFO_FILE, RESULTS_FILE
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
-from .prompt_files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
-from .prompt_info import INFO_FILE, RESULTS_FILE
 
 CARD_FILE = "README.md"
 PROMPT_FILES = (

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from .models.backbone import quantization
-from .sharding import whole
+from ..models.backbone import quantization
+from ..sharding import whole
 
 ROWS_AT_ONCE = 1024
 SAMPLED_ROWS = 16

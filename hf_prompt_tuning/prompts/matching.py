@@ -3,9 +3,9 @@
 import logging
 from typing import Any
 
-from .errors import PromptMismatchError
+from ..errors import PromptMismatchError
+from .files import SavedPrompt
 from .fingerprint import differences
-from .prompt_files import SavedPrompt
 
 logger = logging.getLogger(__name__)
 

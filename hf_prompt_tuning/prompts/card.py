@@ -6,11 +6,11 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..models.backbone import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
-from .models.backbone import hub_id
+from .info import PromptInfo
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
-from .prompt_info import PromptInfo
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 TAGS = ["prompt-tuning", "soft-prompt", "hf_prompt_tuning"]

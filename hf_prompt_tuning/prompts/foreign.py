@@ -18,17 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import PromptLoadError, PromptTuningError, first_line
-from .prompt_files import (
-    CONFIG_FILE,
-    MAX_NUMBERS,
-    WEIGHTS_FILE,
-    adapter_config,
-    checked,
-    read_json,
-    read_vectors,
-    used_rows,
-)
+from ..errors import PromptLoadError, PromptTuningError, first_line
+from .files import CONFIG_FILE, MAX_NUMBERS, WEIGHTS_FILE, adapter_config, checked, read_json, read_vectors, used_rows
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .prompt_info import PromptInfo
+from .info import PromptInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

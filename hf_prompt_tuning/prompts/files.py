@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import PromptLoadError, PromptTuningError
+from ..hub.files import OPTIONS, Folder, HubFolder, Place, named, read_whole
+from ..models.backbone import hub_id
 from .config import PromptTuningConfig
-from .errors import PromptLoadError, PromptTuningError
-from .hub.files import OPTIONS, Folder, HubFolder, Place, named, read_whole
-from .models.backbone import hub_id
-from .prompt_info import INFO_FILE, PromptInfo
+from .info import INFO_FILE, PromptInfo
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

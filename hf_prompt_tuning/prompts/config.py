@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import SchedulerType, TrainingArguments
 
-from .errors import PromptTuningError
-from .models.backbone import hub_id
-from .models.metric_direction import greater_is_better
+from ..errors import PromptTuningError
+from ..models.backbone import hub_id
+from ..models.metric_direction import greater_is_better
 
 
 class PromptTuningInit(enum.StrEnum):

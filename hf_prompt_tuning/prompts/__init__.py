@@ -1,0 +1,1 @@
+"""Read and write prompts as files, without a model."""
