@@ -1,14 +1,5 @@
 """Prompt tuning for the Hugging Face Trainer."""
 
-from .callbacks import (
-    DivergenceCallback,
-    FrozenBackboneCallback,
-    PromptCheckpointCallback,
-    PromptHubCallback,
-    PromptMonitorCallback,
-    kept_prompts,
-    restore_prompt,
-)
 from .data.collator import DataCollatorForPromptTuning
 from .data.template import PromptTemplate
 from .data.tokenization import PromptTokenizer
@@ -36,7 +27,16 @@ from .prompt_task import PromptTask
 from .prompts.config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
 from .prompts.foreign import import_prompt
 from .serving import VllmPrompt, export_vllm
-from .trainer import PromptTuningTrainer
+from .training.callbacks import (
+    DivergenceCallback,
+    FrozenBackboneCallback,
+    PromptCheckpointCallback,
+    PromptHubCallback,
+    PromptMonitorCallback,
+    kept_prompts,
+    restore_prompt,
+)
+from .training.trainer import PromptTuningTrainer
 
 __version__ = "0.1.0"
 

@@ -40,8 +40,8 @@ from .prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .prompts.plots import save_pictures
 from .prompts.repository_files import PROMPT_FILES
-from .token_rows import ColumnCheck
-from .trainer import PromptTuningTrainer
+from .training.token_rows import ColumnCheck
+from .training.trainer import PromptTuningTrainer
 from .voting import vote, vote_on_texts
 
 

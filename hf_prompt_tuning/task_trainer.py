@@ -24,8 +24,8 @@ from .prompts.plots import CURVES_FILE, save_curves
 from .prompts.repository_card import write_repository_card
 from .prompts.repository_files import PROMPT_FILES
 from .task_checks import check_of_tasks, check_prompts, encoder_of, template_of
-from .token_rows import ColumnCheck
-from .trainer import PromptTuningTrainer
+from .training.token_rows import ColumnCheck
+from .training.trainer import PromptTuningTrainer
 
 
 class TaskTrainer(PromptTuningTrainer):

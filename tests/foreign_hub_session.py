@@ -20,7 +20,7 @@ def pushed(hub: HubServer, folder: Path) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from hf_prompt_tuning import load_prompt
-    from hf_prompt_tuning.callbacks import PromptHubCallback
+    from hf_prompt_tuning.training.callbacks import PromptHubCallback
 
     from .conftest import make_tokenizer
     from .helpers import tiny_prompt_model

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import run_prompt_tuning
-from hf_prompt_tuning.checkpoints import UNFINISHED
 from hf_prompt_tuning.cli.main import run
+from hf_prompt_tuning.training.checkpoint_folder import UNFINISHED
 
 
 def slowly(do: Callable) -> Callable:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from hf_prompt_tuning import PromptTuningArguments, PromptTuningTrainer, publishing
+from hf_prompt_tuning import PromptTuningArguments, PromptTuningTrainer
+from hf_prompt_tuning.training import publishing
 
 from .conftest import make_tokenizer
 from .helpers import tiny_prompt_model

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
-from hf_prompt_tuning.callbacks import PromptCheckpointCallback, PromptHubCallback, kept_prompts
+from hf_prompt_tuning.training.callbacks import PromptCheckpointCallback, PromptHubCallback, kept_prompts
 
 from .accelerate_on_cpu import fsdp_on_cpu
 from .conftest import make_tokenizer, tiny_model

@@ -18,7 +18,7 @@ import time
 from collections import Counter, deque
 from pathlib import Path
 
-from hf_prompt_tuning.checkpoints import MANIFEST, UNFINISHED, fault
+from hf_prompt_tuning.training.checkpoint_folder import MANIFEST, UNFINISHED, fault
 
 from .conftest import make_tokenizer, tiny_model
 from .killed_command import Disk, Life

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from hf_prompt_tuning import DataCollatorForPromptTuning, PromptLoadError, PromptTuningError
-from hf_prompt_tuning.callbacks import (
+from hf_prompt_tuning.training.callbacks import (
     PromptCheckpointCallback,
     PromptHubCallback,
     PromptMonitorCallback,
@@ -198,7 +198,7 @@ class TestPartitionedPrompts:
             embed.weight.data = before
 
         for module in ("watched", "hub"):
-            monkeypatch.setattr(f"hf_prompt_tuning.callbacks.{module}.whole", whole)
+            monkeypatch.setattr(f"hf_prompt_tuning.training.callbacks.{module}.whole", whole)
         embedding.weight.data = vectors[:0]
         model.entered, model.vectors = [], vectors
         return model
@@ -221,9 +221,9 @@ class TestPartitionedPrompts:
 
     @pytest.mark.parametrize("rank", [0, 1])
     def test_a_trainers_pushes_too(self, rank, model, tmp_path, monkeypatch, tokenizer, messages):
-        from hf_prompt_tuning.callbacks import watched
+        from hf_prompt_tuning.training.callbacks import watched
 
-        monkeypatch.setattr("hf_prompt_tuning.publishing.whole", watched.whole)
+        monkeypatch.setattr("hf_prompt_tuning.training.publishing.whole", watched.whole)
         model.prompt_encoder["default"].embedding.weight.data = model.vectors
         trainer = make(tmp_path, tokenizer, messages, model=model)
         model.prompt_encoder["default"].embedding.weight.data = model.vectors[:0]

@@ -7,7 +7,16 @@ import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_prompt_tuning import CheckpointSaveError
-from hf_prompt_tuning.checkpoints import UNFINISHED, damage, fault, newest_whole, publish, saving, seal, tidy
+from hf_prompt_tuning.training.checkpoint_folder import (
+    UNFINISHED,
+    damage,
+    fault,
+    newest_whole,
+    publish,
+    saving,
+    seal,
+    tidy,
+)
 
 
 def written(folder, content="a prompt"):

@@ -12,7 +12,7 @@ from hf_prompt_tuning import (
     PromptTuningError,
     PromptTuningTrainer,
 )
-from hf_prompt_tuning.callbacks.watched import mean_word_norm
+from hf_prompt_tuning.training.callbacks.watched import mean_word_norm
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model
@@ -77,7 +77,7 @@ def taught(tokenizer, rows, folder):
 
 
 def said(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "hf_prompt_tuning.callbacks.divergence"]
+    return [r.getMessage() for r in caplog.records if r.name == "hf_prompt_tuning.training.callbacks.divergence"]
 
 
 class TestNotFinite:

@@ -11,7 +11,7 @@ from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningConfig
 from hf_prompt_tuning.ensemble import PromptEnsemble, load_ensemble
 from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.prompt_task import PromptTask
-from hf_prompt_tuning.trainer import PromptTuningTrainer
+from hf_prompt_tuning.training.trainer import PromptTuningTrainer
 from hf_prompt_tuning.voting import vote, vote_on_texts, votes
 
 from .conftest import make_tokenizer, tiny_model

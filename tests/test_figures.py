@@ -9,7 +9,12 @@ import torch
 from transformers import TrainerCallback
 
 from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningError, load_prompt
-from hf_prompt_tuning.callbacks import (
+from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
+from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
+from hf_prompt_tuning.prompts.files import read_prompt
+from hf_prompt_tuning.training.callbacks import (
     DivergenceCallback,
     PromptCheckpointCallback,
     PromptHubCallback,
@@ -17,11 +22,6 @@ from hf_prompt_tuning.callbacks import (
     kept_prompts,
     restore_prompt,
 )
-from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
-from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
-from hf_prompt_tuning.prompt_task import PromptTask
-from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
-from hf_prompt_tuning.prompts.files import read_prompt
 
 from .conftest import tiny_model
 from .test_multi_prompt import arguments, random_prompt

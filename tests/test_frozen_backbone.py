@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_prompt_tuning import FrozenBackboneCallback, PromptTuningError
-from hf_prompt_tuning.callbacks.frozen import backbone_checksums, checksum
+from hf_prompt_tuning.training.callbacks.frozen import backbone_checksums, checksum
 
 from .helpers import tiny_prompt_model
 from .test_divergence import TRAINERS
@@ -66,7 +66,9 @@ def test_every_weight_and_buffer_is_watched_to_the_last_bit():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.float64])
 def test_a_checksum_is_the_sum_it_says(dtype, monkeypatch):
-    monkeypatch.setattr("hf_prompt_tuning.callbacks.frozen.ELEMENTS_AT_ONCE", 4)  # in pieces, the last one shorter
+    monkeypatch.setattr(
+        "hf_prompt_tuning.training.callbacks.frozen.ELEMENTS_AT_ONCE", 4
+    )  # in pieces, the last one shorter
     tensor = (torch.arange(10) % 7 - 3).to(dtype).view(2, 5)
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = tensor.flatten().view(kinds[tensor.element_size()]).tolist()

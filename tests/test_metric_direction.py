@@ -6,10 +6,10 @@ import optuna
 import pytest
 
 from hf_prompt_tuning import PromptTuningArguments, PromptTuningError, PromptTuningTrainer
-from hf_prompt_tuning.callbacks import PromptHubCallback
 from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.models.metric_direction import greater_is_better, is_better
 from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.training.callbacks import PromptHubCallback
 
 from .conftest import tiny_model
 from .test_callbacks import vanilla

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import run_prompt_tuning
-from hf_prompt_tuning import PromptPushError, PromptTuningError, load_prompt, push_arguments
+from hf_prompt_tuning import PromptPushError, PromptTuningError, load_prompt
 from hf_prompt_tuning.cli import tasks
 from hf_prompt_tuning.cli.main import run
+from hf_prompt_tuning.training import push_arguments
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model

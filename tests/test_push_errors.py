@@ -6,8 +6,9 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from hf_prompt_tuning import PromptHubCallback, PromptPushError, PromptTuningError, publishing
+from hf_prompt_tuning import PromptHubCallback, PromptPushError, PromptTuningError
 from hf_prompt_tuning.models import saving as saved_prompts
+from hf_prompt_tuning.training import publishing
 
 from .helpers import tiny_prompt_model
 from .hub_here import hub_here

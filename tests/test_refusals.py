@@ -14,13 +14,13 @@ from hf_prompt_tuning import (
     PromptTuningModelForCausalLM,
     load_prompt,
 )
-from hf_prompt_tuning.checkpoint_files import with_pickles, without_pickles
 from hf_prompt_tuning.cli.arguments import ModelArguments
 from hf_prompt_tuning.cli.main import load_backbone
 from hf_prompt_tuning.data.encoding import encode_data
 from hf_prompt_tuning.data.tokenization import PromptTokenizer
-from hf_prompt_tuning.interruption import SignalWatch
 from hf_prompt_tuning.prompts.info import PromptInfo
+from hf_prompt_tuning.training.pickle_free import with_pickles, without_pickles
+from hf_prompt_tuning.training.signals import SignalWatch
 
 from .conftest import tiny_model
 from .helpers import pad, ragged_rows, tiny_prompt_model

@@ -17,9 +17,9 @@ from hf_prompt_tuning import (
     PromptTuningError,
     PromptTuningTrainer,
     get_prompt_tuning_model,
-    resuming,
 )
-from hf_prompt_tuning.resume_checks import check_states
+from hf_prompt_tuning.training import checkpointing as resuming
+from hf_prompt_tuning.training.resume_checks import check_states
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_prompt_tuning import PromptTuningError
-from hf_prompt_tuning.trainer_checks import check_devices
+from hf_prompt_tuning.training.trainer_checks import check_devices
 
 from .helpers import pad, ragged_rows, tiny_prompt_model
 from .test_threads import FAMILIES, calls, models, no_grad

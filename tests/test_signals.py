@@ -7,8 +7,9 @@ import threading
 import pytest
 from transformers import TrainerCallback
 
-from hf_prompt_tuning import PromptTuningError, TrainingInterrupted, interruption
-from hf_prompt_tuning.checkpoints import fault
+from hf_prompt_tuning import PromptTuningError, TrainingInterrupted
+from hf_prompt_tuning.training import signals as interruption
+from hf_prompt_tuning.training.checkpoint_folder import fault
 
 from .test_resuming import EVALUATED, assert_same, make, steps
 

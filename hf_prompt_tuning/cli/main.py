@@ -30,7 +30,7 @@ from ..hub.backbones import TOKENIZER_FILES, OnceMore, backbone_place, must_be_k
 from ..hub.errors import raise_fault
 from ..hub.files import named
 from ..prompts.config import PromptTuningArguments
-from ..trainer import PromptTuningTrainer
+from ..training.trainer import PromptTuningTrainer
 from ..voting import label_record, text_record
 from .arguments import ModelArguments
 

@@ -15,7 +15,7 @@ from ..multi_prompt import MultiPromptTrainer
 from ..prompt_task import PromptTask
 from ..prompts.config import PromptTuningArguments
 from ..prompts.names import check_name
-from ..push_arguments import check_hub
+from ..training.push_arguments import check_hub
 from .arguments import (
     OF_SEVERAL,
     Arguments,

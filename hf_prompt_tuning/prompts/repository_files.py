@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from ..checkpoint_files import STATE
+from ..training.pickle_free import STATE
 from .ensemble_info import ENSEMBLE_FILE
 from .files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .info import INFO_FILE, RESULTS_FILE

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
-from .callers_metrics import labelled_rows, mean_losses, of_rows, plain_metrics
-from .data.encoding import encode_data
-from .data.tokenization import PromptTokenizer
-from .errors import PromptTuningError
-from .layouts.base import IGNORED
-from .models.calibration import fit_calibration
-from .models.metric_direction import value_of
-from .models.recording import to_record
-from .models.scoring import (
+from ..data.encoding import encode_data
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
+from ..models.calibration import fit_calibration
+from ..models.metric_direction import value_of
+from ..models.recording import to_record
+from ..models.scoring import (
     beside_texts,
     classification_metrics,
     confusion_matrix,
@@ -30,9 +29,10 @@ from .models.scoring import (
     rank_labels,
     text_metrics,
 )
-from .prompts.info import PromptInfo
+from ..prompts.info import PromptInfo
+from ..sharding import whole
+from .callers_metrics import labelled_rows, mean_losses, of_rows, plain_metrics
 from .row_order import RowOrderTrainer
-from .sharding import whole
 from .token_rows import ColumnCheck, with_labels
 
 logger = logging.getLogger(__name__)

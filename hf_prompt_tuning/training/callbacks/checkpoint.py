@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..errors import PromptLoadError
-from ..models.soft_prompts import SoftPrompts
-from ..prompts.files import checked
-from ..prompts.info import numbers_of
+from ...errors import PromptLoadError
+from ...models.soft_prompts import SoftPrompts
+from ...prompts.files import checked
+from ...prompts.info import numbers_of
 from .watched import prompt_vectors, watched
 
 logger = logging.getLogger(__name__)

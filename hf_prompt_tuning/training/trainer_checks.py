@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from .data.template import PromptTemplate
-from .errors import PromptTuningError
-from .models.soft_prompts import SoftPrompts
+from ..data.template import PromptTemplate
+from ..errors import PromptTuningError
+from ..models.soft_prompts import SoftPrompts
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer_pt_utils import safe_globals
 
-from .checkpoints import MANIFEST, seal
-from .errors import PromptTuningError
-from .prompts.places import without_place
+from ..errors import PromptTuningError
+from ..prompts.places import without_place
+from .checkpoint_folder import MANIFEST, seal
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl")
 ARGUMENTS = "training_args.bin"

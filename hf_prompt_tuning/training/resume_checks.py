@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_pt_utils import safe_globals
 
-from .errors import PromptTuningError
-from .prompts.info import INFO_FILE
+from ..errors import PromptTuningError
+from ..prompts.info import INFO_FILE
 
 logger = logging.getLogger(__name__)
 

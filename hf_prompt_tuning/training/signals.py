@@ -10,8 +10,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-from .errors import PromptTuningError, TrainingInterrupted
-from .hub.background import drop_folders
+from ..errors import PromptTuningError, TrainingInterrupted
+from ..hub.background import drop_folders
 
 ECHO_SECONDS = 1.0
 """A signal that comes again so soon is the same: a scheduler sends it to every process, and launchers pass it on."""

@@ -5,9 +5,9 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..errors import PromptTuningError
-from ..models.soft_prompts import SoftPrompts
-from ..sharding import whole
+from ...errors import PromptTuningError
+from ...models.soft_prompts import SoftPrompts
+from ...sharding import whole
 
 SAMPLED_WORDS = 4096
 

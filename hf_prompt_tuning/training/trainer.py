@@ -7,26 +7,26 @@ from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from ..data.collator import DataCollatorForPromptTuning
+from ..data.encoding import text_rows, with_label_words
+from ..data.template import PromptTemplate
+from ..data.token_ids import vocabulary_of
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..layouts import check_layout_name
+from ..layouts.base import IGNORED
+from ..models.backbone import max_positions
+from ..models.create import with_prompt
+from ..models.metric_direction import check_direction
+from ..models.recording import describe_run
+from ..models.scoring import beside_texts
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.config import PromptTuningArguments, PromptTuningConfig
+from ..prompts.info import PromptInfo
+from ..sharding import whole
 from .callbacks import DivergenceCallback
-from .data.collator import DataCollatorForPromptTuning
-from .data.encoding import text_rows, with_label_words
-from .data.template import PromptTemplate
-from .data.token_ids import vocabulary_of
-from .data.tokenization import PromptTokenizer
-from .errors import PromptTuningError
-from .layouts import check_layout_name
-from .layouts.base import IGNORED
-from .models.backbone import max_positions
-from .models.create import with_prompt
-from .models.metric_direction import check_direction
-from .models.recording import describe_run
-from .models.scoring import beside_texts
-from .models.soft_prompts import SoftPrompts
-from .prompts.config import PromptTuningArguments, PromptTuningConfig
-from .prompts.info import PromptInfo
 from .sampling import SeededLengthGroupedSampler
-from .searching import SearchingTrainer
-from .sharding import whole
+from .search import SearchingTrainer
 from .token_rows import ColumnCheck
 from .trainer_checks import check_devices, check_options, check_together, warn_of_template
 

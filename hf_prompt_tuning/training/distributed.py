@@ -9,9 +9,9 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
-from .errors import PromptTuningError
-from .layouts.base import IGNORED
-from .models.soft_prompts import SoftPrompts
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
+from ..models.soft_prompts import SoftPrompts
 
 
 class DistributedTrainer(Trainer):

@@ -10,12 +10,12 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from torch import nn
 
-from .data.encoded_rows import columns_of, is_encoded
-from .data.encoding import from_list, is_text
-from .data.files import ORIGIN
-from .data.template import PromptTemplate
-from .errors import PromptTuningError
-from .layouts.base import IGNORED
+from ..data.encoded_rows import columns_of, is_encoded
+from ..data.encoding import from_list, is_text
+from ..data.files import ORIGIN
+from ..data.template import PromptTemplate
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
 
 logger = logging.getLogger(__name__)
 

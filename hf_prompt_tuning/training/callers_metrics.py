@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .errors import PromptTuningError
-from .layouts.base import IGNORED
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
 
 
 def labelled_rows(references: Any) -> np.ndarray:

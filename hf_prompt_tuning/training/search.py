@@ -8,8 +8,8 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer_utils import BestRun, TrainOutput
 
-from .evaluating import EvaluatingTrainer
-from .models.metric_direction import greater_is_better, value_of
+from ..models.metric_direction import greater_is_better, value_of
+from .evaluation import EvaluatingTrainer
 
 STATE_FILE = "trainer_state.json"
 

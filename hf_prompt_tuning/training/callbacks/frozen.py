@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..errors import PromptTuningError
-from ..models.soft_prompts import SoftPrompts
-from ..prompts.fingerprint import BITS
+from ...errors import PromptTuningError
+from ...models.soft_prompts import SoftPrompts
+from ...prompts.fingerprint import BITS
 from .watched import watched
 
 ELEMENTS_AT_ONCE = 2**22

@@ -8,10 +8,10 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
-from .errors import PromptTuningError
-from .hub.background import within
-from .hub.push_errors import explained
-from .prompts.pushing import Destination, check_access
+from ..errors import PromptTuningError
+from ..hub.background import within
+from ..hub.push_errors import explained
+from ..prompts.pushing import Destination, check_access
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length, rotate_checkpoints
 
-from .checkpoints import UNFINISHED, damage, newest_whole, publish, saving, seal, tidy
+from ..errors import PromptTuningError, TrainingInterrupted
+from ..models.soft_prompts import SoftPrompts
+from .checkpoint_folder import UNFINISHED, damage, newest_whole, publish, saving, seal, tidy
 from .distributed import DistributedTrainer
-from .errors import PromptTuningError, TrainingInterrupted
-from .interruption import SignalWatch
-from .models.soft_prompts import SoftPrompts
 from .resume_checks import check_like, check_states
+from .signals import SignalWatch
 from .trainer_checks import check_trains
 
 logger = logging.getLogger(__name__)

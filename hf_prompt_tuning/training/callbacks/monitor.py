@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from ..errors import PromptTuningError
-from ..models.soft_prompts import SoftPrompts
-from ..models.vocabulary import nearest_words
+from ...errors import PromptTuningError
+from ...models.soft_prompts import SoftPrompts
+from ...models.vocabulary import nearest_words
 from .watched import mean_word_norm, prompt_vectors, watched
 
 

@@ -7,14 +7,14 @@ import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from ..errors import PromptTuningError, first_line
-from ..models.metric_direction import by_name, is_better
-from ..models.metric_direction import greater_is_better as direction
-from ..models.recording import describe_run, to_record
-from ..models.soft_prompts import SoftPrompts
-from ..prompts.config import PromptTuningArguments
-from ..prompts.pushing import Destination, checked_subfolder
-from ..sharding import whole
+from ...errors import PromptTuningError, first_line
+from ...models.metric_direction import by_name, is_better
+from ...models.metric_direction import greater_is_better as direction
+from ...models.recording import describe_run, to_record
+from ...models.soft_prompts import SoftPrompts
+from ...prompts.config import PromptTuningArguments
+from ...prompts.pushing import Destination, checked_subfolder
+from ...sharding import whole
 from .watched import watched
 
 logger = logging.getLogger(__name__)

@@ -16,18 +16,18 @@ from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from .checkpoint_files import with_pickles, without_pickles
-from .errors import PromptPushError, PromptTuningError, first_line
-from .hub.background import PUSH_SECONDS, drop_folder, leave, make_folder, start, within
-from .hub.push_errors import explained
-from .prompts.card import add_to_card
-from .prompts.ensemble_info import ENSEMBLE_FILE
-from .prompts.plots import CURVES_FILE
-from .prompts.pushing import Destination, make_repository, push
-from .prompts.repository_files import CARD_FILE, PROMPT_FILES
+from ..errors import PromptPushError, PromptTuningError, first_line
+from ..hub.background import PUSH_SECONDS, drop_folder, leave, make_folder, start, within
+from ..hub.push_errors import explained
+from ..prompts.card import add_to_card
+from ..prompts.ensemble_info import ENSEMBLE_FILE
+from ..prompts.plots import CURVES_FILE
+from ..prompts.pushing import Destination, make_repository, push
+from ..prompts.repository_files import CARD_FILE, PROMPT_FILES
+from ..sharding import whole
+from .checkpointing import ResumingTrainer
+from .pickle_free import with_pickles, without_pickles
 from .push_arguments import CHECK_SECONDS, destination, on_all_processes
-from .resuming import ResumingTrainer
-from .sharding import whole
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointSaveError, first_line
+from ..errors import CheckpointSaveError, first_line
 
 logger = logging.getLogger(__name__)
 

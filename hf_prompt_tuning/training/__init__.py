@@ -1,0 +1,1 @@
+"""Train prompts with the Trainer of transformers."""
