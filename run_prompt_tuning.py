@@ -15,7 +15,7 @@ from hf_prompt_tuning.cli.ensemble_members import ensemble_members
 from hf_prompt_tuning.cli.main import load_backbone, run, save_predictions, set_up_logging
 from hf_prompt_tuning.cli.splits import load_splits, load_transfer
 from hf_prompt_tuning.cli.tasks import read_tasks, train_tasks
-from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.training.push_arguments import check_hub
 
 logger = get_logger(__name__)

@@ -3,8 +3,6 @@
 from .data.collator import DataCollatorForPromptTuning
 from .data.template import PromptTemplate
 from .data.tokenization import PromptTokenizer
-from .ensemble import PromptEnsemble, load_ensemble
-from .ensemble_trainer import EnsembleTrainer
 from .errors import (
     CheckpointSaveError,
     HubUnavailableError,
@@ -21,12 +19,14 @@ from .models.create import get_prompt_tuning_model
 from .models.labels import strip_virtual_tokens
 from .models.load import load_prompt
 from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
-from .multi_prompt import MultiPromptTrainer
 from .pipelines import PromptClassificationPipeline, PromptGenerationPipeline
-from .prompt_task import PromptTask
 from .prompts.config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
 from .prompts.foreign import import_prompt
 from .serving import VllmPrompt, export_vllm
+from .several.ensemble import PromptEnsemble, load_ensemble
+from .several.ensemble_trainer import EnsembleTrainer
+from .several.task import PromptTask
+from .several.trainer import MultiPromptTrainer
 from .training.callbacks import (
     DivergenceCallback,
     FrozenBackboneCallback,

@@ -6,9 +6,9 @@ import torch
 from transformers import pipeline
 
 from hf_prompt_tuning import load_prompt
-from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.models.calibration import RANGE, expected_calibration_error, fit_calibration
-from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.several.task import PromptTask
 
 from .conftest import tiny_model
 from .test_multi_prompt import arguments, random_prompt

@@ -8,11 +8,11 @@ import torch
 from peft import PeftModel
 
 from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningConfig, PromptTuningError, load_prompt
-from hf_prompt_tuning.ensemble import PromptEnsemble, load_ensemble
-from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
-from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.several.ensemble import PromptEnsemble, load_ensemble
+from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.several.task import PromptTask
+from hf_prompt_tuning.several.voting import vote, vote_on_texts, votes
 from hf_prompt_tuning.training.trainer import PromptTuningTrainer
-from hf_prompt_tuning.voting import vote, vote_on_texts, votes
 
 from .conftest import make_tokenizer, tiny_model
 from .test_multi_prompt import arguments, random_prompt

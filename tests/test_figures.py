@@ -9,11 +9,11 @@ import torch
 from transformers import TrainerCallback
 
 from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningError, load_prompt
-from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
-from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
-from hf_prompt_tuning.prompt_task import PromptTask
 from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
 from hf_prompt_tuning.prompts.files import read_prompt
+from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.several.task import PromptTask
+from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 from hf_prompt_tuning.training.callbacks import (
     DivergenceCallback,
     PromptCheckpointCallback,

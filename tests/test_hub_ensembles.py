@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningConfig, get_prompt_tuning_model
-from hf_prompt_tuning.ensemble import load_ensemble
 from hf_prompt_tuning.errors import HubUnavailableError
 from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
+from hf_prompt_tuning.several.ensemble import load_ensemble
 
 from .conftest import make_tokenizer, tiny_model
 from .hub_client import contents, local_hub

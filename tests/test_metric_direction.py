@@ -6,9 +6,9 @@ import optuna
 import pytest
 
 from hf_prompt_tuning import PromptTuningArguments, PromptTuningError, PromptTuningTrainer
-from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.models.metric_direction import greater_is_better, is_better
-from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.several.task import PromptTask
 from hf_prompt_tuning.training.callbacks import PromptHubCallback
 
 from .conftest import tiny_model

@@ -16,8 +16,8 @@ from hf_prompt_tuning import (
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
-from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
-from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.several.task import PromptTask
+from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 from hf_prompt_tuning.training.pickle_free import without_pickles
 
 from .conftest import make_tokenizer, tiny_model

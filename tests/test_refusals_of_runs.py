@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from transformers import Trainer
 
 from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
-from hf_prompt_tuning.ensemble import load_ensemble
-from hf_prompt_tuning.multi_prompt import _check_arguments
 from hf_prompt_tuning.prompt_effects import attention_to_prompt
-from hf_prompt_tuning.prompt_task import PromptTask, model_with_prompts
 from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
 from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
-from hf_prompt_tuning.task_checks import check_prompts
+from hf_prompt_tuning.several.ensemble import load_ensemble
+from hf_prompt_tuning.several.task import PromptTask, model_with_prompts
+from hf_prompt_tuning.several.task_checks import check_prompts
+from hf_prompt_tuning.several.trainer import _check_arguments
 from hf_prompt_tuning.training.distributed import DistributedTrainer
 
 from .conftest import make_tokenizer, tiny_model

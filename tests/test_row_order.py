@@ -8,9 +8,9 @@ from datasets import Dataset, IterableDataset
 
 from hf_prompt_tuning import PromptTemplate
 from hf_prompt_tuning.cli.main import save_predictions
-from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
-from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
-from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.several.task import PromptTask
+from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 
 from .conftest import tiny_model
 from .test_multi_prompt import arguments as arguments_of_several

@@ -6,10 +6,10 @@ import transformers
 from transformers import AutoModelForSeq2SeqLM
 
 from hf_prompt_tuning import PromptTemplate
-from hf_prompt_tuning.ensemble import PromptEnsemble
-from hf_prompt_tuning.ensemble_trainer import EnsembleTrainer
-from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
-from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.several.ensemble import PromptEnsemble
+from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
+from hf_prompt_tuning.several.task import PromptTask
+from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 
 from .conftest import BART_LIKE, make_tokenizer, scale_weights
 from .helpers import tiny_prompt_model

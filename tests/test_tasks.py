@@ -11,7 +11,7 @@ from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.cli.arguments import PromptArguments, parse_arguments
 from hf_prompt_tuning.cli.ensemble_members import ensemble_members
 from hf_prompt_tuning.cli.tasks import read_tasks
-from hf_prompt_tuning.ensemble import load_ensemble
+from hf_prompt_tuning.several.ensemble import load_ensemble
 
 from .conftest import make_tokenizer, tiny_model
 from .test_command import backbone, command, files  # noqa: F401
@@ -179,7 +179,7 @@ class TestMembers:
 def test_a_prompt_starts_as_it_does_alone():
     """Same seed, same vectors, whatever else the run trains."""
     from hf_prompt_tuning import get_prompt_tuning_model
-    from hf_prompt_tuning.prompt_task import model_with_prompts
+    from hf_prompt_tuning.several.task import model_with_prompts
 
     found = ensemble_members(PromptArguments(num_prompts=3, num_virtual_tokens=6), 11)
     model = model_with_prompts(tiny_model("llama"), found, make_tokenizer("gpt2"), 0)

@@ -17,8 +17,8 @@ from hf_prompt_tuning import (
     get_prompt_tuning_model,
     load_prompt,
 )
-from hf_prompt_tuning.multi_prompt import MultiPromptTrainer
-from hf_prompt_tuning.prompt_task import PromptTask
+from hf_prompt_tuning.several.task import PromptTask
+from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 
 from .conftest import tiny_model
 from .helpers import tiny_prompt_model

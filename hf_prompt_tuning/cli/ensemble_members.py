@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ..errors import PromptTuningError
-from ..prompt_task import PromptTask
+from ..several.task import PromptTask
 from .arguments import PromptArguments
 
 

@@ -24,14 +24,14 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput
 
 from ..data.template import PromptTemplate
-from ..ensemble_trainer import EnsembleTrainer
 from ..errors import CheckpointSaveError, PromptTuningError, first_line
 from ..hub.backbones import TOKENIZER_FILES, OnceMore, backbone_place, must_be_known, remember_commit, source
 from ..hub.errors import raise_fault
 from ..hub.files import named
 from ..prompts.config import PromptTuningArguments
+from ..several.ensemble_trainer import EnsembleTrainer
+from ..several.voting import label_record, text_record
 from ..training.trainer import PromptTuningTrainer
-from ..voting import label_record, text_record
 from .arguments import ModelArguments
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader, Sampler
 
-from .errors import PromptTuningError
-from .layouts.base import IGNORED
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 Step = list[list[int]]

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .data.collator import DataCollatorForPromptTuning
-from .data.template import PromptTemplate, parse
-from .data.tokenization import PromptTokenizer
-from .errors import PromptLoadError, PromptTuningError
-from .hub.files import OPTIONS, Place, read_whole
-from .layouts.base import IGNORED
-from .models.load import load_prompt
-from .models.scoring import decode, generate_within, rank_labels, room_behind
-from .models.soft_prompts import SoftPrompts
-from .prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
-from .prompts.files import open_place, read_json
+from ..data.collator import DataCollatorForPromptTuning
+from ..data.template import PromptTemplate, parse
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptLoadError, PromptTuningError
+from ..hub.files import OPTIONS, Place, read_whole
+from ..layouts.base import IGNORED
+from ..models.load import load_prompt
+from ..models.scoring import decode, generate_within, rank_labels, room_behind
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
+from ..prompts.files import open_place, read_json
 from .voting import label_record, text_record
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .data.encoding import with_label_words
-from .data.template import PromptTemplate
-from .data.tokenization import PromptTokenizer
-from .errors import PromptTuningError
-from .models.soft_prompts import SoftPrompts
-from .prompt_task import PromptTask
+from ..data.encoding import with_label_words
+from ..data.template import PromptTemplate
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..models.soft_prompts import SoftPrompts
+from .task import PromptTask
 
 OF_TASKS = ("train_dataset", "eval_dataset", "template", "prompt_config", "model_init")
 

@@ -10,12 +10,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
-from .errors import PromptTuningError
-from .mixed_batches import Stream, mixed_dataloader, row_order, stream_steps
-from .prompt_task import PromptTask
-from .prompts.config import PromptTuningArguments
+from ..errors import PromptTuningError
+from ..prompts.config import PromptTuningArguments
+from ..training.callbacks import PromptHubCallback
+from .batches import Stream, mixed_dataloader, row_order, stream_steps
+from .task import PromptTask
 from .task_trainer import TaskTrainer
-from .training.callbacks import PromptHubCallback
 
 
 class MultiPromptTrainer(TaskTrainer):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .data.template import PromptTemplate
+from ..data.template import PromptTemplate
 
 
 def votes(scores: np.ndarray) -> np.ndarray:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from .data.collator import DataCollatorForPromptTuning
-from .data.encoding import encode_data, with_label_words
-from .data.template import PromptTemplate
-from .data.tokenization import PromptTokenizer
-from .errors import PromptTuningError
-from .layouts.base import IGNORED
-from .models.metric_direction import greater_is_better
-from .models.recording import to_record
-from .models.scoring import (
+from ..data.collator import DataCollatorForPromptTuning
+from ..data.encoding import encode_data, with_label_words
+from ..data.template import PromptTemplate
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
+from ..models.metric_direction import greater_is_better
+from ..models.recording import to_record
+from ..models.scoring import (
     classification_metrics,
     decode,
     generate_within,
@@ -31,17 +31,17 @@ from .models.scoring import (
     room_behind,
     text_metrics,
 )
-from .models.soft_prompts import SoftPrompts
-from .models.wrapping import check_backbone
-from .multi_prompt import MultiPromptTrainer
-from .prompt_task import PromptTask
-from .prompts.card import write_card
-from .prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
-from .prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
-from .prompts.plots import save_pictures
-from .prompts.repository_files import PROMPT_FILES
-from .training.token_rows import ColumnCheck
-from .training.trainer import PromptTuningTrainer
+from ..models.soft_prompts import SoftPrompts
+from ..models.wrapping import check_backbone
+from ..prompts.card import write_card
+from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
+from ..prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
+from ..prompts.plots import save_pictures
+from ..prompts.repository_files import PROMPT_FILES
+from ..training.token_rows import ColumnCheck
+from ..training.trainer import PromptTuningTrainer
+from .task import PromptTask
+from .trainer import MultiPromptTrainer
 from .voting import vote, vote_on_texts
 
 

@@ -8,24 +8,24 @@ from typing import Any
 
 from torch import nn
 
-from .data.collator import DataCollatorForPromptTuning
-from .data.encoding import encode_data
-from .data.token_ids import vocabulary_of
-from .data.tokenization import PromptTokenizer
-from .errors import PromptTuningError
-from .models.backbone import hub_id, max_positions
-from .models.recording import to_record
-from .models.scoring import longest_target, loss_history
-from .models.soft_prompts import SoftPrompts
-from .prompt_task import PromptTask, check_names, model_with_prompts
-from .prompts.config import PromptTuningArguments
-from .prompts.info import PromptInfo
-from .prompts.plots import CURVES_FILE, save_curves
-from .prompts.repository_card import write_repository_card
-from .prompts.repository_files import PROMPT_FILES
+from ..data.collator import DataCollatorForPromptTuning
+from ..data.encoding import encode_data
+from ..data.token_ids import vocabulary_of
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..models.backbone import hub_id, max_positions
+from ..models.recording import to_record
+from ..models.scoring import longest_target, loss_history
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.config import PromptTuningArguments
+from ..prompts.info import PromptInfo
+from ..prompts.plots import CURVES_FILE, save_curves
+from ..prompts.repository_card import write_repository_card
+from ..prompts.repository_files import PROMPT_FILES
+from ..training.token_rows import ColumnCheck
+from ..training.trainer import PromptTuningTrainer
+from .task import PromptTask, check_names, model_with_prompts
 from .task_checks import check_of_tasks, check_prompts, encoder_of, template_of
-from .training.token_rows import ColumnCheck
-from .training.trainer import PromptTuningTrainer
 
 
 class TaskTrainer(PromptTuningTrainer):

@@ -8,11 +8,11 @@ import torch
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data.template import PromptTemplate
-from .errors import PromptTuningError
-from .models.create import add_prompt, with_prompt
-from .models.soft_prompts import SoftPrompts
-from .prompts.names import check_name
+from ..data.template import PromptTemplate
+from ..errors import PromptTuningError
+from ..models.create import add_prompt, with_prompt
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.names import check_name
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Train and use several prompts on one backbone."""
