@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .data.template import PromptTemplate
-from .data.tokenization import PromptTokenizer
-from .errors import PromptTuningError
-from .models.soft_prompts import SoftPrompts
+from ..data.template import PromptTemplate
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..models.soft_prompts import SoftPrompts
 from .pipeline_loading import TASKS, NamedPrompt, tokenizer_for
 from .writing_options import OF_THE_TEXT, for_generate, is_greedy, new_tokens, parted, together
 

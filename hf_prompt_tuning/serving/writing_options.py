@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from .errors import PromptTuningError
-from .models.generation_options import ends_of_text, saying
+from ..errors import PromptTuningError
+from ..models.generation_options import ends_of_text, saying
 
 NEW_TOKENS = 64
 """How many tokens are written at most where no one says."""

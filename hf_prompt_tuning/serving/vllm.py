@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .data.tokenization import PromptTokenizer
-from .errors import PromptLoadError, PromptTuningError
-from .models.causal_lm import PromptTuningModelForCausalLM
-from .models.load import load_prompt
-from .prompts.files import read_json
-from .prompts.info import INFO_FILE, PromptInfo
-from .sharding import whole
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptLoadError, PromptTuningError
+from ..models.causal_lm import PromptTuningModelForCausalLM
+from ..models.load import load_prompt
+from ..prompts.files import read_json
+from ..prompts.info import INFO_FILE, PromptInfo
+from ..sharding import whole
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 

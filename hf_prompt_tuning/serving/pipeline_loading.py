@@ -11,9 +11,9 @@ from typing import Any
 import transformers.pipelines
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from .errors import PromptLoadError, PromptTuningError, first_line
-from .models.load import load_prompt
-from .models.soft_prompts import SoftPrompts
+from ..errors import PromptLoadError, PromptTuningError, first_line
+from ..models.load import load_prompt
+from ..models.soft_prompts import SoftPrompts
 
 TASKS = ("prompt-classification", "prompt-generation")
 NOT_OURS = ("_from_pipeline", "code_revision")

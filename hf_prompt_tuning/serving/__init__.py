@@ -1,0 +1,1 @@
+"""Use prompts from pipelines and other engines."""
