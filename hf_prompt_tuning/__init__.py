@@ -12,8 +12,8 @@ from .errors import (
     PromptTuningError,
     TrainingInterrupted,
 )
-from .inspection_results import Inspection
-from .inspector import inspect_prompt
+from .inspection.inspector import inspect_prompt
+from .inspection.results import Inspection
 from .models.causal_lm import PromptTuningModelForCausalLM
 from .models.create import get_prompt_tuning_model
 from .models.labels import strip_virtual_tokens

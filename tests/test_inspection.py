@@ -16,9 +16,9 @@ from hf_prompt_tuning import (
 )
 from hf_prompt_tuning.data.collator import DataCollatorForPromptTuning
 from hf_prompt_tuning.data.tokenization import PromptTokenizer
+from hf_prompt_tuning.inspection.comparison import compare_vectors
 from hf_prompt_tuning.models.scoring import rank_labels
 from hf_prompt_tuning.models.vocabulary import nearest_tokens, nearest_words, percentiles, vocabulary_norms
-from hf_prompt_tuning.prompt_comparison import compare_vectors
 
 from .conftest import tiny_model
 

@@ -15,9 +15,9 @@ import torch
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from hf_prompt_tuning.cli.inspect import main
-from hf_prompt_tuning.inspection_results import Position, PromptInspection, Word
-from hf_prompt_tuning.inspection_text import findings
-from hf_prompt_tuning.inspector import inspect_prompt
+from hf_prompt_tuning.inspection.inspector import inspect_prompt
+from hf_prompt_tuning.inspection.results import Position, PromptInspection, Word
+from hf_prompt_tuning.inspection.text import findings
 
 from .conftest import make_tokenizer, tiny_model
 

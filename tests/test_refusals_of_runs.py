@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import Trainer
 
 from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
-from hf_prompt_tuning.prompt_effects import attention_to_prompt
+from hf_prompt_tuning.inspection.effects import attention_to_prompt
 from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
 from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
 from hf_prompt_tuning.several.ensemble import load_ensemble

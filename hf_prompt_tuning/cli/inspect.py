@@ -14,7 +14,7 @@ import transformers
 
 from ..data.files import read_file
 from ..errors import PromptTuningError
-from ..inspector import inspect_prompt
+from ..inspection.inspector import inspect_prompt
 from .main import run
 
 

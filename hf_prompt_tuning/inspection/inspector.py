@@ -11,17 +11,16 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data.collator import DataCollatorForPromptTuning
-from .data.encoding import encode_data
-from .data.tokenization import PromptTokenizer
-from .errors import PromptTuningError
-from .inspection_results import Inspection, Move, Position, PromptInspection, Word
-from .layouts.base import IGNORED
-from .models.backbone import max_positions, token_scale
-from .models.initialization import made_again
-from .models.load import load_prompt
-from .models.soft_prompts import SoftPrompts
-from .models.vocabulary import (
+from ..data.collator import DataCollatorForPromptTuning
+from ..data.encoding import encode_data
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
+from ..models.backbone import max_positions, token_scale
+from ..models.initialization import made_again
+from ..models.load import load_prompt
+from ..models.soft_prompts import SoftPrompts
+from ..models.vocabulary import (
     NearestTokens,
     cosine_matrix,
     nearest_tokens,
@@ -29,9 +28,10 @@ from .models.vocabulary import (
     vocabulary_norms,
     vocabulary_size,
 )
-from .prompt_comparison import compare_vectors
-from .prompt_effects import attention_to_prompt, quality, quality_without_each
-from .prompts.card import start_in_words
+from ..prompts.card import start_in_words
+from .comparison import compare_vectors
+from .effects import attention_to_prompt, quality, quality_without_each
+from .results import Inspection, Move, Position, PromptInspection, Word
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 BINS = 60

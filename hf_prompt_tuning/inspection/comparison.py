@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .errors import PromptTuningError
-from .models.vocabulary import cosine_matrix
+from ..errors import PromptTuningError
+from ..models.vocabulary import cosine_matrix
 
 
 @dataclass

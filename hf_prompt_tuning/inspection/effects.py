@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .errors import PromptTuningError, first_line
-from .models.scoring import label_nll, rank_labels
-from .models.soft_prompts import SoftPrompts
+from ..errors import PromptTuningError, first_line
+from ..models.scoring import label_nll, rank_labels
+from ..models.soft_prompts import SoftPrompts
 
 
 class Quality(NamedTuple):

@@ -4,13 +4,13 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
-from .prompts.plots import new_figure
+from ..prompts.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .inspection_results import PromptInspection
+    from .results import PromptInspection
 
 MAIN, OTHER, QUIET = "#2f6db3", "#c2452d", "#c9d3df"
 WIDTH = 7.2

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from .prompt_comparison import PromptComparison
+from .comparison import PromptComparison
 
 if TYPE_CHECKING:
-    from .inspection_results import Inspection, Position, PromptInspection, Word
+    from .results import Inspection, Position, PromptInspection, Word
 
 LONGER = 99.0
 """A norm above so many percent of the vocabulary's is called longer than the vocabulary's."""

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from . import inspection_plots as plots
-from .inspection_text import findings, printable, rows_in_words
+from . import plots
+from .text import findings, printable, rows_in_words
 
 if TYPE_CHECKING:
-    from .inspection_results import Inspection, PromptInspection
+    from .results import Inspection, PromptInspection
 
-TEMPLATE = Path(__file__).parent / "inspection.html.jinja"
+TEMPLATE = Path(__file__).parent / "page.html.jinja"
 
 
 def as_html(inspection: "Inspection") -> str:

@@ -5,9 +5,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .inspection_page import as_html
-from .inspection_text import as_text
-from .prompt_comparison import PromptComparison
+from .comparison import PromptComparison
+from .page import as_html
+from .text import as_text
 
 
 @dataclass(frozen=True)

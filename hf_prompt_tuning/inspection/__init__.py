@@ -1,0 +1,1 @@
+"""Look at what a prompt learned."""
