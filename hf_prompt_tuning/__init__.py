@@ -19,7 +19,7 @@ from .models.create import get_prompt_tuning_model
 from .models.labels import strip_virtual_tokens
 from .models.load import load_prompt
 from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
-from .prompts.config import PromptTuningArguments, PromptTuningConfig, PromptTuningInit
+from .prompts.config import PromptTuningConfig, PromptTuningInit
 from .prompts.foreign import import_prompt
 from .serving.pipelines import PromptClassificationPipeline, PromptGenerationPipeline
 from .serving.vllm import VllmPrompt, export_vllm
@@ -27,6 +27,7 @@ from .several.ensemble import PromptEnsemble, load_ensemble
 from .several.ensemble_trainer import EnsembleTrainer
 from .several.task import PromptTask
 from .several.trainer import MultiPromptTrainer
+from .training.arguments import PromptTuningArguments
 from .training.callbacks import (
     DivergenceCallback,
     FrozenBackboneCallback,

@@ -14,8 +14,9 @@ from transformers import HfArgumentParser
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..models.backbone import hub_id
-from ..prompts.config import PromptTuningArguments, PromptTuningConfig
+from ..hub.names import hub_id
+from ..prompts.config import PromptTuningConfig
+from ..training.arguments import PromptTuningArguments
 from .splits import split_names
 
 

@@ -28,9 +28,9 @@ from ..errors import CheckpointSaveError, PromptTuningError, first_line
 from ..hub.backbones import TOKENIZER_FILES, OnceMore, backbone_place, must_be_known, remember_commit, source
 from ..hub.errors import raise_fault
 from ..hub.files import named
-from ..prompts.config import PromptTuningArguments
 from ..several.ensemble_trainer import EnsembleTrainer
 from ..several.voting import label_record, text_record
+from ..training.arguments import PromptTuningArguments
 from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
 

@@ -11,10 +11,10 @@ from datasets import DatasetDict
 from transformers.utils.logging import get_logger
 
 from ..errors import PromptTuningError
-from ..prompts.config import PromptTuningArguments
 from ..prompts.names import check_name
 from ..several.task import PromptTask
 from ..several.trainer import MultiPromptTrainer
+from ..training.arguments import PromptTuningArguments
 from ..training.push_arguments import check_hub
 from .arguments import (
     OF_SEVERAL,

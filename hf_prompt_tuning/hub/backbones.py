@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import HubUnavailableError
-from ..models.backbone import hub_id
+from ..hub.names import hub_id
 from .files import HubFolder, Place, read_whole
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe")

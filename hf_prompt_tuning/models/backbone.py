@@ -2,11 +2,8 @@
 
 import functools
 import inspect
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -43,26 +40,6 @@ def forget_gguf(backbone: PreTrainedModel) -> None:
         vars(backbone).pop(name, None)
     # For the next prompt that is put in front of it.
     backbone.dequantized_from = QuantizationMethod.GGUF.value
-
-
-def quantization(backbone: PreTrainedModel) -> str | None:
-    """The method by which a backbone's weights were quantized, None where they were not."""
-    method = getattr(getattr(backbone.config, "quantization_config", None), "quant_method", None)
-    if method is None:
-        return getattr(backbone, "dequantized_from", None)
-    return str(getattr(method, "value", method))
-
-
-def hub_id(name_or_path: str | None) -> str | None:
-    """A name that the Hub would take; None for a folder of this machine and for no name."""
-    if not name_or_path:
-        return None
-    try:
-        validate_repo_id(name_or_path)
-    except HFValidationError:
-        return None
-    # Only now, because a path may be too long to be asked for.
-    return None if Path(name_or_path).exists() else name_or_path
 
 
 def max_positions(backbone: PreTrainedModel) -> int | None:

@@ -26,8 +26,8 @@ from ..hub.backbones import (
 )
 from ..hub.errors import raise_fault
 from ..hub.files import HubFolder, named
+from ..hub.names import hub_id
 from ..prompts.files import SavedPrompt, read_prompt
-from .backbone import hub_id
 from .causal_lm import PromptTuningModelForCausalLM
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .wrapping import check_backbone

@@ -1,20 +1,15 @@
-"""What a prompt is made of and how it is trained: PEFT's config, transformers' arguments, the paper's choices."""
+"""What a prompt is made of: PEFT's config, with more ways to start."""
 
 import copy
 import dataclasses
 import enum
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import peft
-import torch.distributed as dist
-from torch.distributed.distributed_c10d import _set_pg_timeout
-from transformers import SchedulerType, TrainingArguments
 
 from ..errors import PromptTuningError
-from ..models.backbone import hub_id
-from ..models.metric_direction import greater_is_better
+from ..hub.names import hub_id
 
 
 class PromptTuningInit(enum.StrEnum):
@@ -148,67 +143,3 @@ class PromptTuningConfig(peft.PromptTuningConfig):
             PromptTuningInit.CLASS_LABELS: "label_words",
         }.get(self.prompt_tuning_init)
         return known | ({detail: getattr(self, detail)} if detail else {})
-
-
-@dataclass
-class PromptTuningArguments(TrainingArguments):
-    """`TrainingArguments` whose defaults teach a prompt: AdamW at 3e-2, linear schedule, no weight decay.
-
-    The backbone is frozen and only P·H numbers move, so the rate is a thousand times that of full fine-tuning.
-    """
-
-    learning_rate: float = field(default=3e-2, metadata={"help": "The peak learning rate of the prompt."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training data."})
-    logging_steps: float = field(
-        default=10, metadata={"help": "Log every so many update steps (below 1: a share of the run)."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={"help": "Stop after so many evaluations without a better metric, and keep the best prompt."},
-    )
-    layout: str = field(
-        default="auto",
-        metadata={"help": "auto, packed, cached or padded: how prompts and examples are laid out. Changes cost only."},
-    )
-    max_packed_tokens: int | None = field(
-        default=None, metadata={"help": "A packed row's token budget; more examples make more rows. Default 2048."}
-    )
-    check_layout: bool = field(
-        default=True, metadata={"help": "Compare the layout with padded on two rows of the first batch."}
-    )
-    predict_with_generate: bool = field(
-        default=True,
-        metadata={"help": "Evaluate free text by generating it (exact match, ROUGE-L), not by loss alone."},
-    )
-
-    save_on_signal: bool = field(
-        default=False,
-        metadata={"help": "SIGTERM and Ctrl-C finish the step, save and end the run. The command's default is True."},
-    )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run goes on with early stopping's counters, and other callbacks'."}
-    )
-
-    def __post_init__(self):
-        if self.early_stopping_patience is not None:
-            if self.early_stopping_patience < 1:
-                raise PromptTuningError(
-                    f"early_stopping_patience is {self.early_stopping_patience}; it counts evaluations: "
-                    "give 1 or more."
-                )
-            self.load_best_model_at_end = True
-            if self.eval_strategy == "no":
-                self.eval_strategy = self.save_strategy = "epoch"
-        if self.metric_for_best_model is not None:
-            # transformers takes all that do not end in "loss" for scores, perplexity too.
-            self.greater_is_better = greater_is_better(self.metric_for_best_model, self.greater_is_better)
-        super().__post_init__()
-        if self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
-            mode = "max" if self.greater_is_better else "min"
-            self.lr_scheduler_kwargs = {"mode": mode} | (self.lr_scheduler_kwargs or {})
-        if self.device.type == "cpu":
-            # Pinned memory is for copies to an accelerator; without one, torch warns at every epoch.
-            self.dataloader_pin_memory = False
-            if dist.is_initialized():
-                # transformers gives the timeout to GPUs' processes alone.
-                _set_pg_timeout(timedelta(seconds=self.ddp_timeout))

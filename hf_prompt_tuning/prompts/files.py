@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Folder, HubFolder, Place, named, read_whole
-from ..models.backbone import hub_id
+from ..hub.names import hub_id
 from .config import PromptTuningConfig
 from .info import INFO_FILE, PromptInfo
 

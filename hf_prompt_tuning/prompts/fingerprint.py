@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from ..models.backbone import quantization
 from ..sharding import whole
 
 ROWS_AT_ONCE = 1024
@@ -124,3 +123,11 @@ def _rounding(dtype: str) -> float:
     kind = getattr(torch, dtype, None)
     floating = isinstance(kind, torch.dtype) and kind.is_floating_point
     return torch.finfo(kind).eps if floating else QUANTIZED_TOLERANCE
+
+
+def quantization(backbone: PreTrainedModel) -> str | None:
+    """The method by which a backbone's weights were quantized, None where they were not."""
+    method = getattr(getattr(backbone.config, "quantization_config", None), "quant_method", None)
+    if method is None:
+        return getattr(backbone, "dequantized_from", None)
+    return str(getattr(method, "value", method))

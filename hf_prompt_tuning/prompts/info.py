@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..models.backbone import hub_id
+from ..hub.names import hub_id
 from .places import is_place, without_place
 
 INFO_FILE = "prompt_tuning.json"

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterable
 
-from ..training.pickle_free import STATE
 from .ensemble_info import ENSEMBLE_FILE
 from .files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .info import INFO_FILE, RESULTS_FILE
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 
 CARD_FILE = "README.md"
+STATE = "trainer_state.json"
 PROMPT_FILES = (
     CONFIG_FILE,
     WEIGHTS_FILE,

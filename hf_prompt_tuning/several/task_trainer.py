@@ -13,15 +13,16 @@ from ..data.encoding import encode_data
 from ..data.token_ids import vocabulary_of
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
-from ..models.backbone import hub_id, max_positions
+from ..hub.names import hub_id
+from ..models.backbone import max_positions
 from ..models.recording import to_record
 from ..models.scoring import longest_target, loss_history
 from ..models.soft_prompts import SoftPrompts
-from ..prompts.config import PromptTuningArguments
 from ..prompts.info import PromptInfo
 from ..prompts.plots import CURVES_FILE, save_curves
 from ..prompts.repository_card import write_repository_card
 from ..prompts.repository_files import PROMPT_FILES
+from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck
 from ..training.trainer import PromptTuningTrainer
 from .task import PromptTask, check_names, model_with_prompts

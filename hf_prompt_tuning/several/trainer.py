@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from ..errors import PromptTuningError
-from ..prompts.config import PromptTuningArguments
+from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
 from .batches import Stream, mixed_dataloader, row_order, stream_steps
 from .task import PromptTask

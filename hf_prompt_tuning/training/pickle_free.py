@@ -19,11 +19,11 @@ from transformers.trainer_pt_utils import safe_globals
 
 from ..errors import PromptTuningError
 from ..prompts.places import without_place
+from ..prompts.repository_files import STATE
 from .checkpoint_folder import MANIFEST, seal
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl")
 ARGUMENTS = "training_args.bin"
-STATE = "trainer_state.json"
 
 
 def without_pickles(checkpoint: str | Path, folder: str | Path) -> Path:

@@ -21,9 +21,10 @@ from ..models.metric_direction import check_direction
 from ..models.recording import describe_run
 from ..models.scoring import beside_texts
 from ..models.soft_prompts import SoftPrompts
-from ..prompts.config import PromptTuningArguments, PromptTuningConfig
+from ..prompts.config import PromptTuningConfig
 from ..prompts.info import PromptInfo
 from ..sharding import whole
+from ..training.arguments import PromptTuningArguments
 from .callbacks import DivergenceCallback
 from .sampling import SeededLengthGroupedSampler
 from .search import SearchingTrainer

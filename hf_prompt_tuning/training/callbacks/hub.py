@@ -12,9 +12,9 @@ from ...models.metric_direction import by_name, is_better
 from ...models.metric_direction import greater_is_better as direction
 from ...models.recording import describe_run, to_record
 from ...models.soft_prompts import SoftPrompts
-from ...prompts.config import PromptTuningArguments
 from ...prompts.pushing import Destination, checked_subfolder
 from ...sharding import whole
+from ...training.arguments import PromptTuningArguments
 from .watched import watched
 
 logger = logging.getLogger(__name__)
