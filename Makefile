@@ -35,6 +35,7 @@ soak: $(VENV)/installed
 quality: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
