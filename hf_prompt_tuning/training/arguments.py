@@ -1,4 +1,4 @@
-"""How a prompt is trained: the Trainer's arguments, with defaults that teach a prompt."""
+"""Define the training arguments, with defaults for prompt tuning."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,9 +13,10 @@ from ..models.metric_direction import greater_is_better
 
 @dataclass
 class PromptTuningArguments(TrainingArguments):
-    """`TrainingArguments` whose defaults teach a prompt: AdamW at 3e-2, linear schedule, no weight decay.
+    """`TrainingArguments` with defaults for prompt tuning: AdamW at 3e-2, linear schedule, no weight decay.
 
-    The backbone is frozen and only P·H numbers move, so the rate is a thousand times that of full fine-tuning.
+    The backbone is frozen and only P·H numbers train. So the learning rate is about 1000 times that of full
+    fine-tuning.
     """
 
     learning_rate: float = field(default=3e-2, metadata={"help": "The peak learning rate of the prompt."})
@@ -61,15 +62,15 @@ class PromptTuningArguments(TrainingArguments):
             if self.eval_strategy == "no":
                 self.eval_strategy = self.save_strategy = "epoch"
         if self.metric_for_best_model is not None:
-            # transformers takes all that do not end in "loss" for scores, perplexity too.
+            # transformers treats every name that does not end in "loss" as a score, even perplexity.
             self.greater_is_better = greater_is_better(self.metric_for_best_model, self.greater_is_better)
         super().__post_init__()
         if self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode} | (self.lr_scheduler_kwargs or {})
         if self.device.type == "cpu":
-            # Pinned memory is for copies to an accelerator; without one, torch warns at every epoch.
+            # Pinned memory speeds up copies to an accelerator. Without an accelerator, torch warns in every epoch.
             self.dataloader_pin_memory = False
             if dist.is_initialized():
-                # transformers gives the timeout to GPUs' processes alone.
+                # transformers sets the timeout only for GPU processes.
                 _set_pg_timeout(timedelta(seconds=self.ddp_timeout))

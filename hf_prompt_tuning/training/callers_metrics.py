@@ -1,4 +1,4 @@
-"""What a caller's `compute_metrics` is given, and what is made of its answer."""
+"""Prepare the input of the caller's `compute_metrics`, and check and convert its result."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,11 @@ from ..layouts.base import IGNORED
 
 
 def labelled_rows(references: Any) -> np.ndarray:
-    """Return which rows have a reference, [N] bool.
+    """Return a mask of the rows that have a reference, [N] bool.
 
     Args:
-        references: texts (None for a row without one), label indices [N] (-1), or token labels [N, T] (-100).
+        references: texts, label indices [N], or token labels [N, T]. A row without a reference is None in texts, -1 in
+            label indices, and all -100 in token labels.
     """
     if isinstance(references, list):
         return np.array([reference is not None for reference in references], dtype=bool)
@@ -22,27 +23,27 @@ def labelled_rows(references: Any) -> np.ndarray:
 
 
 def of_rows(values: Any, rows: np.ndarray) -> Any:
-    """Return the values of some rows, in their order; `rows` is [N] bool."""
+    """Return the values of the selected rows, in their order. `rows` is a mask, [N] bool."""
     if isinstance(values, list):
         return [value for value, kept in zip(values, rows, strict=True) if kept]
     return None if values is None else values[rows]
 
 
 def mean_losses(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return each row's mean loss over its labelled tokens, [N] (or [N, G], of G prompts)."""
+    """Return each row's mean loss over its labelled tokens, [N] (or [N, G] for G prompts)."""
     tokens = np.maximum(tokens, 1)
     return nll / (tokens if nll.ndim == 1 else tokens[:, None])
 
 
 def plain_metrics(found: Any, best: str | None) -> dict[str, Any]:
-    """Return what `compute_metrics` returned as numbers, lists, dicts and texts of Python, which any log can hold.
+    """Return the metrics as plain Python numbers, lists, dicts and strings, which any log can store.
 
     Args:
-        found: arrays, tensors and NumPy's numbers among it.
+        found: what `compute_metrics` returned; may contain arrays, tensors and NumPy numbers.
         best: `metric_for_best_model`.
 
     Raises:
-        PromptTuningError: it is no dict, or the metric that decides is no number.
+        PromptTuningError: `found` is not a dict, or the value of `metric_for_best_model` is not a number.
     """
     if not isinstance(found, Mapping):
         raise PromptTuningError(

@@ -1,8 +1,14 @@
-"""Checkpoints on disk: written whole or not at all, recognised where they are not, and the newest whole one found.
+"""Write checkpoints atomically, detect damaged checkpoints, and find the newest complete one.
 
-A checkpoint is written in the folder `unfinished`, flushed to the disk, told in a manifest (every file's size and
-hash) and only then renamed to `checkpoint-N`. So what bears that name is whole; what a kill or a full disk cut short
-is in `unfinished`, where no one looks for checkpoints.
+A checkpoint is saved in four steps:
+
+1. Write its files in the folder `unfinished`.
+2. Flush them to the disk.
+3. Write a manifest with every file's size and hash.
+4. Rename the folder to `checkpoint-N`.
+
+So a folder named `checkpoint-N` is complete. A save that a kill or a full disk interrupted stays in `unfinished`,
+where nothing searches for checkpoints.
 """
 
 import hashlib
@@ -28,7 +34,7 @@ NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(folder: Path) -> None:
-    """Flushes a checkpoint's files to the disk and writes their manifest: from here on it is whole."""
+    """Flush a checkpoint's files to the disk and write their manifest. After this the checkpoint is complete."""
     files = {}
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST):
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": _digest(file)}
@@ -41,9 +47,10 @@ def seal(folder: Path) -> None:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Gives a sealed checkpoint its name, in place of whatever had it."""
+    """Rename a sealed checkpoint to its final name, replacing any folder of that name."""
     if final.exists():
-        # Not deleted before the new one is there: a kill between the two renames is mended by `tidy`.
+        # Delete the old folder only when the new one is in place. If a kill falls between the two renames, `tidy`
+        # finishes the rename.
         final.rename(staged.with_name("replaced"))
     staged.rename(final)
     _flush(final.parent)
@@ -51,7 +58,7 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def tidy(output_dir: str | Path) -> None:
-    """Clears what a killed save left; a checkpoint that was whole and had no name yet gets it."""
+    """Remove the leftovers of a killed save. A checkpoint that was complete but not yet renamed is published."""
     unfinished = Path(output_dir) / UNFINISHED
     if not unfinished.is_dir():
         return
@@ -63,7 +70,7 @@ def tidy(output_dir: str | Path) -> None:
 
 
 def damage(folder: str | Path) -> str:
-    """What differs between a checkpoint and its manifest; an empty string where nothing does, or it has none."""
+    """Return how a checkpoint differs from its manifest; an empty string if it matches or has no manifest."""
     manifest = Path(folder) / MANIFEST
     if not manifest.exists():
         return ""
@@ -83,12 +90,15 @@ def damage(folder: str | Path) -> str:
 
 
 def fault(folder: str | Path) -> str:
-    """Why a folder is not known to be a whole checkpoint; an empty string where it is."""
+    """Return why a folder is not a complete checkpoint; an empty string if it is complete."""
     return damage(folder) if (Path(folder) / MANIFEST).exists() else f"has no {MANIFEST}"
 
 
 def newest_whole(output_dir: str | Path) -> str | None:
-    """The checkpoint that was saved last, passing over those that are not whole (one warning names them); or None."""
+    """Return the complete checkpoint that was saved last, or None.
+
+    Damaged checkpoints are skipped. One warning names all of them.
+    """
     folder = Path(output_dir)
     found = [f for f in folder.iterdir() if f.is_dir() and NAME.fullmatch(f.name)] if folder.is_dir() else []
     passed_over = []
@@ -106,16 +116,16 @@ def newest_whole(output_dir: str | Path) -> str | None:
 
 @contextmanager
 def saving(folder: str | Path, what: str) -> Iterator[None]:
-    """Turns whatever keeps files from being written (a full disk above all) into one error.
+    """Turn every error of writing files (mostly a full disk) into a `CheckpointSaveError`.
 
     Raises:
-        CheckpointSaveError: from the error that was raised.
+        CheckpointSaveError: a file could not be written; the original error is its cause.
     """
     try:
         yield
     except CheckpointSaveError:
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' errors for a full disk
         shutil.rmtree(Path(folder) / UNFINISHED, ignore_errors=True)
         there = next(f for f in (Path(folder), *Path(folder).absolute().parents) if f.exists())
         raise CheckpointSaveError(
@@ -126,7 +136,11 @@ def saving(folder: str | Path, what: str) -> Iterator[None]:
 
 
 def _age(checkpoint: Path) -> tuple[float, int]:
-    """Sorts by when it was saved, not by step: a folder may hold more than one run. The unreadable come last."""
+    """Return a sort key: the time of saving, then the step.
+
+    Time comes first because a folder may hold checkpoints of several runs. A checkpoint without a readable time counts
+    as the newest.
+    """
     step = int(NAME.fullmatch(checkpoint.name)[1])
     try:
         return float(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["saved_at"]), step
@@ -140,7 +154,7 @@ def _digest(file: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """What was written there is on the disk when this returns; a folder's names, too, where the system can."""
+    """Flush a file to the disk, or a folder's list of names (not on Windows, which cannot flush folders)."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

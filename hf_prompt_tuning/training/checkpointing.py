@@ -1,4 +1,4 @@
-"""A Trainer that can be killed: its checkpoints are whole, and resuming ends where the run would have ended."""
+"""Save complete checkpoints and resume runs exactly, even after a kill."""
 
 import logging
 import math
@@ -26,29 +26,31 @@ logger = logging.getLogger(__name__)
 
 
 class ResumingTrainer(DistributedTrainer):
-    """The part of `PromptTuningTrainer` that saves and resumes."""
+    """Trainer that saves and resumes; a base class of `PromptTuningTrainer`."""
 
-    _unfinished = False  # while a checkpoint is being written
+    _unfinished = False  # True while a checkpoint is being written
     _watch: SignalWatch | None = None
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self._own_optimizer = self.optimizer is not None  # by the caller
+        self._own_optimizer = self.optimizer is not None  # whether the caller passed an optimizer
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in `Trainer`, resuming exactly: the prompt ends as that of a run that was never interrupted, bit for bit.
+        """Train as `Trainer` does, and resume exactly.
+
+        A resumed run ends with the same prompt, bit for bit, as a run that was never interrupted.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir` (without
-                one, training starts afresh and says so).
+            resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`. If there
+                is none, training starts from the beginning and logs a warning.
             *args: as in `Trainer`.
             **kwargs: as in `Trainer`.
 
         Raises:
-            PromptTuningError: the folder given is not there, or damaged; or the prompt was loaded without
-                `is_trainable=True`; or the checkpoint is of a run with another optimizer, schedule or precision.
+            PromptTuningError: the checkpoint folder is missing or damaged, the prompt was loaded without
+                `is_trainable=True`, or the checkpoint was saved with another optimizer, schedule or precision.
             CheckpointSaveError: a checkpoint could not be written.
-            TrainingInterrupted: with `save_on_signal`, SIGTERM or SIGINT came, and the run is saved.
+            TrainingInterrupted: SIGTERM or SIGINT arrived with `save_on_signal` on; the run is saved.
         """
         self._check_trains()
         if self.args.should_save:
@@ -64,7 +66,7 @@ class ResumingTrainer(DistributedTrainer):
 
     @contextmanager
     def _noting_signals(self, then: str) -> Iterator[None]:
-        """Within this context, with `save_on_signal`, a first SIGTERM or SIGINT is only noted (`_watch`)."""
+        """Within this context, record a first SIGTERM or SIGINT in `_watch` and go on; only with `save_on_signal`."""
         if not getattr(self.args, "save_on_signal", False):
             yield
             return
@@ -76,11 +78,11 @@ class ResumingTrainer(DistributedTrainer):
 
     def _check_trains(self) -> None:
         model = self.accelerator.unwrap_model(self.model) if self.model is not None else None
-        if isinstance(model, SoftPrompts):  # else `model_init` makes one
+        if isinstance(model, SoftPrompts):  # otherwise `model_init` makes the model later
             check_trains(model, list(getattr(self, "tasks", None) or [model.active_adapter]))
 
     def _checkpoint(self, asked: str | bool | None) -> str | None:
-        """The folder to resume from, the same one on every process."""
+        """Return the folder to resume from, the same on every process."""
         if asked is True:
             found = [newest_whole(self.args.output_dir) if self.is_world_process_zero() else None]
             checkpoint = broadcast_object_list(found)[0]
@@ -110,7 +112,10 @@ class ResumingTrainer(DistributedTrainer):
         return os.path.join(folder, UNFINISHED) if self._unfinished else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in `Trainer`; the checkpoint gets its name when it is whole, and only then do older ones go."""
+        """Save a checkpoint as `Trainer` does, but rename it only when it is complete.
+
+        Older checkpoints are deleted only after that.
+        """
         folder, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         staged = Path(folder, UNFINISHED, name)
         with saving(folder, name):
@@ -119,11 +124,11 @@ class ResumingTrainer(DistributedTrainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._unfinished = False
-            # super() looked for the best checkpoint beside the unfinished one.
+            # super() searched for the best checkpoint in the folder of unfinished ones. Set the right path.
             best = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
             if self.state.best_global_step == self.state.global_step or os.path.isdir(best):
                 self.state.best_model_checkpoint = best
-            self.accelerator.wait_for_everyone()  # all processes' files are there
+            self.accelerator.wait_for_everyone()  # until all processes have written their files
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
                 seal(staged)
@@ -134,10 +139,10 @@ class ResumingTrainer(DistributedTrainer):
             self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `Trainer`.
+        """Save the prompt as `Trainer` saves a model.
 
         Raises:
-            CheckpointSaveError: it could not be written.
+            CheckpointSaveError: the prompt could not be written.
         """
         with saving(output_dir or self.args.output_dir, "the prompt"):
             super().save_model(output_dir, _internal_call)
@@ -145,7 +150,8 @@ class ResumingTrainer(DistributedTrainer):
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
-        # A run ends after all that is due at its step: in an epoch's last step, after the epoch's own evaluation too.
+        # After a signal, first do everything that is due at this step. In the last step of an epoch this includes the
+        # evaluation at the end of the epoch.
         due_later = self.state.epoch % 1 == 0 or self.control.should_training_stop or self.control.should_epoch_stop
         ends = not due_later and self._signum() is not None
         self.control.should_log |= ends
@@ -159,15 +165,15 @@ class ResumingTrainer(DistributedTrainer):
                 self.control.should_training_stop = True
                 return
             if hasattr(kwargs["train_dataloader"], "set_epoch"):
-                # super() sets the epoch of a loader that skips batches, through which it does not reach the sampler
-                # where there are several processes.
+                # super() sets the epoch on a loader that skips batches. With several processes, that does not reach
+                # the sampler.
                 kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
         if self._signum() is not None:
             self._end(kwargs["model"], kwargs["trial"])
 
     def _is_over(self) -> bool:
-        """Whether the run that is resumed had come to its end: one step more would be one too many."""
+        """Tell whether the resumed run had already finished, so that no step is left to run."""
         patience = [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
         return self.state.global_step >= self.state.max_steps or any(
             c.early_stopping_patience_counter >= c.early_stopping_patience for c in patience
@@ -177,7 +183,11 @@ class ResumingTrainer(DistributedTrainer):
         return None if self._watch is None else self._watch.noted(self.args.device)
 
     def _end(self, model: nn.Module, trial: Any) -> None:
-        """Saves, where this step has not been saved already, and ends the run as the signal asked."""
+        """Save this step if it is not saved yet, and end the run.
+
+        Raises:
+            TrainingInterrupted: always.
+        """
         if not self.control.should_save:
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -185,12 +195,12 @@ class ResumingTrainer(DistributedTrainer):
         if self.is_world_process_zero():
             logger.warning("Interrupted; go on with --resume_from_checkpoint true (from %s).", checkpoint)
         self._finish_current_push()
-        self.accelerator.wait_for_everyone()  # a launcher ends all processes with the first that ends
+        self.accelerator.wait_for_everyone()  # a launcher kills all processes when the first one exits
         raise TrainingInterrupted(self._watch.signum, checkpoint)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         if skip_scheduler and self.state.global_step > 0:
-            # `eval_on_start`, and this is no start: early stopping would count one evaluation more.
+            # `eval_on_start` in a resumed run. Evaluating again would make early stopping count one more evaluation.
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
@@ -200,11 +210,11 @@ class ResumingTrainer(DistributedTrainer):
         place = super()._init_training_state(max_steps, update_steps, epochs, checkpoint, trial)
         streamed = self.train_dataset is not None and not has_length(self.train_dataset)
         if checkpoint is not None and streamed and not self.args.ignore_data_skip:
-            # Streamed data: super() takes all `max_steps` for one pass; the logged epoch counts the passes.
+            # For streamed data, super() assumes that all `max_steps` are one pass. The logged epoch counts the passes.
             share, passes = math.modf(self.state.epoch)
             place = int(passes), round(share * max_steps * self.args.gradient_accumulation_steps)
         if checkpoint is not None and self.state.best_global_step:
-            # Looked for beside the checkpoint, because folders are moved.
+            # Search beside the checkpoint, because the folder may have been moved since.
             best = Path(checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
             wrong = damage(best) if best.is_dir() else "is not there"
             self.state.best_model_checkpoint = None if wrong else str(best)

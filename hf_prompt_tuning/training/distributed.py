@@ -1,4 +1,4 @@
-"""A Trainer on several processes: one prompt for all of them, and every row counts once."""
+"""Train on several processes: all processes share one prompt, and every row counts once."""
 
 from itertools import chain
 from typing import Any
@@ -15,28 +15,29 @@ from ..models.soft_prompts import SoftPrompts
 
 
 class DistributedTrainer(Trainer):
-    """The part of `PromptTuningTrainer` that is about several processes."""
+    """Trainer for several processes; a base class of `PromptTuningTrainer`."""
 
     def __init__(self, *, args: Any, **kwargs: Any):
         if args.ddp_find_unused_parameters is None:
-            # The active prompt is always used, and looking for what is not costs a message a step.
+            # The active prompt is always used. Searching for unused parameters costs a message in each step.
             args.ddp_find_unused_parameters = False
         if args.accelerator_config.dispatch_batches is None:
-            # For a stream, Accelerate's default cuts one batch for all, and rows of different lengths make none.
+            # For a stream, Accelerate by default splits one batch over the processes. It cannot join rows of different
+            # lengths.
             args.accelerator_config.dispatch_batches = False
         super().__init__(args=args, **kwargs)
         if self.accelerator.is_fsdp2:
-            # Prompt and optimizer state are whole, so Trainer saves and loads them as it does without FSDP.
+            # The prompt and its optimizer state are not sharded, so Trainer saves and loads them as without FSDP.
             self.is_fsdp_enabled = False
         if self.args.world_size > 1 and isinstance(self.model, SoftPrompts):
             self._start_alike(self.model)
 
     @staticmethod
     def _start_alike(model: SoftPrompts) -> None:
-        """Gives every process the prompts of the first.
+        """Copy the prompts of process 0 to every process.
 
         Raises:
-            PromptTuningError: a process has another backbone than the first.
+            PromptTuningError: a process has another backbone than process 0.
         """
         named = dict(model.prompt_encoder.named_parameters())
         prompts = [{name: parameter.detach().cpu() for name, parameter in named.items()}]
@@ -54,27 +55,32 @@ class DistributedTrainer(Trainer):
                 parameter.copy_(prompts[0][name])
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        # DDP would send the whole backbone at the start, and its buffers with every step; all processes have it.
+        # Every process already has the backbone. Without this, DDP would send all of it at the start, and its buffers
+        # in every step.
         model = self.accelerator.unwrap_model(self.model)
         every = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
         model._ddp_params_and_buffers_to_ignore = [name for name, tensor in every if tensor is not model.prompt]
         if self.args.world_size > 1 and self.model_wrapped is self.model:
-            # An evaluation before training leaves the mark of a prepared model, and Accelerate would not make it a
-            # distributed one: each process would train a prompt of its own.
+            # An evaluation before training marks the model as prepared. Accelerate would then not wrap it in DDP, and
+            # each process would train a prompt of its own.
             self.model._is_accelerate_prepared = False
         if self.is_deepspeed_enabled and self.deepspeed is not None:
-            # An engine that was made for evaluating has no optimizer.
+            # An engine that was made for evaluation has no optimizer.
             self.deepspeed.destroy()
             self.deepspeed, self.model_wrapped = None, self.model
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.accelerator.is_fsdp2:
             register_fsdp_forward_method(self.model, "generate")
-            # What FSDP2 does not shard it does not average either.
+            # FSDP2 does not average the gradients of parameters that it does not shard.
             self._sync_replicated_trainable_parameters(self.model)
         return prepared
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As in `Trainer`; FSDP2 shards the backbone and leaves the prompts whole."""
+        """Create the accelerator as `Trainer` does. FSDP2 shards the backbone but not the prompts.
+
+        Raises:
+            PromptTuningError: `fsdp_cpu_ram_efficient_loading` is on.
+        """
         super().create_accelerator_and_postprocess()
         if self.accelerator.is_fsdp2:
             plugin = self.accelerator.state.fsdp_plugin
@@ -86,10 +92,12 @@ class DistributedTrainer(Trainer):
             plugin.ignored_modules = "prompt_encoder"
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`, also before training with FSDP2, which takes a model together with its optimizer only.
+        """Evaluate as `Trainer` does, with FSDP2 also before training.
+
+        FSDP2 accepts a model only together with its optimizer, so both are prepared here.
 
         Raises:
-            PromptTuningError: streamed data, of which several processes count some rows twice.
+            PromptTuningError: the data is streamed and there are several processes, which would count rows twice.
         """
         if self.args.world_size > 1 and not has_length(dataloader):
             raise PromptTuningError(
@@ -104,21 +112,22 @@ class DistributedTrainer(Trainer):
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        """As in `Trainer`, without the rows that fill up the last batch.
+        """Count the labelled tokens as `Trainer` does, without the rows that fill up the last batch.
 
-        Each process must have as many batches, so rows of the first one are repeated. Here they lose their labels:
-        neither loss nor gradient nor this count sees them, and the result is that of one process.
+        Every process needs the same number of batches, so Accelerate repeats rows of the first batch. This method
+        removes the labels of the repeated rows. So they do not count in the loss, the gradient or this number, and the
+        result equals that of one process.
         """
         if batch_samples and self.accelerator.gradient_state.end_of_dataloader and self._fills_up_batches():
             labels = batch_samples[-1]["labels"]
             together = len(labels) * self.args.world_size
             real = len(self.train_dataset) % together or together
-            # The first process has the batch's first rows, and so on.
+            # Process 0 has the first rows of the batch, process 1 the next ones, and so on.
             labels[max(real - self.args.process_index * len(labels), 0) :] = IGNORED
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def _fills_up_batches(self) -> bool:
-        """Whether Accelerate repeats rows; "batch_rebalance" shares out the rows that there are."""
+        """Tell whether Accelerate repeats rows. With "batch_rebalance" it repeats none."""
         return (
             self.args.world_size > 1
             and has_length(self.train_dataset)

@@ -1,4 +1,7 @@
-"""A Trainer's evaluation: labels by rank, texts by generation, losses by token, whatever the batches were."""
+"""Evaluate prompts: rank labels, generate texts, and average losses over tokens.
+
+The results do not depend on the batch size.
+"""
 
 import logging
 import math
@@ -39,42 +42,53 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluatingTrainer(RowOrderTrainer):
-    """The part of `PromptTuningTrainer` that evaluates and predicts."""
+    """Trainer that evaluates and predicts; a base class of `PromptTuningTrainer`."""
 
-    _encoder: PromptTokenizer | None  # None for rows of token ids
+    _encoder: PromptTokenizer | None  # None if the rows are token ids
     _extra_metrics: Any
-    _limit: int | None  # of a row's tokens
-    _vocabulary: int | None  # rows of the backbone's embedding
-    _described: PromptInfo | None = None  # while `evaluate` runs on the trainer's own data
+    _limit: int | None  # maximum number of tokens in a row
+    _vocabulary: int | None  # number of rows of the backbone's embedding
+    _described: PromptInfo | None = None  # set while `evaluate` runs on the trainer's own data
     _predicting = False
     _preprocess: Any = None  # `preprocess_logits_for_metrics`
 
     _columns: ColumnCheck
-    _alone = True  # whether one prompt trains
+    _alone = True  # whether only one prompt trains
 
     def _encoded(self, data: Any, name: str, require_target: bool) -> Any:
         self._columns(data, name, None if self._encoder is None else self._encoder.template)
         return encode_data(data, name, self._encoder, self._limit, require_target, self._vocabulary)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in `Trainer`; a dataset of raw columns is tokenized."""
+        """Return the evaluation data loader as `Trainer` does. A dataset of raw columns is tokenized."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._encoded(eval_dataset, "evaluation", require_target=False)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As in `Trainer`; a dataset of raw columns is tokenized, and rows of token ids may have no labels."""
+        """Return the test data loader as `Trainer` does.
+
+        A dataset of raw columns is tokenized. Rows of token ids may have no labels.
+        """
         test_dataset = test_dataset if self._encoder is not None else with_labels(test_dataset)
         return super().get_test_dataloader(self._encoded(test_dataset, "test", require_target=False))
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, tuple[Any, ...], Tensor]:
-        """Per example: its labels' negative log-likelihood [B] and tokens [B], then what `_compute_metrics` needs.
+        """Return results per row, as (None, results, labels).
 
-        That is label scores [B, L] (classification), generated ids [B, T'] (free text), or token logits [B, T, V]
-        (rows of token ids, where `compute_metrics` was given or they are predicted); nothing with
-        `prediction_loss_only`. There is no batch loss: a mean of batch means would depend on the batch size.
+        The results start with the negative log-likelihood of the row's labels [B] and the number of labelled tokens
+        [B]. Unless `prediction_loss_only` is set, one of these follows, for `_compute_metrics`:
+
+        - label scores [B, L] (classification);
+        - generated ids [B, T'] (free text, with `predict_with_generate`);
+        - token logits [B, T, V] (rows of token ids, in `predict` or if `compute_metrics` was given).
+
+        There is no batch loss, because a mean of batch means would depend on the batch size.
+
+        Raises:
+            PromptTuningError: with a template, the batch has inputs other than text.
         """
         inputs = self._prepare_inputs(inputs)
         gold = inputs.pop("label", None)
@@ -102,7 +116,7 @@ class EvaluatingTrainer(RowOrderTrainer):
         return None, found, labels
 
     def _logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
-        """[B, T, V] in the columns of the rows' own tokens, or what `preprocess_logits_for_metrics` makes of them."""
+        """Return the logits of the rows' own tokens [B, T, V], or what `preprocess_logits_for_metrics` returns."""
         logits = model(**inputs).logits
         logits = logits[:, logits.shape[1] - inputs["labels"].shape[1] :]
         return logits if self._preprocess is None else self._preprocess(logits, inputs["labels"])
@@ -110,7 +124,7 @@ class EvaluatingTrainer(RowOrderTrainer):
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         unwrapped, limit = self.accelerator.unwrap_model(model), self._generation_limit()
         room = None if self._encoder.is_encoder_decoder else self._limit
-        # ZeRO-3 gathers a prompt for `forward` alone.
+        # ZeRO-3 gathers a prompt only in `forward`.
         with whole(unwrapped.prompt_encoder[unwrapped.active_adapter].embedding):
             return generate_within(unwrapped, inputs, self.processing_class, limit, room)
 
@@ -133,12 +147,12 @@ class EvaluatingTrainer(RowOrderTrainer):
         return metrics | self._callers_metrics(outputs, references, prediction)
 
     def _callers_metrics(self, outputs: Any, references: Any, prediction: EvalPrediction) -> dict[str, Any]:
-        """What the caller's `compute_metrics` says of the rows that have a reference; nothing where none has."""
+        """Return the caller's metrics of the rows that have a reference; an empty dict if no row has one."""
         known = labelled_rows(references)
         if self._extra_metrics is None or not known.any():
             return {}
         if self._encoder is None:
-            known[:] = True  # of token ids each has its label, or -100
+            known[:] = True  # rows of token ids always have labels, even if all are -100
         given = {}
         if "inputs" in self.args.include_for_metrics:
             given["inputs"] = of_rows(prediction.inputs, known)
@@ -153,7 +167,10 @@ class EvaluatingTrainer(RowOrderTrainer):
         info.calibration = fit_calibration(scores, references)
 
     def _readable(self, detail: list[np.ndarray], labels: np.ndarray) -> tuple[Any, Any]:
-        """What a metric compares: scores and indices, texts and texts (None without one), or logits and labels."""
+        """Return the predictions and references that a metric compares.
+
+        They are label scores and label indices, texts and texts (None for a missing reference), or logits and labels.
+        """
         if not detail:
             return None, None
         if self._encoder is None or self._encoder.template.is_classification:
@@ -168,12 +185,12 @@ class EvaluatingTrainer(RowOrderTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As in `Trainer`; the prompt remembers the metrics of the trainer's own evaluation data.
+        """Evaluate as `Trainer` does, and record the metrics in the prompt.
 
-        Of other data (`eval_dataset`), and of the same data under another prefix than "eval", it remembers nothing.
+        Only metrics of the trainer's own evaluation data under the prefix "eval" are recorded.
 
         Args:
-            eval_dataset: default the trainer's.
+            eval_dataset: default: the trainer's evaluation data.
             ignore_keys: as in `Trainer`.
             metric_key_prefix: as in `Trainer`.
         """
@@ -182,18 +199,21 @@ class EvaluatingTrainer(RowOrderTrainer):
         )
         several = isinstance(self.eval_dataset, dict)
         if info is not None and several:
-            info.confusion_matrix, info.calibration = {}, {}  # which would be of one data set of them
+            info.confusion_matrix, info.calibration = {}, {}  # they would describe only one of the data sets
         metrics = self._evaluated(None if several else info, eval_dataset, ignore_keys, metric_key_prefix)
         if info is not None:
             info.metrics = to_record(metrics)
         return metrics
 
     def _is_own(self, data: Any, prefix: str) -> bool:
-        """Whether an evaluation is that of the evaluation data which the trainer was given."""
+        """Tell whether an evaluation uses the trainer's own evaluation data and the prefix "eval"."""
         return (data is None or data is self.eval_dataset) and prefix == "eval"
 
     def _evaluated(self, info: PromptInfo | None, *args: Any) -> dict[str, float]:
-        """As in `Trainer.evaluate`; confusion matrix and calibration go into `info`, so that callbacks see them."""
+        """Evaluate as `Trainer.evaluate` does, and write confusion matrix and calibration into `info`.
+
+        They are written before the callbacks run, so that callbacks can read them.
+        """
         self._described = info
         try:
             return super().evaluate(*args)
@@ -201,17 +221,20 @@ class EvaluatingTrainer(RowOrderTrainer):
             self._described = None
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As in `Trainer`, and says where the metric is not there, or is no number."""
+        """Determine the best metric as `Trainer` does, and warn if it is NaN."""
         name = self.args.metric_for_best_model
         if name is not None and math.isnan(value := value_of(metrics, name)):
             logger.warning("At step %d %s is %s: it is not the best.", self.state.global_step, name, value)
         return super()._determine_best_metric(metrics, trial)
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
-        """The metrics of the backbone without the prompt; the prompt remembers those of the trainer's own data.
+        """Return the metrics of the backbone without the prompt, named `untuned_accuracy` and so on.
+
+        Metrics of the trainer's own data are recorded in the prompt.
 
         Args:
-            eval_dataset: default the trainer's; of a dict of datasets each, `untuned_NAME_accuracy` and so on.
+            eval_dataset: default: the trainer's evaluation data. For a dict of datasets, each one is evaluated, and
+                the metrics are named `untuned_NAME_accuracy` and so on.
         """
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         by_name = {f"untuned_{name}": rows for name, rows in data.items()} if isinstance(data, dict) else {}
@@ -223,22 +246,22 @@ class EvaluatingTrainer(RowOrderTrainer):
         return metrics
 
     def _without_prompt(self, data: Any, prefix: str) -> dict[str, float]:
-        # A data loader draws a seed; forked, so that the run is the same whether this was asked or not.
+        # A data loader draws a seed. Fork the random state, so that this evaluation does not change the run.
         with self.accelerator.unwrap_model(self.model).disable_adapter(), torch.random.fork_rng(devices=[]):
-            # Not `evaluate`, whose callbacks would take these metrics for the prompt's.
+            # Do not call `evaluate`: its callbacks would take these metrics for the prompt's.
             return super().predict(data, metric_key_prefix=prefix).metrics
 
     def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
-        """The prompt's metrics on data of other domains, which it was not trained on; the prompt remembers them.
+        """Evaluate the prompt on other domains, which it was not trained on, and record the metrics in the prompt.
 
-        Zero-shot transfer (Lester et al. 2021, section 5): a prompt that has not fitted itself to its own domain does
-        well on another one.
+        This measures zero-shot transfer (Lester et al. 2021, section 5): a prompt that has not overfitted to its own
+        domain does well on another domain.
 
         Args:
-            datasets: by name; rows that the prompt's own template fits.
+            datasets: data sets by name; their rows have the columns of the prompt's template.
 
         Returns:
-            All of them, named `transfer_<name>_<metric>`.
+            All metrics, named `transfer_<name>_<metric>`.
         """
         info, found = self.accelerator.unwrap_model(self.model).info, {}
         for name, data in datasets.items():
@@ -248,16 +271,21 @@ class EvaluatingTrainer(RowOrderTrainer):
         return found
 
     def _transferred(self, name: str, data: Any) -> tuple[dict[str, float], int]:
-        """The metrics on a data set, by their own names, and how many rows it has."""
+        """Return the metrics on a data set, without prefix, and its number of rows."""
         data, prefix = self._encoded(data, f"transfer ({name})", require_target=False), f"transfer_{name}_"
-        # Not `evaluate`, whose callbacks would take these metrics for the validation's.
+        # Do not call `evaluate`: its callbacks would take these metrics for the validation's.
         metrics = super().predict(data, metric_key_prefix=prefix[:-1]).metrics
         return {key.removeprefix(prefix): value for key, value in metrics.items()}, len(data)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """As in `Trainer`. Predictions are label scores [N, L] (log-likelihoods, in the order of `template.labels`;
-        `label_ids` is -1 for rows without a label), the generated texts (with those of the references, None for rows
-        without one), or, of rows of token ids, the logits; all in the order of the rows."""
+        """Predict as `Trainer` does; return a `PredictionOutput` in the order of the rows.
+
+        - Classification: `predictions` are label scores [N, L], log-likelihoods in the order of `template.labels`.
+          `label_ids` is -1 for rows without a label.
+        - Free text: `predictions` are the generated texts, and `label_ids` the reference texts, None for rows without
+          one.
+        - Rows of token ids: `predictions` are the logits.
+        """
         self._predicting = True
         try:
             output = super().predict(test_dataset, *args, **kwargs)

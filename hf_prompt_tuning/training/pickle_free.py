@@ -1,7 +1,8 @@
-"""A checkpoint without pickles: optimizer, scheduler and generators as safetensors and JSON.
+"""Convert checkpoints between pickles and safe files (safetensors and JSON).
 
-transformers pickles them. That is well on one's own disk; what goes to the Hub, for resuming elsewhere, is written
-here in files that are safe to read, and put back before transformers resumes from them.
+transformers pickles the optimizer, the scheduler and the random generators. That is fine on your own disk, but files
+from the Hub must be safe to read. So checkpoints are pushed without pickles. To resume from one, its pickles are
+written again in a temporary folder.
 """
 
 import json
@@ -27,22 +28,28 @@ ARGUMENTS = "training_args.bin"
 
 
 def without_pickles(checkpoint: str | Path, folder: str | Path) -> Path:
-    """Copies a checkpoint's files, each pickle as `NAME.json` and, where it holds tensors, `NAME.safetensors`.
+    """Copy a checkpoint's files, and convert each pickle to `NAME.json` and, for its tensors, `NAME.safetensors`.
 
-    Returns where the copy is.
+    `training_args.bin` is left out, because it names folders and tokens.
 
     Args:
         checkpoint: a folder that `Trainer` wrote on this machine.
-        folder: where the copy goes; the arguments, which name folders and tokens, are left out.
+        folder: the folder to write the copy to.
+
+    Returns:
+        The folder of the copy.
+
+    Raises:
+        PromptTuningError: a pickle holds a value of an unsupported type.
     """
     for file in sorted(Path(checkpoint).iterdir()):
         if (file / "adapter_config.json").exists():
-            shutil.copytree(file, Path(folder) / file.name)  # one of several prompts
+            shutil.copytree(file, Path(folder) / file.name)  # a run of several prompts has a folder for each
         if file.name in (ARGUMENTS, MANIFEST) or not file.is_file():
             continue
         if file.name == STATE:
-            # It names the best checkpoint by its path on this machine, where alone it can be found. Callbacks' own
-            # states may name folders, too.
+            # The path of the best checkpoint is only valid on this machine. The states of callbacks may name folders,
+            # too.
             state = json.loads(file.read_text(encoding="utf-8")) | {"best_model_checkpoint": None}
             state["stateful_callbacks"] = without_place(state.get("stateful_callbacks", {}))
             (Path(folder) / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -57,20 +64,20 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> Path:
         (Path(folder) / f"{file.name}.json").write_text(json.dumps(tree) + "\n", encoding="utf-8")
         if tensors:
             save_file(tensors, Path(folder) / f"{file.name}.safetensors")
-    # Of its own files: by the manifest of the folder that it was copied from it would be damaged.
+    # Write a new manifest. By the original's manifest the copy would count as damaged.
     seal(Path(folder))
     return Path(folder)
 
 
 @contextmanager
 def with_pickles(checkpoint: str | Path | None) -> Iterator[str | None]:
-    """A folder that transformers can resume optimizer and generators from: the checkpoint itself, or a copy of it.
+    """Yield a folder from which transformers can resume: the checkpoint itself, or a copy with its pickles restored.
 
     Args:
-        checkpoint: None, where a run starts afresh, stays None.
+        checkpoint: a checkpoint folder. None (a run that starts from the beginning) stays None.
 
     Raises:
-        PromptTuningError: one of the files is damaged.
+        PromptTuningError: a file is damaged.
     """
     found = [] if checkpoint is None else Path(checkpoint).glob("*.json")
     made = [file for file in found if Path(file.stem).suffix in PICKLES]
@@ -86,14 +93,17 @@ def with_pickles(checkpoint: str | Path | None) -> Iterator[str | None]:
                 pairs = file.with_name(f"{file.stem}.safetensors")
                 tensors = load_file(pairs) if pairs.exists() else {}
                 state = _from_json(json.loads(file.read_text(encoding="utf-8")), tensors)
-            except Exception as error:  # safetensors raises an error type of its own
+            except Exception as error:  # safetensors has its own error type
                 raise PromptTuningError(f"{file} cannot be resumed from: {error}") from error
             torch.save(state, Path(folder) / file.stem)
         yield folder
 
 
 def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """A JSON tree that names tensors (moved into `tensors`), tuples, and dicts whose keys are no texts."""
+    """Return a JSON tree of a value, and put its tensors into `tensors`.
+
+    The tree can represent tensors (by name), tuples, and dicts whose keys are not strings.
+    """
     if isinstance(value, torch.Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
         name = str(len(tensors))
