@@ -1,1 +1,1 @@
-"""Turn rows into token ids. Nothing here knows of prompts."""
+"""Turn rows into token ids. No code here depends on prompts."""

@@ -1,4 +1,4 @@
-"""Pads token ids and labels. It knows nothing of prompts."""
+"""Pad token ids and labels into batches. No code here depends on prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from .files import ORIGIN
 
 @dataclass
 class DataCollatorForPromptTuning:
-    """Makes a batch of rows of token ids.
+    """Pad rows of token ids into a batch.
 
-    It needs no pad token: pads are masked, so GPT-2's and Llama's tokenizers work as they are.
+    The tokenizer needs no pad token: padded positions are masked, so GPT-2's and Llama's tokenizers work unchanged.
 
     Args:
-        tokenizer: its padding side and pad token are used. The result of training does not depend on either, so rows
-            of token ids need none.
+        tokenizer: the tokenizer that gives the padding side and the pad token. Training gives the same result with
+            any of them, so rows of token ids need no tokenizer.
         pad_to_multiple_of: pad T to a multiple of this (for tensor cores).
     """
 
@@ -30,14 +30,14 @@ class DataCollatorForPromptTuning:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch of `input_ids`, `attention_mask` and `labels`, all [B, T] long, and `label` [B] where rows have one.
+        """Return a batch of `input_ids`, `attention_mask` and `labels`, each [B, T] int64.
 
-        Labels are padded with -100 on the side where the ids are; where the labels are a text of their own (another
-        length than the ids, so encoder-decoder), at the right. What else the rows have is padded as the ids are where
-        it has a number for each of them, and else stacked.
+        The batch also has `label` [B] if the rows have it. Labels are padded with -100, on the same side as the ids.
+        Encoder-decoder labels, whose length differs from the ids', are padded on the right. Any other column is padded
+        like the ids if it has one number per token id, and stacked otherwise.
 
         Raises:
-            PromptTuningError: a row has no `input_ids`, or no `labels`, or a column makes no batch.
+            PromptTuningError: a row has no `input_ids` or no `labels`, or a column cannot be batched.
         """
         for name in ("input_ids", "labels"):
             if name not in features[0]:
@@ -52,7 +52,7 @@ class DataCollatorForPromptTuning:
         ]
         labels = [torch.as_tensor(f["labels"], dtype=torch.long) for f in features]
         side = "right" if self.tokenizer is None else self.tokenizer.padding_side
-        # Pads are masked, so any token will do.
+        # A batch needs a pad token; padded positions are masked, so any token works.
         pad = 0 if self.tokenizer is None else self.tokenizer.pad_token_id or 0
         aligned = all(len(label) == len(i) for label, i in zip(labels, ids, strict=True))
         batch = {
@@ -61,17 +61,17 @@ class DataCollatorForPromptTuning:
             "labels": self._pad(labels, IGNORED, side if aligned else "right"),
         }
         if not batch["labels"].shape[1]:
-            # No row has a label to predict, and a decoder takes no row of nothing.
+            # No row has labels, and a decoder does not accept an empty sequence.
             batch["labels"] = torch.full((len(labels), 1), IGNORED)
-        if isinstance(features[0].get("label"), int | Tensor):  # and not a text of the data's own
+        if isinstance(features[0].get("label"), int | Tensor):  # not a text column named "label"
             batch["label"] = torch.tensor([f["label"] for f in features])
         others = dict.fromkeys(name for f in features for name in f if name not in (*batch, "label", "length", ORIGIN))
         return batch | {name: self._others(name, features, ids, side) for name in others}
 
     def _others(self, name: str, features: Sequence[dict[str, Any]], ids: list[Tensor], side: str) -> Tensor:
-        """A batch of what rows have beside texts."""
+        """Batch a column other than the ids, mask and labels."""
         try:
-            # Python's floats are fp32, as everywhere in PyTorch.
+            # Python floats become fp32, PyTorch's default.
             values = [torch.as_tensor(f[name]) for f in features]
             if all(value.shape == i.shape for value, i in zip(values, ids, strict=True)):
                 return self._pad(values, 0, side)

@@ -1,4 +1,4 @@
-"""What rows of token ids look like, and how they are told from rows of text, whatever columns those have."""
+"""Define the columns of encoded rows, and tell rows of token ids from rows of text."""
 
 from datasets import Dataset, IterableDataset, LargeList, List, Value
 
@@ -8,16 +8,16 @@ FEATURES = {
     "length": Value("int64"),
     "label": Value("int64"),
 }
-"""What an encoded row has, and its types; `label` only where the template classifies."""
+"""The columns of an encoded row and their types. `label` is there only if the template classifies."""
 
 
 def columns_of(data: Dataset | IterableDataset) -> list[str]:
-    """The columns of a dataset; of a stream that does not tell, those of its first row."""
+    """Return the columns of a dataset. A stream may not list them; then return the columns of its first row."""
     return data.column_names if data.column_names is not None else list(next(iter(data), {}))
 
 
 def is_of_token_ids(data: Dataset | IterableDataset) -> bool:
-    """Whether a dataset has `input_ids` that are lists of numbers, and not texts of that name."""
+    """Tell whether a dataset's `input_ids` are lists of numbers, not a text column with that name."""
     if data.features is not None:
         feature = data.features.get("input_ids")
         inner = feature.feature if isinstance(feature, List | LargeList) else None
@@ -27,7 +27,7 @@ def is_of_token_ids(data: Dataset | IterableDataset) -> bool:
 
 
 def is_encoded(data: Dataset | IterableDataset) -> bool:
-    """Whether rows are as `PromptTokenizer.encode_dataset` gives them, of these columns and types alone."""
+    """Tell whether rows have exactly the columns and types that `PromptTokenizer.encode_dataset` returns."""
     found = dict(data.features or {})
     return all(found.pop(name, None) == FEATURES[name] for name in ("input_ids", "labels", "length")) and all(
         kind == FEATURES.get(name, Value("bool") if name == "was_cut" else None) for name, kind in found.items()

@@ -1,4 +1,4 @@
-"""What a trainer is given as data: raw columns become token ids, and what cannot be trained on is refused at once."""
+"""Encode and check a trainer's data: turn raw columns into token ids, and reject invalid data before training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,19 +23,19 @@ def encode_data(
     require_target: bool,
     vocabulary: int | None = None,
 ) -> Any:
-    """Token ids of a dataset (or of each in a dict of datasets); rows of token ids pass as they are.
+    """Return the token ids of a dataset, or of each dataset in a dict. Keep rows that are token ids already.
 
     Args:
         data: a dataset, a list of rows, a dict of datasets, or None.
-        name: what messages call it ("training", "evaluation", …).
-        encoder: makes token ids of raw columns; None where there is no template.
-        limit: how many tokens a row may have; None for no limit.
-        require_target: refuse rows without a label.
-        vocabulary: the rows of the backbone's embedding; None leaves the ids unchecked.
+        name: the name of the data in messages ("training", "evaluation", …).
+        encoder: encodes raw columns; None if there is no template.
+        limit: the largest number of tokens in a row; None for no limit.
+        require_target: reject rows without a label.
+        vocabulary: the number of rows in the backbone's embedding; None skips the check of the ids.
 
     Raises:
-        PromptTuningError: no rows, no column of token ids, a row that is too long, a token that the backbone does not
-            know, or data of an unknown kind.
+        PromptTuningError: the data has no rows, no column of token ids, a row that is too long, a token id that the
+            backbone does not have, or an unsupported type.
     """
     if data is None:
         return None
@@ -70,17 +70,17 @@ def encode_data(
 
 
 def from_list(rows: list[Any], name: str) -> Dataset:
-    """Rows as a dataset, with every column that any of them has.
+    """Return the rows as a dataset with the columns of all rows.
 
     Raises:
-        PromptTuningError: a row is no mapping of column names, or rows differ in what a column holds.
+        PromptTuningError: a row is not a mapping with column names as keys, or a column holds different types.
     """
     for i, row in enumerate(rows, 1):
         if not isinstance(row, Mapping) or not all(isinstance(column, str) for column in row):
             raise PromptTuningError(
                 f"row {i} of the {name} data is {row!r:.80}; give a mapping of column names to values."
             )
-    # Of all rows: `Dataset.from_list` looks at the first one's alone.
+    # Take the columns of all rows: `Dataset.from_list` reads only those of the first row.
     columns = dict.fromkeys(column for row in rows for column in row)
     try:
         return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
@@ -92,9 +92,10 @@ def from_list(rows: list[Any], name: str) -> Dataset:
 
 
 def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:
-    """Whether the template is to make text of these rows, because they are not token ids already.
+    """Tell whether the template must be applied to these rows.
 
-    Rows that have both token ids and all that the template reads are text: the template was given for them.
+    Rows of token ids need no template. Rows that have both token ids and all columns of the template count as text,
+    because the caller gave the template for them.
     """
     if not is_of_token_ids(data):
         return True
@@ -105,9 +106,9 @@ def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:
 
 
 def _without_own(data: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Rows of token ids without columns that are called like encoded ones, and say something else.
+    """Remove the user's own `length` and `label` columns from rows of token ids.
 
-    A sampler would take `length` for the number of tokens, and `label` would be taken for the number of a label.
+    A sampler would read `length` as the number of tokens, and `label` would be read as the index of a label.
     """
     own = [name for name in ("length", "label") if name in columns_of(data)]
     return data.remove_columns(own) if own else data
@@ -132,7 +133,7 @@ def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> No
 
 
 def text_rows(data: Any, template: PromptTemplate) -> Dataset | IterableDataset | None:
-    """The data (the first of a dict) as a dataset, where the template is to make text of it."""
+    """Return the data (of a dict, the first dataset) as a dataset if the template must be applied to it, else None."""
     if isinstance(data, dict):
         data = next(iter(data.values()), None)
     if isinstance(data, list) and data:
@@ -141,12 +142,12 @@ def text_rows(data: Any, template: PromptTemplate) -> Dataset | IterableDataset 
 
 
 def with_label_words(template: PromptTemplate | None, train: Any, evaluation: Any) -> PromptTemplate | None:
-    """The template with the words of every label, from a trainer's data (see `PromptTemplate.with_label_words`).
+    """Return the template with the label words from a trainer's data (see `PromptTemplate.with_label_words`).
 
     Args:
-        template: None stays so.
+        template: the template; None returns None.
         train: a dataset, a list of rows, or None.
-        evaluation: the same, or a dict of such.
+        evaluation: the same, or a dict of them.
     """
     if template is None:
         return None

@@ -1,4 +1,4 @@
-"""Rows of a csv, tsv, json, jsonl or parquet file. Whatever is wrong with one is told with its row."""
+"""Read the rows of csv, tsv, json, jsonl and parquet files. Errors name the file and the row."""
 
 import csv
 import json
@@ -15,30 +15,30 @@ from pyarrow import parquet
 from ..errors import PromptTuningError, first_line
 from ..hub.errors import words
 
-csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KB, is shorter than some documents.
+csv.field_size_limit(2**31 - 1)  # Some documents are longer than Python's default limit of 128 KB.
 READERS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 ORIGIN = "__origin__"
-"""The column that holds where a row is from ("row 3 of train.csv")."""
+"""The column that names the origin of a row ("row 3 of train.csv")."""
 URL = "hf://"
-"""A file of a repository on the Hub, e.g. hf://datasets/nyu-mll/glue/mrpc/validation-00000-of-00001.parquet."""
+"""The start of a Hub file's URL, e.g. hf://datasets/nyu-mll/glue/mrpc/validation-00000-of-00001.parquet."""
 CHUNK = 10_000
-"""So many rows become columns at once."""
+"""The number of rows that are converted to columns at a time."""
 
 
 def read_file(file: str | Path, column_names: list[str] | None = None, token: str | None = None) -> Dataset:
-    """The rows of a csv, tsv, json, jsonl or parquet file.
+    """Return the rows of a csv, tsv, json, jsonl or parquet file.
 
-    Values stay as they are written: all of a csv or tsv file is text ("007", "NA" and "null" too), a date in a json
-    file is the text that it is there, and a tsv file's quotation marks are text (they are in most tsv files: a stray
-    one would swallow the lines up to the next).
+    Values are not converted. Every value of a csv or tsv file is text ("007", "NA" and "null" too). A date in a json
+    file stays text. Quotation marks in a tsv file are part of the text, as in most tsv files: otherwise an unpaired
+    mark would join all lines up to the next mark.
 
     Args:
-        file: its name's ending tells what it is; a path, or the `hf://` URL of a file on the Hub.
-        column_names: for a csv or tsv file that has no header line.
-        token: for a private file on the Hub.
+        file: a path, or the `hf://` URL of a file on the Hub. The file extension gives the format.
+        column_names: the columns of a csv or tsv file that has no header line.
+        token: a Hub token, for a private file.
 
     Raises:
-        PromptTuningError: it is not there, empty, or not what its name says; or one of its rows is malformed.
+        PromptTuningError: the file is missing, empty or not in the format of its extension, or a row is malformed.
     """
     suffix = Path(file).suffix.lower()
     if suffix not in READERS:
@@ -62,10 +62,10 @@ def read_file(file: str | Path, column_names: list[str] | None = None, token: st
 
 
 def _downloaded(url: str, suffix: str, token: str | None) -> Path:
-    """The local copy of a file of a repository on the Hub."""
+    """Download a file from the Hub and return the path of the local copy."""
     try:
         return Path(DownloadManager(download_config=DownloadConfig(token=token)).download(url))
-    except Exception as error:  # datasets raises many kinds, its own and the Hub client's
+    except Exception as error:  # datasets raises its own errors and the Hub client's
         raise PromptTuningError(
             f"the data file {url!r} cannot be read as {suffix[1:]}: {words(error)} Check its URL and your access."
         ) from error
@@ -77,13 +77,13 @@ def _fault(path: Path, what: Any, row: int, line: int | None = None) -> PromptTu
 
 
 def _dataset(path: Path, rows: Iterator[dict[str, Any]]) -> Dataset:
-    """Rows as columns; a row that lacks a column has a missing value there."""
+    """Return the rows as a dataset; a column that a row lacks becomes a missing value."""
     tables = []
     while chunk := list(islice(rows, CHUNK)):
         names = dict.fromkeys(name for row in chunk for name in row)
         try:
             tables.append(pa.table({name: pa.array([row.get(name) for row in chunk]) for name in names}))
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # of lists and objects, say
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # e.g. lists and objects
             first = sum(table.num_rows for table in tables) + 1
             raise PromptTuningError(
                 f"rows {first} to {first + len(chunk) - 1} of the data file {str(path)!r} do not agree on what a "
@@ -101,9 +101,9 @@ def _dataset(path: Path, rows: Iterator[dict[str, Any]]) -> Dataset:
 
 
 def _table_rows(path: Path, names: list[str] | None) -> Iterator[dict[str, str]]:
-    """The rows of a csv or tsv file, each value a text; blank lines are none."""
+    """Yield the rows of a csv or tsv file with text values. Skip blank lines."""
     options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
-    # Bytes that are no UTF-8 are carried along as surrogates, to be told of with the row where they are.
+    # Invalid UTF-8 bytes are read as surrogates, so that the error can name their row.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True, **options)
         row, line = 0 if names is None else 1, 1
@@ -145,8 +145,8 @@ def _check_encoding(text: str) -> None:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a json file (a list of them, one alone, or one a line) or a jsonl file."""
-    first: dict[str, tuple[str, int]] = {}  # of each column, what it holds and the row that showed it
+    """Yield the objects of a jsonl file, or of a json file: a list of objects, one object, or one object per line."""
+    first: dict[str, tuple[str, int]] = {}  # by column: the kind of its first value, and that value's row
     for row, (line, text) in enumerate(_json_texts(path), 1):
         try:
             _check_encoding(text)
@@ -185,12 +185,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _with_nul(names: list[str]) -> str | None:
-    """A column name that Arrow would cut short."""
+    """Return the first name with a NUL, or None; Arrow would cut such a column name at the NUL."""
     return next((name for name in names if "\0" in name), None)
 
 
 def _check_kind(name: str, value: Any, row: int, first: dict[str, tuple[str, int]]) -> None:
-    """Refuses a value of another kind than the rows before have there: a column holds one kind."""
+    """Raise ValueError if a value's kind differs from the column's values before it, or if it exceeds 64 bits."""
     if value is None:
         return
     kind, shown = first.setdefault(name, (KINDS[type(value)], row))
@@ -201,7 +201,7 @@ def _check_kind(name: str, value: Any, row: int, first: dict[str, tuple[str, int
 
 
 def _json_texts(path: Path) -> Iterator[tuple[int | None, str]]:
-    """The line number (None within a list) and the text of each row."""
+    """Yield the line number (None within a list) and the text of each row."""
     content = path.read_bytes() if path.suffix.lower() == ".json" else b""
     text = content.decode("utf-8-sig", errors="surrogateescape").strip()
     if text.startswith("["):
@@ -224,7 +224,7 @@ def _is_json(text: str) -> bool:
 
 
 def _items(text: str) -> Iterator[str]:
-    """The texts of a JSON list's items; from a fault on, the rest is one item, which is no JSON."""
+    """Yield the text of each item of a JSON list. From a fault on, yield the rest as one item that is invalid JSON."""
     decoder, between = json.JSONDecoder(), re.compile(r"\s*(,\s*|\]$)")
     start = len(text) - len(text[1:].lstrip())
     if text[start:] == "]":
@@ -238,7 +238,7 @@ def _items(text: str) -> Iterator[str]:
         yield text[start:end]
         gap = between.match(text, end)
         if gap is None:
-            yield text[end - 1 :]  # with the bracket that ends the item before, nothing that follows is JSON
+            yield text[end - 1 :]  # starts with the previous item's closing bracket, so it is invalid JSON
             return
         start = gap.end()
     if text[-1] != "]":
@@ -246,7 +246,7 @@ def _items(text: str) -> Iterator[str]:
 
 
 def _parquet(path: Path) -> Dataset:
-    """A parquet file's rows; its texts are looked through, because a reader takes them for UTF-8 unseen."""
+    """Return the rows of a parquet file. Check its texts first, because a reader does not check their UTF-8."""
     try:
         before = 0
         with parquet.ParquetFile(path) as file:
@@ -256,7 +256,7 @@ def _parquet(path: Path) -> Dataset:
         return load_dataset("parquet", data_files={"data": str(path)}, split="data")
     except PromptTuningError:
         raise
-    except Exception as error:  # pyarrow and datasets each raise their own
+    except Exception as error:  # pyarrow and datasets each raise their own errors
         cause = first_line(error.__cause__ or error)
         raise PromptTuningError(
             f"the data file {str(path)!r} cannot be read as parquet: {cause} Write it anew."

@@ -1,4 +1,4 @@
-"""Which label a row has, whatever wrote it down: a number, a text, a boolean, a ClassLabel's number or its name."""
+"""Read a row's label from a number, a text, a boolean, or a ClassLabel's number or name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from ..errors import PromptTuningError
 from .files import ORIGIN
 
 UNLABELLED = ("", "-1")
-"""The keys of rows without a label, where no words are given for them."""
+"""The keys that mean "no label", unless `label_words` has words for them."""
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is None or NaN."""
+    """Tell whether a value is None or NaN."""
     return value is None or (isinstance(value, Real) and value != value)
 
 
 def label_key(value: Any) -> str:
-    """A label's value as a key of `label_words`: 1, 1.0 and "1" are the same; "" for a missing one."""
+    """Return a label value as a key of `label_words`: 1, 1.0 and "1" are the same key. A missing value gives ""."""
     if is_missing(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -30,17 +30,17 @@ def label_key(value: Any) -> str:
 
 
 def class_names(features: Mapping[str, Any] | None, column: str | None) -> list[str]:
-    """The names of a ClassLabel column's values; none for any other column."""
+    """Return the names of a ClassLabel column, or an empty list for any other column."""
     feature = (features or {}).get(column)
     return list(feature.names) if isinstance(feature, ClassLabel) else []
 
 
 def checked_words(label_words: Any) -> dict[str, str]:
-    """The words of each label by its key.
+    """Check label words and return them by label key.
 
     Raises:
-        PromptTuningError: it is no mapping or empty, two of its keys are one label, a label's words are no text or
-            empty, or two labels have the same words.
+        PromptTuningError: `label_words` is not a mapping or is empty, two keys are the same label, a label's words
+            are not text or are empty, or two labels have the same words.
     """
     if not isinstance(label_words, Mapping) or not label_words:
         raise PromptTuningError(
@@ -68,17 +68,18 @@ def checked_words(label_words: Any) -> dict[str, str]:
 
 
 def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str) -> dict[str, str]:
-    """The words by a ClassLabel's numbers, which its rows hold; they may be given by its names.
+    """Return the label words by ClassLabel number, as the rows hold it. The keys of `words` are numbers or names.
 
     Raises:
-        PromptTuningError: a key is neither a name nor a number, or may be both of different labels; or two keys are
-            one label.
+        PromptTuningError: a key is neither a name nor a number of the ClassLabel, a key is the name of one label and
+            the number of another, or two keys are the same label.
     """
     by_name, by_number = {name: i for i, name in enumerate(names)}, {str(i): i for i in range(len(names))}
     ways = [way for way in (by_name, by_number) if words.keys() <= way.keys()]
     found: dict[str, str] = {}
     for key, text in words.items():
-        # All keys are read in one way where only one is possible: of the names "1", "2", "3" no label has number 3.
+        # If only one way fits all keys, use it. E.g. three labels named "1", "2", "3" have the numbers 0 to 2, so the
+        # keys "1", "2", "3" are names.
         readings = {way[key] for way in (ways if len(ways) == 1 else (by_name, by_number)) if key in way}
         if len(readings) > 1:
             raise PromptTuningError(
@@ -99,7 +100,7 @@ def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str)
 
 
 def check_label_column(data: Dataset | IterableDataset, column: str) -> None:
-    """Raises PromptTuningError where a label column is not there, or holds what is no label (lists, bytes)."""
+    """Raise PromptTuningError if the label column is missing, or its type cannot be a label (lists, bytes)."""
     if column not in data.column_names:
         raise PromptTuningError(
             f"label_column {column!r} is no column of the data, "
@@ -115,10 +116,10 @@ def check_label_column(data: Dataset | IterableDataset, column: str) -> None:
 
 
 def words_of_values(data: Dataset, column: str) -> dict[str, str]:
-    """The words that a column brings itself: a ClassLabel's names that are used, or a text's own values.
+    """Return the label words that a column provides: a ClassLabel's names in use, or the values of a text column.
 
     Raises:
-        PromptTuningError: the column holds numbers that have no names, or no label at all.
+        PromptTuningError: the column holds numbers without names, or no labels.
     """
     check_label_column(data, column)
     used = {key for value in data.unique(column) if (key := label_key(value)) not in UNLABELLED}
@@ -138,16 +139,16 @@ def words_of_values(data: Dataset, column: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LabelReader:
-    """How one data set's values become keys of label words.
+    """Turn one dataset's label values into keys of the label words.
 
-    A ClassLabel's number says nothing without its names. So names decide wherever the data set's are not those that
-    the words are from, and a value that may be read in two ways is refused.
+    A ClassLabel's number has no meaning without its names. So labels are matched by name if the dataset's names differ
+    from the names that the label words come from. A value with two possible meanings is rejected.
 
     Args:
-        words: by key.
-        known: the names of the ClassLabel whose numbers the keys are; none where the keys are values.
-        names: those of the ClassLabel in this data set; none where the column has another type.
-        column: the label's.
+        words: the label words by key.
+        known: the names of the ClassLabel whose numbers are the keys of `words`; empty if the keys are values.
+        names: the names of the ClassLabel in this dataset; empty if the column has another type.
+        column: the label column.
     """
 
     words: Mapping[str, str]
@@ -156,10 +157,10 @@ class LabelReader:
     column: str
 
     def key(self, value: Any) -> str:
-        """The key of a row's label; "" for a row without one.
+        """Return the key of a row's label, or "" for a row without a label.
 
         Raises:
-            PromptTuningError: the value is no label, or may be two of them.
+            PromptTuningError: the value cannot be a label, or could mean either of two labels.
         """
         if isinstance(value, list | tuple | Mapping | bytes):
             raise PromptTuningError(
@@ -170,7 +171,7 @@ class LabelReader:
         if key not in self.words and key in UNLABELLED:
             return ""
         if key not in self.words and key.lower() in self.words and key in ("True", "False"):
-            return key.lower()  # as JSON writes it
+            return key.lower()  # JSON's spelling
         if not self.names:
             return self._by_known_name(key, value) if self.known else key
         name = self.name(value)
@@ -181,14 +182,14 @@ class LabelReader:
         return name if name in self.words else key
 
     def name(self, value: Any) -> str:
-        """The name of a ClassLabel's value, which is its number (or, of a stream, the name itself); else its key."""
+        """Return the name of a ClassLabel value: a number, or in a stream the name. Other values give their key."""
         key = label_key(value)
         if isinstance(value, str) and key in self.names:
             return key
         return self.names[int(key)] if key.isdecimal() and int(key) < len(self.names) else key
 
     def names_without_words(self) -> set[str]:
-        """The ClassLabel's names that are no candidates."""
+        """Return the names of the ClassLabel that have no label words."""
         return {name for i, name in enumerate(self.names) if self.key(i) not in self.words}
 
     def _by_known_name(self, key: str, value: Any) -> str:

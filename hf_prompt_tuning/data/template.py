@@ -1,4 +1,4 @@
-"""From columns to words: the source text, the target text, and the words of each label."""
+"""Turn columns into text: the source text, the target text, and the label words."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,35 +23,37 @@ from .labels import (
 
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 NOT_A_COLUMN = re.compile(r"\.__|\[|\]|![rsa]\b|:[^ ]*$")
-"""What str.format would take for an attribute, an index, a conversion or a format: never looked up, so refused."""
+"""Matches what `str.format` reads as an attribute, index, conversion or format. A field may not have these."""
 
 
 TEXTS = (str, Number, date, time, timedelta)
-"""The kinds of value that a field may have (a `datetime` is a `date`)."""
+"""The types that a field's value may have (a `datetime` is a `date`)."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How a row of data becomes a source text and a target text.
+    """Template that turns a row of data into a source text and a target text.
 
-    `{name}` stands for the column of that very name (nothing else: no attributes, no format codes), `{{` and `}}` for
+    `{name}` is replaced by the column with that name; attributes and format codes are not allowed. `{{` and `}}` give
     braces. The target is either free text (`target`) or a label's words (`label_column`).
 
     Args:
-        source: e.g. `"Tweet text : {Tweet text} Label :"`.
-        target: e.g. `"{summary}"`, for free text.
+        source: the source text, e.g. `"Tweet text : {Tweet text} Label :"`.
+        target: the target of free text, e.g. `"{summary}"`.
         label_column: the column that holds the label, for classification.
-        label_words: the words of each label value, e.g. `{"1": "complaint", "2": "no complaint"}`. Where it is not
-            given: a ClassLabel column's names (underscores as spaces), or a text column's own values.
-        separator: what stands between source and target where neither brings white space of its own. It is part of
-            the target. Encoder-decoder models, whose target is a text of its own, do not use it.
-        max_source_length: cut the source to so many tokens (the longest field first). None: never.
-        max_target_length: refuse a longer target, and generate at most so many tokens. None: no limit for targets,
-            and generation as long as the longest target seen in training.
-        label_names: the names of the ClassLabel column whose numbers `label_words` has; `with_label_words` sets them.
+        label_words: the words of each label value, e.g. `{"1": "complaint", "2": "no complaint"}`. Default: the names
+            of a ClassLabel column (with spaces for underscores), or the values of a text column.
+        separator: the text between source and target if there is no white space between them. It is part of the
+            target. Encoder-decoder models do not use it, because they read the target as a separate text.
+        max_source_length: cut the source to this number of tokens, the longest field first. None never cuts it.
+        max_target_length: reject a longer target, and generate at most this number of tokens. None sets no limit for
+            targets, and generates at most as many tokens as the longest target in training.
+        label_names: the names of the ClassLabel column whose numbers are the keys of `label_words`. They are set by
+            `with_label_words`.
 
     Raises:
-        PromptTuningError: no target and no label column, or both; a stray brace; two labels with the same words.
+        PromptTuningError: neither or both of target and label column are given, a brace is unpaired, or two labels
+            have the same words.
     """
 
     source: str
@@ -81,40 +83,40 @@ class PromptTemplate:
             if self.label_column is None:
                 raise PromptTuningError("label_words are given without label_column; name the label's column.")
             object.__setattr__(self, "label_words", checked_words(self.label_words))
-        self.columns  # noqa: B018  (parses both templates, so that a stray brace is found here)
+        self.columns  # noqa: B018  (parses both templates, so that an unpaired brace raises here)
 
     @cached_property
     def columns(self) -> list[str]:
-        """The columns that the templates name, in order, without the label's."""
+        """The columns that the templates name, in order, without the label column."""
         return list(dict.fromkeys([*self.source_columns, *self.target_columns]))
 
     @property
     def source_columns(self) -> list[str]:
-        """The columns that the source names, in order: what a row needs to be predicted."""
+        """The columns that the source names, in order. Prediction needs only these."""
         return list(dict.fromkeys(name for is_field, name in parse(self.source) if is_field))
 
     @property
     def target_columns(self) -> list[str]:
-        """The columns that a free text's target names, in order."""
+        """The columns that the target template names, in order."""
         return list(dict.fromkeys(name for is_field, name in parse(self.target or "") if is_field))
 
     @property
     def is_classification(self) -> bool:
-        """Whether a prompt with this template ranks labels (rather than writing text)."""
+        """Whether a prompt with this template ranks labels instead of generating text."""
         return self.label_column is not None
 
     @property
     def labels(self) -> list[str]:
-        """The label values that are candidates, in the order of every list of scores."""
+        """The candidate label values. Every list of scores has this order."""
         return list(self.label_words or ())
 
     def check_columns(self, column_names: Iterable[str], data: str, labelled: bool = False) -> None:
-        """Raises PromptTuningError where a column that the template needs is not in `data`.
+        """Raise PromptTuningError if a column that the template needs is missing.
 
         Args:
-            column_names: those that are there.
-            data: what the message calls the data.
-            labelled: whether the columns of label and target are needed, too.
+            column_names: the columns of the data.
+            data: the name of the data in messages.
+            labelled: whether the label and target columns are needed, too.
         """
         missing = [name for name in (self.columns if labelled else self.source_columns) if name not in column_names]
         if missing:
@@ -129,35 +131,35 @@ class PromptTemplate:
             )
 
     def check_fields(self, row: Mapping[str, Any]) -> None:
-        """Raises PromptTuningError where every field of the source is missing: there is nothing to learn from."""
+        """Raise PromptTuningError if every field of the source is missing: such a row has nothing to learn from."""
         fields = [name for is_field, name in parse(self.source) if is_field]
         if fields and all(is_missing(row[name]) for name in fields):
             missing = ", ".join(f"{{{name}}}" for name in dict.fromkeys(fields))
             raise PromptTuningError(f"{missing} is missing; give the row a text or remove it.")
 
     def source_text(self, row: Mapping[str, Any], longest_field: int | None = None) -> str:
-        """The source of one row; each field is cut to `longest_field` characters where that is given."""
+        """Return the source text of a row, with each field cut to `longest_field` characters if it is given."""
         return fill(parse(self.source), row, longest_field)
 
     def label_reader(self, features: Mapping[str, Any] | None = None) -> LabelReader:
-        """How the label of a row becomes a key of `label_words`.
+        """Return the reader that turns a row's label into a key of `label_words`.
 
         Args:
-            features: the columns' types in the row's data set. None: a number means what it means in `label_words`.
+            features: the column types of the row's dataset. With None, a number means the same as in `label_words`.
         """
         known = list(self.label_names or ())
         names = class_names(features, self.label_column) if features is not None else known
         return LabelReader(self.label_words, known, names, self.label_column)
 
     def label_index(self, row: Mapping[str, Any], reader: LabelReader | None = None) -> int | None:
-        """Which of `labels` the row has; None for a row without a label (missing, empty, or -1).
+        """Return the index in `labels` of the row's label, or None if the label is missing, empty or -1.
 
         Args:
-            row: its columns.
-            reader: the one of the row's data set.
+            row: the columns of the row.
+            reader: the label reader of the row's dataset.
 
         Raises:
-            PromptTuningError: the row has a label that has no words.
+            PromptTuningError: the row's label has no words.
         """
         value = row.get(self.label_column)
         key = (reader or self.label_reader()).key(value)
@@ -172,7 +174,7 @@ class PromptTemplate:
         )
 
     def target_text(self, row: Mapping[str, Any]) -> str | None:
-        """The target of one row; None for a row without a label, or without the target's columns."""
+        """Return the target text of a row; None if the label, a target column or all target values are missing."""
         if self.is_classification:
             index = self.label_index(row)
             return None if index is None else self.label_words[self.labels[index]]
@@ -182,18 +184,18 @@ class PromptTemplate:
         return fill(parse(self.target), row)
 
     def with_label_words(self, train: Any, other: Any = None) -> "PromptTemplate":
-        """This template with the words of every candidate label, read from the data where they were not given.
+        """Return this template with the words of every candidate label. Read them from the data if they are not given.
 
-        Words that are known stay as they are, so it does not matter how often this is asked.
+        Words that are set stay unchanged, so calling this again has no effect.
 
         Args:
-            train: the training data (a stream tells its columns' types alone); a ClassLabel's name that none of its
-                rows uses is no candidate.
-            other: looked at where there is no training data.
+            train: the training data. Of a stream only the column types are read. A ClassLabel name that no row uses
+                is not a candidate.
+            other: data to use if there is no training data.
 
         Raises:
-            PromptTuningError: the label column is not there, holds numbers that have no names or no labels at all; or
-                the words that were given are not those of its labels.
+            PromptTuningError: the label column is missing, holds numbers without names, or holds no labels; or the
+                given words do not match its labels.
         """
         if not self.is_classification or self.label_names is not None:
             return self
@@ -216,10 +218,10 @@ class PromptTemplate:
 
 
 def parse(template: str) -> list[tuple[bool, str]]:
-    """A template's pieces: (True, column name) for a field, (False, text) for words.
+    """Return the pieces of a template: (True, column name) for a field, (False, text) for words.
 
     Raises:
-        PromptTuningError: a single brace, or a field without a name.
+        PromptTuningError: a brace is unpaired, or a field has no name or is more than a column name.
     """
     pieces = []
     for piece in PIECE.findall(template):
@@ -243,10 +245,10 @@ def parse(template: str) -> list[tuple[bool, str]]:
 
 
 def fill(pieces: list[tuple[bool, str]], row: Mapping[str, Any], longest_field: int | None = None) -> str:
-    """The text of a parsed template for one row; a missing value is an empty text.
+    """Return the text of a parsed template for one row. A missing value becomes "".
 
     Raises:
-        PromptTuningError: a field holds what has no text of its own (a list, an object, bytes).
+        PromptTuningError: a field's value has no text form (a list, an object, bytes).
     """
     texts = []
     for is_field, piece in pieces:

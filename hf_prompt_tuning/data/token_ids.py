@@ -1,4 +1,4 @@
-"""Whether token ids are rows of the backbone's embedding: a tokenizer may know tokens that its backbone does not."""
+"""Check that token ids are rows of the backbone's embedding. A tokenizer may have tokens that the backbone lacks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,12 +16,12 @@ ROWS_AT_ONCE = 10_000
 
 
 def check_ids(ids: Iterable[int], rows: int, what: str) -> None:
-    """Raises PromptTuningError where one of the ids is no row of an embedding.
+    """Raise PromptTuningError if an id is not a row of the embedding.
 
     Args:
         ids: token ids.
-        rows: V, of the embedding.
-        what: has them, for the message.
+        rows: V, the number of rows in the embedding.
+        what: the start of the message: what has these ids.
     """
     unknown = next((i for i in ids if not 0 <= i < rows), None)
     if unknown is not None:
@@ -33,25 +33,25 @@ def check_ids(ids: Iterable[int], rows: int, what: str) -> None:
 
 
 def vocabulary_of(model: Any) -> int | None:
-    """The rows of a backbone's embedding, behind a prompt or not; None where there is nothing that tells."""
+    """Return the number of rows in a backbone's embedding, with or without a prompt; None if it is unknown."""
     embed = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     return getattr(embed, "num_embeddings", None)
 
 
 def check_tensor(ids: Tensor, rows: int, what: str) -> None:
-    """As `check_ids`, of a tensor of any shape, in one look."""
+    """Check a tensor of ids of any shape, as `check_ids` does; only its smallest and largest id are compared."""
     if ids.numel() and not ids.is_meta:
         check_ids([int(i) for i in ids.aminmax()], rows, what)
 
 
 def check_dataset(data: Dataset, raw: Dataset, name: str, rows: int) -> None:
-    """As `check_ids`, of every row's `input_ids` and `labels`.
+    """Check the `input_ids` and `labels` of every row, as `check_ids` does.
 
     Args:
-        data: with token ids.
-        raw: the same rows, which may tell where they are from.
-        name: what messages call it.
-        rows: V, of the embedding.
+        data: rows of token ids.
+        raw: the same rows before encoding, which may name their origin.
+        name: the name of the data in messages.
+        rows: V, the number of rows in the embedding.
     """
     start = 0
     for batch in data.with_format("arrow").iter(ROWS_AT_ONCE):

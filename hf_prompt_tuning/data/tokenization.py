@@ -1,4 +1,4 @@
-"""From words to token ids: where the source is cut, where the target starts, and where it ends."""
+"""Tokenize rows: cut the source, start the target after it, and end the target with EOS."""
 
 import logging
 from collections.abc import Mapping
@@ -19,15 +19,18 @@ logger = logging.getLogger(__name__)
 
 ANCHORS = ("a", ":", "\n")
 LONG = 16
-"""Characters a token, beyond which a text is cut without tokenizing all of it: seconds for each megabyte."""
+"""Characters per token. A text longer than this times the limit is cut before all of it is tokenized.
+
+Tokenizing takes seconds per megabyte.
+"""
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of `text` as they follow other text, without special tokens.
+    """Return the tokens of `text` when it follows other text, without special tokens.
 
-    Tokenizers differ at a text's start: GPT-2's marks a leading space on the word, Llama's adds one of its own to
-    whatever it is given, T5's drops it. So the text is tokenized behind an anchor, and the anchor's tokens are taken
-    off again; an anchor that would melt into the text is passed over.
+    Tokenizers treat the start of a text differently: GPT-2's marks a leading space on the word, Llama's always adds a
+    space, and T5's drops it. So the text is tokenized after an anchor, and the anchor's tokens are removed. An anchor
+    that shares a token with the text is skipped.
     """
     for anchor in ANCHORS:
         head = tokenizer(anchor, add_special_tokens=False)["input_ids"]
@@ -38,22 +41,22 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
 
 
 def origin(row: Mapping[str, Any]) -> str:
-    """Where a row is from, in parentheses; nothing where that is not known."""
+    """Return the origin of a row in parentheses, or "" if it is unknown."""
     return f" ({row[ORIGIN]})" if row.get(ORIGIN) else ""
 
 
 class PromptTokenizer:
-    """Turns rows into token ids by a template, for a causal or an encoder-decoder backbone.
+    """Turn rows into token ids with a template, for a causal or an encoder-decoder backbone.
 
-    Causal: `input_ids` is source + target, `labels` is `IGNORED` on the source. No token reaches across the border,
-    because the two are tokenized apart; white space at the source's end goes to the target's start.
-    Encoder-decoder: `input_ids` is the source with the tokenizer's own special tokens, `labels` the target.
+    Causal: `input_ids` is source + target, and `labels` is `IGNORED` on the source. Source and target are tokenized
+    separately, so no token spans both. White space at the end of the source moves to the start of the target.
+    Encoder-decoder: `input_ids` is the source with the tokenizer's special tokens, and `labels` is the target.
     Both: the target ends with EOS.
 
     Args:
-        template: with its label words, where it classifies.
-        tokenizer: the backbone's.
-        is_encoder_decoder: the backbone's kind.
+        template: the template; it must have label words if it classifies.
+        tokenizer: the backbone's tokenizer.
+        is_encoder_decoder: whether the backbone is an encoder-decoder model.
     """
 
     def __init__(self, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool):
@@ -70,18 +73,18 @@ class PromptTokenizer:
         self.template = template
         self.tokenizer = tokenizer
         self.is_encoder_decoder = is_encoder_decoder
-        self.label_token_ids  # noqa: B018  (finds labels that share their tokens before any training)
+        self.label_token_ids  # noqa: B018  (labels with the same tokens raise here, before training)
 
     @cached_property
     def _leading_special_ids(self) -> list[int]:
-        """What the tokenizer puts in front of a text (BOS, for most that put anything)."""
+        """The special tokens that the tokenizer puts before a text: usually BOS or none."""
         probe = self.tokenizer("a", return_special_tokens_mask=True)
         first_word = probe["special_tokens_mask"].index(0)
         return probe["input_ids"][:first_word]
 
     @cached_property
     def label_token_ids(self) -> list[list[int]]:
-        """The target tokens of each of the template's labels, EOS at the end."""
+        """The target tokens of each label of the template, with EOS at the end."""
         if not self.template.is_classification:
             return []
         ids: list[list[int]] = []
@@ -98,14 +101,14 @@ class PromptTokenizer:
     def _source_ids(self, text: str) -> list[int]:
         if self.is_encoder_decoder:
             return self.tokenizer(text)["input_ids"]
-        # Not the tokenizer's own trailing special tokens (an EOS would end the text before its target).
+        # Leave out trailing special tokens: an EOS would end the text before its target.
         ids = self.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
         return self._leading_special_ids + ids
 
     def source_ids(self, row: Mapping[str, Any]) -> tuple[list[int], bool]:
-        """The source's tokens, and whether it had to be cut.
+        """Return the tokens of the source, and whether it was cut.
 
-        Fields are cut longest first, at their ends; the template's own words stay whole.
+        The longest fields are cut first, at their ends. The template's own words are not cut.
 
         Raises:
             PromptTuningError: the text is empty, or the template's words alone are longer than `max_source_length`.
@@ -121,7 +124,7 @@ class PromptTokenizer:
                 raise PromptTuningError(f"the source {text[:60]!r} tokenizes to nothing; remove the row.")
             if limit is None or len(ids) <= limit:
                 return ids, False
-        # The longest cap on the fields' characters at which the whole source fits, by doubling and then halving.
+        # Find the largest limit on each field's characters at which the source fits: double it, then bisect.
         fits = self._source_ids(self.template.source_text(row, 0))
         if len(fits) > limit:
             raise PromptTuningError(
@@ -143,10 +146,10 @@ class PromptTokenizer:
         return fits, True
 
     def target_ids(self, text: str) -> list[int]:
-        """The target's tokens with EOS behind them; in mBART's tokenizer the language follows it.
+        """Return the tokens of the target with EOS at the end. mBART's tokenizer adds a language token after it.
 
         Raises:
-            PromptTuningError: it is empty, or longer than `max_target_length`.
+            PromptTuningError: the target is empty, or longer than `max_target_length`.
         """
         eos = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
@@ -170,7 +173,11 @@ class PromptTokenizer:
         return ids
 
     def _separator(self, text: str) -> str:
-        """The white space in front of a causal target: its own, the source template's, or the separator."""
+        """Return the white space to add before a causal target.
+
+        It is "" if the target starts with white space, else the white space that ends the source template, else the
+        separator.
+        """
         source = self.template.source
         if text[:1].isspace():
             return ""
@@ -179,15 +186,19 @@ class PromptTokenizer:
     def encode(
         self, row: Mapping[str, Any], require_target: bool = True, reader: LabelReader | None = None
     ) -> dict[str, Any]:
-        """One row's `input_ids`, `labels`, `length`, `label` (index of the gold label, -1 without) and `was_cut`.
+        """Encode one row.
 
-        A row without a label or target has the source's `input_ids` and nothing to predict; where `require_target`
-        is set it is refused.
+        A row without a label or target gets the `input_ids` of the source and no labels to predict. It is rejected if
+        `require_target` is set.
 
         Args:
             row: raw columns.
-            require_target: refuse a row without a label or target.
-            reader: reads the label as the row's data set writes it.
+            require_target: reject a row without a label or target.
+            reader: reads the label in the form that the row's dataset uses.
+
+        Returns:
+            `input_ids`, `labels`, `length`, `was_cut`, and for classification `label`: the index of the right label,
+            or -1 if the row has none.
         """
         source, was_cut = self.source_ids(row)
         template, index = self.template, None
@@ -214,7 +225,7 @@ class PromptTokenizer:
         return encoded
 
     def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
-        """The `source` and `target` of an encoded row as texts, each cut to `longest` characters."""
+        """Return the `source` and `target` of an encoded row as texts, each cut to `longest` characters."""
         target = [i for i in encoded["labels"] if i != IGNORED]
         source = encoded["input_ids"]
         if not self.is_encoder_decoder:
@@ -225,19 +236,19 @@ class PromptTokenizer:
     def encode_dataset(
         self, data: Dataset | IterableDataset, name: str, require_target: bool = True
     ) -> Dataset | IterableDataset:
-        """Every row of `data` encoded; errors name the row, and how many were cut is logged once.
+        """Encode every row of `data`. Errors name the row. Log once how many rows were cut.
 
         Args:
-            data: raw columns, none of which is kept.
-            name: what the messages call it ("training", "evaluation", …).
-            require_target: refuse rows without a label.
+            data: raw columns; they are all removed.
+            name: the name of the data in messages ("training", "evaluation", …).
+            require_target: reject rows without a label.
         """
-        if isinstance(data, IterableDataset) or data.format["type"] != "custom":  # which may make the columns
-            data = data.with_format(None)  # values, and not tensors of them
+        if isinstance(data, IterableDataset) or data.format["type"] != "custom":  # a custom format may make columns
+            data = data.with_format(None)  # plain values, not tensors
         template, columns = self.template, columns_of(data)
         template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
         reader = template.label_reader(data.features or {}) if template.is_classification else None
-        # A ClassLabel's names that are no candidates, such as RAFT's `Unlabeled`, are not labels of these rows.
+        # Names of a ClassLabel that have no label words, such as RAFT's `Unlabeled`, count as no label.
         without = set() if require_target or reader is None else reader.names_without_words()
 
         def encode(row: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -250,8 +261,8 @@ class PromptTokenizer:
 
         kinds = {key: kind for key, kind in FEATURES.items() if key != "label" or template.is_classification}
         features = Features(kinds | {"was_cut": Value("bool")})
-        # With features, because a new column would get the type of a raw one of its name; and by them a stream is
-        # known for one of token ids from here on.
+        # Pass features: without them a new column would take the type of a raw column with the same name. They also
+        # mark a stream as rows of token ids.
         options = {"with_indices": True, "remove_columns": columns, "features": features}
         if isinstance(data, IterableDataset):
             return data.map(encode, **options).select_columns(list(kinds))
@@ -270,7 +281,7 @@ class PromptTokenizer:
         return encoded.remove_columns("was_cut")
 
     def _warn_of_names(self, data: Dataset, reader: LabelReader, without: set[str], name: str) -> None:
-        """Says once how many rows have a label that is no candidate."""
+        """Warn once about the rows whose label has no label words."""
         names = [reader.name(value) for value in data[self.template.label_column]]
         found = [one for one in names if one in without]
         if found and len(found) < len(names):
