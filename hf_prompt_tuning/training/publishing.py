@@ -1,4 +1,7 @@
-"""A Trainer's pushes: only the prompt's own files go to the Hub, and a Hub that is down loses nothing."""
+"""Push prompts and checkpoints to the Hub during and after training.
+
+Only the prompt's own files are pushed. If the Hub is unreachable, nothing is lost.
+"""
 
 import logging
 import shlex
@@ -32,28 +35,30 @@ from .push_arguments import CHECK_SECONDS, destination, on_all_processes
 logger = logging.getLogger(__name__)
 
 OF_SEVERAL = (ENSEMBLE_FILE, CURVES_FILE)
-"""What there is beside several prompts in `output_dir`; a single one takes their place."""
+"""Files in the root of `output_dir` of a run with several prompts. A push of a single prompt replaces them."""
 LAST_SECONDS = 20.0
-"""How long a signal waits for pushes: schedulers end a process some 30 seconds after they have sent one."""
+"""How long to wait for pushes after a signal. Schedulers kill a process about 30 seconds after the signal."""
 
 SKIPPED = "A push during training failed, and training goes on: %s"
 FOR_THE_CARD = ("language", "license", "tags")
 TOLD_BY_ITSELF = ("model_name", "finetuned_from", "tasks", "dataset", "dataset_tags", "dataset_args")
-"""What `Trainer` would put into its card, and a prompt's card tells by what the prompt knows."""
+"""Arguments of `Trainer`'s model card that are ignored: a prompt's card takes these facts from the prompt."""
 
 
 class PublishingTrainer(ResumingTrainer):
-    """The part of `PromptTuningTrainer` that talks to the Hub."""
+    """Trainer that pushes to the Hub; a base class of `PromptTuningTrainer`."""
 
     _last_push: Future | None = None
     _asked_repo_id: str | None = None
     _for_the_card: dict[str, Any] = {}  # noqa: RUF012  (replaced, never changed)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As in `Trainer`, for all processes; where the Hub cannot be reached, the first push makes the repository.
+        """Create the Hub repository as `Trainer` does, for all processes.
+
+        If the Hub is unreachable, the first push creates the repository.
 
         Raises:
-            PromptTuningError: the token, the namespace, the branch or the visibility cannot be.
+            PromptTuningError: the token, the namespace, the branch or the visibility is invalid.
         """
         to = destination(self.args, token=token, private=private)
         made = on_all_processes(self.args, to.repo_id, partial(make_repository, to))
@@ -70,25 +75,25 @@ class PublishingTrainer(ResumingTrainer):
         tokenizer: bool = False,
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
-        """Sends the prompt with its description, card and pictures to `hub_model_id`.
+        """Push the prompt with its description, card and pictures to `hub_model_id`.
 
-        Where the Hub does not take it, that is logged with the command that pushes later, and nothing is raised: the
-        prompt is in `output_dir`.
+        If the Hub does not accept the push, nothing is raised, because the prompt is saved in `output_dir`. A warning
+        gives the command that pushes it later.
 
         Args:
-            commit_message: of the commit.
-            blocking: wait until it has arrived.
-            token: default the arguments' `hub_token`.
-            revision: the branch, made where it does not exist; default the arguments' `hub_revision`.
-            private: whether a repository that is made now is private; default the arguments' `hub_private_repo`.
-            tokenizer: send the tokenizer as well.
-            **kwargs: `language`, `license` and `tags` for the card; the rest of what `Trainer` would put into its own,
-                a prompt's tells by itself.
+            commit_message: message of the commit.
+            blocking: whether to wait until the push is finished.
+            token: default: `hub_token` of the training arguments.
+            revision: branch, created if missing; default: `hub_revision` of the training arguments.
+            private: whether a new repository is private; default: `hub_private_repo` of the training arguments.
+            tokenizer: whether to push the tokenizer, too.
+            **kwargs: `language`, `license` and `tags` for the card. Other arguments of `Trainer`'s model card are
+                accepted and ignored, because the prompt's card fills them in by itself.
 
         Raises:
-            PromptTuningError: there can be no such repository or branch, an argument is not known, or the prompt is
-                to be private and the repository is public.
-            TrainingInterrupted: with `save_on_signal`, SIGTERM or SIGINT came; the push is finished, or was given up.
+            PromptTuningError: the repository or branch name is invalid, an argument is unknown, or `private` is set
+                and the repository is public.
+            TrainingInterrupted: SIGTERM or SIGINT arrived with `save_on_signal` on; the push is finished or given up.
         """
         if unknown := [name for name in kwargs if name not in (*FOR_THE_CARD, *TOLD_BY_ITSELF)]:
             raise PromptTuningError(
@@ -108,19 +113,19 @@ class PublishingTrainer(ResumingTrainer):
                     self._finish_current_push()
                     message = commit_message or "End of training"
                     return self._upload(message, to, None if blocking else failed, tokenizer)
-                except Exception as error:  # the network raises many kinds; the prompt is on disk whichever it is
+                except Exception as error:  # the network raises many error types; the prompt is on disk in any case
                     if isinstance(error, PromptTuningError) and not isinstance(error, PromptPushError):
-                        raise  # it is refused for good
+                        raise  # pushing again would fail in the same way
                     failed(error)
                     return None
 
     @property
     def _card_repo_id(self) -> str | None:
-        """The repository that a card names; the one that was asked for, where the Hub could not make it yet."""
+        """The repository that a card names. If it could not be created yet, the requested name."""
         return self.hub_model_id or self._asked_repo_id
 
     def _noting_signals_of_a_push(self) -> AbstractContextManager:
-        # Within a training they are noted already, and in other threads they cannot be.
+        # During training, signals are recorded already. In other threads, Python handles no signals.
         if self._watch is not None or threading.current_thread() is not threading.main_thread():
             return nullcontext()
         return self._noting_signals("ending after this push")
@@ -134,7 +139,7 @@ class PublishingTrainer(ResumingTrainer):
         )
 
     def _later(self, to: Destination) -> str:
-        """The command that sends what is in `output_dir` to the same place, and takes away what is no longer there."""
+        """Return the command that pushes `output_dir` to the same place and deletes files that are no longer there."""
         folder = Path(self.args.output_dir)
         words = ["hf", "upload", self.hub_model_id or to.repo_id, str(folder), "."]
         words += ["--private"] if to.private else []
@@ -144,7 +149,7 @@ class PublishingTrainer(ResumingTrainer):
         return shlex.join(words)
 
     def _own_files(self) -> list[str]:
-        """The paths in `output_dir` of all that may be there for the Hub."""
+        """Return the paths in `output_dir` of all files that a push may contain."""
         return [*PROMPT_FILES, *OF_SEVERAL]
 
     def _upload(
@@ -154,24 +159,27 @@ class PublishingTrainer(ResumingTrainer):
         failed: Callable[[BaseException], None] | None = None,
         tokenizer: bool = False,
     ) -> Any:
-        """A commit of the prompt as it is now. Its files are copied first, so training can go on meanwhile.
+        """Push the prompt as it is now. Its files are copied first, so training can go on during the push.
 
         Args:
-            commit_message: of the commit.
-            to: where.
-            failed: called where it fails, later; without it this waits, and raises.
-            tokenizer: send it as well.
+            commit_message: message of the commit.
+            to: destination of the push.
+            failed: callback for a push in the background that fails. Without it, wait for the push and raise errors.
+            tokenizer: whether to push the tokenizer, too.
         """
         to = self._with_namespace(to)
         fill = partial(self._copy_for_hub, repo_id=to.repo_id, tokenizer=self.processing_class if tokenizer else None)
         return self._send(fill, "", commit_message, to, failed)
 
     def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
-        """Saves what is pushed into `folder`; returns where its files are."""
+        """Save the files to push in `folder`; return the folder that holds them."""
         return self.accelerator.unwrap_model(self.model).save_for_hub(folder, repo_id, tokenizer)
 
     def _with_namespace(self, to: Destination) -> Destination:
-        """The destination as a card has to name it: whose a name without a namespace is, the Hub knows."""
+        """Return the destination with a namespace, as a card needs it.
+
+        If the name has no namespace, the Hub supplies it when it creates the repository.
+        """
         if self.hub_model_id is None and "/" not in to.repo_id:
             with explained(to.repo_id):
                 self.hub_model_id = within(CHECK_SECONDS, partial(make_repository, to)).repo_id
@@ -185,7 +193,7 @@ class PublishingTrainer(ResumingTrainer):
         to: Destination,
         failed: Callable[[BaseException], None] | None,
     ) -> Any:
-        """Pushes what `fill` puts into a temporary folder, which is removed when it has arrived, or not."""
+        """Push the files that `fill` writes into a temporary folder. The folder is removed afterwards in any case."""
         folder = make_folder()
 
         def job() -> CommitInfo:
@@ -219,7 +227,7 @@ class PublishingTrainer(ResumingTrainer):
             leave(job)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Not super()'s, which sends whatever lies in the output folder, pickles among it.
+        # Do not call super(), which pushes everything in the output folder, including pickles.
         if self.args.hub_strategy == HubStrategy.END:
             return
         with self._whole_prompt():
@@ -227,19 +235,19 @@ class PublishingTrainer(ResumingTrainer):
                 self._push_checkpoint(checkpoint_folder)
 
     def _whole_prompt(self) -> AbstractContextManager:
-        """Within this context the prompt's vectors are here (ZeRO-3 shares them out); every process must enter."""
+        """Within this context, gather the prompt's vectors, which ZeRO-3 shards; every process must enter it."""
         model = self.accelerator.unwrap_model(self.model)
         return whole(model.prompt_encoder[model.active_adapter].embedding)
 
     def _push_checkpoint(self, checkpoint_folder: str) -> None:
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        # What a signal saves is sent in any case: another machine goes on from there.
+        # A checkpoint that is saved because of a signal is always pushed: another machine resumes from it.
         if busy and not self.args.hub_always_push and not self._is_ending():
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
             jobs = self._start_pushes(checkpoint_folder)
-        except Exception as error:  # a run goes on, whatever keeps its files from being sent
+        except Exception as error:  # whatever the error is, training goes on
             _say_it_is_skipped(error)
             return
         if busy:
@@ -259,7 +267,7 @@ class PublishingTrainer(ResumingTrainer):
         return jobs
 
     def _finish_current_push(self) -> None:
-        """As in `Trainer`; a Hub that hangs is left, after a signal soon."""
+        """Wait for the current push as `Trainer` does, but give up if the Hub hangs; after a signal, give up soon."""
         jobs = getattr(getattr(self, "push_in_progress", None), "jobs", [])
         if left := self._still_going(jobs):
             for job in left:
@@ -270,7 +278,7 @@ class PublishingTrainer(ResumingTrainer):
             )
 
     def _still_going(self, jobs: Iterable[Future]) -> set[Future]:
-        """Waits for pushes for as long as they may take, after a signal for a moment; returns those that go on."""
+        """Wait for pushes until a time limit, which is shorter after a signal; return those still running."""
         going, start_of_wait, signal_came = set(jobs), time.monotonic(), None
         limit = PUSH_SECONDS * max(len(going), 1)
         while going:
@@ -283,7 +291,7 @@ class PublishingTrainer(ResumingTrainer):
         return going
 
     def _is_ending(self) -> bool:
-        """Whether a signal has been noted."""
+        """Tell whether a signal has been recorded."""
         return self._watch is not None and self._watch.signum is not None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -299,7 +307,7 @@ class PublishingTrainer(ResumingTrainer):
             super()._load_rng_state(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to add: the prompt is saved with a card of its own."""
+        """Do nothing: the prompt is saved with its own card."""
 
 
 def _tell(failed: Callable[[BaseException], None], job: Future) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's pushes go by its arguments, and whether the Hub will take them: known before anything is loaded."""
+"""Read the Hub destination from the training arguments, and check it before anything is loaded."""
 
 import logging
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from ..prompts.pushing import Destination, check_access
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 30.0
-"""How long the Hub may take to answer before training."""
+"""How long to wait for the Hub's answer before training."""
 
 
 def destination(args: TrainingArguments, **changes: Any) -> Destination:
-    """Where a run's pushes go.
+    """Return the destination of a run's pushes.
 
     Args:
-        args: the run's.
-        **changes: `revision`, `private` or `token` in place of theirs; None changes nothing.
+        args: the run's arguments.
+        **changes: `revision`, `private` or `token`, which override the arguments; None changes nothing.
 
     Raises:
-        PromptTuningError: no repository and no branch can have such a name.
+        PromptTuningError: the name of the repository or branch is invalid.
     """
     said = {"revision": args.hub_revision, "private": args.hub_private_repo, "token": args.hub_token}
     said |= {name: value for name, value in changes.items() if value is not None}
@@ -35,12 +35,12 @@ def destination(args: TrainingArguments, **changes: Any) -> Destination:
 
 
 def check_hub(args: TrainingArguments) -> None:
-    """Looks whether a run with `push_to_hub` may push, on all processes alike.
+    """Check on all processes whether a run with `push_to_hub` may push.
 
-    A Hub that cannot be reached is no reason not to train: the run says at its end how to push later.
+    If the Hub is unreachable, training starts anyway. At its end the run logs how to push later.
 
     Raises:
-        PromptTuningError: the token, the namespace, the branch or the visibility cannot be.
+        PromptTuningError: the token, the namespace, the branch or the visibility is invalid.
     """
     if args.push_to_hub:
         to = destination(args)
@@ -48,10 +48,12 @@ def check_hub(args: TrainingArguments) -> None:
 
 
 def on_all_processes(args: TrainingArguments, repo_id: str, ask: Callable[[], Any]) -> Any:
-    """What the Hub answers the first process; None to the others, and where it cannot be reached.
+    """Ask the Hub on process 0 and return its answer.
+
+    Return None on the other processes, or if the Hub is unreachable.
 
     Raises:
-        PromptTuningError: it refuses; on all processes, so that none waits for another.
+        PromptTuningError: the Hub refuses. Raised on all processes, so that none waits for another.
     """
     answer, refused = None, [None]
     if args.process_index == 0:

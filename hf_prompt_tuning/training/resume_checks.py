@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of a run like this one: optimizer, schedule and loss scale go on from where they were."""
+"""Check that a checkpoint fits the run: same optimizer, schedule and precision."""
 
 import json
 import logging
@@ -16,27 +16,27 @@ from ..prompts.info import INFO_FILE
 logger = logging.getLogger(__name__)
 
 GOES_ON = ("learning_rate", "weight_decay", "warmup_steps")
-"""What a checkpoint's optimizer and schedule remember, whatever the arguments say now."""
+"""Arguments whose values are restored from the checkpoint's optimizer and schedule, even if they have changed."""
 
 
 def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optimizer: bool) -> None:
-    """Raise PromptTuningError where a run goes on with another optimizer, schedule or precision than the checkpoint's.
+    """Raise PromptTuningError if the checkpoint was saved with another optimizer, schedule or precision.
 
     Args:
-        checkpoint: its folder.
-        args: the run's.
+        checkpoint: folder of the checkpoint.
+        args: the run's arguments.
         scales: whether the run scales its loss (fp16).
-        own_optimizer: whether the caller gave the optimizer, of which the arguments say nothing.
+        own_optimizer: whether the caller passed the optimizer; the arguments then do not describe it.
     """
     folder = Path(checkpoint)
     if not any(folder.glob(f"{OPTIMIZER_NAME}*")):
-        return  # of the prompt alone: optimizer and schedule start afresh
+        return  # it holds only the prompt: optimizer and schedule start from the beginning
     before = _recorded(folder)
     differ = {} if own_optimizer else {"optim": str(args.optim.value)}
     differ["lr_scheduler_type"] = str(args.lr_scheduler_type.value)
     for name, now in differ.items():
         then = before.get(name)
-        # The fused kernels of an optimizer compute the same.
+        # The fused version of an optimizer computes the same updates.
         if then is not None and str(then).removesuffix("_fused") != now.removesuffix("_fused"):
             raise PromptTuningError(
                 f"{checkpoint} is of a run with {name}={then}, and this one has {now}; resume with the same, or start "
@@ -59,10 +59,10 @@ def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optim
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """The hyperparameters that a checkpoint's prompt (the only one) was trained with, as it says."""
+    """Return the hyperparameters that the checkpoint's prompt records; for several prompts, those they share."""
     file = folder / INFO_FILE
     if not file.is_file():
-        # Of several prompts each has its rate; what they have alike is told by any.
+        # Several prompts may have different learning rates. The other values are equal, so read any prompt.
         found = sorted(folder.glob(f"*/{INFO_FILE}"))
         values = json.loads(found[0].read_text(encoding="utf-8")).get("training", {}) if found else {}
         return {name: value for name, value in values.items() if name not in GOES_ON}
@@ -70,12 +70,12 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
-    """Raise PromptTuningError where a checkpoint's optimizer or schedule is of another kind than the run's own.
+    """Raise PromptTuningError if the checkpoint's optimizer or schedule has another type than the run's.
 
     Args:
         checkpoint: a folder with the files that `Trainer` writes.
-        optimizer: the run's, or its wrapper.
-        scheduler: the run's, or its wrapper.
+        optimizer: the run's optimizer, or its wrapper.
+        scheduler: the run's scheduler, or its wrapper.
     """
     saved = _state(Path(checkpoint, OPTIMIZER_NAME))
     inner = getattr(optimizer, "optimizer", optimizer)

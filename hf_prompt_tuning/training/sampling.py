@@ -1,4 +1,4 @@
-"""Which rows make a batch: the seed and the epoch alone tell it."""
+"""Sample training batches that depend only on the seed and the epoch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,15 +7,15 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
-    """Rows of about the same length together, drawn anew in each epoch.
+    """Group rows of similar length into batches, shuffled anew in each epoch.
 
-    transformers' own draws from the generator that dropout draws from, too. So its batches depend on how a model is
-    computed, and a run that is resumed within an epoch gets other batches than the one that was interrupted.
+    transformers' sampler uses the same random generator as dropout. So its batches depend on how the model is
+    computed, and a run that is resumed within an epoch gets other batches than the interrupted run.
 
     Args:
-        batch_size: of one update step, over all processes.
-        lengths: of each row.
-        seed: the run's.
+        batch_size: rows in one batch, over all processes.
+        lengths: length of each row.
+        seed: seed of the run.
     """
 
     def __init__(self, batch_size: int, lengths: Sequence[int], seed: int):
@@ -23,7 +23,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order the next iteration gives."""
+        """Set the epoch for the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:

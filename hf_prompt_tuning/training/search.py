@@ -1,4 +1,4 @@
-"""A Trainer's hyperparameter search: one backbone for all trials, a new prompt for each, and the best one kept."""
+"""Search for hyperparameters: all trials share one backbone, each gets a new prompt, and the best prompt is kept."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +15,21 @@ STATE_FILE = "trainer_state.json"
 
 
 class SearchingTrainer(EvaluatingTrainer):
-    """The part of `PromptTuningTrainer` that searches for hyperparameters."""
+    """Trainer that searches for hyperparameters; a base class of `PromptTuningTrainer`."""
 
     _trial_folders: dict[str, Path]
 
     def _introduced(self, model: nn.Module) -> nn.Module:
-        """Tells a new model what the trainer knows: the template, the layout, an example."""
+        """Set the trainer's template, layout and example row on a new model; return the model."""
         raise NotImplementedError
 
     def train(self, *args: Any, trial: Any = None, **kwargs: Any) -> TrainOutput:
-        """As in `Trainer`. A trial of a search leaves its prompt (some kilobytes) in `run-<number>`."""
+        """Train as `Trainer` does. A trial of a search saves its prompt (some kilobytes) in `run-<number>`."""
         output = super().train(*args, trial=trial, **kwargs)
         number = getattr(trial, "number", None)
         if number is not None:
             if self.objective is None or self.args.load_best_model_at_end:
-                # The prompt that is kept is not the one of the last evaluation.
+                # The kept prompt was not the one in the last evaluation, so evaluate it.
                 self.objective = self.compute_objective(self.evaluate())
             folder = Path(self._get_output_dir(trial))
             self.save_model(str(folder), _internal_call=True)
@@ -46,23 +46,23 @@ class SearchingTrainer(EvaluatingTrainer):
         direction: str | list[str] | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
-        """As in `Trainer`, and the trainer then holds the best trial's prompt, metrics and hyperparameters.
+        """Search as `Trainer` does. Afterwards the trainer holds the best trial's prompt, metrics and hyperparameters.
 
-        `model_init(trial)` makes each trial's prompt, on one backbone; it is called with None once, for the start.
-        It suggests what a prompt is made of (`trial.suggest_int("num_virtual_tokens", …)`), `hp_space` what it is
-        trained with.
+        `model_init(trial)` makes each trial's prompt, always on the same backbone. It is also called once with None,
+        before the search. It suggests the properties of the prompt (`trial.suggest_int("num_virtual_tokens", …)`);
+        `hp_space` suggests the training arguments.
 
         Args:
-            hp_space: `TrainingArguments` by name.
-            compute_objective: of an evaluation's metrics; default the value of `metric_for_best_model`, or the loss.
-                (Trainer's own default is the sum of all metrics.)
-            n_trials: how many.
-            direction: default the metric's, by `greater_is_better` or its name; of a `compute_objective` of your own
-                give it.
-            **kwargs: to `optuna.create_study` (`sampler`, `pruner`, `storage`, …) and `Study.optimize`.
+            hp_space: function that returns a trial's `TrainingArguments` values by name.
+            compute_objective: function from an evaluation's metrics to the objective; default: the value of
+                `metric_for_best_model`, or the loss. (`Trainer`'s default is the sum of all metrics.)
+            n_trials: number of trials.
+            direction: "minimize" or "maximize"; default: the direction of the metric, from `greater_is_better` or its
+                name. Pass it if you pass `compute_objective`.
+            **kwargs: passed to `optuna.create_study` (`sampler`, `pruner`, `storage`, …) and `Study.optimize`.
 
         Raises:
-            PromptTuningError: the evaluation has no such metric.
+            PromptTuningError: the evaluation does not return the metric.
         """
         name = self.args.metric_for_best_model or "loss"
 
@@ -80,8 +80,8 @@ class SearchingTrainer(EvaluatingTrainer):
         return best
 
     def _take(self, folder: Path, hyperparameters: dict[str, Any]) -> None:
-        """Makes a trial's prompt the trainer's, as if it had been trained last."""
-        # A search ends without a model. Of this one only the backbone is used.
+        """Load a trial's prompt into the trainer, as if that trial had been trained last."""
+        # After a search there is no model. Only the backbone of this new one is used.
         model = super().call_model_init()
         for name, value in hyperparameters.items():
             if hasattr(self.args, name):
@@ -91,7 +91,7 @@ class SearchingTrainer(EvaluatingTrainer):
         if self.place_model_on_device:
             self._move_model_to_device(self.model, self.args.device)
         self.state = TrainerState.load_from_json(str(folder / STATE_FILE))
-        # What still holds the last trial's prompt.
+        # These still refer to the last trial's prompt.
         self.optimizer = self.lr_scheduler = None
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, None, None

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noted while a run trains, so that it can save before it ends."""
+"""Record SIGTERM and Ctrl-C during training, so that the run can save before it ends."""
 
 import os
 import signal
@@ -14,18 +14,21 @@ from ..errors import PromptTuningError, TrainingInterrupted
 from ..hub.background import drop_folders
 
 ECHO_SECONDS = 1.0
-"""A signal that comes again so soon is the same: a scheduler sends it to every process, and launchers pass it on."""
+"""A second signal within this time counts as the same one.
+
+A scheduler sends the signal to every process, and launchers forward it, so that a process may receive it twice.
+"""
 
 
 class SignalWatch:
-    """Within this context the first SIGTERM or SIGINT is only noted; a second one ends the process at once.
+    """Within this context, record the first SIGTERM or SIGINT; a second one ends the process at once.
 
     Args:
-        then: what is said to happen next.
+        then: what happens next, for the message that the first signal prints.
 
     Raises:
-        PromptTuningError: entered outside the main thread, where Python handles no signals.
-        TrainingInterrupted: left with a signal that nothing has acted upon.
+        PromptTuningError: on entering, outside the main thread, where Python handles no signals.
+        TrainingInterrupted: on leaving, if a signal was recorded and nothing has handled it.
     """
 
     def __init__(self, then: str = "saving after this step"):
@@ -37,7 +40,7 @@ class SignalWatch:
     def __enter__(self) -> "SignalWatch":
         try:
             for signum in (signal.SIGTERM, signal.SIGINT):
-                # One that is ignored stays so: a shell's background jobs are to survive Ctrl-C.
+                # A signal that is ignored stays ignored: a shell's background jobs should survive Ctrl-C.
                 if signal.getsignal(signum) is not signal.SIG_IGN:
                     self._before[signum] = signal.signal(signum, self._note)
         except ValueError as error:
@@ -59,7 +62,7 @@ class SignalWatch:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._noted_at = signum, now
-            # Not by `logging` or `print`: the signal may have come while they were writing.
+            # `logging` and `print` are not safe here: the signal may have arrived while they were writing.
             os.write(2, f"{signal.Signals(signum).name}: {self.then}; once more ends at once.\n".encode())
         elif now - self._noted_at > ECHO_SECONDS:
             drop_folders()
@@ -67,9 +70,12 @@ class SignalWatch:
             os.kill(os.getpid(), signum)
 
     def noted(self, device: torch.device) -> int | None:
-        """The signal that any process of the run has got: all of them ask at one step, and get one answer."""
+        """Return the signal that any process of the run has received, or None.
+
+        All processes must call this in the same step. They all get the same answer.
+        """
         if PartialState().num_processes == 1:
-            return self.signum  # without a look at the device, which a step would wait for
+            return self.signum  # do not synchronize with the device
         agreed = int(reduce(torch.tensor(self.signum or 0, device=device), reduction="max"))
         if agreed and self.signum is None:
             self.signum, self._noted_at = agreed, time.monotonic()

@@ -1,4 +1,4 @@
-"""Columns of a trainer's data that a backbone reads: kept, or refused by name; none is lost without a word."""
+"""Check the columns of a trainer's data, so that no column that the backbone reads is lost silently."""
 
 import inspect
 import logging
@@ -20,20 +20,20 @@ from ..layouts.base import IGNORED
 logger = logging.getLogger(__name__)
 
 OURS = ("input_ids", "attention_mask", "labels", "label", "length", ORIGIN)
-"""What a batch is made of, and what rows may have beside it for samplers and messages."""
+"""Columns that make a batch, and columns that only samplers and messages use."""
 TEXTS = (*OURS, "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask")
-"""What a backbone reads of texts, which a template makes anew."""
+"""Columns that a backbone reads and that a template creates from text."""
 
 
 @dataclass(frozen=True)
 class ColumnCheck:
-    """What a trainer does with the columns of its data.
+    """Check for columns that would be lost.
 
     Attributes:
-        backbone: the one that is trained.
-        removes: `remove_unused_columns`.
-        batched: whether the collator is ours, which makes labels of nothing, and batches of every column.
-        alone: whether one prompt trains; batches of several hold texts alone.
+        backbone: the backbone of the prompt.
+        removes: whether unused columns are removed (`remove_unused_columns`).
+        batched: whether the collator is this package's. It batches every column and cannot create labels.
+        alone: whether only one prompt trains; batches of several prompts hold only text.
     """
 
     backbone: nn.Module
@@ -42,12 +42,14 @@ class ColumnCheck:
     alone: bool
 
     def __call__(self, data: Any, name: str, template: PromptTemplate | None) -> None:
-        """Raise PromptTuningError for a column that the backbone reads, and that would be lost.
+        """Raise PromptTuningError for a column that the backbone reads and that would be lost.
+
+        Rows of token ids are also refused if they lack labels or have an input that the backbone does not take.
 
         Args:
-            data: raw columns or token ids; a dict of such, or None.
-            name: what messages call it.
-            template: what makes text of raw columns.
+            data: raw columns or token ids, a dict of such data sets, or None.
+            name: name of the data in messages.
+            template: the template that turns raw columns into text.
         """
         if isinstance(data, dict):
             for key, rows in data.items():
@@ -93,13 +95,13 @@ class ColumnCheck:
                 "remove it, or call it what the backbone calls it."
             )
         if unread:
-            # What is plainly no input (a text, a number) is left out, as by Trainer.
+            # A column that cannot be an input (a text, a number) is left out, as `Trainer` does.
             names = ", ".join(map(repr, unread))
             logger.warning("The %s data's columns %s are left out: %s takes none.", name, names, self._named)
 
 
 def with_labels(data: Any) -> Any:
-    """Return rows of token ids that have labels, of which none is to be predicted where they had none."""
+    """Return rows of token ids with a column of labels. If there is none, add one in which no token is labelled."""
     if not isinstance(data, Dataset | IterableDataset) or "labels" in columns_of(data):
         return data
     options = {} if isinstance(data, IterableDataset) else {"load_from_cache_file": False}
@@ -107,7 +109,10 @@ def with_labels(data: Any) -> Any:
 
 
 def _look(data: Any, name: str, template: PromptTemplate | None) -> tuple[list[str], Mapping[str, Any], bool]:
-    """The columns of data, its first row, and whether a template makes text of it; no columns where none are known."""
+    """Return the columns of the data, its first row, and whether a template turns it into text.
+
+    If the columns are unknown, the list of columns is empty.
+    """
     if isinstance(data, list) and data:
         data = from_list(data[:1], name)
     if isinstance(data, Dataset | IterableDataset):
@@ -120,7 +125,7 @@ def _look(data: Any, name: str, template: PromptTemplate | None) -> tuple[list[s
 
 
 def _could_be_input(value: Any) -> bool:
-    """Whether a value is what models take beside token ids: an array of floats, or of several dimensions."""
+    """Tell whether a value may be a model input: an array of floats, or an array with several dimensions."""
     if value is None or isinstance(value, str | bytes | bool | int | float | Mapping):
         return False
     try:

@@ -1,4 +1,4 @@
-"""A Trainer that tunes a soft prompt. All it adds to transformers' is told in the names of its methods."""
+"""Trainer for soft prompts."""
 
 from typing import Any
 
@@ -33,26 +33,27 @@ from .trainer_checks import check_devices, check_options, check_together, warn_o
 
 
 class PromptTuningTrainer(SearchingTrainer):
-    """Trains a soft prompt on raw columns (with a template) or on rows of token ids.
+    """Train a soft prompt on raw columns (with a template) or on rows of token ids.
 
     Args:
-        model: from `get_prompt_tuning_model`, or a plain backbone with `prompt_config`.
+        model: a model from `get_prompt_tuning_model`, or a plain backbone with `prompt_config`.
         args: `PromptTuningArguments`, or any `TrainingArguments`.
-        data_collator: default `DataCollatorForPromptTuning`.
-        train_dataset: raw columns where there is a template, else rows of `input_ids` and `labels`.
-        eval_dataset: the same, or a dict of such.
+        data_collator: default: `DataCollatorForPromptTuning`.
+        train_dataset: raw columns if there is a template, otherwise rows of `input_ids` and `labels`.
+        eval_dataset: the same as `train_dataset`, or a dict of such data sets.
         processing_class: the tokenizer.
-        template: how a row becomes text; default the model's own.
-        prompt_config: wraps a plain backbone.
-        callbacks: as in `transformers.Trainer`; a `DivergenceCallback` is added where there is none.
-        compute_metrics: further metrics, from an `EvalPrediction` of label scores [N, L] and label indices
-            (classification), of texts (generation), or of token logits [N, T, V] and labels (rows of token ids).
-        model_init: in place of `model`, makes one from `get_prompt_tuning_model` for each training (see
-            `hyperparameter_search`).
+        template: turns a row into text; default: the model's template.
+        prompt_config: the prompt to add to a plain backbone.
+        callbacks: as in `transformers.Trainer`. A `DivergenceCallback` is added if there is none.
+        compute_metrics: function that returns additional metrics. It receives an `EvalPrediction` of label scores
+            [N, L] and label indices (classification), of texts (generation), or of token logits [N, T, V] and labels
+            (rows of token ids).
+        model_init: function that replaces `model` and returns a model from `get_prompt_tuning_model` for each training
+            (see `hyperparameter_search`).
         **kwargs: as in `transformers.Trainer`.
 
     Raises:
-        PromptTuningError: whatever can be known to be wrong with model, template or data before training.
+        PromptTuningError: the model, the template, the data or an argument is invalid.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class PromptTuningTrainer(SearchingTrainer):
         check_options(args, kwargs, compute_metrics, template)
         self._preprocess = kwargs.pop("preprocess_logits_for_metrics", None)
         if prompt_config is not None:
-            set_seed(args.seed)  # before the prompt is drawn
+            set_seed(args.seed)  # before the prompt's vectors are drawn
         model = self._wrapped(model, prompt_config, processing_class, template)
         self._encoder: PromptTokenizer | None = None
         if template is not None:
@@ -105,7 +106,7 @@ class PromptTuningTrainer(SearchingTrainer):
         eval_dataset = self._encoded(eval_dataset, "evaluation", require_target=False)
         check_layout_name(getattr(args, "layout", "auto"))
         if isinstance(model, SoftPrompts) and not model.is_frozen:
-            model.freeze_backbone()  # only now, when all that is known to be wrong was refused
+            model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
         super().__init__(
             model=model,
             args=args,
@@ -117,24 +118,24 @@ class PromptTuningTrainer(SearchingTrainer):
             callbacks=callbacks,
             **kwargs,
         )
-        # Not to super(), which would call it once more.
+        # Do not pass it to super(), which would call it again.
         self.model_init = model_init
-        # Our `forward` divides by `num_items_in_batch`, whatever the backbone's takes; and the first token's label
-        # counts, because the prompt's last vector predicts it. Smoothing is done where the logits are.
+        # Our `forward` divides by `num_items_in_batch`, whether or not the backbone's does. The label of the first
+        # token counts, because the prompt's last vector predicts it. `forward` also smooths the labels.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self.label_smoother = None
         self.label_names = ["labels"]
         if self._encoder is not None:
-            # Not for rows without ids of their own (a sampler may want `length`): only what the collator reads stays.
+            # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
             self._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
         self._introduced(self.model)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """As in `Trainer`; the new prompt learns of the template, and the data must fit behind it, however long it is.
+        """Make a model as `Trainer` does, set its template, and check that the data fits behind its prompt.
 
         Raises:
-            PromptTuningError: `model_init` returns no prompt-tuning model, or a row is too long behind its prompt.
+            PromptTuningError: `model_init` does not return a prompt-tuning model, or a row is too long for its prompt.
         """
         model = self._introduced(self._wrapped(super().call_model_init(trial), None, None, None))
         self._limit, self._vocabulary = self._room(model), vocabulary_of(model)
@@ -149,16 +150,16 @@ class PromptTuningTrainer(SearchingTrainer):
         if self._encoder is not None and isinstance(model, SoftPrompts):
             model.info.template = self._encoder.template
             if isinstance(self.train_dataset, Dataset):
-                # Here and not with each save, so that whoever may not show a row can take it out.
+                # Set here and not in each save, so that a user who may not publish a row can remove it.
                 model.info.example = self._encoder.readable(self.train_dataset[0])
         return model
 
     @staticmethod
     def _made_by(template: Any, model: Any, tokenizer: Any, train: Any, evaluation: Any) -> PromptTemplate | None:
-        """What makes text of the data: the template that is given, or the prompt's own; None for token ids alone.
+        """Return the template for the data: the given one, or the prompt's; None if all data are token ids.
 
         Raises:
-            PromptTuningError: text, and no tokenizer.
+            PromptTuningError: the data is text and there is no tokenizer.
         """
         own = model.info.template if isinstance(model, SoftPrompts) else None
         warn_of_template(own, template)
@@ -176,7 +177,7 @@ class PromptTuningTrainer(SearchingTrainer):
 
     @staticmethod
     def _wrapped(model: Any, config: PromptTuningConfig | None, tokenizer: Any, template: Any) -> Any:
-        """The model with its prompt; a plain backbone gets the one that `prompt_config` describes."""
+        """Return the model with its prompt. A plain backbone gets a prompt from `prompt_config`."""
         if model is None or isinstance(model, SoftPrompts):
             return model
         if config is None:
@@ -188,7 +189,7 @@ class PromptTuningTrainer(SearchingTrainer):
 
     @staticmethod
     def _room(model: Any) -> int | None:
-        """How many text tokens fit behind the prompt."""
+        """Return how many text tokens fit behind the prompt; None if there is no limit."""
         limit = max_positions(model.get_base_model()) if isinstance(model, SoftPrompts) else None
         return None if limit is None else limit - len(model.prompt)
 
@@ -201,33 +202,34 @@ class PromptTuningTrainer(SearchingTrainer):
         return sampler
 
     def set_initial_training_values(self, args: PromptTuningArguments, dataloader: Any) -> tuple:
-        """As in `Trainer`; `max_steps=0` is no step, where `Trainer` takes one before it looks."""
+        """Return the values as `Trainer` does, but run no step with `max_steps=0`, where `Trainer` runs one."""
         num_train_epochs, *values = super().set_initial_training_values(args, dataloader)
         return (0 if args.max_steps == 0 else num_train_epochs, *values)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`, asking the model for the labelled positions only, where rows are texts alone."""
+        """Compute the loss as `Trainer` does. For rows of text, ask the model only for the labelled positions."""
         inputs = {name: value for name, value in inputs.items() if name != "label"}
         if not beside_texts(inputs):
             inputs["only_labelled"] = True
         elif not self.accelerator.unwrap_model(model).config.is_encoder_decoder and "labels" in inputs:
-            # As wide as the text and one more: the first token's label counts.
+            # One position wider than the text, because the label of the first token counts.
             inputs["shift_labels"] = nn.functional.pad(inputs.pop("labels"), (0, 1), value=IGNORED)
         inputs["label_smoothing"] = self.args.label_smoothing_factor
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _describe(self, info: PromptInfo) -> None:
-        """Writes down in the prompt what this run knows of it."""
+        """Record this run's arguments, results and data in the prompt."""
         describe_run(self.accelerator.unwrap_model(self.model), self.args, self.state, self.processing_class)
         for name, data in (("training_rows", self.train_dataset), ("evaluation_rows", self.eval_dataset)):
             if isinstance(data, Dataset):
                 info.data[name] = len(data)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # Not super()'s, which also pickles the arguments and copies the tokenizer: a prompt's folder holds neither.
+        # Do not call super(), which also pickles the arguments and copies the tokenizer. A prompt's folder holds
+        # neither.
         model = self.accelerator.unwrap_model(self.model)
-        # On every process, because what is sharded is brought together: the embedding, for the nearest words, and with
-        # ZeRO-3 the prompt.
+        # Run on every process, because sharded weights are gathered: the embedding, for the nearest words, and the
+        # prompt (ZeRO-3).
         with whole(model.prompt_encoder[model.active_adapter].embedding):
             self._describe(model.info)
             if self.args.should_save:

@@ -1,4 +1,4 @@
-"""What a trainer is asked for that cannot be, or cannot be together: refused before anything changed."""
+"""Refuse invalid or conflicting trainer arguments before anything changes."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def check_together(
     model: Any, model_init: Any, config: Any, args: TrainingArguments, callbacks: Sequence[Any]
 ) -> None:
-    """Raise PromptTuningError for two arguments of which one would be ignored."""
+    """Raise PromptTuningError for conflicting arguments, or if neither `model` nor `model_init` is given."""
     if model is None and model_init is None:
         raise PromptTuningError("neither model nor model_init is given; give one of them.")
     if model is not None and model_init is not None:
@@ -35,8 +35,8 @@ def check_together(
 
 
 def check_devices(model: Any, args: TrainingArguments) -> None:
-    """Raise PromptTuningError where Trainer would copy the model over several GPUs of one process."""
-    places = set((getattr(model, "hf_device_map", None) or {}).values())  # a model in parts stays one
+    """Raise PromptTuningError if Trainer would copy the model to several GPUs of one process."""
+    places = set((getattr(model, "hf_device_map", None) or {}).values())  # a model split over GPUs is not copied
     if args.n_gpu > 1 and len(places) < 2:
         raise PromptTuningError(
             f"this process has {args.n_gpu} GPUs, over which Trainer would copy the model (nn.DataParallel). Start a "
@@ -51,13 +51,13 @@ def _kind(callback: Any) -> type:
 def check_options(
     args: TrainingArguments, options: Mapping[str, Any], compute_metrics: Any, template: PromptTemplate | None
 ) -> None:
-    """Raise PromptTuningError for an option of Trainer's that this trainer does not do.
+    """Raise PromptTuningError for an option of `Trainer` that this trainer does not support.
 
     Args:
-        args: Trainer's.
-        options: what else Trainer is given, by name.
-        compute_metrics: the caller's.
-        template: None for rows of token ids.
+        args: the training arguments.
+        options: the other arguments of `Trainer`, by name.
+        compute_metrics: the caller's function, or None.
+        template: the template; None for rows of token ids.
     """
     refused = {
         "compute_loss_func": (
@@ -94,7 +94,7 @@ def check_options(
 
 
 def warn_of_template(own: PromptTemplate | None, template: PromptTemplate | None) -> None:
-    """Say where a template takes the place of another one, which is the prompt's own."""
+    """Warn if the given template replaces a different template of the prompt."""
     if own is not None and template is not None and parts(own) != parts(template):
         logger.warning(
             "The prompt's template, with the source %r, is replaced by the one that the trainer is given, %r.",
@@ -104,12 +104,12 @@ def warn_of_template(own: PromptTemplate | None, template: PromptTemplate | None
 
 
 def parts(template: PromptTemplate) -> tuple[Any, ...]:
-    """What a template says without its label words, which may be found in the data."""
+    """Return the parts of a template except its label words, which may come from the data."""
     return template.source, template.target, template.label_column
 
 
 def check_trains(model: Any, names: Sequence[str]) -> None:
-    """Raise PromptTuningError where a prompt that is to train was loaded to be used."""
+    """Raise PromptTuningError if a prompt was loaded without `is_trainable=True`."""
     for name in names:
         if not model.prompt_encoder[name].embedding.weight.requires_grad:
             raise PromptTuningError(
