@@ -1,4 +1,4 @@
-"""`python -m hf_prompt_tuning` (or `accelerate launch -m hf_prompt_tuning`) is `run_prompt_tuning.py`."""
+"""Run `run_prompt_tuning.py` as `python -m hf_prompt_tuning` or `accelerate launch -m hf_prompt_tuning`."""
 
 from run_prompt_tuning import main
 

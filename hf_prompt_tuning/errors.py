@@ -1,30 +1,30 @@
-"""The kinds of error that this package raises: for input it refuses, and for runs that end before their time."""
+"""Define the errors that this package raises: for invalid input, and for runs that end early."""
 
 
 class PromptTuningError(ValueError):
-    """Input that cannot be used as it is.
+    """Invalid input.
 
-    The message names the value that was got, what was expected and how to mend it. The command prints it as one line.
+    The message names the given value, the expected value and the fix. The command prints it as one line.
     """
 
 
 class PromptLoadError(PromptTuningError):
-    """A saved prompt that cannot be had, or that is damaged or unsafe; the message names the file and its fault."""
+    """A saved prompt could not be loaded, is damaged or is unsafe. The message names the file and the fault."""
 
 
 class HubUnavailableError(PromptLoadError):
-    """The Hub does not answer, or says that it cannot now; the message has its words. Another time it may."""
+    """The Hub is unavailable or cannot be reached. The message quotes the Hub. A retry later may succeed."""
 
 
 class PromptMismatchError(PromptLoadError):
-    """A saved prompt and a backbone that it was not trained on; the message names what differs."""
+    """A saved prompt was trained on another backbone. The message names what differs."""
 
 
 class PromptPushError(PromptTuningError):
-    """A prompt that the Hub did not take; the message has the Hub's own words, and what to do.
+    """A push to the Hub failed. The message quotes the Hub and says how to fix it.
 
     Attributes:
-        temporary: whether the same push may go through later: the Hub is down, busy or out of reach.
+        temporary: whether the same push may succeed later: the Hub is down, busy or unreachable.
     """
 
     def __init__(self, message: str, temporary: bool = False):
@@ -33,15 +33,15 @@ class PromptPushError(PromptTuningError):
 
 
 class CheckpointSaveError(OSError):
-    """A checkpoint or a prompt that could not be written: a full disk above all. Those written before are whole."""
+    """A checkpoint or a prompt could not be written, usually because the disk is full. Earlier ones are complete."""
 
 
 class TrainingInterrupted(SystemExit):
-    """A signal has ended the run, which is saved. Uncaught, it ends the process with 128 and the signal's number.
+    """A signal ended the run after it was saved. If not caught, the process exits with 128 plus the signal number.
 
     Attributes:
         signum: SIGTERM (exit code 143) or SIGINT (130).
-        checkpoint: the folder to resume from; None where training was over already.
+        checkpoint: the folder to resume from; None if training had already finished.
     """
 
     def __init__(self, signum: int, checkpoint: str | None):
@@ -50,6 +50,6 @@ class TrainingInterrupted(SystemExit):
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line: the first of its message, or its kind where it has none."""
+    """Return the first line of an error's message, or the error's `repr` if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)

@@ -1,1 +1,1 @@
-"""Read files of the Hub, and say what the server said when that fails."""
+"""Load files from the Hub. Errors quote the server."""

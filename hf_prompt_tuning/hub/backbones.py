@@ -1,4 +1,4 @@
-"""A backbone of the Hub, loaded at one commit, which is remembered; and the commit of one that others loaded."""
+"""Load a Hub backbone at one commit and record the commit. Find the commit of a backbone that the user loaded."""
 
 import re
 from collections.abc import Iterator
@@ -18,28 +18,28 @@ from ..hub.names import hub_id
 from .files import HubFolder, Place, read_whole
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe")
-"""What configs, tokenizers and chat templates are kept in."""
+"""The extensions of config, tokenizer and chat template files."""
 WEIGHTS = re.compile(r"model[^/]*\.safetensors")
 MODEL_FILES, TOKENIZER_FILES = ("config.json", "generation_config.json"), ("tokenizer_config.json", "tokenizer.json")
-"""Which transformers looks for, and goes on without."""
+"""Files that transformers tries to load. It continues without them if they are missing."""
 COMPARED = 8
-"""Numbers of each tensor by which a backbone's weights are recognised."""
+"""How many numbers of each tensor are compared to recognise a backbone's weights."""
 
 
 def backbone_place(name: str, gguf_file: str | None = None, **hub: Any) -> HubFolder | None:
-    """Return where a backbone of the Hub is, at one commit, with all that is small in the cache; None for a folder.
+    """Return a Hub backbone at one commit with its small files in the cache, or None if `name` is a folder.
 
-    transformers takes a file that a server fails to give for one that is not there, and goes on without: with another
-    tokenizer, or with other settings of `generate`. So they are in the cache before it looks, and weights that are not
-    are asked for.
+    If the server fails to send a file, transformers treats the file as missing and continues with another tokenizer
+    or other settings of `generate`. So this downloads the small files to the cache first. For weights that are not in
+    the cache, it checks that the server can send them.
 
     Args:
         name: a Hub id or a folder.
-        gguf_file: the file that holds it all, if one does.
+        gguf_file: the GGUF file that holds the whole backbone, if there is one.
         **hub: as in `HubFolder`.
 
     Raises:
-        PromptLoadError: the repository, or one of its files, cannot be had.
+        PromptLoadError: the repository or one of its files could not be loaded.
     """
     if hub_id(name) is None:
         return None
@@ -55,7 +55,7 @@ def backbone_place(name: str, gguf_file: str | None = None, **hub: Any) -> HubFo
 
 
 def must_be_known(place: HubFolder | None, names: tuple[str, ...]) -> None:
-    """Raise PromptLoadError if the cache alone is asked, and does not tell whether there are files of these names."""
+    """Raise PromptLoadError if the place is offline and the cache does not tell whether these files exist."""
     if place is not None and place.offline:
         for name in names:
             place.find(name)
@@ -71,11 +71,11 @@ def _fetch_small(place: HubFolder, gguf_file: str | None) -> None:
 
 
 def source(place: HubFolder | None, **hub: Any) -> dict[str, Any]:
-    """Return what `from_pretrained` of models and tokenizers is given, so that it loads from this place alone.
+    """Return the arguments that make `from_pretrained` of models and tokenizers load from this place only.
 
     Args:
-        place: as `backbone_place` found it.
-        **hub: `revision`, `token`, `cache_dir`, `local_files_only` as they were asked for.
+        place: the result of `backbone_place`.
+        **hub: the caller's `revision`, `token`, `cache_dir` and `local_files_only`.
     """
     hub = {name: value for name, value in hub.items() if value}
     if place is not None and place.commit is not None and not is_adapter(place):
@@ -85,15 +85,15 @@ def source(place: HubFolder | None, **hub: Any) -> dict[str, Any]:
 
 
 def is_adapter(place: HubFolder) -> bool:
-    """Return whether the repository holds an adapter, for which transformers loads yet another repository."""
+    """Tell whether the repository holds an adapter. For one, transformers loads a second repository."""
     return place.commit is not None and place.has("adapter_config.json")
 
 
 class OnceMore(tqdm):
-    """The progress bar of a download that may begin again, but not for ever.
+    """Progress bar that raises HubUnavailableError when a download restarts more than twice.
 
-    The client goes on for as long as something comes; from a server that breaks off, and cannot go on from there, the
-    same half comes without end.
+    The client retries for as long as it receives data. If a server always breaks off and cannot resume, the client
+    would download the same part forever.
     """
 
     def update(self, n: float | None = 1) -> bool | None:
@@ -107,16 +107,17 @@ class OnceMore(tqdm):
 
 
 def remember_commit(backbone: PreTrainedModel, place: HubFolder | None) -> None:
-    """Notes the commit on a backbone that was loaded from there, and in the cache."""
+    """Record the commit of a loaded backbone, on the model and in the cache."""
     if place is not None and not is_adapter(place):
         backbone.hub_commit = place.commit
         place.remember()
 
 
 def commit_of(backbone: PreTrainedModel) -> str | None:
-    """Return the commit that a backbone was loaded at; None if that cannot be found out.
+    """Return the commit that a backbone was loaded at, or None if it is unknown.
 
-    transformers keeps none. Of a backbone that the user loaded, it is the commit in the cache whose weights are these.
+    transformers does not keep the commit. For a backbone that the user loaded, return the commit in the cache that has
+    the same weights.
     """
     if (known := getattr(backbone, "hub_commit", None)) is not None:
         return known
@@ -128,7 +129,7 @@ def commit_of(backbone: PreTrainedModel) -> str | None:
 
 
 def _snapshots(name: str) -> Iterator[Path]:
-    """The commits of a repository that are in the cache, main's first, then the newest."""
+    """Yield the cached commits of a repository: main's first, then from the newest to the oldest."""
     storage = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     main = storage / "refs" / constants.DEFAULT_REVISION
     first = main.read_text().strip() if main.is_file() else None
@@ -137,13 +138,13 @@ def _snapshots(name: str) -> Iterator[Path]:
 
 
 def _holds(snapshot: Path, backbone: PreTrainedModel) -> bool:
-    """Whether a few numbers of every tensor that can be compared are the backbone's, in its dtype."""
+    """Tell whether the snapshot has the backbone's weights: compare a few numbers per tensor, in its dtype."""
     parameters, compared = dict(backbone.named_parameters()), 0
     for file in sorted(snapshot.glob("model*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
+            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 here, there = parameters.get(name), tensors.get_slice(name)
-                # Sharded, offloaded and quantized ones say nothing; of the latter, the norms are left.
+                # Skip sharded, offloaded and quantized tensors. A quantized backbone is compared by its norms.
                 if not _is_plain(here) or list(here.shape) != there.get_shape():
                     continue
                 if not torch.equal(_some(there, here).to(here.dtype), _some(here, here).cpu()):
@@ -162,6 +163,6 @@ def _is_plain(weight: Tensor | None) -> bool:
 
 
 def _some(weight: Any, like: Tensor) -> Tensor:
-    """The first numbers of the middle row."""
+    """Return the first `COMPARED` numbers of the middle row, or of a vector."""
     row = weight[len(like) // 2] if like.dim() > 1 else weight[:COMPARED]
     return row.detach().flatten()[:COMPARED]

@@ -1,4 +1,4 @@
-"""Pushes beside the training: one after the other, from temporary folders, and waited for where the process ends."""
+"""Run pushes in threads during training: one at a time, from temporary folders. At exit, wait for them to finish."""
 
 import atexit
 import shutil
@@ -11,28 +11,28 @@ from tempfile import mkdtemp
 from typing import Any
 
 PUSH_SECONDS = 300.0
-"""How long a push may take where something waits for it: the Hub's client itself would wait for ever."""
+"""The longest time to wait for a push. The Hub's client has no limit of its own."""
 
 _folders: set[Path] = set()
 _unfinished: set[Future] = set()
 
 
 def make_folder() -> Path:
-    """A new temporary folder; gone at the latest when the process ends."""
+    """Make a temporary folder. It is removed when the process ends, if not before."""
     folder = Path(mkdtemp(prefix="prompt-push-"))
     _folders.add(folder)
     return folder
 
 
 def drop_folder(folder: Path) -> None:
-    """Removes a temporary folder with all that is in it."""
+    """Remove a temporary folder and its files."""
     shutil.rmtree(folder, ignore_errors=True)
     _folders.discard(folder)
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A new temporary folder, which is gone after this context."""
+    """Yield a temporary folder, and remove it at the end of the context."""
     folder = make_folder()
     try:
         yield folder
@@ -41,15 +41,15 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def drop_folders() -> None:
-    """Removes all of them: the process ends."""
+    """Remove all temporary folders, because the process ends."""
     for folder in list(_folders):
         drop_folder(folder)
 
 
 def start(job: Callable[[], Any], after: Future | None = None) -> Future:
-    """Runs a job in a thread of its own, once the job `after` has ended.
+    """Run a job in its own thread after the job `after` has ended.
 
-    A thread that does not keep the process from ending, which an executor's would: a Hub that hangs can be left.
+    It is a daemon thread: if the Hub hangs, the process can still end. An executor's threads would block the exit.
     """
     future: Future = Future()
     future.set_running_or_notify_cancel()
@@ -71,10 +71,10 @@ def start(job: Callable[[], Any], after: Future | None = None) -> Future:
 
 
 def within(seconds: float, job: Callable[[], Any]) -> Any:
-    """What a job returns.
+    """Run a job and return its result.
 
     Raises:
-        TimeoutError: it took longer, and is left alone.
+        TimeoutError: the job took longer than `seconds`. It keeps running, and nothing waits for it.
     """
     future = start(job)
     try:
@@ -86,7 +86,7 @@ def within(seconds: float, job: Callable[[], Any]) -> Any:
 
 
 def leave(future: Future) -> None:
-    """Waits no longer for a job, at the process's end neither."""
+    """Stop waiting for a job, also at the end of the process."""
     _unfinished.discard(future)
 
 

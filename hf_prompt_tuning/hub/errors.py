@@ -1,4 +1,4 @@
-"""What a request to the Hub ends in, in the server's words and with what to do."""
+"""Turn failed Hub requests into this package's errors, with the server's message and advice."""
 
 import os
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ from huggingface_hub.errors import (
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
 
 LATER = (408, 425, 429)
-"""Answers that another time may be others, besides the server's own faults (500 and above)."""
+"""Status codes worth a retry later, besides server errors (500 and above)."""
 
 
 @contextmanager
 def asking(what: str) -> Iterator[None]:
-    """Turns whatever a request ends in into one of this package's errors.
+    """Turn any error of a request into one of this package's errors.
 
     Args:
-        what: is asked for, as the message begins.
+        what: what is requested; the message starts with it.
 
     Raises:
-        HubUnavailableError: the server cannot answer now, or nobody does.
-        PromptLoadError: it refuses to.
+        HubUnavailableError: the server is unavailable or cannot be reached.
+        PromptLoadError: the server rejects the request, or the cache cannot be written.
     """
     try:
         yield
@@ -37,18 +37,18 @@ def asking(what: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise refused(what, error) from error
     except OSError as error:
-        if error.errno is None:  # it is not of a file of this machine
+        if error.errno is None:  # not an error of a local file
             raise _unanswered(what, error) from error
         raise PromptLoadError(
             f"{what} cannot be had: the cache cannot be written to ({os.strerror(error.errno)}). Make room there, or "
             "give another cache_dir."
         ) from error
-    except Exception as error:  # the transport's: by what huggingface_hub speaks HTTP is its own affair
+    except Exception as error:  # an error of the HTTP library that huggingface_hub uses
         raise _unanswered(what, error) from error
 
 
 def refused(what: str, error: HfHubHTTPError) -> PromptLoadError:
-    """Return the error for an answer that is no success."""
+    """Return the error for a response that is not a success."""
     status, wait = error.response.status_code, error.response.headers.get("Retry-After", "")
     said = _said(error)
     if status in LATER or status >= 500:
@@ -70,7 +70,7 @@ def _said(error: HfHubHTTPError) -> str:
 
 
 def words(error: BaseException) -> str:
-    """Return an error of another library in one line: in the server's words, if an answer of it is behind it."""
+    """Return another library's error in one line: the server's message if it is the cause, else its first line."""
     behind: BaseException | None = error
     while behind is not None:
         if isinstance(behind, HfHubHTTPError):
@@ -80,7 +80,10 @@ def words(error: BaseException) -> str:
 
 
 def raise_fault(what: str, error: BaseException) -> None:
-    """Raise what a server said, or that it said nothing, if that is behind an error of transformers'."""
+    """Raise this package's error if a Hub request caused an error of transformers.
+
+    The cause may be a response of the server, or no response at all. Return if there is no such cause.
+    """
     behind: BaseException | None = error
     while behind is not None:
         if isinstance(behind, PromptTuningError):

@@ -1,9 +1,11 @@
-"""Files of a Hub repository, all of one commit: missing where the server says so, and an error for whatever else.
+"""Load the files of a Hub repository, all from one commit.
 
-The clients that exist are made to go on: transformers takes a file that a server fails to give for one that is not
-there, and huggingface_hub tries a server that is down for minutes. A prompt without its description is another
-prompt, so here each file is asked for once. What has come stands in the client's own cache, laid out as the client
-does it, and is read there when the server is down, again all of one commit.
+A file is missing only if the server says so. Any other failure is an error.
+
+Other clients hide failures: transformers treats a file that the server fails to send as missing, and huggingface_hub
+retries for minutes when a server is down. A prompt that loads without its description is a different prompt, so each
+file is requested once here. Downloaded files go to the client's cache, in the client's layout. If the server is down,
+the files are read from there, again all from one commit.
 """
 
 import logging
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 
 class Folder:
-    """A folder of this machine, by the same names as a repository of the Hub."""
+    """A local folder with the same methods as `HubFolder`."""
 
     commit: str | None = None
 
@@ -41,30 +43,30 @@ class Folder:
         self.path = Path(path) / subfolder
 
     def find(self, name: str) -> Path | None:
-        """Return the path of a file, None where there is none."""
+        """Return the path of a file, or None if it is missing."""
         file = self.path / name
         return file if file.is_file() else None
 
     def names(self) -> list[str]:
-        """Return the files in it and in the folders right below."""
+        """Return the names of the files in the folder and its direct subfolders."""
         return [file.relative_to(self.path).as_posix() for file in (*self.path.glob("*"), *self.path.glob("*/*"))]
 
     def remember(self) -> None:
-        """A folder has no revisions to remember."""
+        """Do nothing: a local folder has no revision to record."""
 
 
 class HubFolder:
-    """A repository of the Hub, or a folder in it, at one commit: the one that its first answer is of.
+    """A Hub repository, or a folder in it, at one commit: the commit of the first response.
 
     Args:
         repo_id: the repository.
-        kind: what it holds, for messages.
+        kind: what the repository holds, for messages.
         revision: a branch, tag or commit; default main.
-        token: as the client takes it.
-        cache_dir: default the client's.
-        subfolder: of the repository.
-        local_files_only: ask no server; a file is missing only if the server said so before.
-        force_download: read again what the cache has.
+        token: a Hub token, as the client accepts it.
+        cache_dir: the cache folder; default the client's.
+        subfolder: the folder in the repository.
+        local_files_only: send no requests; a file is missing only if the server said so in an earlier request.
+        force_download: download files that are in the cache again.
     """
 
     def __init__(
@@ -92,18 +94,19 @@ class HubFolder:
         return f"the {self.kind} {self.repo_id!r}"
 
     def find(self, name: str) -> Path | None:
-        """Return the path of a file in the cache, None where this commit has none of this name.
+        """Return the path of a file in the cache, or None if this commit has no such file. Download it if needed.
 
         Raises:
-            HubUnavailableError: the server cannot answer now.
-            PromptLoadError: it refuses to, or it may not be asked and the cache does not tell.
+            HubUnavailableError: the server is unavailable.
+            PromptLoadError: the server rejects the request, or the place is offline and the cache does not tell
+                whether the file exists.
         """
         name = f"{self.subfolder}/{name}" if self.subfolder else name
         found = None if self.force or self.commit is None else self._cached(name)
         if found is not None:
             return Path(found) if isinstance(found, str) else None
         if self.offline:
-            # What `hf download` has put there comes with a list of all that there is.
+            # `hf download` also writes a list of all files of the commit to the cache.
             listed = None if self.commit is None else read_tree_cache(str(self._storage()), self.commit)
             if listed is not None and name not in listed:
                 return None
@@ -115,7 +118,7 @@ class HubFolder:
         return self._download(name)
 
     def names(self) -> list[str]:
-        """Return the files of this folder and those below it, as the server lists them."""
+        """Return the names of all files in this folder and its subfolders, as the server lists them."""
         with asking(str(self)):
             info = HfApi().model_info(
                 self.repo_id, revision=self.commit or self.revision, token=self.token, timeout=timeout()
@@ -128,23 +131,23 @@ class HubFolder:
         return [name.removeprefix(before) for name in names if name.startswith(before)]
 
     def has(self, name: str) -> bool:
-        """Return whether the file is in the cache."""
+        """Tell whether the file is in the cache."""
         return isinstance(self._cached(name), str)
 
     def probe(self, name: str) -> None:
-        """Raise what the server says instead of a file that is to be downloaded by others."""
+        """Raise the server's error, if any, for a file that another library will download."""
         with asking(str(self)):
             announced(self._url(name), self.token)
 
     def remember(self) -> None:
-        """Note in the cache that the revision is this commit: once all of it is there, for what is loaded offline."""
+        """Record in the cache that the revision is this commit, for offline loading. Call it after the last file."""
         for name in () if self.commit is None or self.offline else {self.revision, self.commit}:
             if not COMMIT.fullmatch(name):
-                with suppress(OSError):  # a cache that cannot be written to
+                with suppress(OSError):  # the cache may be read-only
                     _write(self._storage() / "refs" / name, self.commit.encode())
 
     def cached(self) -> "HubFolder | None":
-        """Return the same, as the cache has it; None where it has nothing of this revision."""
+        """Return the same folder read from the cache only, or None if the cache has nothing of this revision."""
         same = HubFolder(self.repo_id, self.kind, self.revision, self.token, self.cache, self.subfolder, True)
         return same if same.commit is not None and (self._storage() / "snapshots" / same.commit).is_dir() else None
 
@@ -191,7 +194,7 @@ class HubFolder:
     def _pin(self, commit: str | None) -> None:
         if self.commit is None and commit and commit.isalnum():
             self.commit = commit
-        # One server gives commits of 64 digits, and 40 of them elsewhere.
+        # Some servers send a commit with 64 digits in one response and its first 40 in another.
         elif not (self.commit and commit and (self.commit.startswith(commit) or commit.startswith(self.commit))):
             raise HubUnavailableError(
                 f"{self} cannot be had: the server was asked for the commit {self.commit}, and answered with another, "
@@ -203,9 +206,9 @@ Place = Folder | HubFolder
 
 
 def read_whole(place: Place, read: Callable[[Place], T]) -> tuple[T, Place]:
-    """Return what `read` makes of a place, and the place: its copy in the cache if the server cannot answer now.
+    """Return `read(place)` and the place. If the server is unavailable, use the copy in the cache instead.
 
-    All files come from one commit, either way. `remember` is the caller's, once it has all that it needs.
+    All files come from one commit in both cases. The caller calls `remember` when it has all files.
     """
     try:
         return read(place), place
@@ -222,12 +225,12 @@ def read_whole(place: Place, read: Callable[[Place], T]) -> tuple[T, Place]:
 
 
 def named(text: object) -> str:
-    """Return a path, or a text with paths in it, as messages give it: the cache's by their repositories."""
+    """Return a path, or text with paths, for a message: replace a folder in the cache by its repository's id."""
     return CACHED.sub(lambda found: found["repo_id"].replace("--", "/", 1) + "/", str(text))
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write a file whole, or not at all: another process may read or write the same."""
+    """Write a file completely or not at all: another process may read or write the same file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.incomplete")
     try:

@@ -1,4 +1,4 @@
-"""Tell the Hub's names from folders of this machine."""
+"""Tell Hub ids from local folders."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from huggingface_hub.utils import validate_repo_id
 
 
 def hub_id(name_or_path: str | None) -> str | None:
-    """A name that the Hub would take; None for a folder of this machine and for no name."""
+    """Return the name if it is a valid Hub id; None for a local folder, an invalid name or no name."""
     if not name_or_path:
         return None
     try:
         validate_repo_id(name_or_path)
     except HFValidationError:
         return None
-    # Only now, because a path may be too long to be asked for.
+    # Check this last: `exists` fails for a path that is too long.
     return None if Path(name_or_path).exists() else name_or_path

@@ -1,4 +1,4 @@
-"""Why a push failed, in one line: the Hub's own words, and what to do about it."""
+"""Explain in one line why a push failed: the Hub's message, and how to fix it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
 from ..errors import PromptPushError, PromptTuningError, first_line
 
 LONGEST = 300
-"""Characters of what the Hub says; a proxy's answer may be a page."""
+"""The longest part of the Hub's message that is shown, in characters; a proxy's response may be a whole page."""
 TEMPORARY = (408, 425, 429)
-"""With the statuses from 500 on, those that may be otherwise in a while."""
+"""Status codes worth a retry later, besides server errors (500 and above)."""
 OTHER = "Mend what it names, and push again."
 ADVICE = {
     401: "Log in with a token of yours that is valid (hf auth login, HF_TOKEN or hub_token).",
@@ -35,19 +35,19 @@ ADVICE = {
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """Turns whatever the Hub's client raises within this context into one `PromptPushError`."""
+    """Turn any error that the Hub's client raises in this context into a `PromptPushError`."""
     try:
         yield
     except PromptTuningError:
         raise
-    except Exception as error:  # the client, the network and the disk raise many kinds
+    except Exception as error:  # the client, the network and the disk raise many types
         raise PromptPushError(
             f"the push to {repo_id!r} failed: {reason(error, repo_id)}", temporary=is_temporary(error)
         ) from error
 
 
 def reason(error: BaseException, repo_id: str) -> str:
-    """What went wrong, and what to do, as sentences of one line."""
+    """Return what went wrong and how to fix it, in one line."""
     answered = _cause(error, HfHubHTTPError)
     if answered is not None:
         status = answered.response.status_code
@@ -62,7 +62,7 @@ def reason(error: BaseException, repo_id: str) -> str:
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Whether the same push may go through later: the Hub is down, busy or out of reach."""
+    """Tell whether the same push may succeed later: the Hub is down, busy or unreachable."""
     answered = _cause(error, HfHubHTTPError)
     if answered is not None:
         return answered.response.status_code in TEMPORARY or answered.response.status_code >= 500
@@ -70,14 +70,14 @@ def is_temporary(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException | None, kind: type[Exception]) -> Any:
-    """The error of this kind behind an error: the client wraps what happens while a file is uploaded."""
+    """Return the first error of this type among an error and its causes: the client wraps errors of an upload."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__
     return error
 
 
 def _words(answered: HfHubHTTPError) -> str:
-    """What the Hub says itself, in its header or its answer's body; else the status's name."""
+    """Return the Hub's message, from its header or the response's body, else the name of the status code."""
     cause = answered.__cause__
     said = answered.server_message or getattr(cause, "server_message", None)
     if said is None:

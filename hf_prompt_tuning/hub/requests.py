@@ -1,4 +1,4 @@
-"""Single requests for files of the Hub: each is made once, within a bound, and what comes is looked at."""
+"""Request a file from the Hub: once, with a time limit and a size limit, and check the content."""
 
 import hashlib
 import json
@@ -13,21 +13,21 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from ..errors import HubUnavailableError, PromptLoadError
 
 MAX_BYTES = 2**30
-"""Of one file that is read by way of memory; backbones' weights are not."""
+"""The largest size of a file that is read into memory. Backbone weights are not read this way."""
 
 
 def timeout() -> float:
-    """Return how many seconds a server may be silent, by the client's settings."""
+    """Return the number of seconds to wait for data from a server, from the client's settings."""
     return min(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def announced(url: str, token: str | bool | None) -> HfFileMetadata:
-    """Return what the server tells of a file; of its contents, which may lie elsewhere, nothing is asked.
+    """Return the metadata of a file. Do not request its content, which may be on another server.
 
     Raises:
-        EntryNotFoundError: there is no such file.
-        HfHubHTTPError: the server refuses, with its words.
-        HubUnavailableError: it is no Hub that answers.
+        EntryNotFoundError: the file does not exist.
+        HfHubHTTPError: the server rejects the request; the error has its message.
+        HubUnavailableError: the server that responds is not a Hub.
     """
     try:
         told = get_hf_file_metadata(url, token=token, timeout=timeout())
@@ -44,11 +44,11 @@ def announced(url: str, token: str | bool | None) -> HfFileMetadata:
 
 
 def downloaded(url: str, token: str | bool | None) -> bytes:
-    """Return the contents of a file.
+    """Download a file and return its content.
 
     Raises:
-        HfHubHTTPError: the server refuses.
-        PromptLoadError: it is too large to be a prompt's.
+        HfHubHTTPError: the server rejects the request.
+        PromptLoadError: the file is larger than `MAX_BYTES`, too large for a file of a prompt.
     """
     content = bytearray()
     with _opened(url, token) as answer:
@@ -63,10 +63,10 @@ def downloaded(url: str, token: str | bool | None) -> bytes:
 
 
 def is_announced(content: bytes, told: HfFileMetadata, name: str) -> bool:
-    """Return whether this is the file that was announced: a broken one in the cache would be read for ever.
+    """Tell whether the content matches the file's metadata. A damaged file in the cache would be read every time.
 
-    Its hash tells. Where a server's ETag is no hash of it, its size does, and whether it is whole as files of its kind
-    are.
+    Compare the hash with the server's ETag. If the ETag is not a hash of the content, compare the size, and check that
+    a json or safetensors file is complete.
     """
     git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     if told.etag in (git, hashlib.sha256(content).hexdigest()):
@@ -77,7 +77,7 @@ def is_announced(content: bytes, told: HfFileMetadata, name: str) -> bool:
         if name.endswith(".json"):
             json.loads(content)
         elif name.endswith(".safetensors"):
-            # The length of a header, the header, and the numbers.
+            # The file holds the length of the header (8 bytes), the header, and the numbers.
             start = 8 + int.from_bytes(content[:8], "little")
             header = json.loads(content[8:start])
             ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
@@ -88,13 +88,13 @@ def is_announced(content: bytes, told: HfFileMetadata, name: str) -> bool:
 
 
 def _opened(url: str, token: str | bool | None) -> Any:
-    # Not compressed, for then the size would not be the file's.
+    # Ask for uncompressed data: the size of compressed data is not the file's size.
     headers = build_hf_headers(token=token, library_name="hf_prompt_tuning") | {"Accept-Encoding": "identity"}
     return get_session().stream("GET", url, headers=headers, timeout=timeout(), follow_redirects=True)
 
 
 def _in_words(url: str, token: str | bool | None, error: HfHubHTTPError) -> HfHubHTTPError:
-    """The same refusal with the server's words, which an answer without a body has no room for."""
+    """Return the same error with the server's message: request the file with a body, because HEAD has none."""
     with suppress(Exception), _opened(url, token) as answer:
         try:
             hf_raise_for_status(answer)
