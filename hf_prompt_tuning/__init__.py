@@ -1,43 +1,53 @@
-"""Prompt tuning for the Hugging Face Trainer."""
+"""Prompt tuning for the Hugging Face Trainer.
 
-from .data.collator import DataCollatorForPromptTuning
-from .data.template import PromptTemplate
-from .data.tokenization import PromptTokenizer
-from .errors import (
-    CheckpointSaveError,
-    HubUnavailableError,
-    PromptLoadError,
-    PromptMismatchError,
-    PromptPushError,
-    PromptTuningError,
-    TrainingInterrupted,
-)
-from .inspection.inspector import inspect_prompt
-from .inspection.results import Inspection
-from .models.causal_lm import PromptTuningModelForCausalLM
-from .models.create import get_prompt_tuning_model
-from .models.labels import strip_virtual_tokens
-from .models.load import load_prompt
-from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
-from .prompts.config import PromptTuningConfig, PromptTuningInit
-from .prompts.foreign import import_prompt
-from .serving.pipelines import PromptClassificationPipeline, PromptGenerationPipeline
-from .serving.vllm import VllmPrompt, export_vllm
-from .several.ensemble import PromptEnsemble, load_ensemble
-from .several.ensemble_trainer import EnsembleTrainer
-from .several.task import PromptTask
-from .several.trainer import MultiPromptTrainer
-from .training.arguments import PromptTuningArguments
-from .training.callbacks import (
-    DivergenceCallback,
-    FrozenBackboneCallback,
-    PromptCheckpointCallback,
-    PromptHubCallback,
-    PromptMonitorCallback,
-    kept_prompts,
-    restore_prompt,
-)
-from .training.trainer import PromptTuningTrainer
+A name is imported when it is first used. Importing the package itself imports neither torch nor transformers; it only
+makes the two pipelines known to `transformers.pipeline`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .serving.registration import register_pipelines
+
+if TYPE_CHECKING:
+    from .data.collator import DataCollatorForPromptTuning
+    from .data.template import PromptTemplate
+    from .data.tokenization import PromptTokenizer
+    from .errors import (
+        CheckpointSaveError,
+        HubUnavailableError,
+        PromptLoadError,
+        PromptMismatchError,
+        PromptPushError,
+        PromptTuningError,
+        TrainingInterrupted,
+    )
+    from .inspection.inspector import inspect_prompt
+    from .inspection.results import Inspection
+    from .models.causal_lm import PromptTuningModelForCausalLM
+    from .models.create import get_prompt_tuning_model
+    from .models.labels import strip_virtual_tokens
+    from .models.load import load_prompt
+    from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
+    from .prompts.config import PromptTuningConfig, PromptTuningInit
+    from .prompts.foreign import import_prompt
+    from .serving.pipelines import PromptClassificationPipeline, PromptGenerationPipeline
+    from .serving.vllm import VllmPrompt, export_vllm
+    from .several.ensemble import PromptEnsemble, load_ensemble
+    from .several.ensemble_trainer import EnsembleTrainer
+    from .several.task import PromptTask
+    from .several.trainer import MultiPromptTrainer
+    from .training.arguments import PromptTuningArguments
+    from .training.callbacks import (
+        DivergenceCallback,
+        FrozenBackboneCallback,
+        PromptCheckpointCallback,
+        PromptHubCallback,
+        PromptMonitorCallback,
+        kept_prompts,
+        restore_prompt,
+    )
+    from .training.trainer import PromptTuningTrainer
 
 __version__ = "0.1.0"
 
@@ -81,3 +91,65 @@ __all__ = [
     "restore_prompt",
     "strip_virtual_tokens",
 ]
+
+# The imports above again, for those who run the code; a test holds the two together.
+_NAMES_OF = {
+    ".data.collator": ["DataCollatorForPromptTuning"],
+    ".data.template": ["PromptTemplate"],
+    ".data.tokenization": ["PromptTokenizer"],
+    ".errors": [
+        "CheckpointSaveError",
+        "HubUnavailableError",
+        "PromptLoadError",
+        "PromptMismatchError",
+        "PromptPushError",
+        "PromptTuningError",
+        "TrainingInterrupted",
+    ],
+    ".inspection.inspector": ["inspect_prompt"],
+    ".inspection.results": ["Inspection"],
+    ".models.causal_lm": ["PromptTuningModelForCausalLM"],
+    ".models.create": ["get_prompt_tuning_model"],
+    ".models.labels": ["strip_virtual_tokens"],
+    ".models.load": ["load_prompt"],
+    ".models.seq2seq_lm": ["PromptTuningModelForSeq2SeqLM"],
+    ".prompts.config": ["PromptTuningConfig", "PromptTuningInit"],
+    ".prompts.foreign": ["import_prompt"],
+    ".serving.pipelines": ["PromptClassificationPipeline", "PromptGenerationPipeline"],
+    ".serving.vllm": ["VllmPrompt", "export_vllm"],
+    ".several.ensemble": ["PromptEnsemble", "load_ensemble"],
+    ".several.ensemble_trainer": ["EnsembleTrainer"],
+    ".several.task": ["PromptTask"],
+    ".several.trainer": ["MultiPromptTrainer"],
+    ".training.arguments": ["PromptTuningArguments"],
+    ".training.callbacks": [
+        "DivergenceCallback",
+        "FrozenBackboneCallback",
+        "PromptCheckpointCallback",
+        "PromptHubCallback",
+        "PromptMonitorCallback",
+        "kept_prompts",
+        "restore_prompt",
+    ],
+    ".training.trainer": ["PromptTuningTrainer"],
+}
+_HOME = {name: home for home, names in _NAMES_OF.items() for name in names}
+_WINGS = ("data", "errors", "hub", "inspection", "layouts", "models", "prompts", "serving", "several", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name or a wing of the package, imported now."""
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name], __name__), name)
+        globals()[name] = value
+        return value
+    if name in _WINGS:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_WINGS})
+
+
+register_pipelines()

@@ -6,16 +6,21 @@ fails to load, at last those that read pickles. Neither happens for this package
 `load_prompt` reads it, and what goes wrong there is raised by the pipeline itself.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers.pipelines
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import PromptLoadError, PromptTuningError, first_line
-from ..models.load import load_prompt
-from ..models.soft_prompts import SoftPrompts
 
-TASKS = ("prompt-classification", "prompt-generation")
+if TYPE_CHECKING:
+    from ..models.soft_prompts import SoftPrompts
+
+TASKS = {
+    "prompt-classification": "hf_prompt_tuning.serving.pipelines.PromptClassificationPipeline",
+    "prompt-generation": "hf_prompt_tuning.serving.pipelines.PromptGenerationPipeline",
+}
+"""Each task's class by name: whoever uses other pipelines does not wait for ours to be imported."""
 NOT_OURS = ("_from_pipeline", "code_revision")
 
 
@@ -28,6 +33,8 @@ class NamedPrompt:
     @classmethod
     def from_pretrained(cls, name: str, revision: str | None = None, **options: Any) -> "NamedPrompt":
         """Return the prompt of this name with all that `load_prompt` takes of the options, which are `pipeline`'s."""
+        from ..models.load import load_prompt  # not before there is something to load
+
         options = {key: value for key, value in options.items() if key not in NOT_OURS and value is not None}
         # transformers has looked the revision up in the backbone's repository; it is the prompt's that is asked for.
         revision = getattr(revision, "initial", revision)
@@ -36,7 +43,7 @@ class NamedPrompt:
         except Exception as error:  # whatever it is, no other class is to be tried
             return cls(None, error)
 
-    def taken(self, tokenizer: Any) -> tuple[SoftPrompts, Any]:
+    def taken(self, tokenizer: Any) -> "tuple[SoftPrompts, Any]":
         """Return the model, and the given tokenizer or else the prompt's; raise what loading it ended in."""
         if self._error is not None:
             raise self._error
@@ -74,4 +81,10 @@ class Configs(AutoConfig):
         return PreTrainedConfig()
 
 
-transformers.pipelines.AutoConfig = Configs
+def register() -> None:
+    """Make both tasks known to `transformers.pipeline`."""
+    tasks = transformers.pipelines.PIPELINE_REGISTRY.supported_tasks
+    for task, impl in TASKS.items():
+        # As `register_pipeline` writes it, which takes a class and no name of one.
+        tasks[task] = {"impl": impl, "pt": (NamedPrompt,)}
+    transformers.pipelines.AutoConfig = Configs

@@ -1,7 +1,7 @@
 """`pipeline("prompt-classification")` and `pipeline("prompt-generation")`: raw rows in, labels or texts out.
 
-Importing the package registers both with transformers. A row goes through the template of its prompt; rows of several
-prompts on one backbone may stand in one batch.
+`registration` makes both known to transformers. A row goes through the template of its prompt; rows of several prompts
+on one backbone may stand in one batch.
 """
 
 import copy
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Pipeline
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
-from .pipeline_loading import TASKS, NamedPrompt, tokenizer_for
+from .pipeline_loading import NamedPrompt, tokenizer_for
 from .writing_options import OF_THE_TEXT, for_generate, is_greedy, new_tokens, parted, together
 
 
@@ -252,7 +251,3 @@ class PromptGenerationPipeline(PromptPipeline):
         sequences = self.tokenizer.batch_decode(outputs["sequences"][0], **OF_THE_TEXT | decoding)
         texts = [{"generated_text": text.strip()} for text in sequences]
         return texts[0] if len(texts) == 1 else texts
-
-
-for task, kind in zip(TASKS, (PromptClassificationPipeline, PromptGenerationPipeline), strict=True):
-    PIPELINE_REGISTRY.register_pipeline(task, kind, pt_model=NamedPrompt)
