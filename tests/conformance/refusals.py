@@ -9,8 +9,27 @@ REFUSALS = {
     r"which say nothing to a language model": "labels that are numbers need words",
     r"no row of the data has a label": "words are read from the labels, and there are none",
     r"which in the ClassLabel column .* is the name of label": "a digit that is one label's name and another's number",
+    r"counts pads between tokens": "a hand-written loop over padded rows, where this backbone counts pads",
     r"has per-layer embeddings": "tokens are looked up in each layer, and embeddings say nothing of them",
 }
+
+BROKEN = {
+    "a short mask": r"attention_mask has shape .* the texts are",
+    "a mask of three dimensions": r"attention_mask has shape .* the texts are",
+    "a mask of fewer rows": r"attention_mask has shape .* the texts are",
+    "short labels": r"labels has shape",
+    "an id beyond the vocabulary": r"input_ids have the token id 320",
+    "an id below 0": r"input_ids have the token id -1",
+    "an unknown name": r"adapter_names has 'nobody'; there are",
+    "more names": r"adapter_names has \d names for \d rows",
+    "one name": r"adapter_names is 'default'; give a list",
+    "ids and embeddings": r"give either input_ids or inputs_embeds",
+    "neither": r"give either input_ids or inputs_embeds",
+    "an unknown argument": r"no_such_argument",
+    "a label beyond the vocabulary": r"labels have the token id 320",
+    "an empty candidate": r"candidate",
+}
+"""What is wrong with a call that must be refused, and a part of the message."""
 
 
 def reason(message: str) -> str | None:

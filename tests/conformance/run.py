@@ -13,7 +13,6 @@ from hf_prompt_tuning import PromptTuningError
 
 from .before import CHANGES
 from .entry_points.base import EntryPoint
-from .refusals import reason
 from .world import Setting, Unequal, World, require_unchanged, settings, snapshot
 
 THREADS = 3
@@ -59,7 +58,7 @@ def outcome(entry: EntryPoint, case: Case) -> str:
         results = _calls(entry, world, case)
     except PromptTuningError as error:
         require_unchanged(before, world.backbone, "a refused call", entry.free)
-        why = reason(str(error))
+        why = entry.reason(case.asked, str(error))
         if why is None:
             raise Unequal(f"refused, and not on the list: {error}") from error
         return why

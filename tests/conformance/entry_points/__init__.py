@@ -1,9 +1,11 @@
 """The calls that are tried: each draws its arguments, makes the call, and compares the result with the oracle's."""
 
 from .base import EntryPoint
+from .broken import Broken
 from .foreign_trainers import Dpo, Grpo, Kto, Sft, VanillaTrainer
 from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
+from .loops import DecodingLoop
 from .pipelines import Classification, Generation
 from .trainers import Evaluate, Predict, Predictions, Texts, Train
 
@@ -15,6 +17,8 @@ ENTRY_POINTS: list[EntryPoint] = [
     Generate(),
     Beams(),
     Samples(),
+    DecodingLoop(),
+    Broken(),
     Classification(),
     Generation(),
     Evaluate(),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..prompts import Asked
+from ..refusals import reason
 from ..rows import Batch, Rows, batch_of
 from ..world import Setting, World
 
@@ -68,6 +69,10 @@ class EntryPoint:
     def call(self, world: World, asked: Any) -> Any:
         """Makes the call."""
         raise NotImplementedError
+
+    def reason(self, asked: Any, message: str) -> str | None:
+        """Why a refusal in these words is right; None for one that is not on the list."""
+        return reason(message)
 
     def check(self, world: World, asked: Any, got: Any) -> None:
         """Raises Unequal where the result is not the oracle's."""
