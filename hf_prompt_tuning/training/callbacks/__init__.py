@@ -1,4 +1,4 @@
-"""What existing pipelines add: callbacks for any Trainer whose model is from `get_prompt_tuning_model`."""
+"""Callbacks for any Trainer whose model is from `get_prompt_tuning_model`."""
 
 from .checkpoint import PromptCheckpointCallback, kept_prompts, restore_prompt
 from .divergence import DivergenceCallback

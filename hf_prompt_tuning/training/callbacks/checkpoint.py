@@ -1,4 +1,4 @@
-"""Every prompt that was evaluated, in one small file, to be looked at or gone back to."""
+"""Save the prompt of every evaluation in one small file, and restore prompts from it."""
 
 import json
 import logging
@@ -25,11 +25,11 @@ FILE = "evaluated_prompts.safetensors"
 
 
 class KeptPrompt(NamedTuple):
-    """A prompt as it was when it was evaluated.
+    """A prompt at the time of an evaluation.
 
     Attributes:
         vectors: [P, H] fp32, on the CPU.
-        metrics: of that evaluation, by the Trainer's names.
+        metrics: metrics of that evaluation, by the Trainer's names.
     """
 
     vectors: Tensor
@@ -37,16 +37,16 @@ class KeptPrompt(NamedTuple):
 
 
 class PromptCheckpointCallback(TrainerCallback):
-    """Keeps the prompt of every evaluation in one file of the output folder, `evaluated_prompts.safetensors`.
+    """Save the prompt of every evaluation in one file of the output folder, `evaluated_prompts.safetensors`.
 
-    Of several prompts that train together (several tasks, an ensemble), each is kept with the metrics that bear its
-    name. Of other metrics (an ensemble's vote) none is kept.
+    If several prompts train together (several tasks, an ensemble), each is saved with the metrics that contain its
+    name. Metrics of no single prompt (an ensemble's vote) are not saved.
 
-    A checkpoint is for resuming, and old ones are deleted; this file is for looking back: 20 vectors of width 4096 are
-    320 kB an evaluation. It goes on with what is in the file when a run is resumed.
+    A checkpoint is for resuming, and old checkpoints are deleted. This file is for looking back. 20 vectors of width
+    4096 take 320 kB per evaluation. A resumed run adds to the existing file.
 
     Args:
-        file: where, in place of the output folder's.
+        file: path of the file; default: in the output folder.
     """
 
     def __init__(self, file: str | Path | None = None):
@@ -55,10 +55,10 @@ class PromptCheckpointCallback(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        """Adds the prompt as it is now; a second evaluation at one step adds its metrics."""
+        """Save the current prompt. A second evaluation in the same step adds its metrics."""
         model = watched(model, self)
         found = _by_prompt(numbers_of(metrics), model)
-        # On every process, because ZeRO-3 brings a prompt together.
+        # Run on every process, because ZeRO-3 gathers the prompt.
         vectors = {name: prompt_vectors(model, name).float().cpu() for name in found}
         if not state.is_world_process_zero:
             return
@@ -73,15 +73,16 @@ class PromptCheckpointCallback(TrainerCallback):
 
 
 def _by_prompt(metrics: dict[str, float], model: SoftPrompts) -> dict[str, dict[str, float]]:
-    """Which prompt each metric is of: the one that it names behind its prefix, else the active one.
+    """Return each prompt's metrics, by prompt name.
 
-    Where a metric names a prompt, those that name none are of no single one.
+    A metric belongs to the prompt whose name follows its prefix. If any metric names a prompt, metrics without a name
+    belong to no prompt and are dropped. If none does, all metrics belong to the active prompt.
     """
     found: dict[str, dict[str, float]] = {}
     names = sorted(model.prompt_encoder, key=len, reverse=True) if len(model.prompt_encoder) > 1 else []
     for key, value in metrics.items():
         prefix, _, rest = key.partition("_")
-        # The longest name, where one begins with another.
+        # Try the longest name first, because one name may be the beginning of another.
         name = next((name for name in names if rest.startswith(f"{name}_")), None)
         if name is not None:
             found.setdefault(name, {})[f"{prefix}_{rest.removeprefix(f'{name}_')}"] = value
@@ -93,7 +94,7 @@ def _key(step: int, name: str | None) -> str:
 
 
 def _write(file: Path, kept: Mapping[str, KeptPrompt]) -> None:
-    """All of it under another name first, so that a run that is killed meanwhile leaves the old file whole."""
+    """Write to a temporary file and rename it, so that a kill during the write leaves the old file intact."""
     tensors = {key: prompt.vectors for key, prompt in kept.items()}
     metadata = {key: json.dumps(prompt.metrics) for key, prompt in kept.items()}
     unfinished = file.with_suffix(".unfinished")
@@ -102,7 +103,7 @@ def _write(file: Path, kept: Mapping[str, KeptPrompt]) -> None:
 
 
 def _read(file: Path) -> dict[str, KeptPrompt]:
-    """What the file holds, by step, or by step and prompt."""
+    """Return the prompts in the file, by step, or by step and prompt name."""
     try:
         with safe_open(file, framework="pt") as tensors:
             metadata = tensors.metadata() or {}
@@ -111,7 +112,7 @@ def _read(file: Path) -> dict[str, KeptPrompt]:
                 for key in tensors.keys()  # noqa: SIM118  (it is no mapping)
                 if int(key.partition("/")[0]) >= 0
             }
-    except Exception as error:  # safetensors has an error type of its own
+    except Exception as error:  # safetensors has its own error type
         raise PromptLoadError(f"{file} is not a whole file of evaluated prompts: {error}") from error
     for prompt in found.values():
         checked(prompt.vectors, file)
@@ -119,14 +120,14 @@ def _read(file: Path) -> dict[str, KeptPrompt]:
 
 
 def kept_prompts(file: str | Path, adapter_name: str | None = None) -> dict[int, KeptPrompt]:
-    """What `PromptCheckpointCallback` kept of a prompt, by update step, first to last.
+    """Return what `PromptCheckpointCallback` saved of a prompt, by update step, in ascending order.
 
     Args:
-        file: its file, or the folder that holds it.
-        adapter_name: which prompt, where the file holds those of several.
+        file: the callback's file, or the folder that holds it.
+        adapter_name: the prompt's name, if the file holds several prompts.
 
     Raises:
-        PromptLoadError: there is no such file, it is damaged, or it holds several prompts and none of this name.
+        PromptLoadError: the file is missing or damaged, or it holds several prompts and none has this name.
     """
     file = Path(file) / FILE if Path(file).is_dir() else Path(file)
     if not file.exists():
@@ -143,15 +144,16 @@ def kept_prompts(file: str | Path, adapter_name: str | None = None) -> dict[int,
 
 
 def restore_prompt(model: SoftPrompts, file: str | Path, step: int) -> dict[str, float]:
-    """Puts a kept prompt back into the active one; returns the metrics that it had.
+    """Copy a saved prompt into the active prompt; return the metrics that it had.
 
     Args:
-        model: with an active prompt of the same shape, and, where the file holds several prompts, of its name.
+        model: a model whose active prompt has the same shape. If the file holds several prompts, the one with the
+            active prompt's name is restored.
         file: as in `kept_prompts`.
-        step: the update step that it was kept at.
+        step: the update step of the saved prompt.
 
     Raises:
-        PromptLoadError: nothing was kept at that step, or it has another shape.
+        PromptLoadError: no prompt was saved in that step, or it has another shape.
     """
     kept = kept_prompts(file, model.active_adapter)
     if step not in kept:

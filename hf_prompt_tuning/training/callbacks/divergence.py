@@ -1,4 +1,4 @@
-"""Numbers that go wrong, noticed while a prompt trains."""
+"""Detect divergence during training: NaN, infinite values, and prompts that do not learn."""
 
 import logging
 import math
@@ -18,17 +18,23 @@ NEVER = float("inf")
 
 
 class DivergenceCallback(TrainerCallback):
-    """Notices numbers that go wrong, within one logging interval, and says each once.
+    """Detect divergence within one logging interval.
 
-    A loss or gradient that is NaN or infinite ends the run; until then such a gradient is taken for zero, so that it
-    never reaches the prompt. Three others are warned of, in a line each: vectors much longer than the vocabulary's, a
-    learning rate that leaves the prompt where it started, and predictions of one class alone (which only
-    `PromptTuningTrainer`'s evaluation tells). Numbers are noted on the device, and read when the Trainer logs,
-    evaluates or saves, and after every epoch.
+    A loss or gradient that is NaN or infinite ends the run. Until then, such a gradient is replaced by zero, so that
+    it never reaches the prompt.
+
+    Three other problems are logged as warnings, each once:
+
+    - The prompt's vectors are much longer than the vocabulary's.
+    - The learning rate is so low that the prompt ends where it started.
+    - All predictions are of one class. Only `PromptTuningTrainer`'s evaluation can detect this.
+
+    The checks run on the device without waiting for it. Their results are read when the Trainer logs, evaluates or
+    saves, and after every epoch.
 
     Args:
-        max_norm: the longest that the prompt's vectors may be, on average; in mean norms of the vocabulary's.
-        min_move: the least that they should move in the whole run, in the same unit.
+        max_norm: largest mean norm of the prompt's vectors, as a multiple of the vocabulary's mean norm.
+        min_move: smallest distance that the vectors should move in the whole run, in the same unit.
 
     Raises:
         FloatingPointError: the loss, its gradient or the prompt is not finite; nothing is saved after that.
@@ -44,19 +50,19 @@ class DivergenceCallback(TrainerCallback):
         self._confusion: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Remembers where the prompts start."""
+        """Store the prompts' starting vectors, and reset all checks."""
         model = watched(model, self)
         self._said, self._collapsed = set(), {}
         self._confusion = {name: info.confusion_matrix for name, info in model.prompt_info.items()}
         self._starts = {name: prompt_vectors(model, name) for name in model.prompt_encoder}
         self._word_norm = mean_word_norm(model.word_embeddings)
-        self._rates: dict[str, Any] = {}  # by prompt, the sum of the learning rates of the steps that it took
+        self._rates: dict[str, Any] = {}  # for each prompt, the sum of the learning rates of its steps
         self._step = state.global_step + 1
-        # The first step with a bad number, and its loss. In fp32, which is exact up to 16 million steps.
+        # The first step with a bad number, and the loss of that step. fp32 is exact up to 16 million steps.
         device = self._starts[model.active_adapter].device
         self._bad_step, self._bad_loss = torch.tensor(NEVER, device=device), torch.tensor(0.0, device=device)
         self._unhook()
-        # A Trainer shows its callbacks the logged loss alone, and leaves NaN out of that.
+        # Callbacks only get the logged loss, and `Trainer` filters NaN out of it. So read each loss with a hook.
         self._hook = model.register_forward_hook(self._note_loss)
 
     def _unhook(self) -> None:
@@ -71,29 +77,29 @@ class DivergenceCallback(TrainerCallback):
             self._note(~torch.isfinite(loss), loss)
 
     def _note(self, bad: Tensor, loss: Tensor | float = 0.0) -> None:
-        """Remembers the step and its loss where `bad` (0-dim bool) is the first; nothing waits for the device."""
+        """Store the step and its loss if `bad` (0-dim bool) is true for the first time, without device sync."""
         first = bad & torch.isinf(self._bad_step)
         self._bad_step = torch.where(first, float(self._step), self._bad_step)
         self._bad_loss = torch.where(first, loss, self._bad_loss)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Knows which step it is."""
+        """Store the number of the step."""
         self._step = state.global_step + 1
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Any, **kwargs: Any
     ) -> None:
-        """Takes a gradient that is not finite for zero, and adds up the learning rates."""
+        """Replace a gradient that is not finite by zero, and add up the learning rates."""
         model = watched(model, self)
         weights = {name: prompt.embedding.weight for name, prompt in model.prompt_encoder.items()}
-        # Of several prompts that train together, all are looked at; DeepSpeed's gradients are elsewhere.
+        # If several prompts train together, check all of them. DeepSpeed stores its gradients elsewhere.
         taught = {name: weight for name, weight in weights.items() if weight.grad is not None}
         gradients = [weight.grad for weight in taught.values()]
         bad: Any = False
         if gradients:
             bad = ~torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
-        # With a gradient scaler, overflows are to be expected: it skips such a step, and scales less from then on.
-        # (`step_was_skipped` is silent about a fused optimizer's, which skips within itself.)
+        # With a gradient scaler, overflows are normal: it skips the step and lowers the scale.
+        # (`step_was_skipped` does not report the steps that a fused optimizer skips internally.)
         for name, weight in (taught or {model.active_adapter: model.prompt}).items():
             rate = group_of(optimizer, weight)["lr"]
             self._rates[name] = self._rates.get(name, 0.0) + (rate * ~bad if gradients else rate)
@@ -103,23 +109,23 @@ class DivergenceCallback(TrainerCallback):
                 gradient.masked_fill_(bad, 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Looks, before the Trainer logs, evaluates or saves."""
+        """Read the results before the Trainer logs, evaluates or saves."""
         if control.should_log or control.should_evaluate or control.should_save:
             self._look(args, state, **kwargs)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Looks, before the Trainer evaluates or saves."""
+        """Read the results before the Trainer evaluates or saves."""
         self._look(args, state, **kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Lets go of the model."""
+        """Remove the hook from the model."""
         self._unhook()
 
     def _look(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, **kwargs: Any) -> None:
         model = watched(model, self)
         names = [name for name in self._starts if name in self._rates] or [model.active_adapter]
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            # All processes must stop together, and an infinite loss may be one's alone.
+            # All processes must stop together, but an infinite loss may occur on only one of them.
             torch.distributed.all_reduce(self._bad_step, torch.distributed.ReduceOp.MIN)
         seen = [self._bad_step, self._bad_loss]
         for name in names:
@@ -131,7 +137,7 @@ class DivergenceCallback(TrainerCallback):
             what = "the loss's gradient is not finite" if math.isfinite(bad_loss) else f"the loss is {bad_loss}"
             self._stop(what, int(bad_step), args, state)
         for name, length, moved in zip(names, numbers[::2], numbers[1::2], strict=True):
-            # By its name, where there are several.
+            # Name the prompt if there are several.
             which = "the prompt" if len(names) == 1 else f"the prompt {name}"
             if not math.isfinite(length):
                 self._stop(f"{which}'s norm is {length}", state.global_step, args, state)
@@ -153,12 +159,16 @@ class DivergenceCallback(TrainerCallback):
             )
 
     def _judge_rate(self, name: str, which: str, group: dict[str, Any], moved: float, state: TrainerState) -> None:
-        """Warns where even steps at the peak rate, all in one direction, would lead nowhere; at the first look."""
+        """Warn if the learning rate is too low.
+
+        That is, if the prompt would hardly move even if all steps had the peak rate and the same direction. Checked
+        once per prompt.
+        """
         if ("rate", name) in self._said:
             return
         rates = float(self._rates.get(name, 0.0))
         peak = float(group.get("initial_lr", group["lr"]))
-        if peak and not rates:  # a warmup begins with a rate of zero, and a skipped step has none
+        if peak and not rates:  # a warmup starts at a rate of zero, and a skipped step does not count
             return
         most = moved * peak * state.max_steps / rates if rates else 0.0
         if most < self.min_move * self._word_norm:
@@ -175,15 +185,15 @@ class DivergenceCallback(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, Any], **kwargs: Any
     ) -> None:
-        """Looks at the loss, and for predictions of one class alone."""
+        """Check the loss, and whether all predictions are of one class."""
         for name, value in metrics.items():
-            # After training there is no run to end.
+            # After training (no hook), there is no run to end.
             is_loss = name.endswith("_loss") and isinstance(value, int | float)
             if self._hook is not None and is_loss and not math.isfinite(value):
                 self._stop(f"{name} is {value}", state.global_step, args, state)
         infos = watched(model, self).prompt_info
         for name, info in infos.items():
-            # One that is the same as before came with the prompt, or is of an earlier evaluation.
+            # An unchanged matrix was loaded with the prompt or is from an earlier evaluation.
             confusion = info.confusion_matrix
             if confusion and confusion is not self._confusion.get(name):
                 which = "the evaluation" if len(infos) == 1 else f"the evaluation of {name}"
@@ -191,10 +201,10 @@ class DivergenceCallback(TrainerCallback):
                 self._judge_classes(name, which, confusion["labels"], torch.tensor(confusion["counts"]), state)
 
     def _judge_classes(self, name: str, which: str, words: list[str], counts: Tensor, state: TrainerState) -> None:
-        """`counts` is [L, L], rows by the right label."""
+        """Warn if all predictions are of one class. `counts` is [L, L]; each row of it belongs to a true label."""
         predicted, right = counts.sum(0).nonzero()[:, 0].tolist(), counts.sum(1)
         collapsed = state.global_step > 0 and len(predicted) == 1 and int((right > 0).sum()) > 1
-        # A prompt often begins so. It has collapsed where that lasts, or is the end.
+        # A prompt often starts like this. It has collapsed if two evaluations in a row show it, or the last one does.
         if collapsed and (self._collapsed.get(name) or state.global_step >= state.max_steps):
             total = int(right.sum())
             self._warn(
@@ -223,6 +233,6 @@ class DivergenceCallback(TrainerCallback):
 
 
 def group_of(optimizer: Any, weight: Tensor) -> dict[str, Any]:
-    """Return the optimizer's group that a prompt's weight is in (the first, where it holds a copy of it)."""
+    """Return the optimizer's group that holds a prompt's weight; the first group if it holds a copy of the weight."""
     groups = optimizer.param_groups
     return next((group for group in groups if any(one is weight for one in group["params"])), groups[0])

@@ -1,4 +1,4 @@
-"""Proof that only the prompt moved."""
+"""Check that training changes only the prompt."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ ELEMENTS_AT_ONCE = 2**22
 
 
 class FrozenBackboneCallback(TrainerCallback):
-    """Proves that training moved nothing but the prompt.
+    """Check that training changes nothing but the prompt.
 
-    A checksum of every weight and buffer of the backbone is taken as training begins, and compared at each save and
-    at the end. It reads the whole backbone each time.
+    The callback computes a checksum of every weight and buffer of the backbone when training starts. It compares them
+    at each save and at the end. Each comparison reads the whole backbone.
 
     Raises:
-        PromptTuningError: a weight or buffer moved; the message names it.
+        PromptTuningError: a weight or buffer changed; the message names it.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Takes the checksums."""
+        """Compute the checksums."""
         self._checksums = backbone_checksums(watched(model, self))
 
     def on_save(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Compares."""
+        """Compare the checksums."""
         found = backbone_checksums(watched(model, self))
         names = found.keys() | self._checksums.keys()
         if moved := sorted(name for name in names if found.get(name) != self._checksums.get(name)):
@@ -44,16 +44,16 @@ class FrozenBackboneCallback(TrainerCallback):
 
 
 def backbone_checksums(model: SoftPrompts) -> dict[str, int]:
-    """A checksum of each weight and buffer of the backbone that is in memory, by its name."""
+    """Return a checksum of each weight and buffer of the backbone that is in memory, by name."""
     backbone = model.get_base_model()
     tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
     return {name: checksum(tensor) for name, tensor in tensors if not tensor.is_meta}
 
 
 def checksum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits as whole numbers, each times an odd number of its own, in 64 bits.
+    """Return a 64-bit checksum: each element's bits as an integer, times its own odd number, summed up.
 
-    A single element that differs always changes it, and two that changed places do too.
+    A change of a single element always changes the checksum, and so does swapping two elements.
     """
     bits = tensor.detach().contiguous().reshape(-1).view(BITS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=bits.device)

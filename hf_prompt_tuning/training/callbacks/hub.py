@@ -1,4 +1,4 @@
-"""The best prompt so far, on the Hub as training goes."""
+"""Push the best prompt so far to the Hub during training."""
 
 import logging
 from typing import Any
@@ -21,24 +21,25 @@ logger = logging.getLogger(__name__)
 
 
 class PromptHubCallback(TrainerCallback):
-    """Pushes the prompt, with its card, whenever an evaluation is better than all before.
+    """Push the prompt, with its card, after each evaluation that is better than all before.
 
-    A push that fails is logged in one line, and training goes on; the next better evaluation tries again. What is
-    evaluated after training, or under another prefix than the metric's (`metric_key_prefix="test"`, another data set),
-    pushes nothing.
+    If a push fails, the error is logged in one line and training goes on. The next better evaluation tries again. An
+    evaluation after training, or under another prefix than the metric's (`metric_key_prefix="test"`, another data
+    set), pushes nothing.
 
     Args:
-        repo_id: made where it does not exist.
-        metric: the one that decides; default the Trainer's `metric_for_best_model`, or the evaluation's loss.
-        greater_is_better: default what the run asked for its own metric, else by the metric's name.
-        private: whether a repository that is made now is private.
-        token: default the one of `hf auth login`.
-        revision: the branch; made from the main one where it does not exist.
-        subfolder: of the repository; default its root.
+        repo_id: the repository, created if missing.
+        metric: the metric to compare; default: the Trainer's `metric_for_best_model`, or the evaluation's loss.
+        greater_is_better: direction of the metric; default: the run's `greater_is_better` if the metric is the run's,
+            otherwise derived from the metric's name.
+        private: whether a new repository is private.
+        token: default: the token of `hf auth login`.
+        revision: the branch, created from the main branch if missing.
+        subfolder: folder in the repository; default: its root.
 
     Raises:
-        PromptTuningError: an evaluation has no such metric, its value is no number, it is not known which direction
-            of it is better, or there can be no such repository, branch or folder.
+        PromptTuningError: an evaluation does not return the metric, its value is not a number, its direction is
+            unknown, or the name of the repository, branch or folder is invalid.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class PromptHubCallback(TrainerCallback):
     ):
         if metric is not None:
             direction(metric, greater_is_better)
-        Destination(repo_id, revision, private, token)  # refuses what cannot be, before any training
+        Destination(repo_id, revision, private, token)  # raises for invalid names, before any training
         self.revision, self.subfolder = revision, checked_subfolder(subfolder)
         self.repo_id = repo_id
         self.metric = metric
@@ -62,27 +63,27 @@ class PromptHubCallback(TrainerCallback):
         self.token = token
         self.best: float | None = None
         self._over = False
-        self._other: list[str] | None = None  # the metrics of an evaluation that was not the one
+        self._other: list[str] | None = None  # the metrics of an evaluation without the metric
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Looks at the evaluations from here on."""
+        """Start to watch the evaluations."""
         self._over, self._other = False, None
         self._metric(args)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Says where all data sets were evaluated, and none had the metric."""
+        """Raise PromptTuningError if all data sets have been evaluated and none has the metric."""
         if self._other is not None and self.best is None:
             raise self._missing(self._metric(args)[0], self._other)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Looks no longer."""
+        """Stop watching the evaluations."""
         self.on_step_begin(args, state, control)
         self._over = True
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        """Pushes, where this evaluation is the best so far."""
+        """Push the prompt if this evaluation is the best so far."""
         name, greater = self._metric(args)
         if self._over or name not in metrics:
             self._pass_over(name, metrics)
@@ -93,32 +94,35 @@ class PromptHubCallback(TrainerCallback):
         if not is_better(value, self.best, greater):
             return
         model = watched(model, self)
-        # On every process, because what is sharded is brought together: the embedding, for the nearest words, and with
-        # ZeRO-3 the prompt.
+        # Run on every process, because sharded weights are gathered: the embedding, for the nearest words, and the
+        # prompt (ZeRO-3).
         with whole(model.prompt_encoder[model.active_adapter].embedding):
             describe_run(model, args, state, kwargs.get("processing_class"))
             model.info.metrics = to_record(metrics)
             message = f"Step {state.global_step}: {name} {value:.4g}"
             pushed = [self._push(model, state, message) if state.is_world_process_zero else None]
         if dist.is_initialized() and dist.get_world_size() > 1:
-            # All processes remember the same best one, or one of them would wait for the others at the next.
+            # All processes must store the same best value. Otherwise one would later wait for the others forever.
             dist.broadcast_object_list(pushed, src=0)
         if pushed[0]:
             self.best = value
 
     def _metric(self, args: TrainingArguments) -> tuple[str, bool]:
-        """The metric that decides, with its prefix, and whether more of it is better."""
+        """Return the metric to compare, with its prefix, and whether a greater value is better."""
         name = self.metric or args.metric_for_best_model or "loss"
         asked, runs = self.greater_is_better, args.metric_for_best_model
         if asked is None and runs is not None and name.removeprefix("eval_") == runs.removeprefix("eval_"):
-            # transformers' arguments take whatever does not end in "loss" for a score.
+            # transformers treats every name that does not end in "loss" as a score.
             guessed = args.greater_is_better == (not runs.endswith("loss"))
             if isinstance(args, PromptTuningArguments) or not guessed or by_name(name) is None:
                 asked = args.greater_is_better
         return name if name.startswith("eval_") else f"eval_{name}", direction(name, asked)
 
     def _pass_over(self, name: str, metrics: dict[str, float]) -> None:
-        """Of several data sets one has the metric; other prefixes are not the evaluation that is looked at."""
+        """Handle an evaluation without the metric: ignore it, or raise if it should have the metric.
+
+        With several data sets, only one has the metric. Evaluations under other prefixes are ignored.
+        """
         prefixes = [key.removesuffix("_runtime") for key in metrics if key.endswith("_runtime")] or ["eval"]
         if self._over or not any(prefix.split("_")[0] == "eval" for prefix in prefixes):
             return
@@ -133,7 +137,7 @@ class PromptHubCallback(TrainerCallback):
         )
 
     def _push(self, model: SoftPrompts, state: TrainerState, message: str) -> bool:
-        """Whether the push arrived."""
+        """Push the prompt; tell whether the push succeeded."""
         try:
             model.push_to_hub(
                 self.repo_id,
@@ -143,7 +147,7 @@ class PromptHubCallback(TrainerCallback):
                 subfolder=self.subfolder,
                 commit_message=message,
             )
-        except Exception as error:  # the network raises many kinds, and training goes on whichever it is
+        except Exception as error:  # the network raises many error types; training goes on in any case
             logger.warning("The prompt of step %d could not be pushed: %s", state.global_step, first_line(error))
             return False
         return True

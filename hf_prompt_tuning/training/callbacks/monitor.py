@@ -1,4 +1,4 @@
-"""How a prompt changes as it trains, in the numbers that the Trainer reports."""
+"""Log how a prompt changes during training."""
 
 from typing import Any
 
@@ -12,18 +12,21 @@ from .watched import mean_word_norm, prompt_vectors, watched
 
 
 class PromptMonitorCallback(TrainerCallback):
-    """Logs what the prompt is like, every so many steps, to whatever the Trainer reports to.
+    """Log properties of the prompt at regular intervals to all trackers of the Trainer.
 
-    `prompt/norm` (the mean over positions), `prompt/norm_vs_vocabulary` (that, in mean norms of the vocabulary's
-    vectors), `prompt/moved` (the mean distance from where this run started), `prompt/gradient_norm` (as the optimizer
-    gets it, so after clipping), and, with a tokenizer, `prompt/nearest_words`, a line of text. Where several prompts
-    train together, each has its own: `prompt/NAME/norm`, and so on.
+    - `prompt/norm`: mean norm over positions.
+    - `prompt/norm_vs_vocabulary`: that norm, divided by the mean norm of the vocabulary's vectors.
+    - `prompt/moved`: mean distance from the start of this run.
+    - `prompt/gradient_norm`: norm of the gradient after clipping, as the optimizer gets it.
+    - `prompt/nearest_words`: a line of text; only with a tokenizer.
+
+    If several prompts train together, each has its own values: `prompt/NAME/norm`, and so on.
 
     Args:
-        trainer: the one that it is added to, whose `log` reaches TensorBoard, trackio, W&B and the log history:
-            `trainer.add_callback(PromptMonitorCallback(trainer))`.
-        every: so many update steps; default the Trainer's `logging_steps`.
-        tokenizer: gives the words; default the Trainer's `processing_class`.
+        trainer: the trainer that gets this callback: `trainer.add_callback(PromptMonitorCallback(trainer))`. Its `log`
+            writes to TensorBoard, trackio, W&B and the log history.
+        every: number of update steps between logs; default: the Trainer's `logging_steps`.
+        tokenizer: decodes the nearest words; default: the Trainer's `processing_class`.
 
     Raises:
         PromptTuningError: `every` is below 1, or the Trainer's model holds no soft prompt.
@@ -38,11 +41,11 @@ class PromptMonitorCallback(TrainerCallback):
         self._gradient_norms: dict[str, Tensor] = {}
 
     def _names(self, model: SoftPrompts) -> list[str]:
-        """The prompts that train: all tasks' where the trainer has tasks, else the active one."""
+        """Return the names of the prompts that train: all tasks of a trainer with tasks, otherwise the active one."""
         return list(getattr(self.trainer, "tasks", None) or [model.active_adapter])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Remembers where the prompts start, and how long the vocabulary's vectors are."""
+        """Store the prompts' starting vectors and the mean norm of the vocabulary."""
         model = watched(model, self)
         self._starts = {name: prompt_vectors(model, name) for name in self._names(model)}
         self._word_norm = mean_word_norm(model.word_embeddings)
@@ -51,14 +54,14 @@ class PromptMonitorCallback(TrainerCallback):
         return step % (self.every or max(int(state.logging_steps), 1)) == 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Takes the gradients' norms while there are any."""
+        """Store the norms of the gradients before the optimizer clears them."""
         if self._is_due(state, state.global_step + 1):
             prompts = watched(model, self).prompt_encoder
             gradients = {name: prompts[name].embedding.weight.grad for name in self._starts}
             self._gradient_norms = {name: grad.norm() for name, grad in gradients.items() if grad is not None}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Logs, where it is time."""
+        """Log the values if this step is due."""
         if not self._is_due(state, state.global_step):
             return
         model = watched(model, self)
@@ -66,8 +69,8 @@ class PromptMonitorCallback(TrainerCallback):
         for name in self._starts:
             prefix = "prompt/" if len(self._starts) == 1 else f"prompt/{name}/"
             values |= {prefix + key: value for key, value in self._values(model, name).items()}
-        # A log of ours is not the one that the Trainer was about to write. And `Trainer.log` itself, because a
-        # subclass's may add to every log what it has gathered for its own (TRL's does).
+        # Restore `should_log`, because this log does not replace the one that the Trainer is about to write. Call
+        # `Trainer.log` itself, because a subclass's `log` may add its own collected values to every log (TRL's does).
         should_log = control.should_log
         Trainer.log(self.trainer, values)
         control.should_log = self.trainer.control.should_log = should_log

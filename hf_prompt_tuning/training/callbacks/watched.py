@@ -1,4 +1,4 @@
-"""What the callbacks look at: the model behind a Trainer's wrappers."""
+"""Get the prompt-tuning model out of a Trainer's wrappers, its prompt vectors, and the mean norm of its vocabulary."""
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -13,10 +13,10 @@ SAMPLED_WORDS = 4096
 
 
 def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
-    """A Trainer's model without its wrappers.
+    """Return a Trainer's model without its wrappers.
 
     Raises:
-        PromptTuningError: it holds no soft prompt.
+        PromptTuningError: the model holds no soft prompt.
     """
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     if not isinstance(model, SoftPrompts):
@@ -28,14 +28,17 @@ def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
 
 
 def prompt_vectors(model: SoftPrompts, name: str | None = None) -> Tensor:
-    """A copy of a prompt's vectors (default the active one's), [P, H]; with ZeRO-3 every process must ask for it."""
+    """Return a copy of a prompt's vectors, [P, H]; default: the active prompt.
+
+    With ZeRO-3, every process must call this.
+    """
     embedding = model.prompt_encoder[model.active_adapter if name is None else name].embedding
     with whole(embedding):
         return embedding.weight.detach().clone()
 
 
 def mean_word_norm(embed: nn.Embedding) -> float:
-    """The mean norm of the vocabulary's vectors, as the backbone sees them; of a sample where there are many."""
+    """Return the mean norm of the vocabulary's vectors as the backbone uses them; of a sample if there are many."""
     ids = torch.linspace(0, embed.num_embeddings - 1, min(embed.num_embeddings, SAMPLED_WORDS))
     with whole(embed):
         return embed.forward(ids.long().to(embed.weight.device)).float().norm(dim=1).mean().item()
