@@ -1,4 +1,4 @@
-"""How prompts and examples are laid out in the rows that the backbone sees."""
+"""Lay out prompts and examples in the rows that the backbone sees."""
 
 from .base import Candidates, Examples, LabelledLogits, Layout, Prompts
 from .cached import CachedLayout

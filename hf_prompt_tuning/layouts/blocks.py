@@ -1,15 +1,16 @@
-"""Attention over a packed row, block by block: what one call with the row's mask gives, without its empty part.
+"""Compute attention over a packed row block by block, without the empty part of the row's mask.
 
-Most of a packed row's mask is empty: an example sees its prompt and itself, not the other examples. A CPU's kernel
-computes the empty part all the same. So the queries are cut into blocks of neighbouring segments, and each block looks
-only at the keys that any of its queries sees:
+Most of a packed row's mask is empty: an example sees its prompt and itself, not the other examples. A CPU kernel
+computes the empty part all the same. So the queries are cut into blocks of neighbouring segments, and each block reads
+only the keys that at least one of its queries sees:
 
     keys         p0 p1 | a0 a1 a2 a3 | b0 b1
     block p      x  x
     block a      x  x    x  x  x  x
     block b      x  x                  x  x
 
-On a GPU a row is one call: small kernels would cost more than the empty part.
+The result is that of one call with the whole mask. On a GPU a row is one call: small kernels would cost more than
+the empty part.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +22,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 MIN_BLOCK = 96
-"""Queries of a block, at least: below that the calls cost more than they save (SmolLM2-135M, two cores)."""
+"""The minimum number of queries in a block. Smaller blocks cost more than they save (SmolLM2-135M, two cores)."""
 MIN_OWN_BLOCK = 24
-"""The same where a block ends with the last text of a prompt: one that goes on has to look at two prompts' keys."""
+"""The minimum for a block that ends with a prompt's last text. A longer block would read the keys of two prompts."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring queries and the keys that they see.
+    """Hold neighbouring queries and the keys that they see.
 
     Attributes:
         start, stop: the columns of the queries.
@@ -43,11 +44,13 @@ class Block:
 
 
 def cut(mask: Tensor, ends: list[int], dtype: torch.dtype) -> list[Block]:
-    """Blocks of at least `MIN_BLOCK` queries (`MIN_OWN_BLOCK` before another prompt's), cut where segments end.
+    """Cut a mask into blocks of at least `MIN_BLOCK` queries, or `MIN_OWN_BLOCK` before another prompt's text.
+
+    Blocks end where segments end.
 
     Args:
         mask: [N, N] bool.
-        ends: the column behind each segment, rising to N.
+        ends: the column after each segment's last, ascending to N.
         dtype: of the queries.
     """
     blocks, start = [], 0
@@ -65,10 +68,10 @@ def cut(mask: Tensor, ends: list[int], dtype: torch.dtype) -> list[Block]:
 
 
 class BlockedMask(Tensor):
-    """A mask that says how `scaled_dot_product_attention` is to be computed with it.
+    """A mask that changes how `scaled_dot_product_attention` is computed with it.
 
-    Whoever makes anything else of it (a slice, a copy, another dtype) gets a plain tensor, and with that the ordinary
-    attention. So nothing needs to be told the backbone.
+    Any operation on it (a slice, a copy, another dtype) returns a plain tensor, and that means ordinary attention.
+    So the backbone needs no change.
     """
 
     blocks: list[Block]
@@ -83,7 +86,7 @@ class BlockedMask(Tensor):
 
 
 def in_blocks(mask: Tensor, blocks: list[Block]) -> BlockedMask:
-    """The mask ([1, 1, M, N]) for M queries that are cut into blocks."""
+    """Return a mask ([1, 1, M, N]) for M queries that are cut into blocks."""
     blocked = mask.as_subclass(BlockedMask)
     blocked.blocks = blocks
     return blocked
@@ -92,7 +95,7 @@ def in_blocks(mask: Tensor, blocks: list[Block]) -> BlockedMask:
 def attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: BlockedMask, dropout_p: float = 0.0, **options: Any
 ) -> Tensor:
-    """What `scaled_dot_product_attention` gives: [1, heads, M, d] for queries [1, heads, M, d]."""
+    """Return the result of `scaled_dot_product_attention`: [1, heads, M, d] for queries [1, heads, M, d]."""
     blocks = attn_mask.blocks
     if query.dtype != blocks[0].mask.dtype or query.shape[2] != blocks[-1].stop:
         return scaled_dot_product_attention(

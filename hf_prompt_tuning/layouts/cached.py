@@ -1,4 +1,4 @@
-"""The prompt once, through the model's KV cache, which keeps its gradient; then the examples, behind the cache.
+"""Run the prompt once through the model's KV cache, which keeps its gradient, then run the examples after the cache.
 
 For P = 2 and two examples, of four and of two tokens:
 
@@ -6,8 +6,8 @@ For P = 2 and two examples, of four and of two tokens:
     second pass   (p0 p1) a0 a1 a2 a3
                   (p0 p1) b0 b1 ·  ·       in brackets: keys and values from the cache, the same for every row
 
-It computes G·P + B·T tokens, and needs a causal model with a cache. ALiBi, windows and learned positions are the
-model's own business, because each row is an ordinary continuation.
+It computes G·P + B·T tokens and needs a causal model with a cache. The model itself handles ALiBi, windows and learned
+positions, because each row is an ordinary continuation.
 """
 
 from dataclasses import replace
@@ -22,49 +22,54 @@ from .traits import text_positions
 
 
 class CachedLayout:
-    """See the module's text."""
+    """Layout with the prompt in the KV cache. See the module's docstring."""
 
     name = "cached"
 
     def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
-        """The labelled tokens' predictions, [K, V]; first tokens are predicted by the prompt's own pass."""
+        """Return the labelled tokens' predictions, [K, V]. The prompt's pass predicts the first tokens."""
         needed, parts = examples.needed(), []
         for g, rows in prompts.groups():
             group = needed.select(rows)
             if is_sharded(backbone):
-                # FSDP2 frees a layer's weights once its input has a gradient; without one the text's pass would keep
-                # the first layer's, and gather less often than a process that makes another pass instead.
+                # FSDP2 frees a layer's weights once its input has a gradient. Without a gradient, the text's pass
+                # would keep the first layer's weights, and this process would gather less often than one that makes
+                # another pass.
                 group = replace(group, embeds=group.embeds + 0.0 * prompts.vectors[g].sum().to(group.embeds.dtype))
             labels = examples.labels[rows]
             first = (labels[:, 0] != IGNORED).nonzero()[:, 0]
             logits, cache = self._prompt_pass(backbone, prompts, g, examples.embeds.dtype, len(first))
             if len(first) or cache is not None:
-                # Also where no first token is labelled: this connects a batch without labels to the prompt (a process
-                # of several may have one), and FSDP2 gathers a layer's weights again once its output gets a gradient,
-                # which the last layer's keys and values alone would not give it.
+                # Add these logits even if no first token is labelled, for two reasons. They connect a batch without
+                # labels to the prompt (one of several processes may have such a batch). And FSDP2 gathers a layer's
+                # weights again once its output gets a gradient, and the last layer's keys and values alone would not
+                # give it one.
                 parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
             in_group, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
             if len(in_group):
                 if cache is not None:
-                    # Not `batch_repeat_interleave`, which fails on the caches of linear attention.
+                    # `batch_repeat_interleave` fails on the caches of linear attention.
                     cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=rows.device))
                 logits, _ = _text_pass(backbone, len(prompts.vectors[g]), group, cache, in_group, columns)
                 parts.append(LabelledLogits(logits, labels[in_group, columns + 1], rows[in_group]))
-        if not parts:  # neither a prompt nor a label
+        if not parts:  # no prompt and no label
             parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
         return LabelledLogits.concatenate(parts)
 
     def candidate_scores(
         self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
     ) -> Tensor:
-        """[B, L]: each source once, in groups of equal length (pads must not come between a source and its words)."""
+        """Return the scores, [B, L]. Each source is computed once.
+
+        Sources are grouped by length, because pads must not come between a source and its words.
+        """
         scores = torch.empty(len(sources.mask), len(candidates.ids), device=sources.embeds.device)
         lengths = sources.mask.sum(1)
         for g, rows in prompts.groups():
             for length in lengths[rows].unique().tolist():
                 same = rows[lengths[rows] == length]
                 group = sources.select(same)
-                # With the source as a longer prompt, all candidates are the examples behind it.
+                # The source makes the prompt longer; the candidates are the examples after it.
                 logits, cache = self._source_pass(backbone, prompts, g, group)
                 before = len(prompts.vectors[g]) + length
                 scores[same] = self._behind(backbone, before, logits, cache, candidates)
@@ -74,7 +79,7 @@ class CachedLayout:
     def _prompt_pass(
         backbone: nn.Module, prompts: Prompts, g: int, dtype: torch.dtype, copies: int
     ) -> tuple[Tensor, object]:
-        """`copies` of the last position's prediction ([copies, V]), and the cache; no cache without a prompt."""
+        """Return the last position's prediction `copies` times, [copies, V], and the cache (None without a prompt)."""
         vectors = prompts.vectors[g].to(dtype)
         if not len(vectors):
             return vectors.new_empty(0, backbone.config.get_text_config().vocab_size), None
@@ -88,7 +93,7 @@ class CachedLayout:
 
     @staticmethod
     def _source_pass(backbone: nn.Module, prompts: Prompts, g: int, group: Examples) -> tuple[Tensor, object]:
-        """The last position's prediction of each row, [B', V], and the cache of prompt and source."""
+        """Return the prediction of each row's last position, [B', V], and the cache of prompt and source."""
         batch, length = group.mask.shape
         logits, cache = CachedLayout._prompt_pass(backbone, prompts, g, group.embeds.dtype, 1)
         if cache is not None:
@@ -100,7 +105,7 @@ class CachedLayout:
 
     @staticmethod
     def _behind(backbone: nn.Module, before: int, logits: Tensor, cache: object, candidates: Candidates) -> Tensor:
-        """[B', L]: each candidate's score behind a cache of B' rows of `before` tokens."""
+        """Return each candidate's score after a cache of B' rows of `before` tokens, [B', L]."""
         batch, many = len(logits), len(candidates.ids)
         firsts = torch.stack([ids[0] for ids in candidates.ids])
         scores = logits.float().log_softmax(-1)[:, firsts]
@@ -125,7 +130,7 @@ class CachedLayout:
 def _text_pass(
     backbone: nn.Module, before: int, group: Examples, cache: object, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, object]:
-    """Predictions ([K, V]) at rows and columns of a group that follows `before` cached tokens, and the cache."""
+    """Return the predictions ([K, V]) at rows and columns of a group after `before` cached tokens, and the cache."""
     mask = torch.cat([group.mask.new_ones(len(group.mask), before), group.mask], dim=1).long()
     outputs = predictions_at(
         backbone,

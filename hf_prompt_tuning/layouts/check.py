@@ -1,7 +1,8 @@
-"""Whether a layout gives what `padded` gives, tried on rows of the vocabulary's tokens before it is used.
+"""Check that a layout gives the same results as `padded`, on rows of the vocabulary's tokens, before it is used.
 
-The rows are not the batch's, in which there may be nothing to see: no label, or one token a row, which some models
-get right that lose their state between two passes. These are of several tokens, of different lengths, all labelled.
+The batch itself may show no difference: it may have no labels, or one token a row. Some models lose their state
+between two passes and still get one token a row right. The rows here have several tokens, different lengths, and all
+labels.
 """
 
 from collections.abc import Callable
@@ -16,39 +17,40 @@ from .base import IGNORED, Candidates, Examples, Layout, Prompts
 from .padded import PaddedLayout
 
 Embed = Callable[[Tensor], Tensor]
-"""From token ids [B, T] to what a batch has of them, [B, T, H]."""
+"""Maps token ids [B, T] to embedded tokens [B, T, H]."""
 Figures = dict[str, Tensor]
 
 LENGTHS, SHORT, SOURCES, WORDS = (9, 5), (2, 2), (6, 4, 4), (1, 3, 2)
-"""Of the rows; of rows that leave one token a row behind the prompt; of texts and of the words behind them."""
+"""Lengths of the rows, of rows with one token after the prompt, of the sources, and of the words after them."""
 TOLERANCE, THOROUGH_TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-5, 5e-2
 
 
 def disagreement(
     layout: Layout, backbone: nn.Module, embed: Embed, prompts: tuple[Tensor, ...], thorough: bool = False
 ) -> str:
-    """What differs between a layout and `padded`; an empty string if nothing does.
+    """Return how a layout differs from `padded`, or an empty string if it does not.
 
-    The loss of each token and the prompts' gradient are compared; the prompts' own gradients are left alone. It costs
-    less than a step.
+    The loss of each token and the prompts' gradient are compared. The prompts' `.grad` is not changed. The check costs
+    less than a training step.
 
     Args:
-        layout: for this backbone.
+        layout: the layout to check for this backbone.
         backbone: a causal model.
         embed: the backbone's embedding.
         prompts: one or several, [P, H] each, P of 1 or more.
-        thorough: for a layout that nothing else proves: also rows of one token, and words behind texts.
+        thorough: for a layout that only this check can prove exact: also check rows of one token, and words after
+            texts.
     """
     trials = [partial(_losses, lengths=LENGTHS)]
     if thorough:
         trials += [partial(_losses, lengths=SHORT), _scores]
-    # A caller's inference mode would forbid gradients of what was made in it, so the prompts are copied out of it.
+    # Tensors made in a caller's inference mode take no gradients, so the prompts are copied outside it.
     with torch.inference_mode(False), torch.enable_grad():
         prompts = tuple(vectors.detach().clone().requires_grad_() for vectors in prompts)
         for trial in trials:
             try:
                 got = trial(layout, backbone, embed, prompts)
-            except Exception as error:  # whatever a model's code raises here, `padded` goes on
+            except Exception as error:  # whatever the model's code raises, `padded` still works
                 return f"{type(error).__name__}: {first_line(error)}"
             right = trial(PaddedLayout(), backbone, embed, prompts)
             tolerance = _tolerance(embed, prompts[0].device, thorough)
@@ -73,7 +75,7 @@ def _losses(
     examples = _examples(embed, texts)
     found = layout.labelled_logits(backbone, _dealt_out(prompts, len(texts)), examples)
     losses = torch.nn.functional.cross_entropy(found.logits.float(), found.targets, reduction="none")
-    # Each token stands in one place, so layouts that give them in another order are told apart from none.
+    # Each token occurs in one place only, so sorting by token gives every layout's losses the same order.
     losses = losses[found.targets.argsort(stable=True)]
     gradients = torch.autograd.grad(losses.sum(), prompts, allow_unused=True)
     flat = [torch.zeros(1) if gradient is None else gradient.flatten() for gradient in gradients]
@@ -90,7 +92,7 @@ def _scores(layout: Layout, backbone: nn.Module, embed: Embed, prompts: tuple[Te
 
 
 def _texts(backbone: nn.Module, lengths: tuple[int, ...], device: torch.device) -> list[Tensor]:
-    """Rows of so many token ids, from all over the vocabulary, none of them twice."""
+    """Return rows of the given lengths. Their token ids come from all over the vocabulary, and none occurs twice."""
     vocabulary, count = backbone.get_input_embeddings().num_embeddings, sum(lengths)
     ids = torch.arange(count, device=device) * max(vocabulary // count, 1) % vocabulary
     return list(ids.flip(0).split(list(lengths)))
@@ -102,5 +104,5 @@ def _examples(embed: Embed, texts: list[Tensor]) -> Examples:
 
 
 def _dealt_out(prompts: tuple[Tensor, ...], rows: int) -> Prompts:
-    """The prompts in turn, one for each row."""
+    """Assign the prompts to the rows in turn."""
     return Prompts(prompts, torch.arange(rows, device=prompts[0].device) % len(prompts))

@@ -1,4 +1,4 @@
-"""Which layout a backbone gets: read from its config and signature, then checked with the first batch."""
+"""Choose a backbone's layout from its config and signature, and check it with the first batch."""
 
 import logging
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ from .traits import has_local_layers, is_recurrent, reaches, takes
 logger = logging.getLogger(__name__)
 
 NAMES = ("packed", "cached", "padded")
-"""From the fastest to the one that every model can do."""
+"""From the fastest to the slowest, which every model supports."""
 
 MAX_PACKED_TOKENS = 2048
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 
 class Check(Protocol):
-    """What differs between a layout and `padded` here; an empty string if nothing does."""
+    """Return how a layout differs from `padded` for this batch, or an empty string if it does not."""
 
     def __call__(self, layout: Layout, thorough: bool) -> str: ...
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one layout can do for a backbone.
+    """Hold the verdict on one layout for a backbone.
 
     Attributes:
-        layout: None where it cannot be exact.
-        reason: why not.
-        certain: whether config and signature prove it exact; if not, it is used only after a check.
+        layout: the layout, or None if it cannot be exact.
+        reason: why it cannot be exact.
+        certain: whether config and signature prove it exact. If not, it is used only after a check.
     """
 
     layout: Layout | None
@@ -45,7 +45,7 @@ class Verdict:
 
 
 def judge(name: str, backbone: PreTrainedModel, max_packed_tokens: int | None = None) -> Verdict:
-    """Whether a layout is exact for a backbone, as it stands (attention implementation, checkpointing)."""
+    """Judge whether a layout is exact for a backbone with its current attention implementation and checkpointing."""
     if name == "padded":
         return Verdict(PaddedLayout())
     return _cached(backbone) if name == "cached" else _packed(backbone, max_packed_tokens)
@@ -75,15 +75,15 @@ def _packed(backbone: PreTrainedModel, max_packed_tokens: int | None) -> Verdict
     kinds = reaches(backbone)
     budget = max_packed_tokens or MAX_PACKED_TOKENS
     if (limit := getattr(config, "max_position_embeddings", None)) is not None:
-        # Some models (GPT-J, CodeGen) cut their own causal mask from a buffer of that many columns.
+        # Some models (GPT-J, CodeGen) slice their causal mask from a buffer with that many columns.
         budget = min(budget, limit)
-    # A mask for each kind of layer, but where the only kind is what every model has.
+    # One mask for each kind of layer, unless full attention is the only kind.
     as_dict = list(kinds) != ["full_attention"]
     return Verdict(PackedLayout(budget, kinds, as_dict))
 
 
 def check_layout_name(name: str) -> None:
-    """Raises PromptTuningError where there is no such layout."""
+    """Raise PromptTuningError if no layout has that name."""
     if name not in ("auto", *NAMES):
         raise PromptTuningError(f"layout is {name!r}; give auto, {', '.join(NAMES)}.")
 
@@ -95,17 +95,17 @@ def choose(
     check: Check | None,
     check_all: bool = True,
 ) -> Layout:
-    """The layout of that name, or the fastest that is exact.
+    """Return the layout with that name, or for "auto" the fastest exact layout.
 
     Args:
         name: "auto", or one of `NAMES`.
         backbone: a causal model.
         max_packed_tokens: a packed row's token budget, default `MAX_PACKED_TOKENS`.
-        check: says how a layout differs from `padded`; None where that cannot be told.
-        check_all: check also what config and signature prove.
+        check: returns how a layout differs from `padded`; None if no check is possible.
+        check_all: also check layouts that config and signature prove exact.
 
     Raises:
-        PromptTuningError: no such layout, or one by name that is not exact for this backbone.
+        PromptTuningError: no layout has that name, or the named layout is not exact for this backbone.
     """
     check_layout_name(name)
     for candidate in NAMES if name == "auto" else (name,):
@@ -128,10 +128,10 @@ def choose(
 
 
 def state_of_choice(backbone: PreTrainedModel) -> tuple:
-    """What a choice depends on, beside the backbone itself; all of it may change between batches."""
+    """Return what a choice depends on besides the backbone itself. All of it may change between batches."""
     state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
     if not is_recurrent(backbone):
         return state
-    # Recurrent layers have several kernels: one for training, one for each device.
+    # Recurrent layers have several kernels: one for training, and one for each device.
     device = backbone.device.type
     return *state, backbone.training, device, backbone.dtype, torch.is_autocast_enabled(device)

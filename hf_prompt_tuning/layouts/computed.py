@@ -1,8 +1,8 @@
-"""A prompt computed once: the keys and values that each layer keeps of it, and what its last vector predicts.
+"""Compute a prompt once: each layer's keys and values, and the prediction of the prompt's last vector.
 
-A causal model's prompt sees nothing of what follows it, so one pass over it alone serves every text behind it. Nothing
-here is ever changed in place: caches are made of views, and a model that appends to one makes a tensor of its own.
-No gradient reaches the prompt through it; it is for evaluation and generation.
+In a causal model a prompt does not see the text after it, so one pass over the prompt serves every text. Nothing here
+is changed in place: caches are made of views, and a model that appends to a cache makes new tensors. No gradient
+reaches the prompt through it; it is for evaluation and generation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,10 +22,11 @@ Layers = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class ComputedPrompt:
-    """A prompt's part of every row that it stands in.
+    """Hold the computed part of a prompt, which is the same in every row.
 
     Attributes:
-        layers: keys and values of each layer, [1, heads, P, d] each, of all P vectors, whatever windows there are.
+        layers: each layer's keys and values, [1, heads, P, d] each. They cover all P vectors, even in layers with
+            windows.
         logits: [1, V], the last vector's prediction.
     """
 
@@ -38,7 +39,7 @@ class ComputedPrompt:
 
 @torch.no_grad()
 def compute(backbone: PreTrainedModel, vectors: Tensor) -> ComputedPrompt:
-    """One pass over a prompt alone.
+    """Run one pass over a prompt alone.
 
     Args:
         backbone: a causal model with a key-value cache and no recurrence.
@@ -52,12 +53,12 @@ def compute(backbone: PreTrainedModel, vectors: Tensor) -> ComputedPrompt:
 
 
 def layers_of(cache: DynamicCache) -> Layers:
-    """What a cache holds."""
+    """Return the layers of a cache."""
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A cache that holds keys and values without a copy of them."""
+    """Make a cache from keys and values without copying them."""
     cache = DynamicCache()
     for keys, values in layers:
         layer = DynamicLayer()
@@ -68,7 +69,7 @@ def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
 
 
 def side_by_side(computed: Sequence[ComputedPrompt]) -> Layers:
-    """Several prompts in one row, [1, heads, P_1 + P_2 + …, d]; nothing of none."""
+    """Put several prompts into one row, [1, heads, P_1 + P_2 + …, d]. Return an empty list if there are no prompts."""
     if len(computed) == 1:
         return computed[0].layers
     return [
@@ -78,14 +79,15 @@ def side_by_side(computed: Sequence[ComputedPrompt]) -> Layers:
 
 
 def in_rows(computed: Sequence[ComputedPrompt | None], of: Tensor) -> tuple[Layers, Tensor]:
-    """A prompt in each of B rows, the shorter ones behind masked columns: `[masked | prompt]`.
+    """Put each row's prompt into a batch of B rows. Shorter prompts follow masked columns: `[masked | prompt]`.
 
     Args:
-        computed: G prompts, None for no prompt; not None all of them.
+        computed: G prompts, None for no prompt. At least one is not None.
         of: [B] long, the prompt of each row.
 
     Returns:
-        [B, heads, P, d] for each layer, P the longest's length, and the mask, [B, P] bool.
+        Each layer's keys and values, [B, heads, P, d], where P is the longest prompt's length; and the mask, [B, P]
+            bool.
     """
     found = [prompt for prompt in computed if prompt is not None]
     lengths = torch.tensor([0 if prompt is None else len(prompt) for prompt in computed], device=of.device)
@@ -94,14 +96,14 @@ def in_rows(computed: Sequence[ComputedPrompt | None], of: Tensor) -> tuple[Laye
     layers = side_by_side(found)
     if len(computed) == 1:
         return [(k.expand(len(of), -1, -1, -1), v.expand(len(of), -1, -1, -1)) for k, v in layers], mask
-    # A masked column gets what stands in the first; nobody sees it.
+    # A masked column gets a copy of the first column; no token sees it.
     starts = lengths.cumsum(0) - lengths
     index = (starts[:, None] + columns).masked_fill(columns < 0, 0)[of]
     return dealt_out(layers, index), mask
 
 
 def dealt_out(layers: Layers, columns: Tensor) -> Layers:
-    """Some columns of one row as the rows of a batch.
+    """Spread some columns of one row over the rows of a batch.
 
     Args:
         layers: [1, heads, N, d] each.

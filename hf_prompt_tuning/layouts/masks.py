@@ -1,9 +1,8 @@
-"""Who sees whom in a packed row: pure functions from segments and positions to masks.
+"""Build the masks of packed rows with pure functions of segments and positions.
 
-A packed row is a tree of segments (a prompt, an example behind it, a label's words behind that). A token sees the
-tokens of its own segment and of the segments above it, up to its own position. Positions are those of the text that
-the path from the root spells, so a window or a chunk is cut by positions, not by columns: right by construction for
-long rows too.
+A packed row is a tree of segments: a prompt, an example after it, a label's words after the example. A token sees the
+tokens of its own segment and of the segments above it, up to its own position. Positions count along the path from
+the root. So windows and chunks are cut by positions, not by columns, which is correct for long rows too.
 """
 
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Reach:
-    """How far back a layer's tokens see.
+    """Limit how far back a layer's tokens see.
 
     Attributes:
-        window: only tokens less than so many positions back (sliding-window attention). None: no limit.
-        chunk: only tokens of the same chunk of so many positions (Llama 4's chunked attention). None: no limit.
+        window: tokens see only tokens less than this many positions back (sliding-window attention). None: no limit.
+        chunk: tokens see only tokens in the same chunk of this many positions (Llama 4's chunked attention). None: no
+            limit.
     """
 
     window: int | None = None
@@ -26,10 +26,10 @@ class Reach:
 
 
 def ancestors(parents: list[int]) -> Tensor:
-    """[S, S] bool: whether segment j is segment i, or above it.
+    """Tell for each pair of segments whether segment j is segment i or above it, [S, S] bool.
 
     Args:
-        parents: of each segment, an earlier one; -1 for a root.
+        parents: the parent of each segment, which comes earlier; -1 for a root.
     """
     above = torch.eye(len(parents), dtype=torch.bool)
     for segment, parent in enumerate(parents):
@@ -39,13 +39,13 @@ def ancestors(parents: list[int]) -> Tensor:
 
 
 def sees(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, query: Tensor, key: Tensor) -> Tensor:
-    """Whether the tokens at columns `query` see those at columns `key` (bool, of their broadcast shape).
+    """Tell whether the tokens at columns `query` see those at columns `key` (bool, in their broadcast shape).
 
     Args:
-        above: [S, S] bool, as `ancestors` gives it.
-        segments: [N] long, of each token.
-        positions: [N] long, of each token.
-        reach: of the layer.
+        above: [S, S] bool, from `ancestors`.
+        segments: [N] long, each token's segment.
+        positions: [N] long, each token's position.
+        reach: the layer's reach.
         query: columns, long.
         key: columns, long.
     """
@@ -59,6 +59,6 @@ def sees(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, query
 
 
 def tree_mask(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, past: int = 0) -> Tensor:
-    """[N-past, N] bool: `sees` for every column behind the first `past`, and all columns."""
+    """Return a [N-past, N] bool mask: `sees` for every column after the first `past`, against all columns."""
     columns = torch.arange(len(segments), device=segments.device)
     return sees(above, segments, positions, reach, columns[past:, None], columns[None, :])

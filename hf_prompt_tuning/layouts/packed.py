@@ -1,9 +1,9 @@
-"""Prompts and examples in one row: nothing is computed twice, and no pad at all.
+"""Pack prompts and examples into one row, so that nothing is computed twice and there are no pads.
 
 For P = 2 and two examples, of four and of two tokens:
 
     token      p0 p1 a0 a1 a2 a3 b0 b1
-    position   0  1  2  3  4  5  2  3        an example's positions start behind its prompt
+    position   0  1  2  3  4  5  2  3        an example's positions follow its prompt's
 
     p0         x                             each line: what the token sees
     p1         x  x
@@ -14,10 +14,10 @@ For P = 2 and two examples, of four and of two tokens:
     b0         x  x              x
     b1         x  x              x  x
 
-It computes G·P + N tokens at most: what all examples begin with (the template's first words) is laid out once, too,
-and tokens that predict nothing are left out. It needs a causal model that takes `position_ids` and a mask of our
-own. Rows have a token budget, because the mask is quadratic in a row's length; a full row is followed by another,
-with its own prompts.
+It computes G·P + N tokens at most. Tokens that all examples start with (the template's first words) are laid out only
+once, and tokens that predict nothing are left out. It needs a causal model that takes `position_ids` and a custom
+mask. Rows have a token budget, because the mask is quadratic in a row's length. A full row is followed by another
+row, which repeats the prompts it needs.
 """
 
 import torch
@@ -32,13 +32,13 @@ from .row import Row
 
 
 class PackedLayout:
-    """See the module's text.
+    """Layout with prompts and examples packed into rows. See the module's docstring.
 
     Args:
-        max_tokens: a row's token budget, for the mask has so many rows and columns; a prompt that was computed before
-            adds no rows to it. An example that is longer gets a row of its own.
-        reaches: how far each kind of layer sees, by its name in the config's `layer_types`; usually there is one.
-        as_dict: the model wants a mask for each kind, in a dict.
+        max_tokens: a row's token budget, because the mask has this many rows and columns. A prompt that was computed
+            before adds no rows to the mask. A longer example gets its own row.
+        reaches: the reach of each kind of layer, by its name in the config's `layer_types`; usually there is one.
+        as_dict: whether the model takes a dict with a mask for each kind of layer.
     """
 
     name = "packed"
@@ -49,7 +49,7 @@ class PackedLayout:
         self.as_dict = as_dict
 
     def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
-        """The labelled tokens' predictions, [K, V]."""
+        """Return the labelled tokens' predictions, [K, V]."""
         needed, parts = examples.needed(), []
         lengths = needed.mask.sum(1).tolist()
         labelled = (examples.labels != IGNORED).any(1).nonzero()[:, 0].tolist()
@@ -71,7 +71,7 @@ class PackedLayout:
     def candidate_scores(
         self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
     ) -> Tensor:
-        """[B, L] of a tree: prompt, then each source once, then every candidate's words behind it."""
+        """Return the scores, [B, L], from a tree: the prompt, each source once, every candidate's words after it."""
         scores = torch.empty(len(sources.mask), len(candidates.ids), device=sources.embeds.device)
         lengths = sources.mask.sum(1).tolist()
         extra = sum(len(ids) - 1 for ids in candidates.ids)
@@ -79,7 +79,7 @@ class PackedLayout:
         label_of = torch.cat([torch.full_like(ids, i) for i, ids in enumerate(candidates.ids)])
         for members in self._rows(prompts, [length + extra for length in lengths], list(range(len(lengths)))):
             row, example_of = self._with_examples(prompts, sources, members, lengths)
-            # The source's end predicts every first word; it is projected once, and its prediction used L times.
+            # The source's last token predicts every candidate's first word. It is projected once and used L times.
             ends: list[int] = []
             inner: list[int] = []
             for b in members:
@@ -102,17 +102,17 @@ class PackedLayout:
     def states(
         self, backbone: nn.Module, prompts: Prompts, examples: Examples, copies: int = 1
     ) -> tuple[Layers, Tensor, Tensor]:
-        """What a cache holds of every example behind its prompt, for others to go on from.
+        """Compute the cache of every example after its prompt, for a caller that continues from it.
 
         Args:
             backbone: a causal model with a key-value cache.
-            prompts: of the B examples.
-            examples: each has a token.
-            copies: of each row, one behind another.
+            prompts: the prompts of the B examples.
+            examples: each has at least one token.
+            copies: how often each row is repeated; copies are neighbours.
 
         Returns:
-            [B * copies, heads, P+T, d] for each layer, the predictions of the examples' last tokens,
-            [B * copies, V], and the mask of their real columns, which stand at the right, [B, P+T] bool.
+            Each layer's keys and values, [B * copies, heads, P+T, d]; the predictions of the examples' last tokens,
+            [B * copies, V]; and the mask of the real columns, which are at the right, [B, P+T] bool.
         """
         lengths = examples.mask.sum(1).tolist()
         width = max(map(len, prompts.vectors)) + max(lengths)
@@ -122,7 +122,7 @@ class PackedLayout:
             paths = [row.path_columns(example_of[b]) for b in members]
             outputs = self._pass(backbone, row, [path[-1] - row.past for path in paths], keep=True)
             columns = torch.tensor([[-1] * (width - len(path)) + path for path in paths], device=examples.mask.device)
-            # A masked column gets what stands in the first; nobody sees it.
+            # A masked column gets a copy of the first column; no token sees it.
             index = columns.clamp(min=0).repeat_interleave(copies, dim=0)
             layers.append(dealt_out(layers_of(outputs.past_key_values), index))
             logits.append(outputs.logits[0].repeat_interleave(copies, dim=0))
@@ -131,13 +131,13 @@ class PackedLayout:
         return rows if len(layers) > 1 else layers[0], torch.cat(logits), torch.cat(parts)
 
     def _rows(self, prompts: Prompts, lengths: list[int], order: list[int]) -> list[list[int]]:
-        """Examples in rows under the budget, each with its prompts, in the order they came."""
+        """Group the examples into rows under the budget, each row with its prompts. Keep the examples' order."""
         rows: list[list[int]] = []
         used: set[int] = set()
         queries = keys = 0
         for b, g in zip(order, prompts.of[order].tolist(), strict=True):
             length, new = len(prompts.vectors[g]), g not in used
-            # A prompt that was computed before is seen, and sees nothing any more.
+            # A computed prompt adds keys but no queries.
             asked = 0 if prompts.computed and prompts.computed[g] is not None else length
             size = (queries + lengths[b] + new * asked) * (keys + lengths[b] + new * length)
             if not rows or size > self.max_tokens**2:
@@ -153,9 +153,9 @@ class PackedLayout:
     def _with_examples(
         prompts: Prompts, examples: Examples, members: list[int], lengths: list[int]
     ) -> tuple[Row, dict[int, int]]:
-        """A row of the members' prompts and of the members behind them, and the last segment of each member.
+        """Build a row of the members' prompts and the members. Return it with each member's last segment.
 
-        What all members of a prompt begin with (the template's first words) is laid out once, too.
+        Tokens that all members of a prompt start with (the template's first words) are laid out only once.
         """
         row, segments = Row(), {}
         prompt_of = prompts.of.tolist()
@@ -173,15 +173,15 @@ class PackedLayout:
         return row, segments
 
     def _run(self, backbone: nn.Module, row: Row, columns: list[int]) -> Tensor:
-        """The predictions at some columns of a row, [K, V]."""
+        """Return the predictions at some columns of a row, [K, V]."""
         past = row.past
         known = row.predictions()
         inside = [column - past for column in columns if column >= past]
         if not past and not sum(map(len, row.embeds)):
-            # One-token rows without a prompt: nothing stands before a label.
+            # Rows of one token without a prompt: no token stands before a label to predict it.
             return row.embeds[0].new_zeros(0, backbone.config.get_text_config().vocab_size)
         if past and not inside:
-            # Nothing is asked for that was not computed before.
+            # All the predictions asked for were computed before.
             return torch.cat([row.computed[0].logits[:0], *(known[column] for column in columns)])
         predictions = self._pass(backbone, row, inside).logits[0]
         if len(inside) == len(columns):
@@ -193,7 +193,7 @@ class PackedLayout:
         return found
 
     def _pass(self, backbone: nn.Module, row: Row, columns: list[int], keep: bool = False) -> ModelOutput:
-        """The output for a row's embedded columns: predictions at some of them ([1, K, V]), and what to `keep`."""
+        """Run a row's embedded columns. Return predictions at some of them ([1, K, V]) and, with `keep`, the cache."""
         embeds, past = torch.cat(row.embeds), row.past
         positions, segments = row.positions_and_segments(embeds.device)
         above = ancestors(row.parents).to(embeds.device)
@@ -222,17 +222,17 @@ class PackedLayout:
 
     @staticmethod
     def _goes_in_blocks(backbone: nn.Module, embeds: Tensor) -> bool:
-        """On a CPU, with sdpa."""
+        """Tell whether attention is computed in blocks: on a CPU, with sdpa."""
         return (
             embeds.device.type == "cpu" and len(embeds) > MIN_BLOCK and backbone.config._attn_implementation == "sdpa"
         )
 
 
 def _shared_tokens(embeds: Tensor, group: list[int], lengths: list[int]) -> int:
-    """How many first tokens are the same in all examples of a group; 0 for one alone.
+    """Return how many first tokens all examples of a group share; 0 for a single example.
 
-    Embeddings are compared, which is exact, and works for a caller's own. Where those want gradients they are not
-    shared: each row must have its own.
+    Embeddings are compared, which is exact and also works for a caller's own embeddings. Embeddings that need
+    gradients are not shared, because each row needs its own gradient.
     """
     shortest = min((lengths[b] for b in group), default=0)
     if len(group) < 2 or not shortest or embeds.requires_grad:
@@ -243,15 +243,15 @@ def _shared_tokens(embeds: Tensor, group: list[int], lengths: list[int]) -> int:
 
 
 def _as_attention_wants(mask: Tensor, backbone: nn.Module, dtype: torch.dtype) -> Tensor:
-    """A bool mask ([1, 1, N, N]) as the attention implementation takes it."""
+    """Convert a bool mask ([1, 1, N, N]) to the form that the attention implementation takes."""
     if backbone.config._attn_implementation != "eager":
         return mask
-    # There a bool mask would be added to the scores, silently: False and True are 0 and 1.
+    # Eager attention would silently add a bool mask to the scores, as 0 and 1.
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _block_mask(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, past: int) -> object:
-    """The mask for flex_attention, which skips the blocks that no token sees."""
+    """Return the mask for flex_attention, which skips the blocks that no token sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""The reference layout: a copy of the prompt in front of every example, pads at the end.
+"""Put a copy of the prompt in front of every example, with pads at the end: the reference layout.
 
 For P = 2 and two examples, of four and of two tokens (columns are positions, `·` is a pad):
 
     row 0   p0 p1 a0 a1 a2 a3
     row 1   p0 p1 b0 b1 ·  ·
 
-It computes B·(P+T) tokens and needs nothing of the model but `inputs_embeds`.
+It computes B·(P+T) tokens and needs only `inputs_embeds` from the model.
 """
 
 import torch
@@ -17,11 +17,12 @@ from .traits import text_positions
 
 
 def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tuple[Tensor, Tensor]:
-    """Rows `[prompt | text | pads]`, or `[pads | prompt | text]` where `pads` is "left" (as generation needs).
+    """Return rows `[prompt | text | pads]`, or `[pads | prompt | text]` if `pads` is "left" (as generation needs).
 
     Args:
-        prompts: P is the longest's length; cast to the embeddings' dtype here, where they join them.
+        prompts: cast to the embeddings' dtype here, where they are joined. P is the longest prompt's length.
         examples: a batch of [B, T, H].
+        pads: "right" or "left".
 
     Returns:
         inputs_embeds [B, P+T, H] and attention_mask [B, P+T] long.
@@ -42,21 +43,21 @@ def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tu
 
 
 def row_mask(prompts: Prompts, examples: Examples) -> Tensor:
-    """[B, P+T] bool of rows `[pads | prompt | text | pads]`, in which every text starts in the same column."""
+    """Return the mask of rows `[pads | prompt | text | pads]`, [B, P+T] bool. Every text starts in the same column."""
     lengths = prompts.lengths()
     columns = torch.arange(max(map(len, prompts.vectors)), device=lengths.device)
     return torch.cat([columns >= len(columns) - lengths[:, None], examples.mask], dim=1)
 
 
 def is_moved(prompts: Prompts, examples: Examples) -> bool:
-    """Whether a row's tokens stand in other columns of `padded_rows` than behind a prompt in the batch as it came."""
+    """Tell whether `padded_rows` moves tokens to other columns than P+t of the caller's column t."""
     return examples.order is not None or len(set(map(len, prompts.vectors))) > 1
 
 
 def as_it_came(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
-    """What the backbone computed of padded rows ([B, P+T, ...]) in the columns of the batch as it came.
+    """Move the backbone's outputs for padded rows ([B, P+T, ...]) to the columns of the caller's batch.
 
-    Column P+t is the input's column t, and column P-1 a prompt's last vector, whatever the prompts' lengths.
+    Column P+t is the input's column t, and column P-1 is a prompt's last vector, whatever the prompts' lengths.
     """
     mask = row_mask(prompts, examples)
     moved = Examples.align(mask.unsqueeze(-1), mask).order
@@ -70,7 +71,7 @@ def as_it_came(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
 
 
 def as_padded(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
-    """What `as_it_came` gave ([B, P+T, ...]), again in the columns of padded rows."""
+    """Undo `as_it_came`: move its result ([B, P+T, ...]) back to the columns of padded rows."""
     if examples.order is not None:
         start = x.shape[1] - examples.mask.shape[1]
         x = torch.cat([x[:, :start], take_columns(x[:, start:], examples.order)], dim=1)
@@ -78,16 +79,16 @@ def as_padded(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
 
 
 def predicting_columns(prompts: Prompts, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns ([K] long each) of the positions that predict the labels [B, T], in padded rows.
+    """Return the rows and columns ([K] long each) of the positions that predict the labels [B, T], in padded rows.
 
-    The token at column t of an example stands at column P+t of its row; the column before it predicts it.
+    The token at column t of an example is at column P+t of its row; the column before it predicts it.
     """
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     return rows, prompts.lengths()[rows] + columns - 1
 
 
 def labels_where_predicted(prompts: Prompts, examples: Examples) -> Tensor:
-    """[B, P+T] long: each label in the column that predicts it, for a model that shifts nothing itself."""
+    """Put each label in the column that predicts it, [B, P+T] long, for a model that does not shift labels itself."""
     rows, columns = predicting_columns(prompts, examples.labels)
     batch, length = examples.labels.shape
     shifted = examples.labels.new_full((batch, max(map(len, prompts.vectors)) + length), IGNORED)
@@ -96,12 +97,12 @@ def labels_where_predicted(prompts: Prompts, examples: Examples) -> Tensor:
 
 
 class PaddedLayout:
-    """See the module's text. The other layouts are tested against this one."""
+    """Reference layout, which tests compare the other layouts with. See the module's docstring."""
 
     name = "padded"
 
     def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
-        """The labelled tokens' predictions, [K, V]."""
+        """Return the labelled tokens' predictions, [K, V]."""
         embeds, mask = padded_rows(prompts, examples)
         rows, columns = predicting_columns(prompts, examples.labels)
         inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask)
@@ -111,7 +112,7 @@ class PaddedLayout:
     def candidate_scores(
         self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
     ) -> Tensor:
-        """[B, L]: one pass of B rows for each candidate."""
+        """Return the scores, [B, L], from one pass of B rows for each candidate."""
         scores = [
             self.labelled_logits(backbone, prompts, continued(sources, ids, embeds)).log_likelihood(len(sources.mask))
             for ids, embeds in zip(candidates.ids, candidates.embeds, strict=True)
@@ -120,7 +121,7 @@ class PaddedLayout:
 
 
 def continued(sources: Examples, ids: Tensor, embeds: Tensor) -> Examples:
-    """Every source with the same words behind it, labelled.
+    """Append the same words to every source, and label them.
 
     Args:
         sources: [B, T].

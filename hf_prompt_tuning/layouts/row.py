@@ -1,4 +1,4 @@
-"""A packed row in the making: a tree of segments, and where each of their tokens stands."""
+"""Build a packed row: a tree of segments, and the position of each token."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ from .computed import ComputedPrompt
 
 @dataclass
 class Row:
-    """Segments of a tree, one behind another, with their lengths and positions.
+    """Hold the segments of a tree in order, with their lengths and positions.
 
-    Prompts that were computed before come first. Their columns are in a cache, and the rest is to be embedded.
+    Prompts that were computed before come first; their columns are in a cache. All other segments are embedded.
     """
 
     parents: list[int] = field(default_factory=list)
@@ -24,12 +24,12 @@ class Row:
     computed: list[ComputedPrompt] = field(default_factory=list)
 
     def add(self, embeds: Tensor, parent: int = -1) -> int:
-        """Appends a segment ([n, H]) behind another (or at the root); returns its number."""
+        """Append a segment ([n, H]) after its parent (or at the root), and return its number."""
         self.embeds.append(embeds)
         return self._add_segment(len(embeds), parent)
 
     def add_computed(self, prompt: ComputedPrompt) -> int:
-        """Appends a prompt at the root, before any embeddings; returns its number."""
+        """Append a computed prompt at the root, before any embeddings, and return its number."""
         self.computed.append(prompt)
         return self._add_segment(len(prompt), -1)
 
@@ -42,15 +42,15 @@ class Row:
 
     @property
     def past(self) -> int:
-        """How many columns are in the cache."""
+        """Return the number of columns in the cache."""
         return sum(map(len, self.computed))
 
     def end(self, segment: int) -> int:
-        """The position behind a segment's last token."""
+        """Return the position after a segment's last token."""
         return self.starts[segment] + self.lengths[segment]
 
     def path_columns(self, segment: int) -> list[int]:
-        """The columns of all tokens from the root to a segment's last one, in the order of their positions."""
+        """Return the columns of all tokens from the root to the segment's last token, ordered by position."""
         path: list[int] = []
         while segment >= 0:
             first = self.columns[segment]
@@ -59,13 +59,13 @@ class Row:
         return path
 
     def positions_and_segments(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of each column, [N] long both."""
+        """Return each column's position and segment, both [N] long."""
         sizes, columns, starts = map(torch.tensor, (self.lengths, self.columns, self.starts))
         segments = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         positions = torch.arange(len(segments)) - (columns - starts)[segments]
         return positions.to(device), segments.to(device)
 
     def predictions(self) -> dict[int, Tensor]:
-        """What was computed of the prompts' last vectors, [1, V], by their columns."""
+        """Return the predictions of the computed prompts' last vectors, [1, V], by column."""
         ends = itertools.accumulate(map(len, self.computed))
         return {end - 1: prompt.logits for end, prompt in zip(ends, self.computed, strict=True)}

@@ -1,4 +1,4 @@
-"""What a backbone's config and signature say of how it reads a row."""
+"""Read from a backbone's config and signature how it reads a row."""
 
 import inspect
 from collections.abc import Callable
@@ -15,38 +15,38 @@ REACHES: dict[str, Callable[[Any], Reach]] = {
     "chunked_attention": lambda config: Reach(chunk=config.attention_chunk_size),
 }
 ALIBI_BY_MASK = ("bloom", "falcon")
-"""Models whose ALiBi counts a row's real tokens; others count columns."""
+"""Models whose ALiBi counts a row's real tokens. Other models count columns."""
 
 
 def takes(backbone: PreTrainedModel, argument: str) -> bool:
-    """Whether the model's `forward` names that argument."""
+    """Tell whether the model's `forward` names that argument."""
     return argument in inspect.signature(backbone.forward).parameters
 
 
 def is_recurrent(backbone: PreTrainedModel) -> bool:
-    """Whether a state is handed from token to token, in every layer or in some."""
+    """Tell whether some layers pass a state from token to token."""
     return bool(backbone._is_stateful) or any(kind not in REACHES for kind in _layer_types(backbone))
 
 
 def reaches(backbone: PreTrainedModel) -> dict[str, Reach]:
-    """How far each kind of layer sees, by its name in the config's `layer_types`; usually there is one."""
+    """Return how far each kind of layer sees, by its name in the config's `layer_types`; usually there is one kind."""
     config, kinds = backbone.config.get_text_config(), _layer_types(backbone)
     if not kinds:
-        # Models without `layer_types` have one kind of layer, with a window where the config has one.
+        # Models without `layer_types` have one kind of layer, with a window if the config has one.
         return {"full_attention": Reach(window=getattr(config, "sliding_window", None))}
     return {kind: REACHES[kind](config) for kind in kinds}
 
 
 def has_local_layers(backbone: PreTrainedModel) -> bool:
-    """Whether some layers see so many columns back, rather than positions (GPT-Neo)."""
+    """Tell whether some layers limit how many columns, rather than positions, a token sees back (GPT-Neo)."""
     return "local" in (getattr(backbone.config.get_text_config(), "attention_layers", None) or ())
 
 
 def ignores_masked_columns(backbone: PreTrainedModel, columns: int) -> bool:
-    """Whether masked columns between a row's tokens change nothing, in rows of so many columns.
+    """Tell whether masked columns between a row's tokens change nothing, in rows of `columns` columns.
 
-    They do not where positions are given or counted in the mask, and no window, which is cut by columns, is shorter
-    than the row.
+    They change nothing if positions are given, or are counted in the mask, and no window is shorter than the row.
+    Windows are cut by columns.
     """
     config = backbone.config.get_text_config()
     if is_recurrent(backbone):
@@ -62,18 +62,20 @@ def ignores_masked_columns(backbone: PreTrainedModel, columns: int) -> bool:
 
 
 def with_own_positions(backbone: PreTrainedModel) -> nn.Module | None:
-    """The module that counts positions by pictures, and keeps what it counted for the next call; None without one."""
+    """Return the module that counts positions with images and keeps its count for the next call, or None."""
     found = (backbone, getattr(backbone, "base_model", None), getattr(backbone, "model", None))
     return next((module for module in found if hasattr(module, "rope_deltas")), None)
 
 
 def text_positions(backbone: PreTrainedModel, mask: Tensor, columns: int | None = None) -> dict[str, Tensor]:
-    """`position_ids` of rows of text, for a backbone that would otherwise count on from its last call's pictures.
+    """Return the `position_ids` of text rows, for a backbone that counts positions with images.
+
+    Without them it would continue from the positions of its last call's images.
 
     Args:
-        backbone: any; for most there is nothing to say.
-        mask: [B, N] of all columns up to now.
-        columns: so many of them are new; default all.
+        backbone: any backbone; most need no `position_ids`, and the result is empty.
+        mask: [B, N], of all columns so far.
+        columns: how many of them are new; by default all.
     """
     if with_own_positions(backbone) is None:
         return {}
