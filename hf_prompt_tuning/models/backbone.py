@@ -1,4 +1,4 @@
-"""What is read from, and done to, the frozen model behind a prompt."""
+"""Read properties of the frozen model behind a prompt, and prepare it for training and generation."""
 
 import functools
 import inspect
@@ -13,14 +13,16 @@ from ..sharding import embedded
 from ..stand_ins import calling
 
 SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
-"""Models whose encoder scales what it looks up, where others' embedding modules do; given vectors must be scaled."""
+"""Models whose encoder scales looked-up embeddings itself; in other models the embedding module does. The caller must
+scale the `inputs_embeds` of these models.
+"""
 
 
 def keep_differentiable(backbone: PreTrainedModel) -> None:
-    """Keeps a backbone in 4 bits of bitsandbytes on a CPU one that gradients pass through.
+    """Keep a bitsandbytes 4-bit backbone differentiable on a CPU.
 
-    On a CPU with AVX-512 BF16 its first pass in eval mode packs the weights for a kernel that has no backward, and
-    nothing unpacks them: training after an evaluation would go on with wrong gradients.
+    On a CPU with AVX-512 BF16, the first pass in eval mode packs the weights for a kernel that has no backward pass.
+    Nothing unpacks them, so training after an evaluation would continue with wrong gradients.
     """
     for module in backbone.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -28,9 +30,9 @@ def keep_differentiable(backbone: PreTrainedModel) -> None:
 
 
 def forget_gguf(backbone: PreTrainedModel) -> None:
-    """Takes the mark of a quantized model off a backbone that was loaded from a GGUF file.
+    """Remove the quantization mark from a backbone that was loaded from a GGUF file.
 
-    Its weights are dequantized as they are loaded, and Trainer refuses a model that is marked so.
+    The weights are dequantized while loading, and Trainer refuses a model with this mark.
     """
     method = getattr(getattr(backbone.config, "quantization_config", None), "quant_method", None)
     if method != QuantizationMethod.GGUF:
@@ -38,12 +40,12 @@ def forget_gguf(backbone: PreTrainedModel) -> None:
     del backbone.config.quantization_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(backbone).pop(name, None)
-    # For the next prompt that is put in front of it.
+    # Needed when another prompt is put in front of this backbone.
     backbone.dequantized_from = QuantizationMethod.GGUF.value
 
 
 def max_positions(backbone: PreTrainedModel) -> int | None:
-    """How many positions the backbone's input may have, None where it has no such limit (T5, ALiBi, recurrence)."""
+    """Return the backbone's maximum number of input positions, None without a limit (T5, ALiBi, recurrence)."""
     config = backbone.config.get_text_config()
     if getattr(config, "alibi", False) or hasattr(config, "relative_attention_num_buckets"):
         return None
@@ -51,13 +53,13 @@ def max_positions(backbone: PreTrainedModel) -> int | None:
 
 
 def steady_positions(backbone: PreTrainedModel) -> int | None:
-    """The length up to which a token's rotary position does not depend on its batch; None where it never does.
+    """Return the length up to which a token's rotary position does not depend on its batch; None without a limit.
 
-    Dynamic NTK and longrope take other frequencies as soon as one row is longer than the original context.
+    Dynamic NTK and longrope switch to other frequencies as soon as one row is longer than the original context.
     """
     config = backbone.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    # One set of parameters, or one for each kind of layer.
+    # A single set of parameters, or a set for each kind of layer.
     found = [one for one in (rope, *rope.values()) if isinstance(one, dict) and "rope_type" in one]
     limits = [
         one.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -68,37 +70,42 @@ def steady_positions(backbone: PreTrainedModel) -> int | None:
 
 
 def token_scale(backbone: PreTrainedModel) -> float:
-    """What the encoder multiplies the vectors of its token ids by, and not the vectors that it is given."""
+    """Return the factor that the encoder applies to the embeddings of token ids, but not to `inputs_embeds`."""
     if backbone.config.model_type not in SCALES_IDS or hasattr(backbone.get_input_embeddings(), "embed_scale"):
         return 1.0
     return backbone.get_encoder().embed_scale
 
 
 def has_per_layer_inputs(backbone: PreTrainedModel) -> bool:
-    """Whether every layer reads vectors of its own for each token, looked up by the token's id (Gemma 3n, Gemma 4)."""
+    """Tell whether every layer reads its own vector for each token id (Gemma 3n, Gemma 4)."""
     return bool(getattr(backbone.config.get_text_config(), "hidden_size_per_layer_input", None))
 
 
 def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Those vectors, of all layers in a row: [B, T, layers * D] for ids [B, T]."""
+    """Return the per-layer vectors of all layers, side by side: [B, T, layers * D] for ids [B, T]."""
     return embedded(backbone.get_per_layer_input_embeddings(), input_ids)
 
 
 def prepares_embeddings(backbone: PreTrainedModel, handed_on: bool) -> bool:
-    """Whether a model's preparation of inputs for `generate` names embeddings; or hands on all that it gets."""
+    """Tell whether the model's `prepare_inputs_for_generation` takes embeddings.
+
+    Args:
+        backbone: the model.
+        handed_on: also accept a method that passes on all its keyword arguments.
+    """
     names = inspect.signature(backbone.prepare_inputs_for_generation).parameters
     return "inputs_embeds" in names or (handed_on and "kwargs" in names)
 
 
 def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> PreTrainedModel:
-    """A model that `generate` takes embeddings for: the backbone itself, or a stand-in for it.
+    """Return a model whose `generate` takes embeddings: the backbone itself, or a stand-in for it.
 
-    `generate` hands on what the outermost `forward` names, and there Gemma 3n's is silent about per-layer vectors. And
-    it refuses embeddings for models (Bamba, Falcon-H1, Nemotron-H, Zamba2) whose own preparation of inputs does not
-    name them, though it hands all on.
+    `generate` passes on only the arguments that the outermost `forward` names, and Gemma 3n's does not name the
+    per-layer vectors. `generate` also refuses embeddings for models (Bamba, Falcon-H1, Nemotron-H, Zamba2) whose
+    `prepare_inputs_for_generation` does not name them, although it passes them on.
 
     Args:
-        backbone: of any kind.
+        backbone: any model.
         per_layer_inputs: [B, N, layers, D], or None.
     """
     named = prepares_embeddings(backbone, handed_on=False)

@@ -1,8 +1,9 @@
-"""What a backbone computes with, told in a millisecond or two: has anything changed since a prompt was computed?
+"""Detect in a millisecond or two whether a backbone has changed since a prompt was computed.
 
-Reading all numbers of a large model would cost more than the prompt's pass. So weights are told by where they lie, by
-how often they were changed in place, and by a sample of their numbers, because an edit through `.data` (PEFT merges a
-LoRA so) moves neither. The sample has small weights whole and runs from all over the others, or a small model whole.
+Reading all numbers of a large model would cost more than the prompt's pass. So we compare each weight's address, its
+count of in-place changes, and a sample of its numbers. The sample is needed because an edit through `.data` changes
+neither address nor count (PEFT merges a LoRA this way). The sample contains a small model, and the small weights of
+a large model, as a whole. Of large weights it contains short runs from all over the weight.
 """
 
 from collections.abc import Iterator
@@ -17,28 +18,28 @@ from transformers import PreTrainedModel
 from ..sharding import embedding_device
 
 NUMBERS = 2**17
-"""How many numbers are sampled of all weights together; more only where there are very many weights."""
+"""How many numbers are sampled from all weights together; more only for models with very many weights."""
 SMALL = 4096
-"""A weight of so many numbers (a norm's, a bias) is sampled whole."""
+"""A weight with at most this many numbers (a norm's, a bias) is sampled as a whole."""
 RUN = 16
-"""Numbers that lie side by side in a sample: one line of a processor's cache in fp32."""
+"""The length of a run of neighbouring numbers in a sample: one CPU cache line in fp32."""
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 
 
 @dataclass(frozen=True, eq=False)
 class BackboneState:
-    """A backbone as it stands.
+    """A snapshot of a backbone.
 
     Attributes:
-        traces: how attention is computed, hooks, adapters of other kinds, and where each weight lies.
-        numbers: some of the weights' numbers, or all.
+        traces: the attention implementation, hooks, other kinds of adapters, and the address of each weight.
+        numbers: some or all of the weights' numbers.
     """
 
     traces: tuple
     numbers: tuple[Tensor, ...]
 
     def is_same(self, other: "BackboneState") -> bool:
-        """Whether nothing differs that is looked at."""
+        """Tell whether both snapshots are equal."""
         if self.traces != other.traces or len(self.numbers) != len(other.numbers):
             return False
         return all(map(torch.equal, self.numbers, other.numbers))
@@ -46,7 +47,7 @@ class BackboneState:
 
 @torch.no_grad()
 def state_of(backbone: PreTrainedModel) -> BackboneState:
-    """What a computed prompt depends on beside the prompt itself."""
+    """Return a snapshot of what a computed prompt depends on besides the prompt itself."""
     kind = embedding_device(backbone.get_input_embeddings()).type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
     traces: list[Any] = [backbone.config._attn_implementation, backbone.training, autocast]
@@ -65,7 +66,7 @@ def state_of(backbone: PreTrainedModel) -> BackboneState:
 
 
 def _modules(backbone: nn.Module) -> Iterator[nn.Module]:
-    """As `modules()`, in half the time."""
+    """Yield the same modules as `modules()`, in half the time."""
     seen, waiting = set(), [backbone]
     while waiting:
         module = waiting.pop()
@@ -76,7 +77,7 @@ def _modules(backbone: nn.Module) -> Iterator[nn.Module]:
 
 
 def _trace(weight: Tensor) -> tuple[Any, ...]:
-    # A tensor that was made in inference mode counts no changes, and a sharded one has no address of its own.
+    # A tensor made in inference mode does not count changes, and a sharded tensor has no address of its own.
     version = 0 if weight.is_inference() else weight._version
     return id(weight), weight.data_ptr() if _is_plain(weight) else 0, version, weight.dtype
 
@@ -86,7 +87,7 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 def _sample(weights: list[Tensor]) -> tuple[Tensor, ...]:
-    """Numbers of the weights, those of a shape and dtype together, as whole numbers: a NaN is then equal to itself."""
+    """Return numbers of the weights, joined by shape and dtype, and viewed as integers so that NaN equals itself."""
     parts: dict[tuple, list[Tensor]] = {}
     counts = [weight.numel() for weight in weights]
     each = _share(counts)
@@ -101,7 +102,7 @@ def _sample(weights: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _share(counts: list[int]) -> int:
-    """How many numbers a weight may give that has more than `SMALL`."""
+    """Return how many numbers are sampled from each weight that has more than `SMALL`."""
     if sum(counts) <= NUMBERS:
         return NUMBERS
     large = [count for count in counts if count > SMALL]
@@ -109,8 +110,8 @@ def _share(counts: list[int]) -> int:
 
 
 def _runs(weight: Tensor, length: int, limit: int) -> Tensor:
-    """[runs, RUN] of a weight as it lies in memory, or all of it, [1, n]."""
-    if not weight.is_contiguous():  # expanded or transposed: the place that its numbers take
+    """Return runs of a weight in memory order, [runs, RUN], or the whole weight, [1, n]."""
+    if not weight.is_contiguous():  # expanded or transposed: use the extent in memory
         length = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
     if length <= max(limit, SMALL):
         return torch.as_strided(weight, (1, length), (length, 1))

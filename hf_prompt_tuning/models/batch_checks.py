@@ -1,4 +1,4 @@
-"""A caller's batch, checked before anything is computed of it: shapes, kinds of number, and the range of ids."""
+"""Check a caller's batch before anything is computed: shapes, dtypes, and the range of ids."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +16,16 @@ from ..layouts.traits import with_own_positions
 def check_texts(
     backbone: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None
 ) -> None:
-    """Refuses texts that are no batch of B rows and T columns.
+    """Raise an error if the texts are not a batch of B rows and T columns.
 
     Args:
-        backbone: whose embedding the ids are for.
+        backbone: the ids must fit its embedding.
         input_ids: [B, T] long, or None.
-        inputs_embeds: [B, T, H] in their place.
+        inputs_embeds: [B, T, H], in place of `input_ids`.
         mask: [B, T] of 0 and 1, or None.
 
     Raises:
-        PromptTuningError: neither or both of ids and embeddings, or one of them is something else.
+        PromptTuningError: neither or both of ids and embeddings are given, or one of the arguments is invalid.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise PromptTuningError("give either input_ids or inputs_embeds (of the text alone, without the prompt).")
@@ -50,17 +50,16 @@ def check_texts(
 def check_labels(
     backbone: PreTrainedModel, labels: Tensor | None, shape: torch.Size | None, rows: int
 ) -> Tensor | None:
-    """The labels, long, if they are one for each token, and the backbone can predict them.
+    """Return the labels as long. There must be one for each token, and the backbone must be able to predict them.
 
     Args:
-        backbone: whose vocabulary the labels are of.
+        backbone: the labels must fit its vocabulary.
         labels: long, or None.
-        shape: [B, T] of a causal backbone's texts; None: of an encoder-decoder's, whose targets have a width of
-            their own.
+        shape: [B, T] of a causal backbone's texts. None for an encoder-decoder, whose targets may have another width.
         rows: B.
 
     Raises:
-        PromptTuningError: another shape, dtype or vocabulary.
+        PromptTuningError: the labels have another shape or dtype, or are not in the vocabulary.
     """
     if labels is None:
         return None
@@ -75,10 +74,10 @@ def check_labels(
 
 
 def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
-    """Refuses candidates without a token, and none at all.
+    """Raise an error if there are no candidates, or one without tokens.
 
     Raises:
-        PromptTuningError: the first that is wrong.
+        PromptTuningError: names the first invalid candidate.
     """
     for words in candidates if len(candidates) else ((),):
         ids = words.tolist() if isinstance(words, Tensor) else words
@@ -87,25 +86,25 @@ def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
 
 
 def _number(value: Any) -> Any:
-    """A number of NumPy's, or a tensor of one, as Python's own."""
+    """Convert a NumPy number, or a tensor with one element, to a Python number."""
     return value.item() if hasattr(value, "item") else value
 
 
 def check_positions(
     backbone: PreTrainedModel, arguments: dict[str, Any], texts: torch.Size, mask: Tensor | None
 ) -> None:
-    """Takes `position_ids` out of the arguments if they are the natural ones, which every layout gives by itself.
+    """Remove `position_ids` from the arguments if they are the default ones, which every layout sets itself.
 
-    Those of a backbone that counts them by pictures stay.
+    The positions of a backbone that counts them with images are kept.
 
     Args:
         backbone: a causal model.
-        arguments: the caller's others, changed here.
+        arguments: the caller's other arguments; changed in place.
         texts: [B, T].
         mask: [B, T] or None.
 
     Raises:
-        PromptTuningError: they are of another shape, or do not count each row's tokens from 0.
+        PromptTuningError: the positions have another shape, or do not count each row's tokens from 0.
     """
     position_ids = arguments.get("position_ids")
     if position_ids is None or (position_ids.dim() == 3 and with_own_positions(backbone) is not None):
@@ -113,7 +112,7 @@ def check_positions(
     del arguments["position_ids"]
     mask = torch.ones(texts, dtype=torch.bool, device=position_ids.device) if mask is None else mask.bool()
     natural = mask.long().cumsum(-1) - 1
-    # As in transformers, rows may share theirs.
+    # As in transformers, all rows may share one row of positions.
     fit = (
         position_ids.dim() in (2, 3) and position_ids.shape[-1] == texts[1] and position_ids.shape[-2] in (1, texts[0])
     )
@@ -128,8 +127,8 @@ def check_positions(
 
 
 def vocabulary(backbone: PreTrainedModel) -> int:
-    """How many tokens the backbone predicts."""
-    # Not the weight's shape, which a quantized one does not have.
+    """Return the number of tokens that the backbone predicts."""
+    # Not read from the weight's shape: a quantized weight does not have it.
     known = getattr(backbone.get_output_embeddings(), "out_features", None)
     return known or backbone.config.get_text_config().vocab_size
 

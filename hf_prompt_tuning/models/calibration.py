@@ -1,4 +1,4 @@
-"""How sure a prompt's label scores may be: one temperature, fitted on evaluated rows."""
+"""Calibrate a prompt's label scores with one temperature, fitted on evaluated rows."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ from scipy.special import log_softmax
 
 BINS = 10
 RANGE = (0.01, 100.0)
-"""Of temperatures. Beyond it scores are all alike, or one is 1 and the others 0."""
+"""The range of temperatures. Beyond it all scores are equal, or one is 1 and the others are 0."""
 
 
 def fit_calibration(scores: np.ndarray, references: np.ndarray) -> dict[str, Any]:
-    """The temperature that makes the softmax of scores / temperature most likely (Guo et al. 2017, section 4.2).
+    """Fit the temperature that makes the softmax of scores / temperature most likely (Guo et al. 2017, section 4.2).
 
-    The right label counts as (N+1)/(N+L), the others as 1/(N+L) each, as Platt (1999) does it for two labels: rows
-    that are all told right would else ask for a temperature of 0.
+    The right label has the target (N+1)/(N+L), and each other label 1/(N+L), as in Platt (1999) for two labels.
+    Without this, rows that are all predicted correctly would give a temperature of 0.
 
     Args:
         scores: [N, L] log-likelihoods.
         references: [N], the index of the right label; rows with -1 are left out.
 
     Returns:
-        `temperature`, `rows` (N), and the expected calibration error on these rows without (`ece`) and with it
-        (`calibrated_ece`); empty without a labelled row.
+        `temperature`, `rows` (N), and the expected calibration error on these rows, without the temperature (`ece`)
+        and with it (`calibrated_ece`). Empty without a labelled row.
     """
     known = references >= 0
     scores, references = scores[known].astype(np.float64), references[known]
@@ -46,7 +46,7 @@ def fit_calibration(scores: np.ndarray, references: np.ndarray) -> dict[str, Any
 
 
 def expected_calibration_error(scores: np.ndarray, references: np.ndarray) -> float:
-    """How far the best label's probability is from how often it is right, a mean over `BINS` equal bins.
+    """Return the mean difference between the best label's probability and its accuracy, over `BINS` equal bins.
 
     Args:
         scores: [N, L], unnormalised log-probabilities.

@@ -1,4 +1,4 @@
-"""What a caller gives beside texts and labels: made to fit rows with a prompt in front, or refused by name."""
+"""Adapt a caller's other arguments to rows with a prompt in front, or raise an error that names the argument."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ from ..layouts.traits import takes, text_positions, with_own_positions
 from .backbone import has_per_layer_inputs
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-"""Arguments of a value for each token, whose 0 is plain text, as a prompt is."""
+"""Arguments with a value for each token, where 0 means plain text. A prompt counts as plain text."""
 
 PER_TOKEN = (
     "cache_position",
@@ -37,21 +37,21 @@ PER_TOKEN = (
     "target_mapping",
     "input_mask",
 )
-"""Arguments of a value for each token, for which a prompt has none."""
+"""Arguments with a value for each token. A prompt has no such value."""
 
 STATES = ("cache_params", "state", "mems")
-"""States other than `past_key_values` that a sequence goes on from."""
+"""Recurrent states, other than `past_key_values`, that a sequence continues from."""
 
 DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
-"""Arguments of a value for each label."""
+"""Arguments with a value for each label."""
 
 OF_THE_WHOLE = (*PER_TOKEN, "shift_labels", "position_ids", "fused_lm_head")
-"""Arguments of each token of an encoder's row, and those that an encoder-decoder has no use for."""
+"""Arguments with a value for each token of an encoder's row, and those that an encoder-decoder does not use."""
 
 MEDIA = re.compile("pixel|image|video|audio|input_features|input_values|patches|speech|mm_encoder_outputs")
 SOUND = re.compile("audio|input_features|input_values|speech")
 GRIDS = {"input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask"}
-"""What positions of pictures are counted from, where we know how."""
+"""The arguments of `get_rope_index` that we can pass, from which positions of images are counted."""
 
 
 def fitted(
@@ -62,19 +62,19 @@ def fitted(
     examples: Examples,
     pads: str = "right",
 ) -> dict[str, Any]:
-    """The arguments for rows of `padded_rows(prompts, examples, pads)`.
+    """Return the arguments for rows of `padded_rows(prompts, examples, pads)`.
 
     Args:
         backbone: a causal model.
-        arguments: of its `forward`, in the caller's columns; those that are None are left out.
-        input_ids: [B, T], None where the caller embedded the texts.
-        prompts: of the B rows; without any vectors nothing is moved or refused but for pads.
+        arguments: of its `forward`, in the caller's columns. Arguments that are None are left out.
+        input_ids: [B, T], or None if the caller embedded the texts.
+        prompts: of the B rows. Without any vectors, arguments are moved or refused only because of pads.
         examples: the batch.
         pads: as in `padded_rows`.
 
     Raises:
-        PromptTuningError: an argument that the backbone does not take, one of another shape than the texts', or one
-            that cannot be made to fit.
+        PromptTuningError: the backbone does not take an argument, its shape does not match the texts, or it cannot be
+            adapted to a prompt.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     check_taken(backbone, given)
@@ -92,11 +92,11 @@ def fitted(
 def for_a_decoder(
     backbone: PreTrainedModel, arguments: Mapping[str, Any], labels: Tensor | None, rows: int
 ) -> dict[str, Any]:
-    """The arguments for an encoder-decoder whose encoder gets embeddings, those that are None left out.
+    """Return the arguments for an encoder-decoder whose encoder gets embeddings. Arguments that are None are left out.
 
     Raises:
-        PromptTuningError: an argument that the backbone does not take, one for the encoder's tokens, or one for the
-            decoder's of another shape than the labels'.
+        PromptTuningError: the backbone does not take an argument, an argument is for the encoder's tokens, or a
+            decoder argument's shape does not match the labels.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     check_taken(backbone, given)
@@ -126,10 +126,10 @@ def for_a_decoder(
 
 
 def kept(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """Some columns of logits [B, N, V], as transformers' `logits_to_keep` says: so many at the end, or a tensor's.
+    """Select columns of logits [B, N, V] as transformers' `logits_to_keep` does: the last ones, or those in a tensor.
 
     Raises:
-        PromptTuningError: they are not there.
+        PromptTuningError: there are no such columns.
     """
     if isinstance(logits_to_keep, int) and logits_to_keep >= 0:
         return logits[:, -logits_to_keep:] if logits_to_keep else logits
@@ -144,7 +144,7 @@ def kept(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
 
 @contextmanager
 def told_of(backbone: PreTrainedModel, given: Mapping[str, Any]) -> Iterator[None]:
-    """Within this context, what a backbone refuses of pictures among embedded tokens is an error of ours."""
+    """Convert a backbone's errors about images among embedded tokens to PromptTuningError, within this context."""
     media = [name for name in given if MEDIA.search(name)]
     try:
         yield
@@ -158,10 +158,10 @@ def told_of(backbone: PreTrainedModel, given: Mapping[str, Any]) -> Iterator[Non
 
 
 def check_taken(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
-    """Refuses arguments that the backbone's `forward` would not know.
+    """Raise an error if the backbone's `forward` does not take an argument.
 
     Raises:
-        PromptTuningError: the first of them, by its name.
+        PromptTuningError: names the first such argument.
     """
     parameters = inspect.signature(backbone.forward).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -181,14 +181,17 @@ def positions(
     examples: Examples,
     pads: str,
 ) -> dict[str, Tensor]:
-    """`position_ids` of rows with pictures: the prompt's 0 … P-1 on each axis, and the texts' own behind them."""
+    """Return the `position_ids` of rows with images.
+
+    On each axis the prompt has the positions 0 … P-1, and the text's own positions follow.
+    """
     counting = with_own_positions(backbone)
     if counting is None:
         return {}
     media = [name for name in given if MEDIA.search(name) or name == "position_ids"]
     if not media:
         return text_positions(backbone, padded_rows(prompts, examples, pads)[1])
-    # By hand, so that nothing is kept for, or taken from, another call.
+    # Called directly, so that no state is kept for another call or read from it.
     count = getattr(counting, "get_rope_index", None)
     wanted = set(inspect.signature(count).parameters) - {"kwargs"} if count else set()
     lacking = [name for name in ("mm_token_type_ids",) if name not in given]
@@ -214,7 +217,7 @@ def positions(
 def _in_rows(
     values: Tensor, prompts: Prompts, examples: Examples, pads: str, of_prompt: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Values of each token ([B, T]) in the columns of padded rows, [B, P+T], with a prompt's own in front."""
+    """Move values of tokens ([B, T]) to the columns of padded rows, [B, P+T], and put the prompt's values in front."""
     if examples.order is not None:
         values = values.gather(1, examples.order)
     batch = Examples(values[..., None], examples.mask)
@@ -262,7 +265,7 @@ def _check_media(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
     )
     sound = [name for name in media if SOUND.search(name)]
     if sound or not merging or has_per_layer_inputs(backbone):
-        # Among embedded tokens many models look for no media at all, without a word.
+        # With embedded tokens, many models silently ignore all media.
         raise PromptTuningError(
             f"{(sound or media)[0]} is given, and {type(backbone).__name__} is not known to put it among embedded "
             "tokens, as those behind a prompt are; give the text alone, or another backbone."

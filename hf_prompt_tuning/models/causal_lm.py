@@ -1,4 +1,4 @@
-"""A causal language model behind a soft prompt: forward and generate."""
+"""Put a soft prompt in front of a causal language model: forward and generate."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -31,10 +31,10 @@ from .soft_prompts import SoftPrompts
 
 
 class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelForCausalLM):
-    """A causal language model behind a soft prompt.
+    """Causal language model with a soft prompt in front.
 
-    Made by `get_prompt_tuning_model` or `from_pretrained`; a `peft.PeftModelForCausalLM` in every respect, except that
-    results do not depend on where a batch is padded.
+    Make it with `get_prompt_tuning_model` or `from_pretrained`. It behaves like a `peft.PeftModelForCausalLM`, except
+    that results do not depend on where a batch is padded.
     """
 
     task_type = "CAUSAL_LM"
@@ -45,30 +45,30 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         self._computed = ComputedPrompts()
 
     def use_layout(self, name: str = "auto", max_packed_tokens: int | None = None, check: bool = True) -> None:
-        """How labelled tokens and candidates are computed from now on; it changes the cost, never the result.
+        """Set the layout that computes labelled tokens and candidates. It changes the cost, never the result.
 
         Args:
-            name: "auto" (the default: the fastest that is exact for this backbone), "packed", "cached" or "padded".
+            name: "auto" (the default: the fastest exact layout for this backbone), "packed", "cached" or "padded".
             max_packed_tokens: a packed row's token budget.
-            check: compare the choice with "padded" on two rows before the first batch; in any case for a backbone
-                whose config and signature prove nothing (a recurrent one).
+            check: compare the layout with "padded" on two rows before the first batch. A backbone whose config and
+                signature prove nothing (a recurrent one) is always checked.
         """
         check_layout_name(name)
         self._layout_request = (name, max_packed_tokens, check)
         self._chosen_layouts: dict[tuple, Layout] = {}
 
     def _layout(self, prompts: Prompts) -> Layout:
-        chosen = self._chosen_layouts  # before the request: `use_layout`, in another thread, makes them in turn
+        chosen = self._chosen_layouts  # read first, because `use_layout` in another thread writes it last
         name, max_packed_tokens, check_all = self._layout_request
         backbone = self.base_model
         state = state_of_choice(backbone)
         if state not in chosen:
-            # Dropout (where it was asked for) differs from pass to pass, so there is nothing to compare; and processes
-            # that share a sharded backbone might come to different results, or have nothing to compare on.
+            # With dropout every pass differs, so no comparison is possible. Processes that share a sharded backbone
+            # might get different results, or might have nothing to compare on.
             dropout = backbone.training and self.active_peft_config.backbone_dropout
             check = None
             if not dropout and not is_sharded(backbone):
-                # Where there is no prompt (`disable_adapter`), words do for one: the choice is also for later batches.
+                # Without a prompt (`disable_adapter`), words take its place: later batches use this choice, too.
                 words = torch.arange(4, device=prompts.of.device)
                 vectors = tuple(filter(len, prompts.vectors))[:2] or (self._embed(words[None])[0],)
                 check = partial(disagreement, backbone=backbone, embed=self._embed, prompts=vectors)
@@ -76,7 +76,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         return chosen[state]
 
     def _with_computed(self, prompts: Prompts, examples: Examples) -> Prompts:
-        """With what was computed of the prompts before; as they came where gradients are wanted, or chance is."""
+        """Add what was computed of the prompts before. Return the prompts unchanged with gradients or dropout."""
         backbone = self.base_model
         dropout = backbone.training and any(config.backbone_dropout for config in self.peft_config.values())
         if torch.is_grad_enabled() or dropout or not can_be_continued(backbone):
@@ -84,11 +84,11 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         return self._computed.added_to(prompts, examples.embeds.dtype, backbone)
 
     def forget_computed_prompts(self) -> None:
-        """Has prompts computed again: for what is changed in the backbone beyond what the next call would see."""
+        """Compute all prompts again. Call it after a change in the backbone that the next call would not detect."""
         self._computed.forget()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Removes a prompt."""
+        """Remove a prompt."""
         super().delete_adapter(adapter_name)
         self._computed.forget(adapter_name)
 
@@ -112,34 +112,35 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         fused_lm_head: bool = False,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
-        """The backbone's output behind the prompt.
+        """Return the backbone's output with the prompt in front.
 
         Args:
             input_ids: [B, T] long.
-            attention_mask: [B, T], zero on pads, which may stand anywhere.
-            inputs_embeds: [B, T, H] in place of `input_ids`.
-            labels: [B, T] long, -100 where nothing is predicted; the first token's label counts too.
-            only_labelled: return a `LabelledOutput` of the K labelled tokens, computed in the fastest layout (what our
-                trainer asks for), in place of PEFT's logits [B, P+T, V].
-            candidates: L sequences of token ids; return a `RankingOutput` of their scores behind each row.
-            adapter_names: a prompt for each row, "__base__" for none; default the active one. Where their lengths
-                differ, P is the longest's, and a row's prompt ends at column P-1: texts line up, and what stands
-                before a shorter prompt means nothing.
+            attention_mask: [B, T], zero on pads, which may be anywhere.
+            inputs_embeds: [B, T, H], in place of `input_ids`.
+            labels: [B, T] long, -100 where nothing is predicted. The first token's label counts too.
+            only_labelled: return a `LabelledOutput` of the K labelled tokens, computed in the fastest layout, in place
+                of PEFT's logits [B, P+T, V]. Our trainer uses it.
+            candidates: L sequences of token ids. Return a `RankingOutput` with their scores for each row.
+            adapter_names: a prompt for each row, "__base__" for none; default the active one. If the prompts' lengths
+                differ, P is the longest one's, and each row's prompt ends at column P-1. So the texts line up, and the
+                columns before a shorter prompt hold no meaningful values.
             num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
-            shift_labels: in place of `labels`, each where it is predicted: [B, T], or [B, T+1] with the first token's.
-            fused_lm_head: return the scores of the labels that TRL has taught the backbone to give in place of logits,
-                [B, T-1] in the columns of `labels[:, 1:]`, or as wide as `shift_labels`.
-            **kwargs: to the backbone, except with `only_labelled` or `candidates`, which refuse them; token types get
-                0 for the prompt. `logits_to_keep` is of the columns of [B, P+T, V]. A `past_key_values` that this
-                method has filled holds the prompt: give the new tokens alone, with an `attention_mask` of all of the
-                text's columns, and get the logits of the new ones.
+            shift_labels: in place of `labels`, each label in the column that predicts it: [B, T], or [B, T+1] with the
+                first token's label.
+            fused_lm_head: return, in place of logits, the label scores that TRL has added to the backbone: [B, T-1] in
+                the columns of `labels[:, 1:]`, or as wide as `shift_labels`.
+            **kwargs: passed to the backbone. With `only_labelled` or `candidates` they raise an error. Token types get
+                0 for the prompt. `logits_to_keep` selects columns of [B, P+T, V]. A `past_key_values` that this method
+                has filled holds the prompt: give only the new tokens, with an `attention_mask` of all of the text's
+                columns, and get the logits of the new tokens.
 
         Raises:
-            PromptTuningError: neither or both of ids and embeddings, a mask that is not [B, T], positions that are not
-                the natural ones, packed rows, unknown names, attentions asked for with pads at the left, or (without
-                `only_labelled`) labels that `num_items_in_batch` was counted without; an argument that the backbone
-                does not take, or that cannot be made to fit rows with a prompt.
+            PromptTuningError: neither or both of ids and embeddings are given; the mask is not [B, T]; positions are
+                not the default ones; rows are packed; names are unknown; attentions are asked for with pads at the
+                left; without `only_labelled`, labels are given that `num_items_in_batch` does not count; or the
+                backbone does not take an argument, or the argument cannot be adapted to rows with a prompt.
         """
         check_unpacked(kwargs)
         backbone, texts = self.base_model, input_ids if inputs_embeds is None else inputs_embeds
@@ -186,7 +187,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
     def _fused_outputs(
         self, prompts: Prompts, examples: Examples, shifted: int | None, return_dict: bool | None = None, **kwargs: Any
     ) -> ModelOutput | tuple:
-        """What TRL has taught the backbone to give in place of logits."""
+        """Return the label scores that TRL has added to the backbone in place of logits."""
         embeds, mask = padded_rows(prompts, examples)
         scored = {"attention_mask": mask, "shift_labels": labels_where_predicted(prompts, examples)} | kwargs
         with told_of(self.base_model, kwargs):
@@ -204,14 +205,14 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
-        """The backbone's outputs in PEFT's shapes, with our loss."""
+        """Return the backbone's outputs in PEFT's shapes, with our loss."""
         embeds, mask = padded_rows(prompts, examples)
         inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
         if moved := is_moved(prompts, examples):
             check_has_place(inputs.get("output_attentions"), self.base_model.config)
         early = isinstance(logits_to_keep, int) and examples.labels is None and bool(mask.all())
         if early and takes(self.base_model, "logits_to_keep"):
-            # The backbone then computes no others.
+            # The backbone then computes only these logits.
             inputs["logits_to_keep"], logits_to_keep = logits_to_keep, 0
         with told_of(self.base_model, kwargs):
             outputs = self.base_model(**inputs)
@@ -225,7 +226,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
             )
         for name, value in outputs.items():
             values.setdefault(name, came_back(value, prompts, examples) if moved else value)
-        # Of the caller's columns, which are not the backbone's where pads stand at the left.
+        # Select from the caller's columns. They differ from the backbone's if pads are at the left.
         values["logits"] = kept(values["logits"], logits_to_keep)
         if not any(MEDIA.search(name) for name in kwargs):
             behind = Behind(prompts.of_rows(), mask.bool(), max(map(len, prompts.vectors)))
@@ -242,7 +243,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
-        """The backbone's output for tokens that go on from `past_key_values`: [B, T, V] of the new ones alone."""
+        """Return the backbone's output for tokens after `past_key_values`: [B, T, V] of the new tokens only."""
         embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         prompts, cache = self._prompts(len(embeds), adapter_names), kwargs["past_key_values"]
         behind = checked(cache, prompts.of_rows())
@@ -266,24 +267,24 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generates behind the prompt, which is computed once and kept; arguments and result as in transformers'.
+        """Generate after the prompt, which is computed once and kept. Arguments and result are those of transformers.
 
         Args:
-            input_ids: [B, T] long (also as the first positional argument, or `inputs`); the result starts with it, as
-                with PEFT's, and lengths (`max_length`) count it, and not the prompt.
-            attention_mask: [B, T]; pads may stand at either side. Without one, pads are told by their token, as in
-                transformers.
-            inputs_embeds: [B, T, H] in place of `input_ids`; the result is then the new tokens alone, and the prompt
-                is computed with them.
+            input_ids: [B, T] long (also as the first positional argument, or `inputs`). As in PEFT, the result starts
+                with it. Lengths (`max_length`) count it, but not the prompt.
+            attention_mask: [B, T]; pads may be at either side. Without a mask, pads are recognized by their token id,
+                as in transformers.
+            inputs_embeds: [B, T, H], in place of `input_ids`. The result is then only the new tokens, and the prompt
+                is computed again with them.
             adapter_names: a prompt for each row, "__base__" for none; default the active one.
 
         Raises:
-            PromptTuningError: unknown names, no room for a new token in `max_length`, or drafts (`assistant_model`, …)
-                for a backbone that cannot go on from a computed prompt.
+            PromptTuningError: names are unknown, `max_length` leaves no room for a new token, or drafts
+                (`assistant_model`, …) are asked for with a backbone that cannot continue from a computed prompt.
         """
         input_ids = from_inputs(input_ids, kwargs)
         if kwargs.get("generation_config") is None and "generation_config" in vars(self):
-            # One that was put on this model, and not on the backbone, which others may share.
+            # A config set on this model applies, and not the backbone's, which other models may share.
             kwargs["generation_config"] = vars(self)["generation_config"]
         kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
         check_texts(self.base_model, input_ids, inputs_embeds, attention_mask)
@@ -297,7 +298,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
             return generate(self.base_model, prompts, examples, input_ids, kwargs, self._with_computed, layout)
 
     def _layout_for_texts(self) -> PackedLayout | None:
-        """The packed layout, where it is exact for this backbone, asked for or left open, and was not found wrong."""
+        """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed."""
         name, max_packed_tokens, _ = self._layout_request
         found = [layout.name for layout in list(self._chosen_layouts.values())]
         if name not in ("auto", "packed") or any(layout != "packed" for layout in found):

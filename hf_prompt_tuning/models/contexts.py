@@ -1,4 +1,4 @@
-"""Values that a model has within a `with` block, and only for whoever entered it."""
+"""Give a model another value within a `with` block, only in the thread or task that entered the block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,28 +11,28 @@ Value = TypeVar("Value")
 
 
 class ByContext(Generic[Value]):
-    """A value that each model has, and another within a `with` block: in the thread or task that entered it, alone.
+    """A value of each model that can be replaced within a `with` block, only for the thread or task that entered it.
 
-    An attribute of the model would change what other threads compute. And what a model is copied or pickled with says
-    nothing of it.
+    An attribute of the model would change what other threads compute. Copying or pickling a model does not include
+    this value.
 
     Args:
-        name: what to call it where contexts are shown.
-        usual: the value outside of all blocks.
+        name: the name of the context variable.
+        usual: the value outside all blocks.
     """
 
     def __init__(self, name: str, usual: Value):
         self._usual = usual
-        # By the models' ids: whoever entered a block holds its model.
+        # The keys are the models' ids: while a block is open, its caller holds the model.
         self._others: ContextVar[dict[int, Value] | None] = ContextVar(name, default=None)
 
     def of(self, model: nn.Module) -> Value:
-        """The model's value here and now."""
+        """Return the model's value in this thread or task."""
         return (self._others.get() or {}).get(id(model), self._usual)
 
     @contextmanager
     def set_to(self, value: Value, model: nn.Module) -> Iterator[None]:
-        """Within this context it is `value`."""
+        """Set the model's value within this context."""
         before = self.of(model)
         self._set(value, model)
         try:

@@ -1,6 +1,6 @@
-"""A cache that was filled behind prompts, and what goes on from it: the prompts are in it, and are not computed again.
+"""Continue from a cache that was filled after prompts. The cache holds the prompts, so they are not computed again.
 
-The cache itself says what it holds, by a mark that this package puts on it; the backbone keeps nothing.
+This package puts a mark on the cache that says what it holds. The backbone is not changed.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ MARK = "_behind_prompts"
 
 @dataclass(frozen=True)
 class Behind:
-    """What a cache holds.
+    """Describe what a cache holds.
 
     Attributes:
         names: the prompt of each row.
-        mask: [B, C] bool, of its columns.
-        width: so many of the columns are the prompts'.
+        mask: [B, C] bool, the mask of the cache's columns.
+        width: the number of prompt columns.
     """
 
     names: tuple[str, ...]
@@ -36,10 +36,10 @@ class Behind:
 
 
 def columns_in(cache: Any) -> int:
-    """How many columns a cache holds; 0 of an empty one, of a recurrent backbone's states and of None.
+    """Return the number of columns in a cache; 0 for None, an empty cache, and a recurrent backbone's states.
 
     Raises:
-        PromptTuningError: it is no cache of transformers.
+        PromptTuningError: it is not a transformers cache.
     """
     if cache is None:
         return 0
@@ -50,21 +50,21 @@ def columns_in(cache: Any) -> int:
     try:
         return int(cache.get_seq_length())
     except ValueError:
-        # None of its layers is one of attention.
+        # No layer uses attention.
         return 0
 
 
 def mark(cache: Any, behind: Behind) -> None:
-    """Says on a cache what it holds."""
+    """Mark a cache with what it holds."""
     if isinstance(cache, Cache):
         setattr(cache, MARK, behind)
 
 
 def check_alone(arguments: Mapping[str, Any]) -> None:
-    """Refuses what is not for new tokens alone, which go on from a filled cache.
+    """Raise an error for arguments that do not go with new tokens after a filled cache.
 
     Raises:
-        PromptTuningError: labels, pictures or token types.
+        PromptTuningError: labels, images or token types are given.
     """
     for name, value in arguments.items():
         if value is None or value is False:
@@ -77,10 +77,10 @@ def check_alone(arguments: Mapping[str, Any]) -> None:
 
 
 def checked(cache: Cache, names: tuple[str, ...]) -> Behind:
-    """What a filled cache holds, if it is these rows behind these prompts.
+    """Return what a filled cache holds, after checking that it belongs to these rows and prompts.
 
     Raises:
-        PromptTuningError: it was not filled here, was changed since, or belongs to other rows or prompts.
+        PromptTuningError: it was not filled by this package, was changed since, or belongs to other rows or prompts.
     """
     behind, columns = getattr(cache, MARK, None), columns_in(cache)
     if behind is None or tuple(behind.mask.shape) != (len(names), columns) or behind.names != names:
@@ -93,9 +93,9 @@ def checked(cache: Cache, names: tuple[str, ...]) -> Behind:
 
 
 def for_both(cache: Any, prompts: Prompts, mask: Tensor) -> Any:
-    """A caller's cache for an encoder-decoder, with a part for each; None of None.
+    """Return the cache for an encoder-decoder, with a part for each half; None for None.
 
-    What the encoder made is in a filled one, which has to be of these rows.
+    A filled cache contains the encoder's output, so it must belong to these rows.
 
     Args:
         cache: the caller's, or None.
@@ -103,11 +103,11 @@ def for_both(cache: Any, prompts: Prompts, mask: Tensor) -> Any:
         mask: [B, P+T], of the encoder's rows.
 
     Raises:
-        PromptTuningError: it was filled elsewhere, or for other texts or prompts.
+        PromptTuningError: it was not filled by this package, or belongs to other texts or prompts.
     """
     if not columns_in(cache):
         plain = cache is not None and not isinstance(cache, EncoderDecoderCache)
-        # A backbone would put both parts into one.
+        # Given a plain cache, a backbone would put both parts into it.
         return EncoderDecoderCache(cache, DynamicCache()) if plain else cache
     behind = getattr(cache, MARK, None)
     if behind is None or behind.names != prompts.of_rows() or not torch.equal(behind.mask, mask.bool()):
@@ -127,18 +127,18 @@ def _of_others(behind: Behind, names: tuple[str, ...], columns: int) -> str:
 def inputs_behind(
     backbone: PreTrainedModel, behind: Behind, lengths: Tensor, new: int, mask: Tensor | None, positions: Tensor | None
 ) -> tuple[dict[str, Tensor], Behind]:
-    """Mask and positions of new tokens behind a cache, and what it holds after them.
+    """Return the mask and positions of new tokens after a cache, and what the cache holds after them.
 
     Args:
         backbone: a causal model.
-        behind: what it holds now.
-        lengths: [B], of each row's prompt.
-        new: how many columns come.
-        mask: the caller's, of all columns, [B, T + new], or with the prompts' in front.
-        positions: the caller's, of the new columns, from the text's or from the prompt's start; or None.
+        behind: what the cache holds now.
+        lengths: [B], the length of each row's prompt.
+        new: the number of new columns.
+        mask: the caller's mask of all columns, [B, T + new], or the same with the prompts' columns in front.
+        positions: the caller's positions of the new columns, counted from the text's or the prompt's start; or None.
 
     Raises:
-        PromptTuningError: mask or positions are of other columns, or pads would be counted by this backbone.
+        PromptTuningError: mask or positions do not match the columns, or this backbone would count the pads.
     """
     columns, seen = behind.mask.shape[1], behind.mask.sum(1)
     now = behind.mask.new_ones(len(behind.mask), new)

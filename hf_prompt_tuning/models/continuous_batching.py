@@ -1,4 +1,4 @@
-"""Continuous batching is the backbone's own, and would generate without the prompt: refused by name."""
+"""Refuse continuous batching by name, because the backbone would generate without the prompt."""
 
 from typing import Any, NoReturn
 
@@ -6,18 +6,18 @@ from ..errors import PromptTuningError
 
 
 class NoContinuousBatching:
-    """The doors of transformers' continuous batching, which a PeftModel would leave open to its backbone."""
+    """Block the methods of transformers' continuous batching, which a PeftModel would pass on to its backbone."""
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: continuous batching knows nothing of the prompt."""
+        """Raise PromptTuningError: continuous batching ignores the prompt."""
         raise _without_prompt("generate_batch")
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: continuous batching knows nothing of the prompt."""
+        """Raise PromptTuningError: continuous batching ignores the prompt."""
         raise _without_prompt("init_continuous_batching")
 
     def continuous_batching_context_manager(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: continuous batching knows nothing of the prompt."""
+        """Raise PromptTuningError: continuous batching ignores the prompt."""
         raise _without_prompt("continuous_batching_context_manager")
 
 

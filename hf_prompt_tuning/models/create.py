@@ -1,4 +1,4 @@
-"""From a backbone to a model with a soft prompt in front of it."""
+"""Make a model with a soft prompt from a backbone."""
 
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,18 +18,18 @@ def get_prompt_tuning_model(
     template: PromptTemplate | None = None,
     adapter_name: str = "default",
 ) -> PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM:
-    """A backbone, frozen, with a new soft prompt in front of its input.
+    """Put a new soft prompt in front of a backbone and freeze the backbone.
 
     Args:
         backbone: a causal or encoder-decoder model that takes `inputs_embeds`; frozen in place.
-        config: ours or PEFT's; its `task_type` is taken from the backbone where it is not given.
+        config: ours or PEFT's. A missing `task_type` is taken from the backbone.
         tokenizer: for the initialisations that need one.
-        template: saved with the prompt, and gives `CLASS_LABELS` its words.
-        adapter_name: what to call the prompt.
+        template: saved with the prompt. `CLASS_LABELS` uses its label words.
+        adapter_name: the prompt's name.
 
     Raises:
-        PromptTuningError: the backbone is no plain language model, takes no `inputs_embeds` or is of another task
-            type, or the prompt cannot be initialised as asked. The backbone is then as it was.
+        PromptTuningError: the backbone is not a plain language model, does not take `inputs_embeds`, or has another
+            task type; or the prompt cannot be initialised as configured. The backbone is then unchanged.
     """
     return with_prompt(backbone, config, tokenizer, template, adapter_name, frozen=True)
 
@@ -42,15 +42,15 @@ def with_prompt(
     adapter_name: str,
     frozen: bool,
 ) -> PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM:
-    """As `get_prompt_tuning_model`.
+    """Put a new soft prompt in front of a backbone, and freeze the backbone only if asked.
 
     Args:
         backbone: a causal or encoder-decoder model.
-        config: of the prompt.
+        config: the prompt's config.
         tokenizer: for the initialisations that need one.
         template: saved with the prompt.
-        adapter_name: the prompt's.
-        frozen: False leaves the backbone as it is until `freeze_backbone`, for a caller that has more to check.
+        adapter_name: the prompt's name.
+        frozen: False leaves the backbone unchanged until `freeze_backbone`, for a caller that has more checks to make.
     """
     config = _completed(config, tokenizer, template)
     task_type = check_backbone(backbone, config.task_type)
@@ -69,9 +69,9 @@ def add_prompt(
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: PromptTemplate | None = None,
 ) -> None:
-    """One more soft prompt on the same backbone; the active one stays active.
+    """Add a soft prompt on the same backbone. The active prompt stays active.
 
-    Args and errors as in `get_prompt_tuning_model`.
+    Arguments and errors are those of `get_prompt_tuning_model`.
     """
     config = _completed(config, tokenizer, template)
     config.task_type = config.task_type or model.task_type
@@ -83,7 +83,7 @@ def add_prompt(
 def _completed(
     config: PeftPromptTuningConfig, tokenizer: PreTrainedTokenizerBase | None, template: PromptTemplate | None
 ) -> PromptTuningConfig:
-    """Our config, with the tokenizer and the label words that an initialisation may need."""
+    """Return our config, with the tokenizer and label words that an initialisation may need."""
     config = PromptTuningConfig.from_peft(config)
     config.tokenizer = tokenizer if tokenizer is not None else config.tokenizer
     if config.label_words is None and template is not None and template.label_words:

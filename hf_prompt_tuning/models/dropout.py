@@ -1,4 +1,4 @@
-"""Turns a backbone's dropout off, and leaves its config as it is, which is the caller's to save."""
+"""Turn a backbone's dropout off without changing its config, which the caller may save."""
 
 import copy
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def turn_off_dropout(backbone: PreTrainedModel) -> None:
-    """Sets every dropout probability of a model's modules to 0, and of what they read from a config when called.
+    """Set every dropout probability in a model's modules to 0, and every one that they read from a config when called.
 
-    The model can then stay in train mode (which activation checkpointing asks for) and still be deterministic.
+    The model can then stay in train mode (which activation checkpointing requires) and still be deterministic.
     """
     views: dict[int, PreTrainedConfig] = {}
     for module in backbone.modules():
@@ -20,7 +20,8 @@ def turn_off_dropout(backbone: PreTrainedModel) -> None:
         for name in _probabilities(vars(module)):
             setattr(module, name, 0.0)
         config = vars(module).get("config")
-        # The backbone's own stays: what is saved and shown is that one, and its `forward` reads no probability there.
+        # The backbone's own config is not replaced: it is the one that is saved and shown, and the backbone's
+        # `forward` reads no probability from it.
         if module is not backbone and isinstance(config, PreTrainedConfig) and any(_probabilities(vars(config))):
             module.config = views.setdefault(id(config), without_dropout(config))
 
@@ -30,8 +31,11 @@ def _probabilities(values: dict[str, Any]) -> Iterator[str]:
 
 
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A config that says 0 for every dropout probability, and is otherwise the very one: what is written in either is
-    read in both (a changed attention implementation above all)."""
+    """Return a view of a config in which every dropout probability is 0.
+
+    All other values are shared: a change in either config is seen in both (above all a changed attention
+    implementation).
+    """
     if isinstance(config, _View):
         return config
     kind = type(config)
@@ -42,18 +46,18 @@ def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 class _View:
-    """What makes a view of a config, which is `of`: copied and pickled with the config, it stays one."""
+    """Mixin for a view of the config `of`. A view that is copied with deepcopy or pickled stays a view."""
 
     of: PreTrainedConfig
 
     def __init_subclass__(cls) -> None:
-        """Nothing: a subclass of a config would be made a dataclass of its own."""
+        """Do nothing: otherwise a subclass of a config would become a dataclass of its own."""
 
     def __reduce__(self) -> tuple:
         return without_dropout, (self.of,)
 
     def __copy__(self) -> PreTrainedConfig:
-        """A config of its own, which says what the view says."""
+        """Return an independent config with the view's values."""
         alone = copy.copy(self.of)
         vars(alone).update({name: 0.0 for name, value in vars(type(self)).items() if isinstance(value, property)})
         return alone
@@ -64,4 +68,4 @@ def _zero(view: PreTrainedConfig) -> float:
 
 
 def _ignore(view: PreTrainedConfig, value: Any) -> None:
-    """What is off stays off."""
+    """Ignore the new value: dropout stays off."""

@@ -1,21 +1,21 @@
-"""Generation behind prompts: through what was computed of them before, where that is exact, or all anew.
+"""Generate after prompts: continue from a computed prompt if that is exact, or compute all tokens again.
 
 For P = 2 and two texts, of four and of two tokens (in brackets: from the cache; `·` is a masked column):
 
-    continued   (p0 p1) a0 a1 a2 a3 | new      the texts behind the prompts, as a batch
+    continued   (p0 p1) a0 a1 a2 a3 | new      a batch of the texts after the prompts
                 (q0 q1) ·  ·  b0 b1 | new
 
-    packed      (p0 p1) (q0 q1) a0 a1 a2 a3 b0 b1      the texts in one row, without pads; what is computed of it
-                                                       is then dealt out to the rows of a batch:
+    packed      (p0 p1) (q0 q1) a0 a1 a2 a3 b0 b1      the texts in one row, without pads; the resulting cache is
+                                                       then spread over the rows of a batch:
                 (p0 p1 a0 a1 a2 a3) | new
                 (·  ·  q0 q1 b0 b1) | new
 
     anew        p0 p1 a0 a1 a2 a3 | new        the reference, for every model
                 ·  ·  q0 q1 b0 b1 | new
 
-`packed` needs what the packed layout needs. `continued` has masked columns between a prompt and its text, which are
-harmless where positions are counted in the mask (BLOOM, Falcon); a model that counts columns (MPT) is continued where
-there are none. Recurrent models are computed anew. All ways give the same tokens.
+`packed` has the requirements of the packed layout. `continued` has masked columns between a prompt and its text. They
+are harmless if positions are counted in the mask (BLOOM, Falcon). A model that counts columns (MPT) uses `continued`
+only if there are no such columns. Recurrent models use `anew`. All three ways generate the same tokens.
 """
 
 import functools
@@ -51,7 +51,7 @@ from .outputs import check_even, first_came_back
 from .prompt_cache import can_be_continued
 
 ONE_ROW_ONLY = ("rwkv",)
-"""Models whose own `generate` is wrong in transformers for more rows than one."""
+"""Models whose `generate` in transformers is wrong for more than one row."""
 
 
 def generate(
@@ -63,16 +63,17 @@ def generate(
     computed: Callable[[Prompts, Examples], Prompts],
     layout: PackedLayout | None,
 ) -> Any:
-    """What `backbone.generate` gives behind each row's prompt.
+    """Return the result of `backbone.generate` with each row's prompt in front.
 
     Args:
         backbone: a causal model.
         prompts: of the B rows.
         examples: the embedded batch.
-        input_ids: [B, T] long, the same batch, with which the result then starts; None: it is the new tokens alone.
+        input_ids: [B, T] long, the ids of the same batch; the result starts with them. None: the result is only the
+            new tokens.
         options: `generate`'s other arguments.
-        computed: adds what was computed of the prompts to them.
-        layout: where texts may be packed.
+        computed: adds to the prompts what was computed of them before.
+        layout: the packed layout, or None if texts may not be packed.
     """
     given, options = model_arguments(backbone, options)
     given = fitted(backbone, given, input_ids, prompts, examples, pads="left")
@@ -96,7 +97,7 @@ def generate(
     if ids is not None:
         options = with_encoder_ids(options, config, ids, _mask_at_the_right(examples, width))
         options = without_pads(options, config, width - examples.mask.sum(1))
-    # Pictures and token types are for rows that are computed whole.
+    # With images or token types, rows are computed as a whole.
     needs_rows = bool(given.keys() - {"position_ids"})
     way = "anew" if needs_rows else _way(backbone, prompts, examples, ids, config, options, layout)
     if way != "anew":
@@ -117,7 +118,7 @@ def generate(
     elif way == "continued":
         result = _continued(backbone, prompts, examples, ids, config, options)
     else:
-        # Chunks would be cut from the ids, and rows are given as embeddings; in one piece they give the same.
+        # Chunks would be cut from the ids, but rows are given as embeddings. The result without chunks is the same.
         with told_of(backbone, given):
             result = _anew(backbone, prompts, examples, ids, given | options | {"prefill_chunk_size": None})
         if not isinstance(result, Tensor) and result.get("hidden_states"):
@@ -125,7 +126,7 @@ def generate(
     cache = own if isinstance(result, Tensor) else result.get("past_key_values")
     lengths = prompts.lengths() + examples.mask.sum(1)
     if not needs_rows and columns_in(cache) and bool((lengths == width + max(map(len, prompts.vectors))).all()):
-        # Rows without a pad lie alike, whichever way they were computed.
+        # Rows without pads have the same columns in each of the three ways.
         names = tuple(name for name in prompts.of_rows() for _ in range(copies(config)))
         seen = examples.mask.new_ones(len(names), columns_in(cache))
         mark(cache, Behind(names, seen, max(map(len, prompts.vectors))))
@@ -133,7 +134,7 @@ def generate(
 
 
 def _check_own(cache: Cache, prompts: Prompts, examples: Examples) -> None:
-    """Refuses a filled cache of other rows, and one whose padded rows may lie otherwise than these."""
+    """Refuse a filled cache of other rows, and padded rows, whose columns may differ from those in the cache."""
     behind = checked(cache, prompts.of_rows())
     lengths = prompts.lengths() + examples.mask.sum(1)
     if not bool(behind.mask.all()) or not bool((lengths == lengths[0]).all()):
@@ -152,7 +153,7 @@ def _way(
     options: dict[str, Any],
     layout: PackedLayout | None,
 ) -> str:
-    """The fastest way that gives what computing all anew gives, states and attentions included."""
+    """Return the fastest way that gives the same result as `anew`, including hidden states and attentions."""
     if ids is None or not can_be_continued(backbone) or not config.use_cache:
         return "anew"
     if options.get("past_key_values") is not None or config.output_attentions or config.output_hidden_states:
@@ -192,7 +193,7 @@ def _packed(
 
 
 def giving_first(backbone: PreTrainedModel, output: ModelOutput) -> PreTrainedModel:
-    """A stand-in for the backbone whose first call gives an output that is known already."""
+    """Return a stand-in for the backbone. Its first call returns an output that is already computed."""
     known = [output]
 
     @functools.wraps(backbone.forward)
@@ -246,7 +247,7 @@ def _mask_at_the_right(examples: Examples, width: int) -> Tensor:
 
 
 def _at_the_right(input_ids: Tensor, examples: Examples, width: int) -> Tensor:
-    """Each row's real tokens at the right of as few columns as there are real tokens in the longest row."""
+    """Move each row's real tokens to the right, in as many columns as the longest row has real tokens."""
     if examples.order is not None:
         input_ids = input_ids.gather(1, examples.order)
     order = torch.argsort(examples.mask[:, :width], dim=1, stable=True)
@@ -254,7 +255,7 @@ def _at_the_right(input_ids: Tensor, examples: Examples, width: int) -> Tensor:
 
 
 def _starting_with(input_ids: Tensor, result: Any, width: int) -> Any:
-    """The result (sequences, or an output that has them) with the caller's ids in front, instead of `width` others."""
+    """Replace the first `width` columns of the result (sequences, or an output with sequences) by the caller's ids."""
     sequences = result if isinstance(result, Tensor) else result.sequences
     given = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
     sequences = torch.cat([given, sequences[:, width:]], dim=1)

@@ -1,4 +1,4 @@
-"""What a caller asks of `generate`, read and said anew in words that hold behind a prompt."""
+"""Read the caller's `generate` options and translate them for rows with a prompt in front."""
 
 import copy
 import inspect
@@ -20,18 +20,18 @@ from ..errors import PromptTuningError
 from ..layouts.traits import takes
 
 DEFAULT_NEW_TOKENS = 20
-"""How many transformers generates where no one says a number."""
+"""The number of tokens that transformers generates by default."""
 
 SPECULATIVE = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
 def resolved(backbone: PreTrainedModel, options: dict[str, Any], columns: int) -> tuple[GenerationConfig, dict]:
-    """What the options come to, for us to read, and the options with lengths said as new tokens.
+    """Return the resulting generation config, and the options with all lengths given as new tokens.
 
-    The backbone is given other columns than the caller's T, so a length that counts columns would be another.
+    The backbone gets other columns than the caller's T, so a length that counts columns would mean something else.
     """
     config = asked(backbone, options)
-    # Said aloud because a finished Trainer leaves the config's `use_cache` False.
+    # Always set, because a finished Trainer leaves `use_cache` False in the config.
     said = {"use_cache": options.get("use_cache", True)}
     if config.max_new_tokens is None and config.max_length is not None:
         if config.max_length <= columns:
@@ -47,10 +47,10 @@ def resolved(backbone: PreTrainedModel, options: dict[str, Any], columns: int) -
 
 
 def asked(backbone: PreTrainedModel, options: dict[str, Any]) -> GenerationConfig:
-    """What the options come to, as `generate` reads them: what the caller says, else what the model's own config says.
+    """Return the config that `generate` would use: the caller's options first, then the model's own config.
 
     Raises:
-        PromptTuningError: the caller's `generation_config` is none.
+        PromptTuningError: the caller's `generation_config` is not a GenerationConfig.
     """
     given = options.get("generation_config")
     if given is not None and not isinstance(given, GenerationConfig):
@@ -65,12 +65,12 @@ def asked(backbone: PreTrainedModel, options: dict[str, Any]) -> GenerationConfi
 
 
 def model_arguments(backbone: PreTrainedModel, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options parted in two: arguments of the backbone's `forward`, and what is `generate`'s own.
+    """Split the options into arguments of the backbone's `forward` and arguments of `generate`.
 
-    A cache is among `generate`'s own; arguments that are None are left out.
+    A cache counts as an argument of `generate`. `forward` arguments that are None are left out.
 
     Raises:
-        PromptTuningError: a name that is neither, or one that would be used twice.
+        PromptTuningError: a name is neither, or `logits_to_keep` is a tensor.
     """
     config = asked(backbone, options)
     own = {*inspect.signature(backbone.generate).parameters, "tokenizer", "assistant_tokenizer", "past_key_values"}
@@ -79,7 +79,7 @@ def model_arguments(backbone: PreTrainedModel, options: dict[str, Any]) -> tuple
         names = inspect.signature(options["custom_generate"]).parameters
         ours |= {name: value for name, value in options.items() if name in names}
     given = {name: value for name, value in options.items() if name not in ours and value is not None}
-    # How many columns of logits a pass gives is no matter for what is generated.
+    # The number of logits columns in a pass does not change what is generated.
     if isinstance(given.get("logits_to_keep"), int):
         del given["logits_to_keep"]
     elif "logits_to_keep" in given:
@@ -95,7 +95,7 @@ def model_arguments(backbone: PreTrainedModel, options: dict[str, Any]) -> tuple
 
 
 def from_inputs(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor | None:
-    """The ids, which may be called `inputs` too; that name is taken out of the options.
+    """Return the ids, which the caller may also give as `inputs`. Remove `inputs` from the options.
 
     Raises:
         PromptTuningError: both are given.
@@ -107,9 +107,9 @@ def from_inputs(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor | N
 
 
 def inferred_mask(backbone: PreTrainedModel, options: dict[str, Any], input_ids: Tensor) -> Tensor | None:
-    """[B, T], zero on pads, where `generate` of transformers would tell pads by their token; else None.
+    """Return the mask that transformers' `generate` would infer from the pad token, [B, T], zero on pads; else None.
 
-    It does where ids hold the pad token and that is no end token as well.
+    It infers a mask if the ids contain the pad token and the pad token is not an end token.
     """
     config = asked(backbone, options)
     ends = config.eos_token_id
@@ -122,23 +122,23 @@ def inferred_mask(backbone: PreTrainedModel, options: dict[str, Any], input_ids:
 
 
 def ends_of_text(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a text: the backbone's own (Llama 3 has three), and the tokenizer's, where targets end."""
+    """Return the tokens that end a text: the backbone's own (Llama 3 has three), and the EOS that ends targets."""
     own = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).flatten().tolist()
     return list(dict.fromkeys([*own, tokenizer.eos_token_id]))
 
 
 def speculative(config: GenerationConfig, options: dict[str, Any]) -> str:
-    """The option that asks for drafts, empty where none does."""
+    """Return the name of the option that asks for drafts, or an empty string."""
     return next((name for name in SPECULATIVE if options.get(name) or getattr(config, name, None)), "")
 
 
 def copies(config: GenerationConfig) -> int:
-    """How many rows `generate` makes of each."""
+    """Return how many rows `generate` makes from each row."""
     return max(config.num_beams or 1, config.num_return_sequences or 1)
 
 
 def saying(options: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """The options with other settings, said where the caller says his: in a config or beside it."""
+    """Change settings where the caller gave them: in the config if there is one, else in the options."""
     if options.get("generation_config") is None:
         return options | values
     config = copy.deepcopy(options["generation_config"])
@@ -147,13 +147,15 @@ def saying(options: dict[str, Any], **values: Any) -> dict[str, Any]:
 
 
 def with_encoder_ids(options: dict[str, Any], config: GenerationConfig, ids: Tensor, real: Tensor) -> dict[str, Any]:
-    """The options with what transformers makes of a text's ids, and leaves out where it is given embeddings.
+    """Replace the options that use a text's ids by logits processors.
+
+    Given embeddings, transformers ignores these options.
 
     Args:
         options: `generate`'s.
-        config: what they come to.
-        ids: [B, T], the text's.
-        real: [B, T] bool, which of them are no pads.
+        config: the resulting config.
+        ids: [B, T], the text's ids.
+        real: [B, T] bool, False on pads.
     """
     said: dict[str, Any] = {}
     order = real.long().argsort(dim=1, stable=True)
@@ -163,7 +165,7 @@ def with_encoder_ids(options: dict[str, Any], config: GenerationConfig, ids: Ten
         processors.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, doubled))
         said["encoder_repetition_penalty"] = 1.0
     if size := config.encoder_no_repeat_ngram_size:
-        # An id that no token has begins no n-gram of tokens.
+        # The id -1 is in no n-gram of real tokens.
         padded = doubled if size == 1 else ids.masked_fill(~real, -1)
         processors.append(EncoderNoRepeatNGramLogitsProcessor(size, padded))
         said["encoder_no_repeat_ngram_size"] = 0
@@ -174,10 +176,10 @@ def with_encoder_ids(options: dict[str, Any], config: GenerationConfig, ids: Ten
 
 
 def without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor) -> dict[str, Any]:
-    """The options with a repetition penalty that leaves out each row's `pads` ([B] long) first ids.
+    """Make the repetition penalty skip the first `pads` ([B] long) ids of each row.
 
-    Left to itself, transformers counts them in the mask, which has the prompts' columns as well, and a shorter
-    prompt's are masked.
+    Otherwise transformers counts pads from the mask. That mask also has the prompts' columns, and a shorter prompt's
+    are partly masked.
     """
     if config.repetition_penalty in (None, 1.0):
         return options

@@ -1,4 +1,4 @@
-"""The prompts of a model: made, named and removed, in front of a backbone that is looked at first and changed last."""
+"""Make, name and remove the prompts of a model. All checks come first, and the backbone is changed last."""
 
 import logging
 from collections.abc import Callable
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class PromptVectors(PromptEmbedding):
-    """A prompt's vectors, which stay in fp32 whatever the model around them is cast to.
+    """Hold a prompt's vectors in fp32, whatever dtype the model is cast to.
 
-    `model.half()`, and a Trainer's `--bf16_full_eval`, cast every parameter in place. Half of a prompt's bits would be
-    lost by that, and the next save would write what is left; its backbone loses nothing that is not on disk.
+    `model.half()`, and a Trainer's `--bf16_full_eval`, cast every parameter in place. A cast prompt would lose half of
+    its bits, and the next save would write the rest. The backbone loses nothing, because its weights are also on disk.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PromptVectors":
@@ -44,7 +44,7 @@ class PromptVectors(PromptEmbedding):
 
 
 class HeldPrompts(Unmergeable, SavedPrompts):
-    """The part of `SoftPrompts` that holds prompts: each a PEFT adapter, all in front of one frozen backbone."""
+    """The part of `SoftPrompts` that holds prompts. Each is a PEFT adapter; all share one frozen backbone."""
 
     task_type: str
     _fingerprint: dict[str, Any] | None = None
@@ -63,14 +63,14 @@ class HeldPrompts(Unmergeable, SavedPrompts):
         known_fingerprint: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        """As in PEFT; the backbone is looked at first, and changed last.
+        """Make the first prompt, as in PEFT. The backbone is checked first and changed last.
 
         Args:
             model: the backbone.
-            peft_config: the first prompt's.
-            adapter_name: its name.
-            frozen: False leaves the backbone as it is until `freeze_backbone`.
-            known_fingerprint: the backbone's, where it was taken already.
+            peft_config: the first prompt's config.
+            adapter_name: the first prompt's name.
+            frozen: False leaves the backbone unchanged until `freeze_backbone`.
+            known_fingerprint: the backbone's fingerprint, if the caller has computed it.
             **kwargs: as in PEFT.
         """
         check_backbone(model, self.task_type)
@@ -83,36 +83,36 @@ class HeldPrompts(Unmergeable, SavedPrompts):
             self.freeze_backbone()
 
     def freeze_backbone(self) -> None:
-        """Makes the backbone one that only serves prompts: frozen, and without dropout unless that was asked for."""
+        """Freeze the backbone, and turn its dropout off unless the config keeps it."""
         freeze(self.base_model, next(iter(self.peft_config.values())).backbone_dropout)
         if not self.is_frozen and self.base_model.is_activation_checkpointing:
             super().prepare_model_for_gradient_checkpointing(self.base_model)
         self.is_frozen = True
 
     def prepare_model_for_gradient_checkpointing(self, model: PreTrainedModel) -> PreTrainedModel:
-        """PEFT asks for this before all is checked; see `freeze_backbone`."""
+        """Do nothing. PEFT calls this before all checks are made; `freeze_backbone` prepares the model later."""
         return model
 
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
-        """Adds a prompt, initialised as its config says. Not made active (see PEFT's `set_adapter`).
+        """Add a prompt and initialise it as its config says. It does not become active (see PEFT's `set_adapter`).
 
         Raises:
-            PromptTuningError: the name is taken or unfit, the config is no soft prompt's or another task's, or its
-                initialisation cannot be done.
+            PromptTuningError: the name is taken or invalid, the config is not for a soft prompt or is for another
+                task, or the initialisation fails.
         """
         check_adapter_name(adapter_name, self.peft_config)
         if adapter_name == REFERENCE and peft_config is self.peft_config.get("default"):
             return add_reference(self, peft_config)
         config = self._checked_config(peft_config)
-        # Filled in here because PEFT guesses them: it takes the hidden size for the embeddings' width (wrong for a
-        # projected OPT), and gives up where it finds no number of heads (MPT, xglm, mamba), which no prompt needs.
+        # Set here because PEFT guesses them. It takes the hidden size for the embeddings' width (wrong for a projected
+        # OPT), and fails without a number of heads (MPT, xglm, mamba), which no prompt needs.
         backbone_config = self.base_model.config.get_text_config()
         config.token_dim = self.base_model.get_input_embeddings().embedding_dim
         config.num_layers = getattr(backbone_config, "num_hidden_layers", None) or 1
         config.num_attention_heads = getattr(backbone_config, "num_attention_heads", None) or 1
-        # One prompt, in the encoder; PEFT's default for encoder-decoders makes a second half that nothing trains.
+        # One prompt, in the encoder. PEFT's default for encoder-decoders adds a second half that is never trained.
         config.num_transformer_submodules = 1
-        # A folder of this machine says nothing to anyone else: the backbone is named by its Hub id, or not at all.
+        # A local folder means nothing on another machine, so the backbone is named by its Hub id or not at all.
         config.base_model_name_or_path = hub_id(config.base_model_name_or_path or self.base_model.name_or_path)
         if config.revision is None and config.base_model_name_or_path == hub_id(self.base_model.name_or_path):
             config.revision = self._commit()
@@ -122,7 +122,7 @@ class HeldPrompts(Unmergeable, SavedPrompts):
             self.freeze_backbone()
 
     def _commit(self) -> str | None:
-        """The backbone's commit, as far as it can be told."""
+        """Return the backbone's commit, or None if it is unknown."""
         if not self._asked_for_commit:
             self._asked_for_commit, self._backbone_commit = True, commit_of(self.base_model)
             name = hub_id(self.base_model.name_or_path)
@@ -135,7 +135,7 @@ class HeldPrompts(Unmergeable, SavedPrompts):
         return self._backbone_commit
 
     def _checked_config(self, given: PeftPromptTuningConfig) -> PromptTuningConfig:
-        """A prompt's config, with the tokenizer that the model's other prompts were made with."""
+        """Check and copy a prompt's config. If it has no tokenizer, use that of the model's other prompts."""
         config = PromptTuningConfig.from_peft(given)
         if config.task_type not in (None, self.task_type):
             raise PromptTuningError(
@@ -150,15 +150,15 @@ class HeldPrompts(Unmergeable, SavedPrompts):
         others = [one.backbone_dropout for one in self.peft_config.values()]
         before = others[0] if others else getattr(self.base_model, "dropout_for_prompts", config.backbone_dropout)
         if config.inference_mode:
-            config.backbone_dropout = before  # which is not the business of a prompt that only speaks
+            config.backbone_dropout = before  # dropout does not matter to a prompt that is not trained
         check_dropout(before, config.backbone_dropout)
         if config.tokenizer is None and config.tokenizer_name_or_path is None:
             config.tokenizer = self._tokenizer
         return config
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
-        # PEFT calls this from `add_adapter`. Its own version guesses the embedding from the parameters' shapes and
-        # initialises in its own three ways.
+        # PEFT calls this from `add_adapter`. PEFT's version guesses the embedding from the parameters' shapes and has
+        # only its own three initialisations.
         config = self.peft_config[adapter_name]
         words = self.base_model.get_input_embeddings()
         if config.inference_mode:
@@ -193,7 +193,7 @@ class HeldPrompts(Unmergeable, SavedPrompts):
         )
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Removes a prompt.
+        """Remove a prompt.
 
         Raises:
             PromptTuningError: there is no such prompt.
@@ -203,7 +203,7 @@ class HeldPrompts(Unmergeable, SavedPrompts):
         del self.prompt_info[adapter_name], self.prompt_starts[adapter_name]
 
     def set_adapter(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Makes a prompt the active one.
+        """Make a prompt the active one.
 
         Raises:
             PromptTuningError: there is no such prompt.

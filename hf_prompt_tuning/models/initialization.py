@@ -1,7 +1,7 @@
-"""How a prompt starts: [P, H] in fp32, from words, from the vocabulary, at random, or from another prompt.
+"""Initialise a prompt, [P, H] in fp32: from words, from the vocabulary, at random, or from another prompt.
 
-An initialisation from tokens takes what the embedding *module* returns for them, not rows of its weight: Gemma scales
-its embeddings in the module, and a prompt started from tokens X must behave exactly like X prepended.
+Token vectors are what the embedding *module* returns, not rows of its weight. Gemma scales its embeddings in the
+module, and a prompt initialised from tokens X must behave exactly like X prepended to the text.
 """
 
 import re
@@ -27,13 +27,13 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float = 1.0) -> Tensor:
-    """The P vectors that training starts from (Lester et al. 2021, section 3.2).
+    """Return the P vectors that training starts from (Lester et al. 2021, section 3.2).
 
     Args:
-        config: says how; its `tokenizer` is needed by `TEXT` and `CLASS_LABELS`, and lets `SAMPLE_VOCAB` leave out
-            special and byte tokens. Its `num_virtual_tokens` is set where `PROMPT` takes it from the other prompt.
+        config: how to initialise. `TEXT` and `CLASS_LABELS` need its `tokenizer`, and `SAMPLE_VOCAB` uses it to leave
+            out special and byte tokens. `PROMPT` may set its `num_virtual_tokens`, from the other prompt.
         embed: the backbone's input embedding module, [V, H].
-        scale: what the backbone multiplies its token vectors by (`token_scale`).
+        scale: the factor that the backbone applies to token vectors (`token_scale`).
 
     Returns:
         [P, H], fp32, on the embedding's device.
@@ -64,7 +64,7 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float
 
 
 def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
-    """Whether a recorded initialisation (`PromptInfo.initialization`) tells all that the first vectors depend on."""
+    """Tell whether a recorded initialisation (`PromptInfo.initialization`) is enough to compute the start again."""
     return initialization.get("prompt_tuning_init") in (PromptTuningInit.TEXT, PromptTuningInit.FIRST_VOCAB)
 
 
@@ -75,10 +75,10 @@ def made_again(
     tokenizer: PreTrainedTokenizerBase,
     scale: float = 1.0,
 ) -> Tensor | None:
-    """The vectors that a prompt started from, [P, H], by its record; None where that does not tell them.
+    """Compute the vectors that a prompt started from, [P, H]. Return None if its record is not enough.
 
     Args:
-        initialization: as in `PromptInfo`, which anyone may have written.
+        initialization: the record, as in `PromptInfo`. It is untrusted input.
         length: P.
         embed: the backbone's input embedding module.
         tokenizer: the backbone's.
@@ -98,7 +98,7 @@ def made_again(
 
 
 def _embedded(token_ids: list[int], embed: nn.Embedding, what: str) -> Tensor:
-    """[len(token_ids), H] in fp32: what the model itself would see for these tokens; `what` has them, for messages."""
+    """Return what the model sees for these tokens, [len(token_ids), H] in fp32. Messages start with `what`."""
     check_ids(token_ids, embed.num_embeddings, what)
     with whole(embed):
         if embed.weight.is_meta:
@@ -116,11 +116,11 @@ def _tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase:
             f"prompt_tuning_init is {config.prompt_tuning_init.value}, which needs a tokenizer. "
             "Give tokenizer=… to get_prompt_tuning_model."
         )
-    # As in PEFT: a config may name a tokenizer, never ask for its code to be run.
+    # As in PEFT: a config may name a tokenizer, but may not have its code run.
     kwargs = (config.tokenizer_kwargs or {}) | {"trust_remote_code": False}
     try:
         return AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **kwargs)
-    except Exception as error:  # a repository that anyone may have made raises anything
+    except Exception as error:  # an untrusted repository can raise any error
         raise PromptTuningError(
             f"the tokenizer of {config.tokenizer_name_or_path!r} cannot be loaded: {words(error)} "
             "Give tokenizer=… to get_prompt_tuning_model."
@@ -128,7 +128,7 @@ def _tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase:
 
 
 def _text_ids(config: PromptTuningConfig) -> list[int]:
-    """The text's tokens, repeated or cut to P."""
+    """Return the text's tokens, repeated or cut to P."""
     text_ids = _tokenizer(config)(config.prompt_tuning_init_text, add_special_tokens=False)["input_ids"]
     if not text_ids:
         raise PromptTuningError(
@@ -139,10 +139,10 @@ def _text_ids(config: PromptTuningConfig) -> list[int]:
 
 
 def common_token_ids(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, how_many: int) -> list[int]:
-    """The `how_many` lowest token ids that are words or parts of words.
+    """Return the `how_many` lowest token ids that are words or parts of words.
 
     Tokenizers number their tokens by frequency (BPE by the order of merges), so the lowest ids are the most common
-    ones; special, added and byte tokens, and white space, are left out. Without a tokenizer: simply the lowest ids.
+    ones. Special, added and byte tokens, and white space, are left out. Without a tokenizer: the lowest ids.
     """
     if tokenizer is None:
         return list(range(min(how_many, vocab_size)))
@@ -161,12 +161,12 @@ def _is_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
     if token is None or BYTE_TOKEN.fullmatch(token):
         return False
     text = tokenizer.decode([token_id]).strip()
-    # A lone byte of a longer character decodes to U+FFFD; categories C* are control and unassigned characters.
+    # A single byte of a longer character decodes to U+FFFD. Categories C* are control and unassigned characters.
     return bool(text) and not any(c == "\ufffd" or unicodedata.category(c).startswith("C") for c in text)
 
 
 def _sampled_ids(config: PromptTuningConfig, embed: nn.Embedding, how_many: int) -> list[int]:
-    """Different tokens drawn from the most common ones, by torch's generator (so by the run's seed)."""
+    """Draw different tokens from the most common ones with torch's generator, so the run's seed decides."""
     tokenizer = None if config.tokenizer is None and config.tokenizer_name_or_path is None else _tokenizer(config)
     pool = common_token_ids(tokenizer, embed.num_embeddings, config.vocab_sample_size)
     if how_many > len(pool):
@@ -178,7 +178,7 @@ def _sampled_ids(config: PromptTuningConfig, embed: nn.Embedding, how_many: int)
 
 
 def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
-    """The mean of each label's token embeddings, and the rest sampled from the vocabulary (section 3.2)."""
+    """Return the mean of each label's token embeddings; the other vectors are sampled (section 3.2)."""
     if not config.label_words:
         raise PromptTuningError(
             "prompt_tuning_init is CLASS_LABELS and there are no label words. "
@@ -197,7 +197,7 @@ def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tenso
 
 
 def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
-    """Another prompt's vectors (the paper's prompt transfer; SPoT, Vu et al. 2022)."""
+    """Return another prompt's vectors (the paper's prompt transfer; SPoT, Vu et al. 2022)."""
     vectors = _saved_vectors(config)
     if config.num_virtual_tokens is None:
         config.num_virtual_tokens = len(vectors)
@@ -211,7 +211,7 @@ def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
 
 
 def _saved_vectors(config: PromptTuningConfig) -> Tensor:
-    """[P, H] of a prompt that was saved by anyone: a folder or file of any known format, or a Hub id."""
+    """Load the vectors of an untrusted saved prompt, [P, H]: a folder or file of any known format, or a Hub id."""
     prompt, subfolder = Path(config.init_prompt), config.init_prompt_subfolder or ""
     if not prompt.exists():
         where = {"revision": config.init_prompt_revision, "subfolder": subfolder, "token": config.init_prompt_token}

@@ -1,4 +1,4 @@
-"""What trainers that know nothing of prompts count, and how it is made to fit: labels, logits, packed rows."""
+"""Adapt labels, logits and packed rows for trainers that do not know about prompts."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -18,27 +18,28 @@ from ..layouts.padded import predicting_columns
 from ..prompts.config import PromptTuningConfig
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
-"""Where a packed row's examples begin, as collators without padding give it."""
+"""Arguments with the boundaries of a packed row's examples, as collators without padding return them."""
 
 REFERENCE = "ref"
-"""TRL's name for what training is measured against: a copy of the prompt "default" from before the first step."""
+"""TRL's name for the reference model: a copy of the prompt "default" from before the first step."""
 
 
 def strip_virtual_tokens(logits: Any, labels: Tensor | None) -> Any:
-    """The logits of the text alone, for `preprocess_logits_for_metrics` of a Trainer that knows nothing of prompts.
+    """Return the logits of the text only.
 
-    Column t then belongs to the text's column t (and predicts column t + 1), with pads at either side.
+    For `preprocess_logits_for_metrics` of a Trainer that does not know about prompts. Column t then belongs to the
+    text's column t (and predicts column t + 1), with pads at either side.
 
     Args:
-        logits: [B, P+T, V], or a tuple that starts with them; every tensor of [B, P+T, ...] within it is cut. An
-            encoder-decoder's logits, and generated ids, have no virtual tokens and stay as they are.
+        logits: [B, P+T, V], or a tuple that starts with them; every tensor of [B, P+T, ...] in it is cut. An
+            encoder-decoder's logits, and generated ids, have no virtual tokens and are returned unchanged.
         labels: [B, T].
 
     Returns:
         As `logits`, [B, T, V].
 
     Raises:
-        PromptTuningError: no labels, from which T is known, or more labels than logits.
+        PromptTuningError: there are no labels, which T is read from, or more labels than logits.
     """
     first = logits[0] if isinstance(logits, tuple) else logits
     if first.dim() != 3:
@@ -67,23 +68,23 @@ def strip_virtual_tokens(logits: Any, labels: Tensor | None) -> Any:
 def agreed_labels(
     labels: Tensor, mask: Tensor | None, backbone: PreTrainedModel, counted: bool, fused: bool | None
 ) -> Tensor:
-    """The labels that whoever calls `forward` has in mind.
+    """Return the labels that the caller of `forward` means.
 
-    A `transformers.Trainer` divides by what it counted. For a backbone whose own loss shifts the labels it counts
-    those from the second column on, because without a prompt nothing stands before a row's first token.
+    A `transformers.Trainer` divides the loss by its own count of labels. If the backbone's own loss shifts the labels,
+    Trainer counts from the second column on, because without a prompt no token stands before a row's first token.
 
     Args:
         labels: [B, T].
         mask: [B, T] or None.
-        backbone: whose loss Trainer looks at.
-        counted: the loss is divided by Trainer's count.
-        fused: TRL sums and divides the loss itself; with it a text's first token is never a target.
+        backbone: Trainer reads its loss type.
+        counted: whether the loss is divided by Trainer's count.
+        fused: whether TRL sums and divides the loss itself. A text's first token is then never a target.
 
     Returns:
         [B, T]; for TRL without the labels that it does not count.
 
     Raises:
-        PromptTuningError: a label on a row's very first token that was not counted, or one on a pad that was.
+        PromptTuningError: a row's first token has a label that was not counted, or a pad has a label that was.
     """
     shifts = LOSS_MAPPING.get(getattr(backbone, "loss_type", None)) is ForCausalLMLoss
     if fused:
@@ -104,15 +105,15 @@ def agreed_labels(
 
 
 def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
-    """Labels [B, T] of labels that stand where they are predicted.
+    """Return labels [B, T] from labels in the columns that predict them.
 
     Args:
-        shift_labels: [B, T], whose first column is predicted by the first token, or [B, T+1], whose first column is
-            predicted by the prompt's last vector. Nothing stands behind the last token to be predicted by it.
+        shift_labels: [B, T], where the first token predicts the first column; or [B, T+1], where the prompt's last
+            vector predicts the first column. The last column must be empty, because no token follows the last one.
         length: T.
 
     Raises:
-        PromptTuningError: another number of columns, or a label in the last one.
+        PromptTuningError: the number of columns is wrong, or the last column has a label.
     """
     columns = shift_labels.shape[1]
     if columns not in (length, length + 1):
@@ -127,21 +128,21 @@ def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
 
 
 def fused_as_it_came(outputs: ModelOutput, prompts: Prompts, examples: Examples, shifted: int | None) -> ModelOutput:
-    """TRL's outputs of padded rows in the columns of the batch as it came.
+    """Move TRL's outputs from the columns of padded rows to those of the caller's batch.
 
-    A TRL trainer takes the last N-1 columns for those that predict the columns 1 … N-1 of the labels that it gave.
+    A TRL trainer takes the last N-1 columns as the predictions of columns 1 … N-1 of its labels.
 
     Args:
-        outputs: of a backbone with TRL's fused head; what belongs to a token is [B, P+T], and 0 where no label is.
-        prompts: those in front of the rows.
+        outputs: of a backbone with TRL's fused head. Values of tokens are [B, P+T], and 0 without a label.
+        prompts: the prompts in front of the rows.
         examples: [B, T], with labels.
-        shifted: how many columns `shift_labels` had, where those were given.
+        shifted: the number of columns of `shift_labels`, or None if it was not given.
 
     Raises:
-        PromptTuningError: the backbone has no such head.
+        PromptTuningError: the backbone has no fused head.
 
     Returns:
-        As `outputs`: [B, T-1]; [B, T] where a label in the first column counts; as wide as `shift_labels`.
+        As `outputs`: [B, T-1]; [B, T] if a label in the first column counts; as wide as `shift_labels` if given.
     """
     if "log_probs" not in outputs:
         raise PromptTuningError(
@@ -167,10 +168,10 @@ def fused_as_it_came(outputs: ModelOutput, prompts: Prompts, examples: Examples,
 
 
 def check_fused(labels: Tensor | None, smoothing: float, only_labelled: bool, candidates: Any) -> None:
-    """Refuses what TRL's fused head would drop.
+    """Raise an error for arguments that TRL's fused head would ignore.
 
     Raises:
-        PromptTuningError: no labels to score, or another argument that says how to score them.
+        PromptTuningError: there are no labels to score, or another argument says how to score them.
     """
     others = {"label_smoothing": smoothing, "only_labelled": only_labelled, "candidates": candidates}
     if given := [name for name, value in others.items() if value]:
@@ -180,7 +181,7 @@ def check_fused(labels: Tensor | None, smoothing: float, only_labelled: bool, ca
 
 
 def check_unpacked(kwargs: dict[str, Any]) -> None:
-    """Refuses a packed row's boundaries: its examples would share one prompt, in front of the first.
+    """Raise an error for a packed row's boundaries: its examples would share one prompt, in front of the first.
 
     Raises:
         PromptTuningError: one of `BOUNDARIES` is given.
@@ -193,13 +194,14 @@ def check_unpacked(kwargs: dict[str, Any]) -> None:
 
 
 def add_reference(model: PeftModel, config: PromptTuningConfig) -> None:
-    """Adds a copy of the prompt "default" as `REFERENCE`, which does not train.
+    """Add a copy of the prompt "default" as `REFERENCE`, which is not trained.
 
-    TRL asks for a new prompt of the same config and copies the vectors then. To initialise one would need the
-    tokenizer or the other prompt that the first one needed, and an optimizer would be given what it may not train.
+    TRL asks for a new prompt with the same config and then copies the vectors. A normal initialisation would need the
+    tokenizer or the other prompt that the first prompt needed. It would also give the optimizer vectors that must not
+    be trained.
 
     Raises:
-        PromptTuningError: another prompt is active, which TRL would train and measure against a copy of "default".
+        PromptTuningError: another prompt is active. TRL would train it, and would compare it with a copy of "default".
     """
     if model.active_adapter != "default":
         raise PromptTuningError(

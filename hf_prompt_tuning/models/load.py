@@ -1,4 +1,4 @@
-"""A published prompt in one line: with the backbone, revision and template that it was trained with."""
+"""Load a published prompt with the backbone, revision and template that it was trained with."""
 
 import logging
 from pathlib import Path
@@ -52,7 +52,7 @@ def load_prompt(
 ) -> tuple[
     PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM, PreTrainedTokenizerBase | None, PromptTemplate | None
 ]:
-    """A saved prompt on its backbone, ready to use: `(model, tokenizer, template)`.
+    """Load a saved prompt and its backbone: `(model, tokenizer, template)`.
 
     No code from the Hub is run and no pickle is read, neither the prompt's nor its backbone's.
 
@@ -60,23 +60,24 @@ def load_prompt(
         prompt: a Hub id or a folder; PEFT's prompt-tuning adapters too.
         revision: of the prompt's repository.
         token: for private repositories.
-        device_map: where the backbone goes, as in `from_pretrained`.
-        backbone: in place of the one that the prompt names: a model that is loaded already (then nothing but the
-            prompt is downloaded), or the folder or Hub id of one.
+        device_map: the backbone's devices, as in `from_pretrained`.
+        backbone: in place of the one that the prompt names: a loaded model (then only the prompt is downloaded), or
+            the folder or Hub id of a model.
         tokenizer: in place of the backbone's.
-        is_trainable: go on training the prompt.
-        ignore_mismatch: warn of another backbone than the prompt was trained on, rather than refuse it.
+        is_trainable: make the prompt trainable.
+        ignore_mismatch: warn about another backbone than the prompt was trained on, instead of raising an error.
         cache_dir: as in `from_pretrained`.
         subfolder: of the prompt's repository or folder.
-        local_files_only: ask no Hub, neither for the prompt nor for its backbone.
-        **backbone_kwargs: to the backbone's `from_pretrained` (`dtype`, `quantization_config`, …).
+        local_files_only: do not use the network, neither for the prompt nor for its backbone.
+        **backbone_kwargs: passed to the backbone's `from_pretrained` (`dtype`, `quantization_config`, …).
 
     Returns:
-        The model, in eval mode unless it is trainable; its tokenizer, None where a given backbone's is not on this
-        machine; and the template, None where the prompt has none.
+        The model, in eval mode unless it is trainable; its tokenizer, or None if a given backbone's tokenizer is not
+            on
+        this machine; and the template, or None if the prompt has none.
 
     Raises:
-        PromptLoadError: the prompt or its backbone cannot be had, or is damaged or unsafe.
+        PromptLoadError: the prompt or its backbone could not be loaded, or is damaged or unsafe.
         PromptMismatchError: the backbone is not the one that the prompt was trained on.
     """
     if backbone is not None and not isinstance(backbone, str | Path):
@@ -101,7 +102,7 @@ def load_prompt(
         backbone, place = _load_backbone(name, saved, hub, True, device_map=device_map, **backbone_kwargs)
     if place is not None or required:
         origin = source(place, **hub)
-    if "gguf_file" in backbone_kwargs:  # it holds the tokenizer, too
+    if "gguf_file" in backbone_kwargs:  # a GGUF file contains the tokenizer, too
         origin["gguf_file"] = backbone_kwargs["gguf_file"]
     if tokenizer is None and name:
         if "gguf_file" not in origin:
@@ -113,7 +114,7 @@ def load_prompt(
 
 
 def _named_backbone(prompt: str | Path, saved: SavedPrompt) -> str:
-    """The Hub id of the backbone that a prompt names; a stranger's prompt names no folder of this machine."""
+    """Return the Hub id of the backbone that a prompt names. Local folders are refused: the prompt is untrusted."""
     name = saved.backbone.get("name_or_path")
     if hub_id(name) is None:
         named = f"names {name!r:.80}, which is not a Hub id" if name else "does not name its backbone"
@@ -124,14 +125,14 @@ def _named_backbone(prompt: str | Path, saved: SavedPrompt) -> str:
 def _load_backbone(
     name: str, saved: SavedPrompt, hub: dict[str, Any], strangers: bool = False, **kwargs: Any
 ) -> tuple[PreTrainedModel, HubFolder | None]:
-    """The backbone, and where it was loaded from, if that is the Hub.
+    """Load the backbone. Return it with its folder on the Hub, or None if it is local.
 
     Args:
         name: its Hub id or folder.
         saved: the prompt.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`.
-        strangers: whether the prompt names it, and not the user.
-        **kwargs: to `from_pretrained`.
+        strangers: whether the prompt, and not the user, names the backbone.
+        **kwargs: passed to `from_pretrained`.
     """
     if kwargs.pop("trust_remote_code", False):
         raise PromptLoadError(
@@ -151,7 +152,7 @@ def _load_backbone(
         backbone = auto_class.from_pretrained(name, trust_remote_code=False, **options, **source(place, **hub))
     except PromptTuningError:
         raise
-    except Exception as error:  # a repository that anyone may have made raises anything
+    except Exception as error:  # an untrusted repository can raise any error
         raise_fault(f"the backbone {name!r}", error)
         raise PromptLoadError(
             f"the backbone {name!r} cannot be loaded: {named(first_line(error))} Load it yourself and give it as "
@@ -162,9 +163,9 @@ def _load_backbone(
 
 
 def _compare_commits(saved: SavedPrompt, backbone: PreTrainedModel) -> None:
-    """Says of a backbone that the user chose whether it is of another commit than the prompt was trained on.
+    """Warn if the user's backbone is of another commit than the prompt was trained on.
 
-    Other embeddings are refused where they are compared; whether the layers are others, nothing tells but the commit.
+    Different embeddings raise an error elsewhere, where they are compared. Different layers show only in the commit.
     """
     there, here = saved.backbone["revision"], commit_of(backbone)
     if there is None or there == here or saved.backbone["name_or_path"] != hub_id(backbone.name_or_path):

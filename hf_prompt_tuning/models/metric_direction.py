@@ -1,4 +1,4 @@
-"""Which direction of a metric is better: one rule, for whoever compares two evaluations."""
+"""Decide whether a higher or a lower value of a metric is better: one rule for all comparisons of evaluations."""
 
 import math
 import re
@@ -36,18 +36,18 @@ QUALIFIERS = {
     *("sum", "lsum", "l", "w", "at", "k", "n", "p", "plus", "coefficient", "corrcoef", "top", "total", "overall"),
     *("per", "byte", "character", "token", "word"),
 }
-"""Words behind a metric's own that leave its direction as it is ("f1_macro", "error_rate")."""
+"""Words after a metric's own name that do not change its direction ("f1_macro", "error_rate")."""
 
 
 def greater_is_better(metric: str, asked: bool | None = None) -> bool:
-    """Return whether more of a metric is better: as asked, else by the last word of its name that is known.
+    """Tell whether a higher value of a metric is better: as asked, else by the last known word of its name.
 
     Args:
-        metric: with or without `eval_`, and the name of a task or data set.
-        asked: what the caller says of it.
+        metric: with or without `eval_`, and with or without the name of a task or data set.
+        asked: the caller's answer, or None.
 
     Raises:
-        PromptTuningError: the name says nothing, and nothing was asked.
+        PromptTuningError: the name has no known word, and the caller gave no answer.
     """
     if asked is not None:
         return asked
@@ -61,7 +61,7 @@ def greater_is_better(metric: str, asked: bool | None = None) -> bool:
 
 
 def by_name(metric: str) -> bool | None:
-    """Return whether more of a metric is better, None where its name does not tell."""
+    """Tell whether a higher value of a metric is better; None if its name does not say."""
     words = re.findall(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]*", metric)
     for word in (word.lower() for word in reversed(words)):
         if word in LOWER:
@@ -74,7 +74,7 @@ def by_name(metric: str) -> bool | None:
 
 
 def is_better(value: Any, best: float | None, greater: bool) -> bool:
-    """Return whether a metric's value beats the best so far; NaN never does."""
+    """Tell whether a metric's value is better than the best so far; NaN never is."""
     if not isinstance(value, int | float) or math.isnan(value):
         return False
     return best is None or (value > best if greater else value < best)
@@ -95,9 +95,10 @@ def value_of(metrics: dict[str, Any], metric: str) -> Any:
 
 
 def check_direction(args: Any) -> None:
-    """Raise PromptTuningError for transformers' arguments whose guess of the direction is wrong.
+    """Raise PromptTuningError if transformers' arguments guess a metric's direction wrong.
 
-    They take every metric whose name does not end in "loss" for a score, and do not say whether they were asked to.
+    They assume that higher is better for every metric whose name does not end in "loss", and do not record whether the
+    user asked for it.
     """
     metric, greater = args.metric_for_best_model, args.greater_is_better
     if not hasattr(args, "early_stopping_patience") and metric is not None and greater and by_name(metric) is False:

@@ -1,4 +1,4 @@
-"""What a prompt-tuning model gives: of labelled tokens or candidates only, or all that its backbone gives."""
+"""Define the outputs of a prompt-tuning model, and move a backbone's outputs to the caller's columns."""
 
 import dataclasses
 from typing import Any
@@ -16,10 +16,10 @@ from ..layouts.padded import as_it_came, row_mask
 
 @dataclasses.dataclass
 class RankingOutput(ModelOutput):
-    """What `forward(..., candidates=…)` gives.
+    """Output of `forward(..., candidates=…)`.
 
     Attributes:
-        scores: [B, L] fp32, the log-likelihood of each candidate's words behind each row.
+        scores: [B, L] fp32, the log-likelihood of each candidate's words after each row.
     """
 
     scores: Tensor | None = None
@@ -27,13 +27,13 @@ class RankingOutput(ModelOutput):
 
 @dataclasses.dataclass
 class LabelledOutput(ModelOutput):
-    """What `forward(..., only_labelled=True)` gives: the loss and the predictions of the K labelled tokens.
+    """Output of `forward(..., only_labelled=True)`: the loss and the predictions of the K labelled tokens.
 
     Attributes:
         loss: scalar.
         logits: [K, V].
-        targets: [K] long, the tokens that stand there.
-        rows: [K] long, the example of each.
+        targets: [K] long, the token ids at the labelled positions.
+        rows: [K] long, the example of each labelled token.
     """
 
     loss: Tensor | None = None
@@ -43,10 +43,10 @@ class LabelledOutput(ModelOutput):
 
 
 def check_has_place(output_attentions: bool | None, config: PretrainedConfig) -> None:
-    """Refuses attentions, which cannot be brought back into the caller's columns.
+    """Raise an error for attentions, which cannot be moved back to the caller's columns.
 
     Raises:
-        PromptTuningError: they are asked for, by argument or by config.
+        PromptTuningError: attentions are asked for, by argument or by config.
     """
     if config.output_attentions if output_attentions is None else output_attentions:
         raise PromptTuningError(
@@ -56,12 +56,12 @@ def check_has_place(output_attentions: bool | None, config: PretrainedConfig) ->
 
 
 def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
-    """What the backbone gives for each token of padded rows, in the columns of the batch as it came.
+    """Move what the backbone returns for each token of padded rows to the columns of the caller's batch.
 
     Args:
-        value: logits [B, P+T, V], hidden states [B, P+T, H] (or a tuple of them, with streams [S, B, P+T, H] in a
-            backbone that has several), or a router's scores, a tuple of [B*(P+T), E]; anything else stays as it is.
-        prompts: those in front of the rows.
+        value: logits [B, P+T, V]; hidden states [B, P+T, H], or a tuple of them (with streams [S, B, P+T, H] in a
+            backbone that has several); or a tuple of router scores [B*(P+T), E]. Anything else is returned unchanged.
+        prompts: the prompts in front of the rows.
         examples: [B, T].
     """
     if isinstance(value, tuple):
@@ -80,10 +80,10 @@ def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
 
 
 def check_even(asked: GenerationConfig, config: PretrainedConfig) -> None:
-    """Refuses attentions of generated rows that are not of one length, where columns have other places than theirs.
+    """Raise an error for attentions of generated rows of different lengths, whose columns do not match the caller's.
 
     Raises:
-        PromptTuningError: they are asked for, by argument or by config.
+        PromptTuningError: attentions are asked for, by argument or by config.
     """
     if asked.return_dict_in_generate and (asked.output_attentions or config.output_attentions):
         raise PromptTuningError(
@@ -93,12 +93,12 @@ def check_even(asked: GenerationConfig, config: PretrainedConfig) -> None:
 
 
 def first_came_back(steps: Any, prompts: Prompts, examples: Examples) -> Any:
-    """Hidden states of each step of `generate`, those of the first, [B', P+N, H], in the columns of the batch, P+T.
+    """Move the first step's hidden states of `generate`, [B', P+N, H], to the P+T columns of the caller's batch.
 
     Args:
-        steps: for each step a tuple of [B', …, H], of rows `[pads | prompt | text]`, each row as often as it is
-            continued.
-        prompts: those in front of the rows.
+        steps: for each step a tuple of [B', …, H], of rows `[pads | prompt | text]`. Each row is repeated as often as
+            it is continued.
+        prompts: the prompts in front of the rows.
         examples: [B, T].
     """
     came = dataclasses.replace(examples, mask=examples.mask_as_it_came())
@@ -117,14 +117,14 @@ def first_came_back(steps: Any, prompts: Prompts, examples: Examples) -> Any:
 
 
 def targets_came_back(value: Any, order: Tensor) -> Any:
-    """What a decoder gives for each label ([B, T', ...], or a tuple of such) in the columns that the labels had."""
+    """Move what a decoder returns for each label ([B, T', ...], or a tuple of them) to the labels' own columns."""
     if isinstance(value, tuple):
         return tuple(targets_came_back(v, order) for v in value)
     return take_columns(value, torch.argsort(order, dim=1))
 
 
 def routing_loss(outputs: ModelOutput, config: PretrainedConfig) -> Tensor | float:
-    """What a backbone of experts adds to its loss, where its routers' scores are asked for."""
+    """Return what a mixture-of-experts backbone adds to its loss, if the routers' scores are asked for; else 0."""
     if (balance := outputs.get("aux_loss")) is None:
         return 0.0
     return getattr(config.get_text_config(), "router_aux_loss_coef", 0.0) * balance

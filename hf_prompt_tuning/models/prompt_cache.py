@@ -1,4 +1,4 @@
-"""A prompt's part of every pass, computed once and kept until anything that it was computed from changes."""
+"""Compute a prompt's part of every pass once, and keep it until anything that it depends on changes."""
 
 from dataclasses import dataclass, replace
 
@@ -21,9 +21,9 @@ class _Kept:
 
 
 class ComputedPrompts:
-    """The computed prompts of a model, the latest of each name; threads may share it.
+    """Keep the latest computed prompt of each name for a model. Threads may share it.
 
-    Nothing in it is changed in place, and each thread takes what it computed itself or an entry that is whole.
+    Nothing in it is changed in place. Each thread uses what it computed itself, or an entry that is complete.
     """
 
     def __init__(self) -> None:
@@ -31,14 +31,14 @@ class ComputedPrompts:
         self._state: BackboneState | None = None
 
     def added_to(self, prompts: Prompts, dtype: torch.dtype, backbone: PreTrainedModel) -> Prompts:
-        """The prompts with what was computed of each before, or is now.
+        """Add to each prompt what was computed of it before, or compute it now.
 
         Args:
             prompts: with their names.
             dtype: of embedded text.
-            backbone: one that `can_be_continued`.
+            backbone: must pass `can_be_continued`.
         """
-        # Before anything is computed: what another thread changes in the meantime is then seen by the next call.
+        # Read before anything is computed, so that the next call detects what another thread changes meanwhile.
         state, latest = state_of(backbone), self._state
         if latest is not None and latest.is_same(state):
             state = latest
@@ -50,15 +50,15 @@ class ComputedPrompts:
         return replace(prompts, computed=tuple(computed))
 
     def _get(self, name: str, vectors: Tensor, state: BackboneState, backbone: PreTrainedModel) -> ComputedPrompt:
-        # The vectors are compared with the numbers that were computed from: an edit through `.data` leaves no other
-        # trace, and P * H numbers cost less than a layer.
+        # The vectors are compared by value, because an edit through `.data` leaves no other trace. Comparing P * H
+        # numbers costs less than a layer.
         kept = self._kept.get(name)
         if kept is None or kept.backbone is not state or not _same(kept.vectors, vectors):
             kept = self._kept[name] = _Kept(vectors.clone(), state, compute(backbone, vectors))
         return kept.computed
 
     def forget(self, name: str | None = None) -> None:
-        """Frees what is kept of a prompt, or of all."""
+        """Free what is kept of one prompt, or of all."""
         if name is None:
             self._kept, self._state = {}, None
         else:
@@ -70,11 +70,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def can_be_continued(backbone: PreTrainedModel) -> bool:
-    """Whether a computed prompt serves this backbone, as it stands, for every text behind it."""
+    """Tell whether a computed prompt serves this backbone, in its current state, for every text after it."""
     if not takes(backbone, "past_key_values") or is_recurrent(backbone):
         return False
     if is_sharded(backbone):
-        return False  # whose processes must make the same passes, whatever each of them has computed before
+        return False  # all its processes must make the same passes, whatever each has computed before
     if backbone.config._attn_implementation == "flex_attention":
-        return False  # it compiles its masks for each shape, which a short pass more does not pay for
+        return False  # compiling masks for each shape costs more than a short pass
     return not (backbone.training and backbone.is_activation_checkpointing)

@@ -1,4 +1,4 @@
-"""What a run writes down in the prompt that it trains, for its card."""
+"""Record a run's hyperparameters, losses and nearest words in the prompt that it trains, for the prompt's card."""
 
 import re
 from typing import Any
@@ -24,17 +24,17 @@ RECORDED = (
     "gradient_accumulation_steps",
     "seed",
 )
-"""The hyperparameters that a prompt's card tells."""
+"""The hyperparameters that a prompt's card shows."""
 
 
 MEMORY = re.compile(r"(^|_)mem_[cg]pu(_|$)")
-"""What `skip_memory_metrics=False` adds to an evaluation."""
+"""The metrics that `skip_memory_metrics=False` adds to an evaluation."""
 
 
 def describe_run(
     model: SoftPrompts, args: TrainingArguments, state: TrainerState, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
-    """Hyperparameters, losses and nearest words of the active prompt, into its `info`."""
+    """Write hyperparameters, losses and nearest words of the active prompt into its `info`."""
     values = {name: getattr(args, name) for name in RECORDED}
     model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}
     model.info.history = loss_history(state.log_history)
@@ -43,7 +43,7 @@ def describe_run(
 
 
 def to_record(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics that are numbers, without those of the machine's speed and memory, and of the run's place."""
+    """Return the metrics that are numbers, without speed, memory and the training's progress."""
     left_out = ("runtime", "per_second", "preparation_time", "epoch", "num_input_tokens_seen")
     numbers = numbers_of(metrics)
     return {name: value for name, value in numbers.items() if not name.endswith(left_out) and not MEMORY.search(name)}

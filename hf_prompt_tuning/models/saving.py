@@ -1,4 +1,4 @@
-"""Prompts are loaded, saved and pushed: the doors of a PeftModel, with a prompt's promises."""
+"""Save, load and push prompts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .wrapping import check_backbone
 
 
 class SavedPrompts:
-    """What both model classes share: loading, saving and pushing."""
+    """Save, load and push prompts, for both model classes."""
 
     task_type: str
 
@@ -39,7 +39,15 @@ class SavedPrompts:
         ignore_mismatch: bool = False,
         **hub: Any,
     ) -> "SavedPrompts":
-        """A saved prompt on its backbone.
+        """Load a saved prompt on a backbone.
+
+        Args:
+            model: the backbone, already loaded.
+            model_id: the prompt's folder or Hub id; PEFT's prompt-tuning adapters too.
+            adapter_name: the prompt's name.
+            is_trainable: make the prompt trainable.
+            ignore_mismatch: warn about another backbone than the prompt was trained on, instead of raising an error.
+            **hub: `revision`, `token`, `cache_dir`, `subfolder`.
 
         Args:
             model: the backbone, already loaded.
@@ -65,7 +73,7 @@ class SavedPrompts:
         ignore_mismatch: bool,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> "SavedPrompts":
-        """As `from_pretrained`, of a prompt that was read already; the tokenizer is for prompts to be added."""
+        """Load a prompt that was already read, as `from_pretrained`. The tokenizer is for prompts added later."""
         check_backbone(model)
         if saved.config.task_type not in (None, cls.task_type):
             raise PromptMismatchError(
@@ -87,9 +95,9 @@ class SavedPrompts:
         ignore_mismatch: bool = False,
         **kwargs: Any,
     ) -> _IncompatibleKeys:
-        """Loads a saved prompt under `adapter_name`, in place of one of that name where there is one.
+        """Load a saved prompt under `adapter_name`. A prompt with that name is replaced.
 
-        Args and errors as in `from_pretrained`.
+        Arguments and errors are those of `from_pretrained`.
         """
         hub, _ = self._split_kwargs(kwargs)
         saved = read_prompt(model_id, **hub)
@@ -103,7 +111,7 @@ class SavedPrompts:
         return _IncompatibleKeys([], [])
 
     def _fill(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool) -> None:
-        """Puts a saved prompt in an adapter's place."""
+        """Replace an adapter's prompt by a saved prompt."""
         vectors = saved.vectors
         weight = self.prompt_encoder[adapter_name].embedding.weight
         if weight.shape != vectors.shape:
@@ -117,10 +125,10 @@ class SavedPrompts:
         if saved.info is not None:
             self.prompt_info[adapter_name] = saved.info
         else:
-            # PEFT's own says nothing of how it started, and not as the config that it is read with.
+            # A PEFT adapter does not record how it started. The config that we load it with does not say it either.
             self.prompt_info[adapter_name].initialization = {}
             self.prompt_info[adapter_name].backbone["revision"] = saved.backbone["revision"]
-        # Of the backbone that it was trained on, whichever it is on now.
+        # The revision of the backbone that the prompt was trained on, not of the current one.
         self.peft_config[adapter_name].revision = saved.backbone["revision"]
         if not is_trainable:
             self.eval()
@@ -130,10 +138,10 @@ class SavedPrompts:
         self.set_requires_grad(adapter_name, is_trainable)
 
     def _start_of(self, saved: SavedPrompt, adapter_name: str) -> Tensor | None:
-        """The vectors that a saved prompt started from: its own file's, or (a checkpoint has none) this model's.
+        """Return the vectors that a saved prompt started from: its own file's, or (for a checkpoint) this model's.
 
-        Whichever they are, they must be those that the prompt remembers by their hash: a run that is resumed with
-        another seed starts from others.
+        They must match the hash that the prompt records, because a run that is resumed with another seed starts from
+        other vectors.
         """
         known = None if saved.info is None else saved.info.initialization.get("hash")
         for start in (saved.start, self.prompt_starts[adapter_name]):
@@ -151,18 +159,18 @@ class SavedPrompts:
         card: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Saves prompts as PEFT does, each with its `prompt_tuning.json`, results, pictures and card.
+        """Save prompts as PEFT does, each with its `prompt_tuning.json`, results, pictures and card.
 
-        The prompt named "default" goes into `save_directory` itself, others into a folder of their name.
+        The prompt named "default" is saved in `save_directory` itself, the others in a folder with their name.
 
         Args:
-            save_directory: made where it does not exist.
-            safe_serialization: True; for PEFT's callers.
-            selected_adapters: default all of them.
+            save_directory: created if it does not exist.
+            safe_serialization: must be True; accepted for compatibility with PEFT.
+            selected_adapters: the prompts to save; default all.
             is_main_process: whether this process writes.
             repo_id: the Hub repository that the card's code names.
-            card: with pictures, card, and the vectors that it started from; False for a checkpoint, which no one reads
-                and which is saved often.
+            card: also save pictures, the card and the start vectors. Use False for checkpoints, which are saved often
+                and are not read by people.
             **kwargs: as in PEFT.
 
         Raises:
@@ -179,9 +187,9 @@ class SavedPrompts:
                     f"the prompt {name!r} is not finite, and is not saved. Go back to a checkpoint from before, with "
                     "a lower learning_rate."
                 )
-        # Never the embedding layers: they belong to the backbone, and PEFT's check for them asks the Hub.
+        # The embedding layers belong to the backbone, and PEFT's check for them asks the Hub.
         kwargs["save_embedding_layers"] = False
-        # Nor the backbone's weights: PEFT would gather a sharded backbone's, and throw them away.
+        # The same for the backbone's weights: PEFT would gather a sharded backbone's and then drop them.
         kwargs["state_dict"] = {}
         super().save_pretrained(
             str(save_directory), selected_adapters=selected_adapters, is_main_process=is_main_process, **kwargs
@@ -197,8 +205,8 @@ class SavedPrompts:
                     self._write_card(folder, name, repo_id, None if name == "default" else name)
 
     def get_prompt_embedding_to_save(self, adapter_name: str) -> torch.Tensor:
-        """A prompt's vectors, [P, H], on the CPU."""
-        # Not by a call of their module, as in PEFT: one process alone makes it here, and ZeRO-3 counts calls.
+        """Return a prompt's vectors, [P, H], on the CPU."""
+        # PEFT calls the module here. We do not: only one process saves, and ZeRO-3 counts calls.
         return self.prompt_encoder[adapter_name].embedding.weight.detach().cpu()
 
     def _write_card(self, folder: Path, adapter_name: str, repo_id: str | None, subfolder: str | None = None) -> None:
@@ -221,26 +229,26 @@ class SavedPrompts:
         adapter_name: str | None = None,
         subfolder: str | None = None,
     ) -> CommitInfo:
-        """Sends one prompt, with its description, card and pictures, to the Hub; nothing else.
+        """Push one prompt to the Hub, with its description, card and pictures, and nothing else.
 
-        What an earlier push left in its place is deleted in the same commit, and no other file.
+        Files of an earlier push in the same place are deleted in the same commit. No other file is deleted.
 
         Args:
-            repo_id: made where it does not exist.
-            private: whether a repository that is made now is private; one that is there keeps what it has.
-            token: default the one of `hf auth login`.
-            revision: the branch; made from the main one where it does not exist.
+            repo_id: created if it does not exist.
+            private: whether a new repository is private. An existing repository keeps its visibility.
+            token: default the token of `hf auth login`.
+            revision: the branch; created from the main branch if it does not exist.
             commit_message: of the commit.
             commit_description: of the commit.
             create_pr: open a pull request with it.
-            tokenizer: send it as well.
-            adapter_name: the prompt, default the active one.
-            subfolder: of the repository, for one of several prompts; default its root.
+            tokenizer: push the tokenizer, too.
+            adapter_name: the prompt; default the active one.
+            subfolder: of the repository, if it holds several prompts; default its root.
 
         Raises:
-            PromptPushError: the Hub does not take it, or cannot be reached; it says what the Hub says.
-            PromptTuningError: there is no such prompt, there can be no such repository, branch or folder, or the
-                prompt is to be private and the repository is public.
+            PromptPushError: the Hub refuses the push or cannot be reached. The message contains the Hub's answer.
+            PromptTuningError: there is no such prompt; the name of the repository, branch or folder is invalid; or the
+                prompt should be private and the repository is public.
         """
         name = adapter_name if adapter_name is not None else self.active_adapter
         if name not in self.peft_config:
@@ -265,7 +273,7 @@ class SavedPrompts:
         adapter_name: str | None = None,
         subfolder: str | None = None,
     ) -> Path:
-        """Saves one prompt as it is pushed, its card written for `repo_id`; returns where its files are."""
+        """Save one prompt as it is pushed, with a card for `repo_id`, and return the folder of its files."""
         name = adapter_name if adapter_name is not None else self.active_adapter
         self.save_pretrained(folder, selected_adapters=[name], repo_id=repo_id)
         path = Path(folder)
@@ -278,9 +286,9 @@ class SavedPrompts:
         return path
 
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """PEFT calls this with every save; the card is written by `save_pretrained`, once all it tells is known."""
+        """Do nothing. PEFT calls this in every save, but `save_pretrained` writes the card, once all its data is known."""
 
 
 def _to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptTuningConfig:
-    """The config of a prompt that is not initialised, because its vectors come from a file."""
+    """Return the config of a prompt that is not initialised, because its vectors are loaded from a file."""
     return replace(saved.config, inference_mode=True, token_dim=None, tokenizer=tokenizer)

@@ -1,4 +1,4 @@
-"""How good a prompt is: token-weighted loss, labels by rank, texts by generation."""
+"""Evaluate a prompt: by token-weighted loss, by ranking labels, and by generated texts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,11 +22,12 @@ METRICS = Path(__file__).parents[1] / "metrics"
 
 
 def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The negative log-likelihood of each example's labelled tokens, and how many there are.
+    """Return the negative log-likelihood of each example's labelled tokens, and the number of these tokens.
 
     Args:
         model: a prompt-tuning model (or its wrapper).
-        batch: `input_ids`, `attention_mask` [B, T] and `labels`; `adapter_names`, where the rows have several prompts.
+        batch: `input_ids`, `attention_mask` [B, T] and `labels`; with `adapter_names` if the rows have several
+            prompts.
 
     Returns:
         [B] fp32 and [B] long.
@@ -40,12 +41,15 @@ def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
 
 
 def beside_texts(batch: dict[str, Any]) -> list[str]:
-    """Return what a batch has beside texts (pictures, token types, …), which only `forward` for whole rows takes."""
+    """Return a batch's columns other than text (images, token types, …). Only `forward` for whole rows takes them."""
     return [name for name in batch if name not in ("input_ids", "attention_mask", "labels", "adapter_names", "label")]
 
 
 def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The predictions of the K labelled tokens, [K, V], the tokens [K], and the row of each [K]; as `label_nll`."""
+    """Return the predictions of the K labelled tokens, [K, V], their token ids [K], and their rows [K].
+
+    Arguments are those of `label_nll`.
+    """
     if not beside_texts(batch):
         output = model(**batch, only_labelled=True)
         return output.logits, output.targets, output.rows
@@ -54,7 +58,7 @@ def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, 
     logits = model(**given).logits
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     places = columns if seq2seq else columns + logits.shape[1] - labels.shape[1] - 1
-    # Without a prompt nothing stands before the first token to predict it.
+    # Without a prompt, no token stands before the first token to predict it.
     rows, columns, places = rows[places >= 0], columns[places >= 0], places[places >= 0]
     return logits[rows, places], labels[rows, columns], rows
 
@@ -62,14 +66,14 @@ def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, 
 def rank_labels(
     model: Callable, batch: dict[str, Tensor], label_token_ids: Sequence[Sequence[int]], is_encoder_decoder: bool
 ) -> Tensor:
-    """The log-likelihood of every label's words (and EOS) behind every source.
+    """Return the log-likelihood of every label's words (and EOS) after every source.
 
     Args:
         model: a prompt-tuning model (or its wrapper).
-        batch: `input_ids`, `attention_mask` and `labels` as the collator makes them; of `input_ids` only the source
-            (where `labels` is -100, for causal models) is read. `adapter_names`, where the rows have several prompts.
+        batch: `input_ids`, `attention_mask` and `labels` from the collator. Only the source in `input_ids` is read
+            (for causal models, where `labels` is -100). With `adapter_names` if the rows have several prompts.
         label_token_ids: L sequences of token ids.
-        is_encoder_decoder: the labels are the decoder's, and all of `input_ids` is source.
+        is_encoder_decoder: whether the labels are the decoder's, and all of `input_ids` is source.
 
     Returns:
         [B, L] fp32, summed over each label's tokens.
@@ -87,7 +91,7 @@ def rank_labels(
 
 
 def loss_metrics(nll: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
-    """Loss and perplexity, weighted by tokens; nothing where nothing was labelled."""
+    """Return loss and perplexity, weighted by tokens; empty without labelled tokens."""
     if not tokens.sum():
         return {}
     loss = float(nll.sum(dtype=np.float64) / tokens.sum())
@@ -95,7 +99,7 @@ def loss_metrics(nll: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
 
 
 def classification_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro F1 of the rows that have a label.
+    """Return accuracy and macro F1 of the rows that have a label.
 
     Args:
         scores: [N, L].
@@ -109,7 +113,7 @@ def classification_metrics(scores: np.ndarray, references: np.ndarray) -> dict[s
 
 
 def confusion_matrix(scores: np.ndarray, references: np.ndarray, template: PromptTemplate) -> dict[str, Any]:
-    """`labels` (words) and `counts` [L, L], rows by the right label, of the rows that have one; empty without any."""
+    """Return `labels` (words) and `counts` [L, L], with a row for each right label; empty without labelled rows."""
     known = references >= 0
     if not known.any():
         return {}
@@ -120,11 +124,11 @@ def confusion_matrix(scores: np.ndarray, references: np.ndarray, template: Promp
 
 
 def loss_history(log_history: list[dict[str, Any]], most: int = 1000) -> dict[str, list[list[float]]]:
-    """Training and evaluation loss as [update step, value], thinned to `most` points each.
+    """Return training and evaluation loss as [update step, value], thinned to at most `most` points each.
 
     Args:
         log_history: `trainer.state.log_history`.
-        most: more would make a prompt's description larger than the prompt.
+        most: more points would make a prompt's description larger than the prompt.
     """
     curves = {
         name: [[log["step"], log[name]] for log in log_history if name in numbers_of(log)]
@@ -134,7 +138,7 @@ def loss_history(log_history: list[dict[str, Any]], most: int = 1000) -> dict[st
 
 
 def text_metrics(predictions: Sequence[str], references: Sequence[str | None]) -> dict[str, float]:
-    """Exact match and ROUGE-L of the rows that have a reference; nothing where none has."""
+    """Return exact match and ROUGE-L of the rows that have a reference; empty if none has."""
     pairs = [pair for pair in zip(predictions, references, strict=True) if pair[1] is not None]
     if not pairs:
         return {}
@@ -143,7 +147,7 @@ def text_metrics(predictions: Sequence[str], references: Sequence[str | None]) -
 
 
 def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts of [N, T] token ids; -100 is left out, special tokens too."""
+    """Decode [N, T] token ids to texts; -100 and special tokens are left out."""
     rows: list[Any] = [[int(i) for i in row if i != IGNORED] for row in token_ids]
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
@@ -151,13 +155,13 @@ def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[st
 def generate_targets(
     model: Any, batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> Tensor:
-    """Greedy continuations of the sources, [B, T'], -100 behind their end.
+    """Generate greedy continuations of the sources, [B, T'], with -100 after their end.
 
     Args:
         model: a prompt-tuning model, unwrapped.
         batch: as for `rank_labels`.
-        tokenizer: gives an end of text and the pad token.
-        max_new_tokens: a continuation's limit.
+        tokenizer: provides an end token and the pad token.
+        max_new_tokens: the maximum length of a continuation.
     """
     mask, ends, pad = batch["attention_mask"], ends_of_text(model.generation_config, tokenizer), tokenizer.pad_token_id
     if not model.config.is_encoder_decoder:
@@ -172,9 +176,9 @@ def generate_targets(
         eos_token_id=ends,
         pad_token_id=tokenizer.eos_token_id if pad is None else pad,
     )
-    # A decoder's first token is where it starts, which for many (BART, NLLB) is the very token that ends a text.
+    # A decoder's first token is its start token, which in many models (BART, NLLB) is also the end token.
     ids = ids[:, 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1] :]
-    # After the first end come pads, which may be any token.
+    # After the first end token come pads, which may be any token.
     end = torch.isin(ids, torch.tensor(ends, device=ids.device)).long()
     ended = end.cumsum(1) - end > 0
     return ids.masked_fill(ended, IGNORED)
@@ -187,15 +191,15 @@ def generate_within(
     max_new_tokens: int,
     room: int | Tensor | None,
 ) -> Tensor:
-    """As `generate_targets`, ending where the backbone has no more positions.
+    """Generate as `generate_targets`, but stop at the backbone's last position.
 
-    A row that has no room for `max_new_tokens` is generated by itself: among others it would either be fed beyond its
-    end, when it is done, or end them early.
+    A row without room for `max_new_tokens` is generated alone. In a batch it would either run past its last position
+    after it is finished, or stop the other rows early.
 
     Args:
-        model, batch, tokenizer, max_new_tokens: as there.
-        room: how many tokens a causal backbone has positions for behind the prompt, or behind each row's ([B] long);
-            None where there is no limit.
+        model, batch, tokenizer, max_new_tokens: as in `generate_targets`.
+        room: the number of positions of a causal backbone after the prompt, or after each row's prompt ([B] long);
+            None without a limit.
     """
     if room is None:
         return generate_targets(model, batch, tokenizer, max_new_tokens)
@@ -217,14 +221,14 @@ def generate_within(
 
 
 def room_behind(model: Any, names: Sequence[str]) -> Tensor | None:
-    """How many text tokens a causal backbone has positions for behind each row's prompt, [B] long.
+    """Return how many text tokens a causal backbone has positions for after each row's prompt, [B] long.
 
     Args:
         model: a prompt-tuning model, unwrapped.
         names: each row's prompt.
 
     Returns:
-        None where there is no limit.
+        None without a limit.
     """
     limit = max_positions(model.get_base_model())
     if limit is None or model.config.is_encoder_decoder:
@@ -234,7 +238,7 @@ def room_behind(model: Any, names: Sequence[str]) -> Tensor | None:
 
 
 def longest_target(data: Any) -> int:
-    """Tokens of the longest target among a dataset's first thousand rows; 128 where they cannot be looked at."""
+    """Return the token count of the longest target in a dataset's first thousand rows; 128 if it is not readable."""
     if isinstance(data, dict):
         data = next(iter(data.values()))
     if not isinstance(data, Dataset):

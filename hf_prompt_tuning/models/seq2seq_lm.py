@@ -1,4 +1,4 @@
-"""An encoder-decoder language model behind a soft prompt: forward and generate."""
+"""Put a soft prompt in front of an encoder-decoder language model: forward and generate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,22 +23,22 @@ from .soft_prompts import SoftPrompts
 
 
 def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
-    """What a decoder reads where it is to predict `labels`, [B, T'] each: one token to the right, behind its start."""
+    """Return the decoder's input that predicts `labels`, [B, T'] each: shifted right by one, after the start token."""
     bare = (labels == IGNORED).all(1)
     if bare.any():
-        # A row without a label predicts nothing, and some backbones (mBART) look for its last token.
+        # A row without a label predicts nothing, but some backbones (mBART) look for its last token.
         labels = labels.clone()
         labels[bare, 0] = backbone.config.eos_token_id or 0
     if hasattr(backbone, "prepare_decoder_input_ids_from_labels"):
         return backbone.prepare_decoder_input_ids_from_labels(labels=labels)
-    # M2M100, NLLB-MoE and Blenderbot shift labels in `forward` alone.
+    # M2M100, NLLB-MoE and Blenderbot shift labels only in `forward`.
     start = labels.new_full((len(labels), 1), backbone.config.decoder_start_token_id)
     shifted = torch.cat([start, labels[:, :-1]], dim=1)
     return shifted.masked_fill(shifted == IGNORED, backbone.config.pad_token_id or 0)
 
 
 def _take_encoded(kwargs: dict[str, Any], prompts: Prompts, sources: Examples) -> None:
-    """Brings `encoder_outputs` from the caller's columns, in which `forward` gives them, into those of padded rows.
+    """Move `encoder_outputs` from the caller's columns, in which `forward` returns them, to those of padded rows.
 
     Raises:
         PromptTuningError: they were computed without the prompt, or of other rows.
@@ -56,7 +56,7 @@ def _take_encoded(kwargs: dict[str, Any], prompts: Prompts, sources: Examples) -
 
 
 class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModelForSeq2SeqLM):
-    """An encoder-decoder language model with a soft prompt in front of the encoder's input (as in the paper's T5)."""
+    """Encoder-decoder language model with a soft prompt in front of the encoder's input (as in the paper's T5)."""
 
     task_type = "SEQ_2_SEQ_LM"
 
@@ -73,10 +73,10 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
-        """The backbone's output; as in `PromptTuningModelForCausalLM`, with `labels` [B, T'] for the decoder.
+        """Return the backbone's output, as in `PromptTuningModelForCausalLM`. The `labels` [B, T'] are the decoder's.
 
-        Labels that begin with -100 are moved to the decoder's first positions, and what is computed of them is moved
-        back; beside `decoder_input_ids` or `decoder_inputs_embeds` of the caller's own they stay where they are.
+        Labels that begin with -100 are moved to the decoder's first positions, and the outputs are moved back. With
+        the caller's own `decoder_input_ids` or `decoder_inputs_embeds`, labels are not moved.
         """
         backbone, texts = self.base_model, input_ids if inputs_embeds is None else inputs_embeds
         check_texts(backbone, input_ids, inputs_embeds, attention_mask)
@@ -125,7 +125,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
-        """The decoder's predictions of `labels` [B, T'], [K, V]."""
+        """Return the decoder's predictions of `labels` [B, T'], [K, V]."""
         rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
         if not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
             inputs["decoder_input_ids"] = decoder_inputs(self.base_model, labels)
@@ -133,9 +133,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
         return LabelledLogits(outputs.logits[0], labels[rows, columns], rows)
 
     def _rank(self, embeds: Tensor, mask: Tensor, candidates: Sequence[Tensor]) -> Tensor:
-        """[B, L] fp32: the encoder once, then the decoder for each candidate."""
+        """Return the scores, [B, L] fp32. The encoder runs once, then the decoder once for each candidate."""
         if is_sharded(self.base_model):
-            # Its encoder alone would find no weights: they are gathered when the whole model is called.
+            # The encoder alone would find no weights: they are gathered only when the whole model is called.
             source = {"inputs_embeds": embeds}
         else:
             encoder = self.base_model.get_encoder()
@@ -155,17 +155,17 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
         adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generates the target; arguments and result as in transformers' `generate`.
+        """Generate the target. Arguments and result are those of transformers' `generate`.
 
         Args:
             input_ids: [B, T] long, the encoder's (also as the first positional argument, or `inputs`).
-            attention_mask: [B, T]; pads may stand at either side.
-            inputs_embeds: [B, T, H] in place of `input_ids`.
+            attention_mask: [B, T]; pads may be at either side.
+            inputs_embeds: [B, T, H], in place of `input_ids`.
             adapter_names: a prompt for each row, "__base__" for none; default the active one.
         """
         input_ids, backbone = from_inputs(input_ids, kwargs), self.base_model
         if kwargs.get("generation_config") is None and "generation_config" in vars(self):
-            # One that was put on this model, and not on the backbone, which others may share.
+            # A config set on this model applies, and not the backbone's, which other models may share.
             kwargs["generation_config"] = vars(self)["generation_config"]
         check_texts(backbone, input_ids, inputs_embeds, attention_mask)
         prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
@@ -190,9 +190,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
 
 
 def _at_the_start(labels: Tensor | None, given: dict[str, Any]) -> tuple[Tensor | None, dict[str, Any], Tensor | None]:
-    """Labels moved to the decoder's first positions, their mask with them, and the order of columns; None: as it was.
+    """Move labels and their mask to the decoder's first positions. Return also the columns' order, None if unchanged.
 
-    A collator may have padded them at the left, which would shift the decoder's positions.
+    A collator may have padded labels at the left, which would shift the decoder's positions.
     """
     if labels is None or given.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
         return labels, given, None

@@ -1,4 +1,4 @@
-"""What the two model classes share: a batch gets its prompts."""
+"""Give each row of a batch its prompt: the code that both model classes share."""
 
 import dataclasses
 import logging
@@ -35,16 +35,16 @@ _REPLACED: ByContext[Tensor | None] = ByContext("replaced_prompt", None)
 
 
 class SoftPrompts(HeldPrompts):
-    """What both model classes share: making prompts, freezing the backbone, and laying both before a layout.
+    """Base of both model classes: makes prompts, freezes the backbone, and prepares prompts and batches for a layout.
 
-    A prompt is a PEFT adapter; several prompts on one backbone are several adapters, and the active one is used.
+    A prompt is a PEFT adapter. Several prompts on one backbone are several adapters, and the active one is used.
     """
 
     _warned_of_pads = _warned_of_positions = False
 
     @property
     def prompt(self) -> Tensor:
-        """The active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
+        """Return the active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
         if self._adapters_disabled:
             return self._no_vectors()
         if (replaced := _REPLACED.of(self)) is not None:
@@ -57,18 +57,18 @@ class SoftPrompts(HeldPrompts):
         return self.prompt_encoder[self.active_adapter].embedding.weight
 
     def _no_vectors(self) -> Tensor:
-        """[0, H], a row's prompt that has none."""
+        """Return [0, H], the vectors of a row without a prompt."""
         return torch.zeros(0, self.word_embeddings.embedding_dim, device=embedding_device(self.word_embeddings))
 
     def replaced_prompt(self, vectors: Tensor) -> AbstractContextManager[None]:
-        """Within this context `vectors` ([P', H], any P') stand for the active prompt, in this thread alone."""
+        """Use `vectors` ([P', H], any P') in place of the active prompt within this context, in this thread only."""
         return _REPLACED.set_to(vectors, self)
 
     def disable_adapter(self) -> AbstractContextManager[None]:
-        """Within this context the backbone stands alone, with no prompt in front, whatever prompts rows are given.
+        """Run the backbone without any prompt within this context, even for rows that name a prompt.
 
-        It holds for the thread (or the asyncio task) that enters it: others go on behind their prompts, one that is
-        started within it too.
+        It holds only for the thread (or the asyncio task) that enters it. Other threads keep their prompts, including
+        a thread that is started within the context.
         """
         return _DISABLED.set_to(True, self)
 
@@ -78,22 +78,22 @@ class SoftPrompts(HeldPrompts):
 
     @_adapters_disabled.setter
     def _adapters_disabled(self, disabled: bool) -> None:
-        # PEFT's constructor says what holds anyway. Its other methods that say so are ours.
+        # PEFT's constructor sets False, the default here. PEFT's other methods that set it are overridden by ours.
         if disabled:
             raise AttributeError("use disable_adapter(), which leaves other threads their prompts")
 
     @property
     def info(self) -> PromptInfo:
-        """What the active prompt says of itself (template, metrics, …); saved with it."""
+        """Return the active prompt's description (template, metrics, …), which is saved with it."""
         return self.prompt_info[self.active_adapter]
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
-        """Lets the named prompts train, or not."""
+        """Make the named prompts trainable, or not."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             self.prompt_encoder[name].requires_grad_(requires_grad)
 
     def _prompts(self, batch: int, adapter_names: Sequence[str] | None) -> Prompts:
-        """The prompts of `batch` rows: the active one, or those of their names (`"__base__"` is none, as in PEFT)."""
+        """Return the prompts of `batch` rows: the active one, or the named ones (`"__base__"`: none, as in PEFT)."""
         if adapter_names is None:
             name = NO_PROMPT if self._adapters_disabled else self.active_adapter
             vectors = self.prompt
@@ -126,7 +126,7 @@ class SoftPrompts(HeldPrompts):
         labels: Tensor | None = None,
         adapter_names: Sequence[str] | None = None,
     ) -> tuple[Prompts, Examples]:
-        """A caller's batch, which `check_texts` has seen, as the layouts take it."""
+        """Convert a caller's batch that passed `check_texts` to the form that layouts take."""
         if getattr(self, "_is_replica", False):
             raise PromptTuningError(
                 "the model runs in nn.DataParallel, which puts outputs of its copies together by their first "
@@ -144,7 +144,7 @@ class SoftPrompts(HeldPrompts):
         prompts, examples = self._prompts(len(embeds), adapter_names), Examples.align(embeds, mask, labels)
         self._warn_of_changing_positions(prompts, examples)
         if labels is not None and not all(map(len, prompts.vectors)):
-            # Without a prompt nothing stands before the first token to predict it.
+            # Without a prompt, no token stands before the first token to predict it.
             alone = examples.labels.clone()
             alone[prompts.lengths() == 0, 0] = IGNORED
             examples = dataclasses.replace(examples, labels=alone)
@@ -156,7 +156,7 @@ class SoftPrompts(HeldPrompts):
         return Candidates(ids, tuple(self._embed(words[None], "a candidate has")[0] for words in ids))
 
     def _embed(self, input_ids: Tensor, what: str = "input_ids have") -> Tensor:
-        """[B, T, H], with the per-layer vectors of the tokens behind it where the backbone has such."""
+        """Embed token ids, [B, T, H]. If the backbone has per-layer vectors, append them in the last dimension."""
         check_tensor(input_ids, self.word_embeddings.num_embeddings, what)
         embeds = embedded(self.word_embeddings, input_ids)
         if (scale := token_scale(self.base_model)) != 1.0:
@@ -166,7 +166,7 @@ class SoftPrompts(HeldPrompts):
         return torch.cat([embeds, per_layer_inputs(self.base_model, input_ids).to(embeds.dtype)], dim=-1)
 
     def _as_tokens(self, vectors: Tensor) -> Tensor:
-        """A prompt as `_embed` gives text: a virtual token has the per-layer vectors of the pad token."""
+        """Give a prompt the same form as `_embed`: a virtual token gets the per-layer vectors of the pad token."""
         if not has_per_layer_inputs(self.base_model):
             return vectors
         pad = self.base_model.config.get_text_config().pad_token_id or 0
@@ -174,7 +174,7 @@ class SoftPrompts(HeldPrompts):
         return torch.cat([vectors, per_layer_inputs(self.base_model, ids)[0].to(vectors.dtype)], dim=-1)
 
     def _warn_of_pads(self, input_ids: Tensor) -> None:
-        """Once, as transformers does, when rows without a mask look padded: they are read as they stand."""
+        """Warn once, as transformers does, if rows without a mask look padded. Their pads are read as text."""
         pad = getattr(self.base_model.config.get_text_config(), "pad_token_id", None)
         if (
             not self._warned_of_pads
@@ -188,7 +188,7 @@ class SoftPrompts(HeldPrompts):
             )
 
     def _warn_of_changing_positions(self, prompts: Prompts, examples: Examples) -> None:
-        """Once, when rows are so long that the backbone's RoPE changes with the longest row of a batch."""
+        """Warn once if a row is so long that the backbone's RoPE depends on the longest row of a batch."""
         limit = steady_positions(self.base_model)
         if limit is None or self._warned_of_positions:
             return
@@ -206,14 +206,14 @@ class SoftPrompts(HeldPrompts):
     def _loss(
         self, predictions: LabelledLogits, num_items_in_batch: Tensor | int | None, label_smoothing: float = 0.0
     ) -> Tensor:
-        """The mean over labelled tokens; with `num_items_in_batch` (gradient accumulation), their sum over that."""
+        """Return the mean over labelled tokens, or their sum / `num_items_in_batch` (gradient accumulation)."""
         check_tensor(predictions.targets, predictions.logits.shape[-1], "labels have")
         total = nn.functional.cross_entropy(
             predictions.logits.float(), predictions.targets, reduction="sum", label_smoothing=label_smoothing
         )
         if num_items_in_batch is None:
             num_items_in_batch = len(predictions.targets)
-        # Nothing is labelled on this process (or on any): the loss is 0, not 0/0.
+        # If nothing is labelled, on this process or on any, the loss is 0, not 0/0.
         loss = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
         if self.training and torch.is_grad_enabled() and not loss.requires_grad and not self._adapters_disabled:
             return untrainable(loss, self.active_adapter)

@@ -1,4 +1,4 @@
-"""A loss that no prompt moves says so, where PyTorch would say that an element has no gradient."""
+"""Raise a clear error in the backward pass of a loss that no prompt affects, before PyTorch raises an unclear one."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ class _Untrainable(torch.autograd.Function):
 
 
 def untrainable(loss: Tensor, name: str) -> Tensor:
-    """Return the loss, whose backward pass raises PromptTuningError.
+    """Return the loss. Its backward pass raises PromptTuningError.
 
     Args:
-        loss: scalar, that needs no gradient.
-        name: the prompt's.
+        loss: a scalar that needs no gradient.
+        name: the prompt's name.
     """
     return _Untrainable.apply(loss, torch.zeros((), requires_grad=True, device=loss.device), name)

@@ -1,4 +1,4 @@
-"""What was learned, by the vectors alone: the words that they are nearest to, and how they lie among them."""
+"""Compare a prompt's vectors with the vocabulary: nearest words, norms and cosines."""
 
 from typing import NamedTuple
 
@@ -10,16 +10,18 @@ from ..sharding import whole
 
 CHUNK = 16384
 SPARE = 8
-"""More candidates than asked for: products find them, whose rounding may swap near ones; then they are sorted."""
+"""How many more candidates than asked for are kept. They are found by products, whose rounding may swap close
+candidates, and sorted exactly afterwards.
+"""
 
 
 class NearestTokens(NamedTuple):
-    """The tokens nearest to each of P vectors, nearest first; k of them.
+    """Hold the k tokens nearest to each of P vectors, nearest first.
 
     Attributes:
         ids: [P, k] long.
         cosines: [P, k] fp32.
-        distances: [P, k] fp32, euclidean.
+        distances: [P, k] fp32, Euclidean.
     """
 
     ids: Tensor
@@ -28,20 +30,20 @@ class NearestTokens(NamedTuple):
 
 
 def vocabulary_size(embed: nn.Embedding, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens have both a vector and a text; an embedding matrix is often padded with rows of neither use."""
+    """Return how many tokens have both a vector and a text. Embedding matrices are often padded with unused rows."""
     return min(embed.num_embeddings, len(tokenizer))
 
 
 def nearest_words(
     vectors: Tensor, embed: nn.Embedding, tokenizer: PreTrainedTokenizerBase, how_many: int = 3
 ) -> list[list[list]]:
-    """The tokens whose embeddings have the highest cosine with each vector (Lester et al. 2021, section 7).
+    """Return the tokens whose embeddings have the highest cosine with each vector (Lester et al. 2021, section 7).
 
     Args:
         vectors: [P, H].
         embed: the backbone's input embedding module.
-        tokenizer: gives the tokens' texts.
-        how_many: words for each position.
+        tokenizer: decodes the tokens.
+        how_many: the number of words for each position.
 
     Returns:
         P lists of [text, cosine], nearest first.
@@ -57,14 +59,14 @@ def nearest_words(
 def nearest_tokens(
     vectors: Tensor, embed: nn.Embedding, size: int, how_many: int, by_distance: bool = False
 ) -> NearestTokens:
-    """The tokens of the highest cosine with each vector, or of the least euclidean distance.
+    """Return the tokens with the highest cosine with each vector, or with the smallest Euclidean distance.
 
     Args:
         vectors: [P, H].
-        embed: the backbone's input embedding module; its output is compared, which is what the model sees.
-        size: only the first so many tokens.
-        how_many: k; fewer where the vocabulary is smaller.
-        by_distance: rank by distance rather than by cosine.
+        embed: the backbone's input embedding module. Its output is compared, because the model sees that.
+        size: compare only the first `size` tokens.
+        how_many: k; fewer if the vocabulary is smaller.
+        by_distance: rank by distance instead of cosine.
     """
     vectors = vectors.detach().float()
     directions = nn.functional.normalize(vectors, dim=1)
@@ -74,7 +76,7 @@ def nearest_tokens(
         for start in range(0, size, CHUNK):
             chunk = torch.arange(start, min(start + CHUNK, size), device=vectors.device)
             rows = embed.forward(chunk).float()
-            if by_distance:  # the square of it, without the vector's own, which all tokens share
+            if by_distance:  # minus its square, without the vector's own norm, which is the same for all tokens
                 scores = 2 * vectors @ rows.T - rows.square().sum(1)
             else:
                 scores = directions @ nn.functional.normalize(rows, dim=1).T
@@ -91,7 +93,7 @@ def nearest_tokens(
 
 @torch.no_grad()
 def vocabulary_norms(embed: nn.Embedding, size: int) -> Tensor:
-    """The norms of the first `size` tokens' embeddings, [size] fp32, on the CPU, in ascending order."""
+    """Return the norms of the first `size` tokens' embeddings, [size] fp32, on the CPU, in ascending order."""
     with whole(embed):
         ids = torch.arange(size, device=embed.weight.device)
         norms = [embed.forward(chunk).float().norm(dim=1) for chunk in ids.split(CHUNK)]
@@ -99,10 +101,10 @@ def vocabulary_norms(embed: nn.Embedding, size: int) -> Tensor:
 
 
 def percentiles(values: Tensor, among: Tensor) -> Tensor:
-    """The share of `among` (ascending) that is less than each of `values`, in percent."""
+    """Return the share of `among` (ascending) that is less than each of `values`, in percent."""
     return 100 * torch.searchsorted(among, values.contiguous()).float() / len(among)
 
 
 def cosine_matrix(first: Tensor, second: Tensor) -> Tensor:
-    """The cosine of every vector of [P, H] with every one of [P', H]: [P, P']."""
+    """Return the cosine of every vector of [P, H] with every vector of [P', H]: [P, P']."""
     return nn.functional.normalize(first.float(), dim=1) @ nn.functional.normalize(second.float(), dim=1).T

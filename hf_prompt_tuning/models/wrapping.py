@@ -1,4 +1,4 @@
-"""What can stand behind a prompt, which is looked at first, and what is done to it, which comes last."""
+"""Check that a model can be a prompt's backbone, and freeze it."""
 
 import inspect
 from pathlib import Path
@@ -19,12 +19,12 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
     """Return the task type of a model that a prompt can be put in front of.
 
     Args:
-        backbone: whatever was given for one.
-        task_type: what it is asked to be; None leaves that open.
+        backbone: what the caller gave as backbone.
+        task_type: the task type that it must have; None for any.
 
     Raises:
-        PromptTuningError: it has a prompt or adapters already, is no language model of transformers, is wrapped, or is
-            of another task type.
+        PromptTuningError: it already has a prompt or adapters, is not a language model of transformers, is wrapped, or
+            has another task type.
     """
     if isinstance(backbone, PeftModel):
         raise _is_peft(backbone)
@@ -55,7 +55,7 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
 
 
 def _looks_ahead(backbone: PreTrainedModel) -> bool:
-    """Whether a config's is_decoder=False makes attention look at what comes after (in BERT; not in GPT-NeoX)."""
+    """Tell whether is_decoder=False in a config makes attention see later tokens (in BERT, but not in GPT-NeoX)."""
     if getattr(backbone.config, "is_decoder", True) is not False:
         return False
     return any(vars(module).get("is_decoder") is False for module in backbone.modules())
@@ -81,7 +81,7 @@ def _is_no_model(given: Any) -> PromptTuningError:
             f"{what} ({str(given)!r:.80}); give a loaded model, e.g. from AutoModelForCausalLM.from_pretrained (or "
             "load_prompt, for a saved prompt with its backbone)."
         )
-    for inner in ("module", "_orig_mod"):  # of DataParallel and its kind, and of torch.compile
+    for inner in ("module", "_orig_mod"):  # of DataParallel and similar wrappers, and of torch.compile
         if isinstance(given, nn.Module) and isinstance(getattr(given, inner, None), nn.Module):
             return PromptTuningError(
                 f"{what}, a model that is wrapped already; give what it wraps (its .{inner}), and wrap the model with "
@@ -91,7 +91,7 @@ def _is_no_model(given: Any) -> PromptTuningError:
 
 
 def check_dropout(before: bool, wanted: bool) -> None:
-    """Raises PromptTuningError where a prompt wants other dropout of its backbone than those that it has already."""
+    """Raise PromptTuningError if a prompt needs another dropout of its backbone than the backbone's other prompts."""
     if before != wanted:
         raise PromptTuningError(
             f"backbone_dropout is {wanted}, and this backbone has a prompt whose backbone_dropout is {before}; they "
@@ -100,11 +100,10 @@ def check_dropout(before: bool, wanted: bool) -> None:
 
 
 def freeze(backbone: PreTrainedModel, keep_dropout: bool) -> None:
-    """Makes a backbone one that only serves prompts; everything that is done to it is done here.
+    """Freeze a backbone. All changes to it are made here.
 
-    Its parameters need no gradient, its dropout is off (unless it is kept), and what a quantized model has of marks
-    and shortcuts that training does not bear is taken off. Weights and config stay as they are, but for the mark of a
-    GGUF file.
+    Its parameters need no gradient, and its dropout is off unless it is kept. Marks and shortcuts of quantized models
+    that prevent training are removed. Weights and config do not change, except for the mark of a GGUF file.
     """
     for parameter in backbone.parameters():
         parameter.requires_grad = False
