@@ -1,7 +1,7 @@
-"""A backbone whose weights are not all in this process's memory: sharded over processes, or offloaded.
+"""Handle a backbone whose weights are not all in this process's memory: sharded over processes, or offloaded.
 
-FSDP2 (`fully_shard`) and DeepSpeed ZeRO-3 keep a share of each weight on each process and gather it when it is
-needed; Accelerate's `device_map` leaves weights on the CPU or on disk until then.
+FSDP2 (`fully_shard`) and DeepSpeed ZeRO-3 keep a share of each weight on each process and gather the weight when it is
+needed. Accelerate's `device_map` leaves weights on the CPU or on disk until then.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 _announced_on: ContextVar[torch.device | None] = ContextVar("announced_on", default=None)
-"""The device of the tensors by which processes announce their passes; None: nobody waits to hear of them."""
+"""The device of the tensors with which processes announce their passes; None: passes are not announced."""
 
 
 def is_sharded(backbone: nn.Module) -> bool:
-    """Whether each pass gathers weights from other processes, so that all of them must make it."""
+    """Tell whether each pass gathers weights from other processes, so that all processes must make it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return False
     zero3 = any(hasattr(parameter, "ds_id") for parameter in backbone.parameters())
@@ -29,13 +29,13 @@ def is_sharded(backbone: nn.Module) -> bool:
 
 
 def embedding_device(embed: nn.Module) -> torch.device:
-    """Where an embedding's vectors are computed, wherever its weight lies."""
+    """Return the device on which an embedding computes its vectors, wherever its weight is stored."""
     return torch.device(embed._hf_hook.execution_device) if has_offloaded_params(embed) else embed.weight.device
 
 
 @contextmanager
 def whole(embed: nn.Module) -> Iterator[None]:
-    """Within this context an embedding's weight is in memory, all of it; every process must enter."""
+    """Load an embedding's whole weight into memory within this context. Every process must enter it."""
     shard = embed.weight
     with torch.no_grad(), gather_params_ctx(embed.parameters()), align_module_device(embed):
         if isinstance(shard, DTensor):
@@ -48,31 +48,31 @@ def whole(embed: nn.Module) -> Iterator[None]:
 
 
 def embedded(embed: nn.Module, token_ids: Tensor) -> Tensor:
-    """What an embedding module gives for token ids of any shape.
+    """Return an embedding module's output for token ids of any shape.
 
-    FSDP2 gathers weights when the outermost module that it wraps is called; the embedding is called before that.
+    FSDP2 gathers weights when the outermost wrapped module is called, and the embedding is called before that.
     """
     if not isinstance(embed.weight, DTensor):
         return embed(token_ids)
     with whole(embed):
-        # Not by a call, whose hooks would take the embedding for the outermost module.
+        # Calling the module would run its hooks, which would take the embedding for the outermost module.
         return embed.forward(token_ids)
 
 
 @contextmanager
 def in_step(backbone: nn.Module, tokens: dict[str, Tensor]) -> Iterator[list[Tensor]]:
-    """Within this context all processes call a sharded backbone equally often.
+    """Make all processes call a sharded backbone equally often within this context.
 
-    How many passes a layout takes depends on a process's batch, and one that made fewer would leave the others waiting
-    for its share of the weights. So each pass is announced, and a process that is done goes on with passes for nothing
-    until all are.
+    The number of passes of a layout depends on a process's batch. A process that made fewer passes would leave the
+    others waiting for its share of the weights. So each pass is announced, and a process that is done runs empty
+    forward passes until every process is done.
 
     Args:
         backbone: the model that is called.
-        tokens: what it is called with for nothing; at least one token, of the prompt where there is one.
+        tokens: the input of the empty passes, at least one token; the prompt's if there is one.
 
     Yields:
-        a list: afterwards of zeros that belong into the loss, because a backward pass gathers weights as well.
+        A list. Afterwards it holds zeros to add to the loss, because a backward pass gathers weights, too.
     """
     zeros: list[Tensor] = []
     if not is_sharded(backbone):
@@ -90,14 +90,14 @@ def in_step(backbone: nn.Module, tokens: dict[str, Tensor]) -> Iterator[list[Ten
 
 
 def announce_pass() -> None:
-    """Say to the other processes of `in_step`, where one is under way, that this one is about to call the backbone."""
+    """Announce to the other processes that this one is about to call the backbone. Do nothing outside `in_step`."""
     device = _announced_on.get()
     if device is not None:
         _any_calls(True, device)
 
 
 def _any_calls(calls: bool, device: torch.device) -> bool:
-    """Whether any process is about to call the backbone; each says whether it is."""
+    """Tell whether any process is about to call the backbone. Each process passes whether it is."""
     flag = torch.tensor(int(calls), device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag)

@@ -1,8 +1,9 @@
-"""Stand-ins: how one call has a backbone its own way, and leaves the backbone that others call as it is.
+"""Make stand-ins: copies of a backbone that one call can modify without changing the backbone for other calls.
 
-A backbone may serve several models and many threads at once, so a call must not put a hook on it, replace its
-`forward` or write its config, not for a moment. It calls a stand-in instead: an object of the same class that shares
-weights, config and all else with the module, but for the one thing that the call has otherwise. It lives for one call.
+A backbone may serve several models and many threads at once. So a call must not put a hook on it, replace its
+`forward` or write its config, not even for a moment. It calls a stand-in instead: an object of the same class that
+shares weights, config and everything else with the module, except for the one thing that the call changes. It lives
+for one call.
 """
 
 import functools
@@ -31,7 +32,8 @@ CALL_HOOKS = tuple(
 def calling(module: Module, forward: Callable[..., Any]) -> Module:
     """Return a stand-in for a module that computes `forward`.
 
-    It has no hooks and is not compiled: the module's own work as ever where `forward` calls the module.
+    It has no hooks and is not compiled. If `forward` calls the module, the module itself runs as usual, with its
+    hooks.
     """
     twin = _twin(module)
     vars(twin).update({name: {} for name in CALL_HOOKS}, forward=forward, _compiled_call_impl=None)
@@ -39,14 +41,15 @@ def calling(module: Module, forward: Callable[..., Any]) -> Module:
 
 
 def with_part(module: Module, part: nn.Module, other: nn.Module) -> Module:
-    """Return a stand-in for a module in which `other` takes the place of one of its parts, however deep.
+    """Return a stand-in for a module in which `other` replaces one of its parts, at any depth.
 
-    Where a caller has put a `forward` of his own on the module, or compiled it, that goes on with the module's parts.
+    If a caller has set a custom `forward` on the module, or compiled it, that `forward` still uses the module's own
+    parts.
     """
     first, *deeper = _path(module, part)
     twin, child = _twin(module), module._modules[first]
     vars(twin)["_modules"] = module._modules | {first: with_part(child, part, other) if deeper else other}
-    for name in ("forward", "_old_forward"):  # Accelerate puts both on the modules that it sends to devices
+    for name in ("forward", "_old_forward"):  # Accelerate sets both on the modules that it sends to devices
         if name in vars(module):
             vars(twin)[name] = _bound_to(twin, module, vars(module)[name])
     return twin
@@ -59,7 +62,7 @@ def _twin(module: Module) -> Module:
 
 
 def _path(module: nn.Module, part: nn.Module) -> list[str]:
-    """The names that lead from a module to one of its parts; most often there is one."""
+    """Return the names that lead from a module to one of its parts; usually there is one name."""
     for name, child in module._modules.items():
         if child is part:
             return [name]
@@ -67,7 +70,7 @@ def _path(module: nn.Module, part: nn.Module) -> list[str]:
 
 
 def _bound_to(twin: nn.Module, module: nn.Module, function: Callable) -> Callable:
-    """A function that is bound to a module, bound to its stand-in; any other as it is."""
+    """Rebind a function that is bound to a module to its stand-in. Return any other function unchanged."""
     if isinstance(function, MethodType) and function.__self__ is module:
         return MethodType(function.__func__, twin)
     if isinstance(function, functools.partial) and function.args and function.args[0] is module:
