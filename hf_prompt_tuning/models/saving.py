@@ -286,7 +286,7 @@ class SavedPrompts:
         return path
 
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """Do nothing. PEFT calls this in every save, but `save_pretrained` writes the card, once all its data is known."""
+        """Do nothing. PEFT calls this in every save; `save_pretrained` writes the card, once all its data is known."""
 
 
 def _to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptTuningConfig:
