@@ -17,11 +17,11 @@ from .base import IGNORED, Candidates, Examples, Layout, Prompts
 from .padded import PaddedLayout
 
 Embed = Callable[[Tensor], Tensor]
-"""Maps token ids [B, T] to embedded tokens [B, T, H]."""
+"""Map token ids [B, T] to embedded tokens [B, T, H]."""
 Figures = dict[str, Tensor]
 
 LENGTHS, SHORT, SOURCES, WORDS = (9, 5), (2, 2), (6, 4, 4), (1, 3, 2)
-"""Lengths of the rows, of rows with one token after the prompt, of the sources, and of the words after them."""
+"""Lengths of the rows, of rows that leave one token after the prompt, of the sources, and of the words after them."""
 TOLERANCE, THOROUGH_TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-5, 5e-2
 
 

@@ -86,8 +86,7 @@ def in_rows(computed: Sequence[ComputedPrompt | None], of: Tensor) -> tuple[Laye
         of: [B] long, the prompt of each row.
 
     Returns:
-        Each layer's keys and values, [B, heads, P, d], where P is the longest prompt's length; and the mask, [B, P]
-            bool.
+        Each layer's keys and values, [B, heads, P, d], and the mask, [B, P] bool. P is the longest prompt's length.
     """
     found = [prompt for prompt in computed if prompt is not None]
     lengths = torch.tensor([0 if prompt is None else len(prompt) for prompt in computed], device=of.device)

@@ -73,8 +73,7 @@ def load_prompt(
 
     Returns:
         The model, in eval mode unless it is trainable; its tokenizer, or None if a given backbone's tokenizer is not
-            on
-        this machine; and the template, or None if the prompt has none.
+        on this machine; and the template, or None if the prompt has none.
 
     Raises:
         PromptLoadError: the prompt or its backbone could not be loaded, or is damaged or unsafe.

@@ -206,7 +206,10 @@ class SoftPrompts(HeldPrompts):
     def _loss(
         self, predictions: LabelledLogits, num_items_in_batch: Tensor | int | None, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Return the mean over labelled tokens, or their sum / `num_items_in_batch` (gradient accumulation)."""
+        """Return the mean loss of the labelled tokens, or their summed loss divided by `num_items_in_batch`.
+
+        Trainer gives `num_items_in_batch` with gradient accumulation.
+        """
         check_tensor(predictions.targets, predictions.logits.shape[-1], "labels have")
         total = nn.functional.cross_entropy(
             predictions.logits.float(), predictions.targets, reduction="sum", label_smoothing=label_smoothing

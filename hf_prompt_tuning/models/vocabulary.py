@@ -76,7 +76,7 @@ def nearest_tokens(
         for start in range(0, size, CHUNK):
             chunk = torch.arange(start, min(start + CHUNK, size), device=vectors.device)
             rows = embed.forward(chunk).float()
-            if by_distance:  # minus its square, without the vector's own norm, which is the same for all tokens
+            if by_distance:  # minus the squared distance, without the square of the vector, which all tokens share
                 scores = 2 * vectors @ rows.T - rows.square().sum(1)
             else:
                 scores = directions @ nn.functional.normalize(rows, dim=1).T
