@@ -1,4 +1,4 @@
-"""A prompt's model card: what is known of it, and nothing else."""
+"""Write the model card of a prompt, from recorded facts only."""
 
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,16 @@ def write_card(
     ensemble: EnsembleInfo | None = None,
     subfolder: str | None = None,
 ) -> None:
-    """Writes `README.md` into a prompt's folder, beside its pictures.
+    """Write `README.md` into a prompt's folder, next to its pictures.
 
     Args:
-        folder: where.
-        config: the prompt's.
-        info: what the prompt says of itself.
-        backbone_size: how many parameters stay frozen.
-        repo_id: the Hub repository that the folder goes to; without it the card's code loads the folder itself.
-        ensemble: the one that this prompt is the best of, if the folder holds one.
-        subfolder: of the repository, where the prompt is in one.
+        folder: the prompt's folder.
+        config: the prompt's config.
+        info: the prompt's description.
+        backbone_size: the number of frozen parameters.
+        repo_id: the Hub repository for the folder. Without it, the card's code loads the folder.
+        ensemble: the ensemble in the folder, if there is one. This prompt is its best member.
+        subfolder: the prompt's folder in the repository, if it is not the root.
     """
     info = info.for_others()
     base = hub_id(config.base_model_name_or_path)
@@ -78,7 +78,7 @@ def write_card(
 
 
 def add_to_card(file: Path, language: Any = None, license: str | None = None, tags: str | list[str] = ()) -> None:
-    """Adds to a card's head what a prompt cannot know of itself."""
+    """Add language, license and tags to a card's metadata. They are not recorded with a prompt."""
     card = ModelCard(file.read_text(encoding="utf-8"))
     card.data.language, card.data.license = language or card.data.language, license or card.data.license
     more = [tags] if isinstance(tags, str) else list(tags or ())
@@ -87,7 +87,7 @@ def add_to_card(file: Path, language: Any = None, license: str | None = None, ta
 
 
 def read_template(file: Path) -> jinja2.Template:
-    """A card's template, in which an unknown name is an error."""
+    """Load a card's template. An undefined name in it is an error."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **options)
     environment.filters |= {"literal": repr, "cell": _cell, "fence": _fence}
@@ -103,12 +103,12 @@ def _title(repo_id: str | None, subfolder: str | None, base: str | None) -> str:
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics by their own names, without the evaluation's prefix."""
+    """Return metrics by name, without the `eval_` or `untuned_` prefix."""
     return {name.removeprefix("eval_").removeprefix("untuned_"): float(value) for name, value in metrics.items()}
 
 
 def _eval_results(metrics: dict[str, float], info: PromptInfo, classifies: bool) -> list[EvalResult]:
-    """The metrics as the Hub shows them."""
+    """Return the metrics in the Hub's format, without NaN."""
     dataset = info.data.get("dataset")
     return [
         EvalResult(
@@ -125,7 +125,7 @@ def _eval_results(metrics: dict[str, float], info: PromptInfo, classifies: bool)
 
 
 def _cell(value: Any) -> str:
-    """A value within a Markdown table."""
+    """Return a value as text for a Markdown table."""
     if isinstance(value, float):
         value = f"{value:.4g}"
     text = repr(value) if isinstance(value, list) else str(value)
@@ -133,7 +133,7 @@ def _cell(value: Any) -> str:
 
 
 def _fence(text: str) -> str:
-    """Text as a code block, with a fence that it does not hold itself."""
+    """Return text as a code block. The fence is longer than any fence in the text."""
     fence = "```"
     while fence in text:
         fence += "`"
@@ -141,7 +141,7 @@ def _fence(text: str) -> str:
 
 
 def start_in_words(info: PromptInfo) -> str:
-    """How the prompt started, as words."""
+    """Return the prompt's initialisation in words."""
     known = info.initialization
     return {
         "TEXT": f"the words “{known.get('prompt_tuning_init_text')}”",

@@ -1,4 +1,4 @@
-"""What a prompt is made of: PEFT's config, with more ways to start."""
+"""Define the config of a prompt: PEFT's config with more initialisations."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ from ..hub.names import hub_id
 
 
 class PromptTuningInit(enum.StrEnum):
-    """How the P vectors start (Lester et al. 2021, section 3.2, and the other codebases' ways)."""
+    """Initialisations of the P vectors (Lester et al. 2021, section 3.2, and those of other codebases)."""
 
     TEXT = "TEXT"
     SAMPLE_VOCAB = "SAMPLE_VOCAB"
@@ -25,27 +25,29 @@ class PromptTuningInit(enum.StrEnum):
 
 @dataclass
 class PromptTuningConfig(peft.PromptTuningConfig):
-    """PEFT's prompt-tuning config with more ways to start.
+    """PEFT's prompt-tuning config with more initialisations.
 
-    What PEFT has no word for never reaches `adapter_config.json` (see `to_dict`); it is kept in `prompt_tuning.json`.
+    Fields that PEFT does not have are never written to `adapter_config.json` (see `to_dict`), but to
+    `prompt_tuning.json`.
 
     Args:
         num_virtual_tokens: P, the number of learned vectors. Default 20, or the length of `init_prompt`.
-        prompt_tuning_init: one of `PromptTuningInit`. Default `TEXT` where a text is given, `PROMPT` where a prompt is
+        prompt_tuning_init: one of `PromptTuningInit`. Default `TEXT` if a text is given, `PROMPT` if a prompt is
             given, else `SAMPLE_VOCAB`.
         prompt_tuning_init_text: the words for `TEXT`, repeated or cut to P tokens.
         random_range: `RANDOM` is uniform in ±random_range.
-        vocab_sample_size: `SAMPLE_VOCAB` draws from this many most common tokens.
+        vocab_sample_size: `SAMPLE_VOCAB` draws from this number of most common tokens.
         init_prompt: for `PROMPT`, a prompt's folder or file (in any format that `import_prompt` reads), or its Hub id.
-        init_prompt_revision: of that prompt's repository.
-        init_prompt_subfolder: of that prompt's repository or folder.
-        init_prompt_token: for that prompt, where it is private; never saved.
-        label_words: for `CLASS_LABELS`, each label's words; `get_prompt_tuning_model` takes them from the template.
-        tokenizer: in place of `tokenizer_name_or_path`; never saved.
+        init_prompt_revision: the revision of that prompt's repository.
+        init_prompt_subfolder: that prompt's folder in its repository or folder.
+        init_prompt_token: a Hub token for that prompt, if it is private; never saved.
+        label_words: for `CLASS_LABELS`, the words of each label. `get_prompt_tuning_model` reads them from the
+            template.
+        tokenizer: the tokenizer to use instead of `tokenizer_name_or_path`; never saved.
         backbone_dropout: keep the backbone's dropout on while the prompt trains.
 
     Raises:
-        PromptTuningError: P < 1, an unknown initialisation, or one that lacks what it needs.
+        PromptTuningError: P < 1, an unknown initialisation, or a missing argument of the initialisation.
     """
 
     num_virtual_tokens: int | None = None
@@ -62,7 +64,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     backbone_dropout: bool = False
 
     def __post_init__(self):
-        # PEFT's own check refuses TEXT without a `tokenizer_name_or_path`; here the tokenizer itself may come instead.
+        # Skip PEFT's check: it rejects TEXT without a `tokenizer_name_or_path`, but here `tokenizer` may be given.
         super(peft.PromptTuningConfig, self).__post_init__()
         self.peft_type = peft.PeftType.PROMPT_TUNING
         self.prompt_tuning_init = self._checked_init()
@@ -107,10 +109,10 @@ class PromptTuningConfig(peft.PromptTuningConfig):
 
     @classmethod
     def from_peft(cls, config: peft.PromptTuningConfig) -> "PromptTuningConfig":
-        """A copy of a config, as one of this class: what a model fills in stays in the model's."""
+        """Copy a PEFT config into this class. A model changes its own copy, not the caller's config."""
         if isinstance(config, cls):
             return copy.copy(config)
-        # Multitask prompt tuning's config is a subclass, and a prompt of another kind.
+        # The config of multitask prompt tuning is a subclass, but its prompts are of another kind.
         if not isinstance(config, peft.PromptTuningConfig) or config.peft_type != peft.PeftType.PROMPT_TUNING:
             raise PromptTuningError(
                 f"got a {type(config).__name__}; this model holds soft prompts: give a PromptTuningConfig."
@@ -119,22 +121,23 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """PEFT's fields and values alone, as `adapter_config.json` holds them.
+        """Return only PEFT's fields and values, for `adapter_config.json`.
 
-        PEFT warns of keys that it does not know and refuses `TEXT` without a tokenizer's name, so an initialisation
-        that only we know is written as `RANDOM`: PEFT reads the trained vectors and never initialises anew.
+        PEFT warns about unknown keys and rejects `TEXT` without a tokenizer's name. So any initialisation except
+        `SAMPLE_VOCAB` is written as `RANDOM`. This is safe: PEFT loads the trained vectors and does not initialise
+        again.
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(peft.PromptTuningConfig)}
         if self.prompt_tuning_init != PromptTuningInit.SAMPLE_VOCAB:
             values["prompt_tuning_init"] = PromptTuningInit.RANDOM
         values["prompt_tuning_init"] = values["prompt_tuning_init"].value
-        # PEFT fills it in with wherever the backbone lies; a folder of this machine is no one else's business.
+        # PEFT writes the backbone's path here. Keep only a Hub id: a local path is private.
         values["base_model_name_or_path"] = hub_id(values["base_model_name_or_path"])
         values.update(prompt_tuning_init_text=None, tokenizer_name_or_path=None, tokenizer_kwargs=None)
         return values
 
     def initialization(self) -> dict[str, Any]:
-        """How the prompt started, in the words of `prompt_tuning.json`."""
+        """Return the initialisation as written to `prompt_tuning.json`."""
         known = {"num_virtual_tokens": self.num_virtual_tokens, "prompt_tuning_init": self.prompt_tuning_init.value}
         detail = {
             PromptTuningInit.TEXT: "prompt_tuning_init_text",

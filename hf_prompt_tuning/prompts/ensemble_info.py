@@ -1,4 +1,4 @@
-"""What an ensemble says of itself in `ensemble.json`: which prompts vote, and how good they are together."""
+"""Read and write `ensemble.json`: the prompts that vote, and the metrics of their vote."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -16,13 +16,13 @@ MAX_MEMBERS = 1000
 
 @dataclass
 class EnsembleInfo:
-    """What `ensemble.json` says. The members' own folders say the rest.
+    """The content of `ensemble.json`. Each member's folder holds that member's own description.
 
     Attributes:
-        members: the names of the prompts, which are their folders.
-        best: the one whose files are also in the ensemble's folder itself.
-        metrics: of the vote, by the Trainer's names.
-        transfer: the same on data that the prompts were not trained on, by its name, with the `rows`.
+        members: the names of the prompts, which are also the names of their folders.
+        best: the best prompt. The ensemble's folder also holds a copy of its files.
+        metrics: the metrics of the vote, by the Trainer's names.
+        transfer: by dataset that the prompts were not trained on, the metrics of the vote and the number of `rows`.
     """
 
     members: list[str]
@@ -31,17 +31,17 @@ class EnsembleInfo:
     transfer: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
-        """Writes `ensemble.json` into `folder`."""
+        """Write `ensemble.json` into `folder`."""
         values = {"format_version": FORMAT_VERSION} | asdict(self) | {"metrics": numbers_of(self.metrics)}
         values["transfer"] = {name: numbers_of(metrics) for name, metrics in self.transfer.items()}
         (Path(folder) / ENSEMBLE_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "EnsembleInfo":
-        """The description of a parsed `ensemble.json`.
+        """Check a parsed `ensemble.json` and return its description.
 
         Raises:
-            PromptTuningError: a field is missing or not of its type, or a member's name is none.
+            PromptTuningError: a field is missing or has the wrong type, or a member's name is invalid.
         """
         if values.get("format_version") != FORMAT_VERSION or isinstance(values["format_version"], bool):
             raise PromptTuningError(
@@ -51,7 +51,7 @@ class EnsembleInfo:
         if not isinstance(members, list) or not 1 < len(members) <= MAX_MEMBERS:
             raise PromptTuningError(f"members is {members!r:.80}, not a list of 2 to {MAX_MEMBERS} names")
         for name in members:
-            check_name(name)  # a folder's name and nothing else: it cannot lead out of the ensemble's
+            check_name(name)  # a plain folder name, which cannot lead out of the ensemble's folder
         if len(set(members)) < len(members) or best not in members:
             raise PromptTuningError(f"the members are {members!r:.80} and the best is {best!r:.80}")
         if not isinstance(metrics, dict):

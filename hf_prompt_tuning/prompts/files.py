@@ -1,9 +1,10 @@
-"""A prompt on disk: PEFT's two files, and `prompt_tuning.json` for what PEFT has no word for.
+"""Read and check the files of a saved prompt.
 
-A prompt's folder holds `adapter_config.json` and `adapter_model.safetensors` (tensor `prompt_embeddings`, [P, H]),
-which PEFT reads, and `prompt_tuning.json`: template, label words, initialisation, backbone and results. A prompt whose
-first vectors no one could make again (drawn at random, or another prompt's) has them in `initial_prompt.safetensors`,
-under the same name. What is read here may come from anyone: whatever is wrong with it ends in a `PromptLoadError`.
+A prompt's folder holds PEFT's two files, `adapter_config.json` and `adapter_model.safetensors` (tensor
+`prompt_embeddings`, [P, H]). PEFT has no place for the template, label words, initialisation, backbone and results, so
+these are in `prompt_tuning.json`. If the initial vectors cannot be computed again (they were drawn at random or came
+from another prompt), `initial_prompt.safetensors` holds them under the same tensor name. The files may come from
+anyone, so any fault in them raises a `PromptLoadError`.
 """
 
 import json
@@ -29,22 +30,25 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 START_FILE = "initial_prompt.safetensors"
 MAX_NUMBERS = 2**27
-"""Of a prompt; larger ones are refused before memory is taken. The largest backbones' widest prompts have 2**24."""
+"""The most numbers in a prompt. A larger one is rejected before memory is allocated.
+
+The largest prompts of the largest backbones have 2**24 numbers.
+"""
 MAX_JSON_BYTES = 2**22
 FLOATING = ("F64", "F32", "F16", "BF16")
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
 class SavedPrompt(NamedTuple):
-    """What a prompt's folder or repository holds.
+    """The content of a prompt's folder or repository.
 
     Attributes:
         vectors: [P, H] fp32, on the CPU.
-        config: PEFT's.
-        info: what the prompt says of itself; None where it has no `prompt_tuning.json` (PEFT's own).
-        source: the folder or Hub id that it came from.
-        backbone: what the files tell of the backbone that it was trained on, by the names of `PromptInfo.backbone`.
-        start: [P, H] fp32, the vectors that its training started from; None where the files do not hold them.
+        config: PEFT's config.
+        info: the prompt's description; None if it has no `prompt_tuning.json`, as prompts saved by PEFT.
+        source: the folder or Hub id that the prompt was loaded from.
+        backbone: what the files record about the prompt's backbone, with the keys of `PromptInfo.backbone`.
+        start: [P, H] fp32, the vectors that training started from; None if the files do not hold them.
     """
 
     vectors: Tensor
@@ -56,15 +60,15 @@ class SavedPrompt(NamedTuple):
 
 
 def open_place(prompt: str | Path, **hub: Any) -> Place:
-    """Return where a prompt's files are: a folder of this machine, or a Hub repository at one commit.
+    """Return the place of a prompt's files: a local folder, or a Hub repository at one commit.
 
     Args:
         prompt: a folder or a Hub id.
-        **hub: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` as
-            `hf_hub_download` takes them.
+        **hub: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` as in
+            `hf_hub_download`.
 
     Raises:
-        PromptLoadError: there is no such folder, and the name is no Hub id.
+        PromptLoadError: the folder does not exist, and the name is not a valid Hub id.
     """
     hub = {name: value for name, value in hub.items() if name in OPTIONS and value is not None}
     if Path(prompt).is_dir():
@@ -75,14 +79,14 @@ def open_place(prompt: str | Path, **hub: Any) -> Place:
 
 
 def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
-    """A saved prompt, read and checked; of a Hub repository, all its files at one commit.
+    """Read and check a saved prompt. All files of a Hub repository come from one commit.
 
     Args:
         prompt: a folder or a Hub id.
         **hub: as in `open_place`.
 
     Raises:
-        PromptLoadError: a file is missing, cannot be had, is damaged or unsafe, or is not a prompt's.
+        PromptLoadError: a file is missing, could not be loaded, is damaged or unsafe, or does not belong to a prompt.
     """
     saved, place = read_whole(open_place(prompt, **hub), lambda place: _read(place, prompt))
     place.remember()
@@ -96,7 +100,7 @@ def _read(place: Place, prompt: str | Path) -> SavedPrompt:
     vectors = used_rows(read_vectors(weights_file), config, prompt)
     info_file = place.find(INFO_FILE)
     info = None if info_file is None else read_json(info_file, PromptInfo.from_json)
-    # Taken now: a model that is made of the config puts its own backbone's sizes into it.
+    # Copy these now: a model that gets this config overwrites them with its own backbone's sizes.
     backbone = {
         "name_or_path": config.base_model_name_or_path,
         "revision": config.revision,
@@ -109,12 +113,12 @@ def _read(place: Place, prompt: str | Path) -> SavedPrompt:
 
 
 def _needed(place: Place, prompt: str | Path, name: str) -> Path:
-    """The path of a file that every prompt has."""
+    """Return the path of a required file. Raise PromptLoadError if it is missing."""
     if (file := place.find(name)) is not None:
         return file
     folders: list[str] = []
     if name == CONFIG_FILE:
-        with suppress(PromptLoadError):  # that there is no such file is known, whatever else there is
+        with suppress(PromptLoadError):  # the folders only make the message more helpful
             folders = sorted({path.rpartition("/")[0] for path in place.names() if path.endswith(f"/{CONFIG_FILE}")})
     if folders:
         shown = ", ".join(map(repr, folders[:5])) + (", …" if len(folders) > 5 else "")
@@ -128,7 +132,7 @@ def _needed(place: Place, prompt: str | Path, name: str) -> Path:
 
 
 def _start(place: Place, vectors: Tensor, info: PromptInfo | None) -> Tensor | None:
-    """The vectors that training started from, where the prompt says that it has them."""
+    """Return the vectors that training started from, if the prompt has them."""
     if info is None or info.initialization.get("hash") is None:
         return None
     file = place.find(START_FILE)
@@ -142,13 +146,13 @@ def _start(place: Place, vectors: Tensor, info: PromptInfo | None) -> Tensor | N
 
 
 def used_rows(vectors: Tensor, config: PromptTuningConfig, source: str | Path) -> Tensor:
-    """The P rows that a prompt's config speaks of.
+    """Return the P rows of a prompt, as its config says.
 
     Raises:
-        PromptLoadError: there are more or fewer.
+        PromptLoadError: there are more or fewer than P rows.
     """
     if config.task_type == "SEQ_2_SEQ_LM" and len(vectors) == 2 * config.num_virtual_tokens:
-        # PEFT keeps a second half for the decoder by default, and never trains nor uses it.
+        # PEFT by default saves a second half for the decoder. It is never trained and never used.
         vectors = vectors[: config.num_virtual_tokens].clone()
     if len(vectors) != config.num_virtual_tokens:
         raise PromptLoadError(
@@ -159,7 +163,7 @@ def used_rows(vectors: Tensor, config: PromptTuningConfig, source: str | Path) -
 
 
 def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
-    """What `build` makes of a JSON object; its refusals become a `PromptLoadError` that names the file."""
+    """Return `build(values)` for the object in a JSON file. Any fault raises a PromptLoadError that names the file."""
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise PromptTuningError(f"it is larger than {MAX_JSON_BYTES // 2**20} MB")
@@ -167,7 +171,7 @@ def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
         if not isinstance(values, dict):
             raise PromptTuningError(f"it holds a {type(values).__name__}, not an object")
         return build(values)
-    except PromptLoadError:  # it says all that there is to say
+    except PromptLoadError:  # its message is complete
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise PromptLoadError(
@@ -176,15 +180,15 @@ def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
 
 
 def adapter_config(values: dict[str, Any], source: str | Path = "this") -> PromptTuningConfig:
-    """PEFT's config, of the fields that a trained prompt needs; whatever made the vectors is history.
+    """Return PEFT's config with only the fields that a trained prompt needs, without its initialisation.
 
     Args:
-        values: of `adapter_config.json`.
+        values: the content of `adapter_config.json`.
         source: the prompt, for messages.
 
     Raises:
-        PromptLoadError: it is an adapter of another kind.
-        PromptTuningError: a field is not of its type.
+        PromptLoadError: the adapter is of another kind.
+        PromptTuningError: a field has the wrong type.
     """
     kind = values.get("peft_type")
     if kind != "PROMPT_TUNING" and kind in [known.value for known in PeftType]:
@@ -215,14 +219,14 @@ def adapter_config(values: dict[str, Any], source: str | Path = "this") -> Promp
 
 
 def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
-    """One tensor of a safetensors file, [P, H] in fp32; its size is looked at before it is read.
+    """Return a tensor of a safetensors file as fp32 [P, H]. Its size is checked before it is read.
 
     Raises:
-        PromptLoadError: the file is damaged, has no such tensor, or one that is no prompt.
+        PromptLoadError: the file is damaged, the tensor is missing, or it is not a prompt.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
-            if key not in tensors.keys():  # noqa: SIM118  (it is no mapping)
+            if key not in tensors.keys():  # noqa: SIM118  (not a mapping)
                 raise PromptLoadError(
                     f"{named(file)} has no tensor `{key}`; it holds {sorted(tensors.keys())[:5]}. Give a prompt's "
                     "file."
@@ -241,7 +245,7 @@ def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
             vectors = tensors.get_tensor(key).float()
     except PromptLoadError:
         raise
-    except Exception as error:  # safetensors has an error type of its own, and raises others for damaged headers
+    except Exception as error:  # safetensors raises its own error type, and others for damaged headers
         raise PromptLoadError(
             f"{named(file)} is not a whole safetensors file: {error}. Take it anew from where it was saved."
         ) from error
@@ -249,7 +253,7 @@ def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
 
 
 def write_start(folder: Path, start: Tensor | None) -> None:
-    """Writes the vectors that a prompt started from, [P, H] fp32; None removes those of an earlier prompt there."""
+    """Write the initial vectors of a prompt, [P, H] fp32. None removes an earlier prompt's file."""
     if start is None:
         (folder / START_FILE).unlink(missing_ok=True)
     else:
@@ -257,10 +261,10 @@ def write_start(folder: Path, start: Tensor | None) -> None:
 
 
 def checked(vectors: Tensor, file: str | Path) -> Tensor:
-    """The vectors, if they are a prompt: [P, H], not empty, all finite.
+    """Return the vectors if they are a valid prompt: [P, H], not empty, all finite.
 
     Raises:
-        PromptLoadError: they are not.
+        PromptLoadError: the vectors are not a valid prompt.
     """
     if vectors.dim() != 2 or not vectors.numel():
         raise PromptLoadError(

@@ -1,8 +1,8 @@
-"""Prompts that other codebases saved, read from this machine's disk: [P, H] in fp32, whatever file they lie in.
+"""Import prompts that other codebases saved, from local files, as fp32 [P, H].
 
-Files may come from anyone: pickles are read with `weights_only=True`, the sizes of safetensors and arrays are looked
-at before memory is taken (a pickle takes what its file holds, and a compressed one is refused), and whatever is wrong
-ends in a `PromptLoadError`.
+The files may come from anyone. Pickles are loaded with `weights_only=True`. The sizes of safetensors and arrays are
+checked before memory is allocated. A pickle takes only as much memory as its file holds, because compressed pickles
+are rejected. Any fault raises a `PromptLoadError`.
 """
 
 import logging
@@ -27,18 +27,18 @@ RUPROMPTS_WEIGHTS, RUPROMPTS_CONFIG = "prompt_provider.bin", "prompt.json"
 RUPROMPTS_TOKEN = re.compile(r"<\|P\|>|<P\*\d+>|<P>(?:(?!<P).*?</P>)?", re.DOTALL)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 NAMES = ("prompt_embeddings", "learned_embedding", "soft_prompt", "prompt")
-"""What codebases call the vectors, by the last part of the key; the first that is there is taken."""
+"""The names of the vectors in other codebases: the last part of the key. The first name found is used."""
 
 
 def import_prompt(path: str | Path, format: str | None = None) -> Tensor:
-    """The vectors of a prompt that another codebase saved, [P, H] fp32 on the CPU.
+    """Return the vectors of a prompt that another codebase saved, [P, H] fp32 on the CPU.
 
     Args:
         path: a file or folder.
-        format: one of `FORMATS`; None recognises it by the files' names; the vectors within are found by key.
+        format: one of `FORMATS`. None detects the format from the file names. The vectors are found by their key.
 
     Raises:
-        PromptLoadError: there is no such file, it is of no known format, damaged, unsafe, or no prompt.
+        PromptLoadError: the file is missing, of an unknown format, damaged or unsafe, or does not hold a prompt.
     """
     path = Path(path)
     if not path.exists():
@@ -70,7 +70,7 @@ def _recognised(path: Path) -> str:
 
 
 def _peft(path: Path) -> Tensor:
-    """A PEFT adapter's folder; `adapter_model.bin` too, which nothing else here reads."""
+    """Read the folder of a PEFT adapter. Only here `adapter_model.bin` is read, too."""
     if (path / WEIGHTS_FILE).exists():
         vectors = read_vectors(path / WEIGHTS_FILE)
     else:
@@ -80,7 +80,7 @@ def _peft(path: Path) -> Tensor:
 
 
 def _google(path: Path) -> Tensor:
-    """A numpy array; its header is read first, and objects are never unpickled."""
+    """Read a numpy array. Its header is checked first, and objects are never unpickled."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
@@ -94,16 +94,16 @@ def _google(path: Path) -> Tensor:
         return checked(torch.from_numpy(np.array(array, dtype=np.float32)), path)
     except PromptLoadError:
         raise
-    except Exception as error:  # numpy parses the header with Python's parser, which may raise anything
+    except Exception as error:  # numpy parses the header with Python's parser, which may raise any error
         raise PromptLoadError(f"{path} cannot be read as a .npy array of [P, H]: {error}.") from error
 
 
 def _safetensors(path: Path) -> Tensor:
-    """The one matrix of a safetensors file, or the one with a prompt's name."""
+    """Read the only matrix of a safetensors file, or the one with a prompt's name."""
     try:
         with safe_open(path, framework="pt") as tensors:
             shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has an error type of its own
+    except Exception as error:  # safetensors raises its own error type
         raise PromptLoadError(
             f"{path} is not a whole safetensors file: {error}. Take it anew from where it was saved."
         ) from error
@@ -111,7 +111,7 @@ def _safetensors(path: Path) -> Tensor:
 
 
 def _ruprompts(path: Path) -> Tensor:
-    """A folder as ruPrompts' `Prompt.save_pretrained` writes it: the matrix pickled by itself, the format as JSON."""
+    """Read a folder that ruPrompts' `Prompt.save_pretrained` wrote: the pickled matrix, and the format as JSON."""
     vectors = _pickled(path / RUPROMPTS_WEIGHTS)
     config = path / RUPROMPTS_CONFIG
     if config.exists():
@@ -129,15 +129,15 @@ def _ruprompts(path: Path) -> Tensor:
 
 
 def _pickled(path: Path) -> Tensor:
-    """The prompt in a torch-saved state dict (or tensor)."""
+    """Read the prompt in a state dict or tensor that `torch.save` wrote."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    # torch never compresses; what is compressed may be any size once it is read.
+                    # torch never compresses files. A compressed file could have any size when it is unpacked.
                     raise PromptTuningError("it is compressed")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in whatever it calls
+    except Exception as error:  # a damaged pickle may raise any error
         raise PromptLoadError(
             f"{path} is no file of tensors alone, and others are not read: {first_line(error)}"
         ) from error
@@ -156,7 +156,7 @@ def _pickled(path: Path) -> Tensor:
 
 
 def _tensors(state: Mapping, before: str = "") -> Any:
-    """Keys and tensors of a nested state dict."""
+    """Yield the keys and tensors of a nested state dict."""
     for key, value in state.items():
         if isinstance(value, Tensor):
             yield f"{before}{key}", value
@@ -165,7 +165,7 @@ def _tensors(state: Mapping, before: str = "") -> Any:
 
 
 def _choice(dimensions: Mapping[str, int], path: Path) -> str:
-    """Which key of a file is the prompt: the only one, or the one with a prompt's name."""
+    """Return the key of the prompt: the only key, else the one with a prompt's name, else the only matrix."""
     if len(dimensions) == 1:
         return next(iter(dimensions))
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""What a prompt says of itself in `prompt_tuning.json`: how to use it, what it was made of, and how good it is."""
+"""Read and write `prompt_tuning.json`: how to use a prompt, how it was trained, and its metrics."""
 
 import json
 import math
@@ -21,24 +21,24 @@ PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
 
 @dataclass
 class PromptInfo:
-    """A prompt's description.
+    """The description of a prompt.
 
     Attributes:
-        template: the formatting that it was trained with; None where only token ids were seen.
+        template: the template of the training data; None if it was trained on token ids only.
         example: one row of the training data as `source` and `target`.
-        initialization: how it started.
-        backbone: what it was trained on: `name_or_path`, `revision`, and its fingerprint.
-        data: what it was trained on, as far as it is known: `dataset`, `training_rows`, …
-        training: the hyperparameters that made it.
-        versions: of the packages that made it.
-        metrics: the last evaluation, by the Trainer's names.
-        untuned_metrics: the same of the backbone without a prompt.
-        transfer: by data set that it was evaluated but not trained on, the metrics there, and the `rows`.
+        initialization: how the vectors were initialised.
+        backbone: the backbone that it was trained on: `name_or_path`, `revision`, and its fingerprint.
+        data: the training data, as far as it is known: `dataset`, `training_rows`, …
+        training: the training hyperparameters.
+        versions: the versions of the packages that trained it.
+        metrics: the metrics of the last evaluation, by the Trainer's names.
+        untuned_metrics: the same metrics for the backbone without a prompt.
+        transfer: by dataset that it was evaluated but not trained on, the metrics and the number of `rows`.
         history: `loss` and `eval_loss`, each a list of [update step, value].
-        confusion_matrix: `labels` (words) and `counts` [L, L], rows by the right label, of the last evaluation.
-        calibration: the `temperature` that label scores are divided by before their softmax, and what it was fitted
-            on; of the last evaluation.
-        nearest_words: for each position, the vocabulary's nearest tokens, each with its cosine.
+        confusion_matrix: `labels` (words) and `counts` [L, L] of the last evaluation; a row for each right label.
+        calibration: the `temperature` that divides label scores before their softmax, and what it was fitted on, from
+            the last evaluation.
+        nearest_words: for each position, the nearest tokens of the vocabulary, each with its cosine.
     """
 
     template: PromptTemplate | None = None
@@ -57,10 +57,10 @@ class PromptInfo:
     nearest_words: list[list[list[Any]]] = field(default_factory=list)
 
     def write(self, folder: str | Path) -> None:
-        """Writes `prompt_tuning.json` into `folder`, and `results.json` where there are results."""
+        """Write `prompt_tuning.json` into `folder`, and `results.json` if there are results."""
         values = {"format_version": FORMAT_VERSION} | asdict(self.for_others())
         if self.template is not None and self.template.label_names is None:
-            del values["template"]["label_names"]  # unknown to earlier versions, which refuse what they do not know
+            del values["template"]["label_names"]  # earlier versions reject this field
         for name in ("metrics", "untuned_metrics", "calibration"):
             values[name] = numbers_of(values[name])
         values["transfer"] = {name: numbers_of(metrics) for name, metrics in values["transfer"].items()}
@@ -69,10 +69,10 @@ class PromptInfo:
         if results:
             _write_json(Path(folder) / RESULTS_FILE, results)
         else:
-            (Path(folder) / RESULTS_FILE).unlink(missing_ok=True)  # an earlier prompt's
+            (Path(folder) / RESULTS_FILE).unlink(missing_ok=True)  # remove an earlier prompt's file
 
     def for_others(self) -> "PromptInfo":
-        """The same without the folders of this machine: of a file its name, of the backbone its Hub id."""
+        """Return a copy without local paths: only the names of files, and only the Hub id of the backbone."""
         data = {name: value for name, value in self.data.items() if name != "dataset" or not is_place(value)}
         return replace(
             self,
@@ -83,10 +83,10 @@ class PromptInfo:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "PromptInfo":
-        """The description of a parsed `prompt_tuning.json`; what is not in it is left empty.
+        """Check a parsed `prompt_tuning.json` and return its description. Missing fields stay empty.
 
         Raises:
-            PromptTuningError: a field is not of its type, or the format is a later one than this version knows.
+            PromptTuningError: a field has the wrong type, or a later version wrote the format.
         """
         format_version = values.get("format_version")
         if type(format_version) is not int or format_version < 1:
@@ -104,9 +104,9 @@ class PromptInfo:
 
 
 def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics that are finite numbers, as Python's: a file of a prompt holds, and a card shows, no others.
+    """Return the metrics that are finite numbers, as Python numbers. A prompt's files and its card hold no others.
 
-    An array or tensor of one number is a number; lists, texts, NaN and infinity are left out.
+    An array or tensor of one number counts as a number. Lists, texts, NaN and infinity are left out.
     """
     found: dict[str, float] = {}
     for name, value in metrics.items():
@@ -119,7 +119,7 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _finite(value: Any) -> Any:
-    """Return a tree of values with None for NaN and infinity, which JSON has no word for."""
+    """Return a tree of values with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

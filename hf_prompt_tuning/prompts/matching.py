@@ -1,4 +1,4 @@
-"""Whether a saved prompt is one of the backbone at hand."""
+"""Check that a saved prompt was trained on the backbone that it is loaded for."""
 
 import logging
 from typing import Any
@@ -11,13 +11,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_match(saved: SavedPrompt, width: int, known: dict[str, Any], ignore_mismatch: bool) -> None:
-    """Raises PromptMismatchError where a backbone is not the prompt's; one of another width cannot be ignored.
+    """Raise PromptMismatchError if the prompt was trained on another backbone.
 
     Args:
         saved: the prompt.
-        width: of the backbone's embeddings.
+        width: the width of the backbone's embeddings.
         known: the backbone's fingerprint.
-        ignore_mismatch: warn of another backbone.
+        ignore_mismatch: only warn about another backbone. Another width is an error all the same.
     """
     name = saved.backbone["name_or_path"] or "another backbone"
     advice = f"The prompt was trained on {name}; load that one."

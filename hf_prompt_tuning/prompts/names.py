@@ -1,4 +1,4 @@
-"""What a prompt may be called, where a run or a folder has several."""
+"""Check the names of prompts, in a run or folder with several prompts."""
 
 import re
 from collections.abc import Collection
@@ -13,7 +13,7 @@ TAKEN = ("default", "__base__", "unfinished", "last-checkpoint")
 
 
 def check_adapter_name(name: Any, others: Collection[str]) -> None:
-    """Raises PromptTuningError for a name that no prompt of a model can have: it names a module, and a folder."""
+    """Raise PromptTuningError for an invalid adapter name. The name is used for a module and a folder."""
     text = isinstance(name, str)
     if not text or not name.strip() or not name.isprintable() or any(c in name for c in "./\\"):
         raise PromptTuningError(
@@ -29,11 +29,11 @@ def check_adapter_name(name: Any, others: Collection[str]) -> None:
 
 
 def check_name(name: Any) -> None:
-    """Raises PromptTuningError for a name that cannot be a prompt's: it names a folder, metrics and a module."""
+    """Raise PromptTuningError for an invalid prompt name. The name is used for a folder, metrics and a module."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PromptTuningError(
             f"the name is {name!r:.80}; a prompt's name is 1 to 64 letters, digits, '_' and '-' (it names a folder)."
         )
-    # PyTorch refuses a module that is called like one of its container's own attributes ("train", "type").
+    # PyTorch rejects a module with the name of an attribute of its container ("train", "type").
     if name in TAKEN or name.startswith("checkpoint-") or hasattr(nn.ModuleDict(), name):
         raise PromptTuningError(f"the name {name!r} is taken by PyTorch, PEFT or the Trainer; give another one.")

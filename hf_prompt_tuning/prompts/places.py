@@ -1,4 +1,4 @@
-"""Texts that name a place on this machine, which is nobody else's business."""
+"""Remove local paths from text that is published, because they are private."""
 
 import os
 import re
@@ -9,14 +9,14 @@ PATH = re.compile(r"/|~[\w.-]*[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
 
 
 def is_place(value: Any) -> bool:
-    """Whether a value is a path: by its look, or because something is there."""
+    """Tell whether a value is a local path: it looks like one, or it exists."""
     if not isinstance(value, str) or "\n" in value:
         return False
     return PATH.match(value) is not None or (os.sep in value and _exists(value))
 
 
 def without_place(value: Any) -> Any:
-    """A path as its last name alone, also within lists and dicts; anything else as it is."""
+    """Return only the last name of a path, also within lists and dicts. Return any other value unchanged."""
     if isinstance(value, dict):
         return {name: without_place(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -27,5 +27,5 @@ def without_place(value: Any) -> Any:
 def _exists(value: str) -> bool:
     try:
         return Path(value).exists()
-    except (OSError, ValueError):  # too long, or with a NUL: no path
+    except (OSError, ValueError):  # too long or with a NUL, so not a path
         return False

@@ -1,4 +1,4 @@
-"""Pictures of what a prompt says of its training: the loss, and which labels were taken for which."""
+"""Draw a prompt's loss curves and confusion matrix."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ CONFUSION_FILE = "confusion_matrix.png"
 
 
 def save_pictures(folder: str | Path, info: PromptInfo) -> None:
-    """`loss.png` and `confusion_matrix.png`, each where there is something to draw; an earlier prompt's go."""
+    """Write `loss.png` and `confusion_matrix.png`, each if it has data. Remove an earlier prompt's pictures."""
     for name in (LOSS_FILE, CONFUSION_FILE):
         (Path(folder) / name).unlink(missing_ok=True)
     if any(info.history.values()):
@@ -24,9 +24,9 @@ def save_pictures(folder: str | Path, info: PromptInfo) -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches."""
-    # Here, because a quarter of the package's import time would be matplotlib's; and without pyplot: no window
-    # system, no state shared with the caller's plots.
+    """Return an empty figure; width and height are in inches."""
+    # Import it here: matplotlib would take a quarter of the package's import time. Leave out pyplot: it uses a window
+    # system and shares state with the caller's plots.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -55,7 +55,7 @@ def _confusion(matrix: dict) -> "Figure":
     axes.set_xticks(ticks, labels, rotation=45, ha="right")
     axes.set_yticks(ticks, labels)
     axes.set(xlabel="predicted", ylabel="right label")
-    if len(labels) <= 30:  # beyond that the numbers would lie on each other
+    if len(labels) <= 30:  # with more labels the numbers would overlap
         half = max(map(max, counts)) / 2
         for i, row in enumerate(counts):
             for j, count in enumerate(row):
@@ -64,11 +64,12 @@ def _confusion(matrix: dict) -> "Figure":
 
 
 def save_curves(folder: str | Path, histories: dict[str, dict[str, list[list[float]]]]) -> None:
-    """`losses.png`: the losses of several prompts in one picture, where there are any.
+    """Write `losses.png`, the losses of several prompts in one picture. Write nothing if there are no losses.
 
     Args:
-        folder: where.
-        histories: of each prompt, as `PromptInfo.history`; training loss is drawn solid, evaluation loss dashed.
+        folder: the folder to write to.
+        histories: the history of each prompt by name, as in `PromptInfo.history`. Training loss is a solid line,
+            evaluation loss a dashed line.
     """
     if not any(points for history in histories.values() for points in history.values()):
         return

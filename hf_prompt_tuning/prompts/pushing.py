@@ -1,4 +1,4 @@
-"""A push: one commit that brings a prompt's files into a repository, and takes away what is no longer its own."""
+"""Push a prompt's files to a repository in one commit, and delete the files that they replace."""
 
 import json
 import re
@@ -18,21 +18,21 @@ from .repository_files import CARD_FILE, CHECKPOINT, folders_of_prompts, inside,
 
 COMMIT = re.compile("[0-9a-f]{40}")
 LARGE = (".safetensors", ".png")
-"""Files that the Hub takes by another door, LFS."""
+"""The extensions of files that are uploaded through LFS."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a push goes.
+    """The repository and branch that a push goes to.
 
     Args:
-        repo_id: made where it does not exist; without a namespace it is the user's own.
-        revision: the branch, made from the main one where it does not exist; default the main one.
-        private: whether a repository that is made now is private. One that is there keeps what it has.
-        token: default the one of `hf auth login`.
+        repo_id: the repository, created if it does not exist. Without a namespace it goes to the user's account.
+        revision: the branch, created from main if it does not exist; default main.
+        private: whether to create the repository as private. An existing repository keeps its visibility.
+        token: a Hub token; default the token of `hf auth login`.
 
     Raises:
-        PromptTuningError: no repository and no branch can have such a name.
+        PromptTuningError: the repository's name is invalid, or the revision is a commit.
     """
 
     repo_id: str
@@ -55,10 +55,10 @@ class Destination:
 
 
 def checked_subfolder(subfolder: str | None) -> str | None:
-    """A folder of a repository without slashes around it; None for its root.
+    """Return a subfolder without slashes at its ends, or None for the root.
 
     Raises:
-        PromptTuningError: it leads elsewhere, or is one of a checkpoint's.
+        PromptTuningError: the subfolder leads out of the repository, or is a checkpoint's.
     """
     parts = [part for part in (subfolder or "").split("/") if part]
     if (
@@ -81,21 +81,21 @@ def push(
     commit_description: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Pushes all files of a folder in one commit.
+    """Push all files of a folder in one commit.
 
-    Those go that an earlier prompt left in this one's place (see `obsolete_files`), because nobody could load the two
-    together. In a repository of several prompts the list of them in `README.md` is brought up to date.
+    Files of an earlier prompt in the same place are deleted (see `obsolete_files`), because a mix of both could not be
+    loaded. In a repository with several prompts, the list of prompts in `README.md` is updated.
 
     Args:
-        folder: of a prompt, of several prompts each in a folder, or of a checkpoint.
-        to: where; the repository exists.
-        commit_message: of the commit.
+        folder: the folder of a prompt, of several prompts in subfolders, or of a checkpoint.
+        to: the destination. The repository must exist.
+        commit_message: the message of the commit.
         path_in_repo: the folder in the repository.
-        commit_description: of the commit.
-        create_pr: open a pull request with it, in place of a commit on the branch.
+        commit_description: the description of the commit.
+        create_pr: open a pull request instead of committing to the branch.
 
     Raises:
-        PromptPushError: the Hub does not take it, or it cannot be reached.
+        PromptPushError: the Hub rejects the push or cannot be reached.
     """
     with explained(to.repo_id):
         if not create_pr:
@@ -105,11 +105,11 @@ def push(
 
 
 def make_repository(to: Destination) -> Destination:
-    """Makes the repository where it does not exist; returns where it is, with its namespace.
+    """Create the repository if it does not exist, and return the destination with its namespace.
 
     Raises:
-        PromptPushError: one may not, or the Hub cannot be reached.
-        PromptTuningError: the prompt is to be private, and the repository is public.
+        PromptPushError: the user may not create it, or the Hub cannot be reached.
+        PromptTuningError: the prompt must be private, but the repository is public.
     """
     with explained(to.repo_id):
         api = HfApi(token=to.token)
@@ -124,10 +124,10 @@ def make_repository(to: Destination) -> Destination:
 
 
 def check_access(to: Destination) -> None:
-    """Looks whether the Hub will take a push, as far as can be known before there is one.
+    """Check, as far as possible before a push, that the Hub will accept it.
 
     Raises:
-        PromptPushError: there is no valid token, it may not write there, or the Hub cannot be reached.
+        PromptPushError: there is no valid token, the token may not write there, or the Hub cannot be reached.
         PromptTuningError: as in `make_repository`.
     """
     with explained(to.repo_id):
@@ -135,7 +135,7 @@ def check_access(to: Destination) -> None:
             who = HfApi(token=to.token).whoami()
         except HfHubHTTPError as error:
             if error.response.status_code == 404:
-                return  # a Hub of another kind, which says it at the first push
+                return  # not huggingface.co; errors show up at the first push
             raise
         if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise PromptPushError(
@@ -143,11 +143,11 @@ def check_access(to: Destination) -> None:
             )
         own = {who["name"], *(org["name"] for org in who.get("orgs", []))}
         if "/" in to.repo_id and to.repo_id.split("/")[0] not in own:
-            make_repository(to)  # whether one may, the Hub alone knows
+            make_repository(to)  # only the Hub knows whether the user may push there
 
 
 def _make_branch(to: Destination) -> None:
-    """Makes the branch from the main one, where it does not exist."""
+    """Create the branch from main if it does not exist."""
     if to.revision is None or to.revision.startswith("refs/"):
         return
     api = HfApi(token=to.token)
@@ -158,7 +158,7 @@ def _make_branch(to: Destination) -> None:
 
 
 class _Change:
-    """What a push changes in a repository: the files that come, and those that go."""
+    """The changes of a push: the files to add and the files to delete."""
 
     def __init__(self, to: Destination, folder: Path, path_in_repo: str):
         self.to = to
@@ -174,28 +174,28 @@ class _Change:
             self._list_prompts(folders)
 
     def _read(self, path: str) -> str:
-        """A small file of the repository."""
+        """Return the text of a small file of the repository."""
         url = hf_hub_url(self.to.repo_id, path, revision=self.to.revision, endpoint=self.api.endpoint)
         answer = get_session().get(url, headers=build_hf_headers(token=self.to.token))
         hf_raise_for_status(answer)
         return answer.text
 
     def _former_members(self, path_in_repo: str) -> list[str] | None:
-        """The members of the ensemble whose place this push takes; None where there is none."""
+        """Return the members of the ensemble that this push replaces, or None if there is no ensemble."""
         file = inside(path_in_repo, ENSEMBLE_FILE)
         if file not in self.there or inside(path_in_repo, CONFIG_FILE) not in self.files:
             return None
         try:
             return EnsembleInfo.from_json(json.loads(self._read(file))).members
-        except (ValueError, AttributeError):  # a file of somebody else's, or of a later version
+        except (ValueError, AttributeError):  # a file of another program or of a later version
             return None
 
     def _list_prompts(self, pushed: set[str]) -> None:
-        """Brings the list of the repository's prompts up to date, where it has several and none at its root."""
+        """Update the list of prompts in the repository's card, unless a prompt is at the root or a person wrote it."""
         folders = folders_of_prompts(self.there - self.gone | set(self.files))
         if "" in pushed:
             return
-        if "" in folders:  # an earlier push's prompt, whose card stands there
+        if "" in folders:  # an earlier push put a prompt at the root; keep its card
             self.files.pop(CARD_FILE, None)
             return
         before = self._read(CARD_FILE) if CARD_FILE in self.there else None
@@ -207,12 +207,12 @@ class _Change:
         self.files[CARD_FILE] = repository_card(self.to.repo_id, folders, bases, before).encode()
 
     def commit(self, message: str, description: str | None, create_pr: bool) -> CommitInfo:
-        """Sends it: all in one commit, for whoever loads the prompt meanwhile."""
+        """Send all changes in one commit, so that nobody loads a half-pushed prompt."""
         added = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in self.files.items()]
         where = {"repo_id": self.to.repo_id, "revision": self.to.revision, "create_pr": create_pr}
         for addition in added:
             if addition.path_in_repo.endswith(LARGE):
-                # One by one: for several the client starts threads, which a process that ends refuses.
+                # Upload one file at a time: for several the client starts threads, which fails while a process ends.
                 self.api.preupload_lfs_files(additions=[addition], **where)
         deleted = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in sorted(self.gone)]
         return self.api.create_commit(

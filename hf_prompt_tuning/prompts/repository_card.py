@@ -1,4 +1,4 @@
-"""The card of a repository of several prompts: a list of them, and how each is loaded."""
+"""Write the card of a repository with several prompts: a list of the prompts, and how to load each."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,20 +15,20 @@ ROW = re.compile(r"^\| \[(?P<name>[^]]+)\]\([^)]*\) \| (?:`(?P<base>[^`]+)`|not 
 
 
 def is_ours(card: str | None) -> bool:
-    """Whether a repository's card is such a list, or not there; a person's own is never written over."""
+    """Tell whether a repository's card is our list or is missing. A card that a person wrote is never overwritten."""
     return card is None or MARKER in card
 
 
 def repository_card(
     repo_id: str | None, folders: Iterable[str], bases: Mapping[str, str | None], before: str | None = None
 ) -> str:
-    """The text of the card.
+    """Return the text of the card.
 
     Args:
-        repo_id: the repository; None for a folder of this machine.
-        folders: of all prompts in it.
-        bases: the Hub ids of those prompts' backbones that are known.
-        before: the card that it is written in place of, which knows those of the other prompts.
+        repo_id: the repository; None for a local folder.
+        folders: the folders of all prompts in the repository.
+        bases: by prompt folder, the Hub id of the backbone, as far as it is known.
+        before: the present card. The backbones of the other prompts are read from it.
     """
     known = {row["name"]: row["base"] for row in ROW.finditer(before or "")} | dict(bases)
     prompts = {folder: known.get(folder) for folder in sorted(folders)}
@@ -41,7 +41,7 @@ def repository_card(
 
 
 def write_repository_card(folder: Path, repo_id: str | None, bases: Mapping[str, str | None]) -> None:
-    """Writes the card into a folder of prompts, where there is no other."""
+    """Write the card into a folder of prompts, unless a person's card is there."""
     file = folder / CARD_FILE
     before = file.read_text(encoding="utf-8") if file.exists() else None
     if is_ours(before):

@@ -1,4 +1,4 @@
-"""Which of a repository's files are a prompt's or a checkpoint's own, so that the next push may take them away."""
+"""Tell which files of a repository belong to a prompt or a checkpoint, so that the next push may delete them."""
 
 import re
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ PROMPT_FILES = (
     CONFUSION_FILE,
     CARD_FILE,
 )
-"""All that is written for one prompt; the tokenizer, which may be somebody's own, is not among it."""
+"""All files that are written for a prompt, except the tokenizer, which may belong to someone else."""
 OF_PROMPTS = "|".join(map(re.escape, PROMPT_FILES))
 OF_CHECKPOINTS = re.compile(
     rf"(?:[^/]+/)?(?:{OF_PROMPTS})|trainer_state\.json|manifest\.json|training_args\.bin|(?:optimizer|scheduler|scaler)"
@@ -30,26 +30,26 @@ CHECKPOINT = re.compile(r"(?:last-checkpoint|checkpoint-\d+)(?:/.*)?")
 
 
 def folders_of_prompts(files: Iterable[str]) -> set[str]:
-    """The folders that hold a prompt ("" is the root), checkpoints' left out."""
+    """Return the folders that hold a prompt ("" is the root), without checkpoints."""
     found = {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == CONFIG_FILE}
     return {folder for folder in found if not CHECKPOINT.fullmatch(folder)}
 
 
 def inside(folder: str, name: str) -> str:
-    """The path of a file in a folder of the repository; "" is the root."""
+    """Return the path of a file in a folder of the repository; "" is the root."""
     return f"{folder}/{name}" if folder else name
 
 
 def obsolete_files(new: set[str], there: set[str], folder: str, former_members: Iterable[str] | None) -> set[str]:
-    """What an earlier push left of a prompt, an ensemble or a checkpoint in whose place this one puts another.
+    """Return the files to delete: those of the earlier prompt, ensemble or checkpoint that this push replaces.
 
-    Never another prompt's folder, and no file that this package does not write.
+    Files in another prompt's folder, and files that this package does not write, are never deleted.
 
     Args:
-        new: the paths of the files that are pushed.
+        new: the paths of the pushed files.
         there: the paths in the repository.
-        folder: the one that the push goes to; "" is the root.
-        former_members: of the ensemble that was there, if it is replaced; else None.
+        folder: the folder that the push goes to; "" is the root.
+        former_members: the members of the ensemble that is replaced, else None.
     """
     if inside(folder, STATE) in new:
         own = {name for name in there if name.startswith(f"{folder}/")}
