@@ -1,13 +1,14 @@
-"""Which rows each update step learns from, where one run trains several prompts.
+"""Build mixed batches for a run that trains several prompts.
 
-Each prompt has its own row order, batch size and number of steps, exactly as it would have alone. Step s of the run is
-step s of every prompt; a prompt that has had its steps sends no more rows. With two gradient-accumulation steps:
+Each prompt has its own row order, batch size and number of steps, exactly as in a run of its own. Step s of the run is
+step s of every prompt. A prompt that has finished its steps sends no more rows. With two gradient-accumulation steps:
 
     step         0               1               2
     complaints   [5 0 2][1 4 3]  [4 5 1][0 3 2]  done
     topics       [1 0]           [0 1]           [1 0]
 
-A step has as many micro-batches as its busiest prompt has; here the second micro-batches are of `complaints` alone.
+A step has as many micro-batches as the prompt that has the most. Here the second micro-batches hold only rows of
+`complaints`.
 """
 
 import math
@@ -29,13 +30,13 @@ Step = list[list[int]]
 
 @dataclass(frozen=True)
 class Stream:
-    """What one prompt learns from, in order.
+    """The training rows of one prompt, in order.
 
     Attributes:
-        name: the prompt's adapter.
+        name: name of the prompt's adapter.
         data: rows of token ids.
-        steps: the rows of each of its update steps.
-        steps_per_epoch: how many of them are one pass over its data.
+        steps: the rows of each update step.
+        steps_per_epoch: number of update steps in one pass over the data.
     """
 
     name: str
@@ -45,10 +46,10 @@ class Stream:
 
 
 def row_order(strategy: str, rows: int, seed: int) -> Callable[[int], list[int]]:
-    """The order of the rows in each epoch: the one that a Trainer with this seed has.
+    """Return a function from an epoch to the order of its rows, which equals that of a Trainer with this seed.
 
     Raises:
-        PromptTuningError: a sampling strategy that orders rows by the batch they come in.
+        PromptTuningError: the sampling strategy is neither "random" nor "sequential".
     """
     if strategy == "sequential":
         return lambda epoch: list(range(rows))
@@ -73,18 +74,18 @@ def stream_steps(
     max_steps: int,
     drop_last: bool,
 ) -> tuple[list[Step], int]:
-    """A prompt's update steps, as a Trainer with these arguments would make them; and how many make an epoch.
+    """Return a prompt's update steps, as a Trainer with these arguments makes them, and the number of steps per epoch.
 
     Args:
-        order: an epoch's rows.
-        batch_size: rows of a micro-batch.
-        accumulation: micro-batches of a step; the last step of an epoch may have fewer.
-        epochs: passes over the data, not necessarily whole ones; without `max_steps`.
-        max_steps: how many steps, whatever the epochs; -1 to go by them.
-        drop_last: leave out an epoch's last batch where it is short.
+        order: function from an epoch to the order of its rows.
+        batch_size: rows in a micro-batch.
+        accumulation: micro-batches in a step; the last step of an epoch may have fewer.
+        epochs: passes over the data, may be a fraction; ignored if `max_steps` is set.
+        max_steps: number of steps; -1 to use `epochs`.
+        drop_last: whether to leave out the last batch of an epoch if it is incomplete.
 
     Raises:
-        PromptTuningError: there is no whole batch.
+        PromptTuningError: there is no complete batch.
     """
     steps: list[Step] = []
     per_epoch = total = epoch = 0
@@ -106,8 +107,11 @@ def stream_steps(
 class MixedBatches:
     """The update steps of several streams: item s is step s, `{"micro_batches": [batch, …]}`.
 
-    Each batch has `input_ids`, `attention_mask`, `labels` as the collator makes them; `adapter_names`, a prompt for
-    each row; and `items` [B] long, how many labelled tokens the row's prompt has in the whole step.
+    Each batch has:
+
+    - `input_ids`, `attention_mask`, `labels` from the collator;
+    - `adapter_names`, the prompt of each row;
+    - `items` [B] int64, the number of labelled tokens that the row's prompt has in the whole step.
     """
 
     def __init__(self, streams: Sequence[Stream], collator: Callable):
@@ -141,13 +145,16 @@ class MixedBatches:
 
 
 class EpochSteps(Sampler):
-    """The numbers of one epoch's steps, each as a batch of one; an epoch is that of the prompt with the most steps."""
+    """Yield the step numbers of one epoch, each as a batch of one.
+
+    An epoch is as long as that of the prompt with the most steps per epoch.
+    """
 
     def __init__(self, steps: int, per_epoch: int):
         self.steps, self.per_epoch, self.epoch = steps, per_epoch, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer calls this before each epoch."""
+        """Set the epoch; Trainer calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -159,12 +166,12 @@ class EpochSteps(Sampler):
 
 
 def mixed_dataloader(streams: Sequence[Stream], collator: Callable, **options: Any) -> DataLoader:
-    """A loader whose batches are update steps; `set_epoch` says which epoch's.
+    """Return a data loader whose batches are update steps; its `set_epoch` sets the epoch.
 
     Args:
-        streams: one for each prompt.
-        collator: makes a batch of rows.
-        **options: of `DataLoader` (`num_workers`, …).
+        streams: one stream for each prompt.
+        collator: turns rows into a batch.
+        **options: passed to `DataLoader` (`num_workers`, …).
     """
     batches = MixedBatches(streams, collator)
     sampler = EpochSteps(len(batches), max(stream.steps_per_epoch for stream in streams))

@@ -1,4 +1,4 @@
-"""An ensemble in use: prompts of one task on one backbone, whose majority decides."""
+"""Load an ensemble of prompts and predict by majority vote."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,13 +22,13 @@ from .voting import label_record, text_record
 
 
 class PromptEnsemble:
-    """Several prompts of one task on one backbone; the majority decides (Lester et al. 2021, section 6).
+    """Several prompts of one task on one backbone, which predict by majority vote (Lester et al. 2021, section 6).
 
     Args:
-        model: with a prompt under each of the names.
-        members: the names.
-        tokenizer: the backbone's.
-        template: the one that all members were trained with.
+        model: a model that has all member prompts.
+        members: names of the member prompts.
+        tokenizer: the backbone's tokenizer.
+        template: the template that all members were trained with.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class PromptEnsemble:
         self._collator = DataCollatorForPromptTuning(tokenizer)
 
     def predict(self, rows: Sequence[Mapping[str, Any]], batch_size: int = 16) -> list[dict[str, Any]]:
-        """What the ensemble says of each row.
+        """Return the ensemble's prediction for each row.
 
         Args:
-            rows: the template's columns.
-            batch_size: rows at a time; each goes through the backbone once for every prompt, in the same call.
+            rows: rows with the template's columns.
+            batch_size: rows in one call of the backbone; each row is repeated for every prompt in the same call.
 
         Returns:
-            For each row `prediction` (a label's words, or a text), `votes` (what each prompt says), and, where it
-            classifies, `scores`: every label's log-likelihood, summed over the prompts.
+            For each row a dict: `prediction` (a label's words, or a text), `votes` (each prompt's prediction), and,
+            for classification, `scores` (each label's log-likelihood, summed over the prompts).
 
         Raises:
-            PromptTuningError: a row lacks a column that the template names.
+            PromptTuningError: a row lacks a column of the template.
         """
         records: list[dict[str, Any]] = []
         for start in range(0, len(rows), batch_size):
@@ -69,11 +69,11 @@ class PromptEnsemble:
         return records
 
     def scores(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """[B, G, L], the log-likelihood of every label behind every row, by every prompt; in one call."""
+        """Return every prompt's log-likelihood of every label for every row, [B, G, L], from one backbone call."""
         return self._ranked(self._batch(rows))
 
     def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The rows' sources, as the collator makes them; what a row may hold as a target is not looked at."""
+        """Return a collated batch of the rows' sources. Targets in the rows are ignored."""
         wanted = [name for is_field, name in parse(self.template.source) if is_field]
         features = []
         for row in rows:
@@ -87,7 +87,7 @@ class PromptEnsemble:
         return {name: value.to(self.model.device) for name, value in self._collator(features).items()}
 
     def _of_all(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch once for every prompt, [G * B, T], so that all of them answer in one call."""
+        """Return the batch repeated for every prompt, [G * B, T], so that one call runs all prompts."""
         repeated = {name: value.repeat(len(self.members), 1) for name, value in batch.items()}
         return repeated | {"adapter_names": [name for name in self.members for _ in batch["input_ids"]]}
 
@@ -106,21 +106,21 @@ class PromptEnsemble:
 
 
 def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:
-    """A saved ensemble on its backbone, ready to use.
+    """Load a saved ensemble and its backbone.
 
-    Its model has the best prompt as "default", which is active, and every member under its name.
+    The model has every member under its name, and the best prompt as "default", which is active.
 
     Args:
         prompt: the folder or Hub id of an ensemble.
         **kwargs: as in `load_prompt` (`backbone`, `tokenizer`, `revision`, `token`, …).
 
     Raises:
-        PromptLoadError: it is no ensemble, it cannot be had, or it is damaged or unsafe.
-        PromptMismatchError: the backbone is not the one that a prompt was trained on.
+        PromptLoadError: it is not an ensemble, could not be loaded, or is damaged or unsafe.
+        PromptMismatchError: a prompt was trained on another backbone.
     """
     hub = {name: kwargs[name] for name in OPTIONS if kwargs.get(name)}
     info, place = read_whole(open_place(prompt, **hub), lambda place: _described(place, prompt))
-    if place.commit is not None:  # every prompt at the commit of the description
+    if place.commit is not None:  # load every prompt at the commit of the description
         kwargs["revision"] = hub["revision"] = place.commit
     model, tokenizer, template = load_prompt(prompt, **kwargs)
     if template is None or tokenizer is None:

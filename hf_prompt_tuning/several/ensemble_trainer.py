@@ -1,4 +1,4 @@
-"""Several prompts for one task in one run, evaluated one by one and as an ensemble (Lester et al. 2021, section 6)."""
+"""Train several prompts for one task in one run, as an ensemble (Lester et al. 2021, section 6)."""
 
 import math
 import shutil
@@ -46,23 +46,25 @@ from .voting import vote, vote_on_texts
 
 
 class EnsembleTrainer(MultiPromptTrainer):
-    """Trains several prompts on the same rows of one task, and evaluates each and their majority vote.
+    """Train several prompts on the same rows of one task; evaluate each prompt and their majority vote.
 
-    Every batch, of training and of evaluation, is one call of the backbone for all prompts.
+    In training and in evaluation, each batch is one call of the backbone for all prompts.
 
     Args:
         model: a plain backbone.
         args: as for `PromptTuningTrainer`.
-        members: the prompts: name, config, and what else differs (learning rate, seed); their data is the run's.
-        train_dataset: raw columns.
-        eval_dataset: raw columns, of one data set.
+        members: the prompts to train, each with its name, config, and other differences (learning rate, seed). All
+            train on the run's data.
+        train_dataset: rows of raw columns.
+        eval_dataset: rows of raw columns; one data set.
         processing_class: the backbone's tokenizer.
-        template: how a row becomes text.
-        **kwargs: as in `PromptTuningTrainer`; `compute_metrics` gets what the vote decided, as label indices or texts.
+        template: turns a row into text.
+        **kwargs: as in `PromptTuningTrainer`; `compute_metrics` gets the predictions of the vote, as label indices or
+            texts.
 
     Raises:
-        PromptTuningError: fewer than two members, two that would be the same, or whatever a `MultiPromptTrainer`
-            refuses.
+        PromptTuningError: there are fewer than two members, two members would stay the same, or `MultiPromptTrainer`
+            refuses an argument.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         check = ColumnCheck(model, getattr(args, "remove_unused_columns", True), ours, alone=False)
         check(train_dataset, "training", template)
         check(eval_dataset, "evaluation", template)
-        # Tokenized once, for all members.
+        # Tokenize once for all members.
         train = encode_data(train_dataset, "training", encoder, None, require_target=True)
         evaluation = encode_data(eval_dataset, "evaluation", encoder, None, require_target=False)
         data = {"train_dataset": train, "eval_dataset": evaluation, "template": template}
@@ -117,10 +119,10 @@ class EnsembleTrainer(MultiPromptTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, tuple[Tensor, ...], Tensor]:
-        """As in `PromptTuningTrainer`, for G prompts at once.
+        """Return results per row as `PromptTuningTrainer` does, for G prompts at once.
 
-        Per example: negative log-likelihoods [B, G] and tokens [B], then label scores [B, G, L] or generated ids
-        [B, G, T']. Without prompts (`evaluate_untuned`) there is no G.
+        The results are negative log-likelihoods [B, G] and token counts [B], then label scores [B, G, L] or generated
+        ids [B, G, T']. Without prompts (`evaluate_untuned`) there is no dimension G.
         """
         unwrapped = self.accelerator.unwrap_model(model)
         if unwrapped._adapters_disabled:
@@ -145,10 +147,10 @@ class EnsembleTrainer(MultiPromptTrainer):
         return None, found, inputs["labels"]
 
     def _texts_of_all(self, model: Any, rows: dict[str, Any]) -> Tensor:
-        """What each prompt generates, [B, G, T'], -100 behind their ends."""
+        """Return the ids that each prompt generates, [B, G, T'], padded with -100."""
         limit, room = self._generation_limit(), room_behind(model, rows["adapter_names"])
         ids = generate_within(model, rows, self.processing_class, limit, room)
-        # Of one width in every batch, which are put together later.
+        # Pad to the same width in every batch, because the batches are concatenated later.
         ids = nn.functional.pad(ids, (0, limit - ids.shape[1]), value=IGNORED)
         return ids.view(len(self.members), -1, limit).transpose(0, 1)
 
@@ -194,12 +196,12 @@ class EnsembleTrainer(MultiPromptTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Each prompt, `eval_NAME_accuracy` and so on, and the ensemble: `eval_accuracy` is that of the vote.
+        """Evaluate each prompt (`eval_NAME_accuracy` and so on) and the vote (`eval_accuracy` and so on).
 
         `eval_loss` is the mean of the prompts' losses.
 
         Args:
-            eval_dataset: default the trainer's.
+            eval_dataset: default: the trainer's evaluation data.
             ignore_keys: as in `Trainer`.
             metric_key_prefix: as in `Trainer`.
         """
@@ -213,7 +215,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         return metrics
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
-        """The metrics of the backbone without a prompt; every member remembers them beside its own."""
+        """Return the metrics of the backbone without a prompt, and record them in every member."""
         metrics = PromptTuningTrainer.evaluate_untuned(self, eval_dataset)
         if self._is_own(eval_dataset, "eval"):
             for name in self.members:
@@ -221,13 +223,15 @@ class EnsembleTrainer(MultiPromptTrainer):
         return metrics
 
     def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
-        """As in `PromptTuningTrainer`: each member remembers its own metrics, and the ensemble those of the vote.
+        """Evaluate other domains as `PromptTuningTrainer` does.
+
+        Each member records its own metrics, and the ensemble records those of the vote.
 
         Args:
-            datasets: by name; rows that the template fits.
+            datasets: data sets by name; their rows have the template's columns.
 
         Returns:
-            All of them, named `transfer_<name>_<metric>` (of the vote) and `transfer_<name>_<member>_<metric>`.
+            All metrics, named `transfer_<name>_<metric>` (of the vote) and `transfer_<name>_<member>_<metric>`.
         """
         model, found = self.accelerator.unwrap_model(self.model), {}
         for name, data in datasets.items():
@@ -239,15 +243,14 @@ class EnsembleTrainer(MultiPromptTrainer):
         return found
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`. Predictions are label scores [N, G, L] (see `voting.vote`), or G texts for each row."""
+        """Predict as `Trainer` does. Predictions are label scores [N, G, L] (see `voting.vote`) or G texts per row."""
         return PromptTuningTrainer.predict(self, test_dataset, *args, **kwargs)
 
     @property
     def best_member(self) -> str:
-        """The best prompt by the last evaluation, or by the last training loss where there was none.
+        """The best prompt in the last evaluation, or by the last training loss if there was no evaluation.
 
-        The metric is `metric_for_best_model`, else accuracy (classification) or loss; the loss decides between
-        equals.
+        The metric is `metric_for_best_model`, or else accuracy (classification) or loss. The loss breaks ties.
         """
         model = self.accelerator.unwrap_model(self.model)
         asked = self._deciding
@@ -256,7 +259,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         def rank(name: str) -> tuple[float, float]:
             metrics, history = model.prompt_info[name].metrics, self._history(name)
             loss = metrics.get("eval_loss", history["loss"][-1][1] if history.get("loss") else 0.0)
-            # A member without the number (NaN, or not evaluated) is the last.
+            # A member without this metric (NaN, or not evaluated) ranks last.
             value = metrics.get(f"eval_{asked}", -math.inf if larger else math.inf)
             return (-value if larger else value, loss)
 
@@ -264,12 +267,12 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     @property
     def _deciding(self) -> str:
-        """The metric that the best member is chosen by, without its prefix."""
+        """The metric for the choice of the best member, without its prefix."""
         default = "accuracy" if self._encoder.template.is_classification else "loss"
         return (self.args.metric_for_best_model or default).removeprefix("eval_")
 
     def _check_best(self) -> None:
-        """Raises PromptTuningError where the members' own evaluation has no metric to choose the best by."""
+        """Raise PromptTuningError if the members' metrics do not contain `metric_for_best_model`."""
         if self.args.metric_for_best_model and not any(self._deciding in own for own in self._own.values()):
             known = ", ".join(next(iter(self._own.values())))
             raise PromptTuningError(
@@ -281,14 +284,15 @@ class EnsembleTrainer(MultiPromptTrainer):
         return [*super()._own_files(), *PROMPT_FILES, ENSEMBLE_FILE]
 
     def _write_root_card(self, folder: Path, repo_id: str | None) -> None:
-        """Nothing: the best prompt's card stands there."""
+        """Do nothing: the root has the best prompt's card."""
 
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         super()._save_prompts(folder, repo_id, card)
         if not card:
-            return  # a checkpoint holds the members alone: the best is known at the end
+            return  # a checkpoint holds only the members: the best one is known at the end
         model, best = self.accelerator.unwrap_model(self.model), self.best_member
-        (folder / START_FILE).unlink(missing_ok=True)  # an earlier best one's, where not all prompts have it
+        # Not all prompts have this file, so an existing one may belong to an earlier best prompt.
+        (folder / START_FILE).unlink(missing_ok=True)
         for file in (CONFIG_FILE, WEIGHTS_FILE, START_FILE):
             if (folder / best / file).exists():
                 shutil.copy(folder / best / file, folder)

@@ -1,4 +1,4 @@
-"""One of the prompts that a run trains: its data, its template, how it starts, and how fast it learns."""
+"""Define a task: a prompt to train, with its data, template, config and learning rate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,20 +19,22 @@ from ..prompts.names import check_name
 class PromptTask:
     """A prompt to train, with everything that may differ between the prompts of one run.
 
+    The default of every argument from `learning_rate` on is the run's value.
+
     Args:
-        name: of its folder, its metrics (`eval_NAME_accuracy`) and its adapter.
-        config: how it starts, and its length.
-        train_dataset: raw columns where there is a template, else rows of `input_ids` and `labels`.
-        eval_dataset: the same.
-        template: how a row becomes text.
-        learning_rate: the prompt's peak; default the run's, as everything below.
-        num_train_epochs: passes over its data, whatever the run's `max_steps`.
-        max_steps: update steps, whatever the epochs.
-        per_device_train_batch_size: rows of a micro-batch.
-        seed: of its initialisation.
+        name: name of the prompt's folder and adapter, used in its metrics (`eval_NAME_accuracy`).
+        config: the prompt's initialisation and length.
+        train_dataset: raw columns if there is a template, otherwise rows of `input_ids` and `labels`.
+        eval_dataset: the same as `train_dataset`.
+        template: turns a row into text.
+        learning_rate: the prompt's peak learning rate.
+        num_train_epochs: passes over the task's data; overrides the run's `max_steps`.
+        max_steps: update steps; overrides the epochs.
+        per_device_train_batch_size: rows in a micro-batch.
+        seed: seed of the initialisation.
 
     Raises:
-        PromptTuningError: the name cannot be a prompt's, or a number is not above zero.
+        PromptTuningError: the name is invalid, or a number is not above zero.
     """
 
     name: str
@@ -55,13 +57,13 @@ class PromptTask:
 
 
 def check_names(tasks: Sequence[PromptTask]) -> None:
-    """Raises PromptTuningError where there are no tasks, or two of one name."""
+    """Raise PromptTuningError if there are no tasks, or two tasks have the same name."""
     names = [task.name for task in tasks]
     if not names:
         raise PromptTuningError("there are no tasks; give at least one PromptTask.")
     if twice := [name for name in names if names.count(name) > 1]:
         raise PromptTuningError(f"two tasks are called {twice[0]!r}; give each a name of its own.")
-    # File systems of some machines take the two for one folder.
+    # Some file systems ignore capitals in folder names.
     if len({name.lower() for name in names}) < len(names):
         raise PromptTuningError(f"the names {names} differ in capitals alone; they name folders, give others.")
 
@@ -69,25 +71,26 @@ def check_names(tasks: Sequence[PromptTask]) -> None:
 def model_with_prompts(
     backbone: PreTrainedModel, tasks: Sequence[PromptTask], tokenizer: PreTrainedTokenizerBase | None, seed: int
 ) -> SoftPrompts:
-    """One backbone with a new prompt for each task, each started from its own seed; it is frozen by a trainer.
+    """Add a new prompt for each task to a backbone; return the model. A trainer freezes the backbone later.
 
-    A prompt starts as it would alone, behind `set_seed(seed)`; the global generator is left as it was.
+    Each prompt is initialised from its own seed, as it would be alone after `set_seed(seed)`. The global random
+    generator is not changed.
 
     Args:
         backbone: a causal or encoder-decoder model.
-        tasks: their names become the adapters'.
-        tokenizer: for the initialisations that need one.
-        seed: of the tasks that have none of their own.
+        tasks: the tasks; their names become the names of the adapters.
+        tokenizer: needed by some initialisations.
+        seed: seed of the tasks that have no seed.
 
     Raises:
-        PromptTuningError: two tasks of one name, or a prompt that cannot be initialised as asked.
+        PromptTuningError: two tasks have the same name, or a prompt could not be initialised.
     """
     check_names(tasks)
     model = None
     for task in tasks:
         with torch.random.fork_rng():
             torch.manual_seed(seed if task.seed is None else task.seed)
-            config = replace(task.config)  # what is filled in below belongs to one prompt
+            config = replace(task.config)  # a copy, because the calls below fill in values of this prompt
             if model is None:
                 model = with_prompt(backbone, config, tokenizer, task.template, task.name, frozen=False)
             else:

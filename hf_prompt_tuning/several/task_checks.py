@@ -1,4 +1,4 @@
-"""What a run of several prompts is given, looked at before anything changes."""
+"""Check the arguments of a run with several prompts before anything changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +14,13 @@ OF_TASKS = ("train_dataset", "eval_dataset", "template", "prompt_config", "model
 
 
 def check_of_tasks(options: Mapping[str, Any]) -> None:
-    """Raise PromptTuningError for an option that each task has of its own."""
+    """Raise PromptTuningError for an option that must be set on each task instead."""
     if given := [name for name in OF_TASKS if options.get(name) is not None]:
         raise PromptTuningError(f"{given[0]} is given beside tasks, each of which has its own; give it there.")
 
 
 def check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
-    """Raise PromptTuningError for a model whose prompts are not the tasks'."""
+    """Raise PromptTuningError if the model's prompts do not match the tasks in name and length."""
     if set(model.peft_config) != {task.name for task in tasks}:
         raise PromptTuningError(
             f"the model has the prompts {sorted(model.peft_config)}, and the tasks are "
@@ -36,7 +36,7 @@ def check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
 
 
 def template_of(task: PromptTask, model: Any) -> PromptTemplate | None:
-    """Return a task's template with its label words: its own, or that of the prompt which the model has."""
+    """Return a task's template with its label words; default: the template of the model's prompt for this task."""
     template = task.template
     if template is None and isinstance(model, SoftPrompts) and task.name in model.prompt_info:
         template = model.prompt_info[task.name].template
@@ -44,7 +44,11 @@ def template_of(task: PromptTask, model: Any) -> PromptTemplate | None:
 
 
 def encoder_of(task: PromptTask, tokenizer: Any, model: SoftPrompts) -> PromptTokenizer | None:
-    """Return what makes token ids of a task's rows; None for a task of token ids."""
+    """Return the tokenizer of a task's rows; None if the rows are token ids already.
+
+    Raises:
+        PromptTuningError: the task has a template and there is no tokenizer.
+    """
     if task.template is None:
         return None
     if tokenizer is None:

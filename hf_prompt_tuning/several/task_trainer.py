@@ -1,4 +1,4 @@
-"""A Trainer that knows several tasks: each has its data, its template, its metrics and its folder."""
+"""Handle the tasks of a run: their data, templates, metrics and folders."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,9 +30,9 @@ from .task_checks import check_of_tasks, check_prompts, encoder_of, template_of
 
 
 class TaskTrainer(PromptTuningTrainer):
-    """The part of `MultiPromptTrainer` that knows its tasks: their data, their metrics, their folders."""
+    """Trainer with several tasks, each with its data, metrics and folder; a base class of `MultiPromptTrainer`."""
 
-    _asked: PromptTuningArguments  # as the caller gave them
+    _asked: PromptTuningArguments  # the caller's arguments
     _alone = False
 
     def __init__(
@@ -72,7 +72,7 @@ class TaskTrainer(PromptTuningTrainer):
 
     @staticmethod
     def _room(model: Any) -> int | None:
-        # Rows are checked in `_with_token_ids`, by the length of their own prompt.
+        # `_with_token_ids` checks the rows against the length of their own prompt.
         return None
 
     def _with_token_ids(self, task: PromptTask) -> PromptTask:
@@ -97,7 +97,7 @@ class TaskTrainer(PromptTuningTrainer):
 
     @contextmanager
     def _using(self, name: str) -> Iterator[PromptInfo]:
-        """Within this context evaluation and description are those of one prompt."""
+        """Within this context, evaluate and describe the prompt of this task."""
         model = self.accelerator.unwrap_model(self.model)
         before = model.active_adapter, self._encoder, self._limit
         model.set_adapter(name)
@@ -111,10 +111,12 @@ class TaskTrainer(PromptTuningTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Each prompt on its task's data: `eval_NAME_accuracy`, and so on; `eval_loss` is the mean of their losses.
+        """Evaluate each prompt on its task's data, with metrics named `eval_NAME_accuracy` and so on.
+
+        `eval_loss` is the mean of the prompts' losses.
 
         Args:
-            eval_dataset: a dict of data by task; default the tasks' own.
+            eval_dataset: a dict from task to data; default: the tasks' evaluation data.
             ignore_keys: as in `Trainer`.
             metric_key_prefix: as in `Trainer`.
         """
@@ -134,7 +136,13 @@ class TaskTrainer(PromptTuningTrainer):
         return metrics
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
-        """The metrics of the backbone without a prompt on each task's data: `untuned_NAME_accuracy`, and so on."""
+        """Return the metrics of the backbone without a prompt on each task's data: `untuned_NAME_accuracy` and so on.
+
+        Metrics of the tasks' own data are recorded in the prompts.
+
+        Args:
+            eval_dataset: a dict from task to data; default: the tasks' evaluation data.
+        """
         own, data = self._is_own(eval_dataset, "eval"), eval_dataset
         metrics: dict[str, float] = {}
         for name, rows in self._by_task(self.eval_dataset if data is None else data).items():
@@ -146,13 +154,14 @@ class TaskTrainer(PromptTuningTrainer):
         return metrics
 
     def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
-        """As in `PromptTuningTrainer`, for every prompt: each remembers its own metrics.
+        """Evaluate every prompt on other domains as `PromptTuningTrainer` does; each prompt records its own metrics.
 
         Args:
-            datasets: by name, rows that every task's template fits; or, by task, such a dict for that task alone.
+            datasets: data sets by name, whose rows have the columns of every task's template; or a dict from task to
+                such a dict, for that task only.
 
         Returns:
-            All of them, named `transfer_<name>_<task>_<metric>`.
+            All metrics, named `transfer_<name>_<task>_<metric>`.
         """
         by_task = all(name in self.tasks and isinstance(data, dict) for name, data in datasets.items())
         found: dict[str, float] = {}
@@ -165,22 +174,22 @@ class TaskTrainer(PromptTuningTrainer):
         return found
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Refused: which prompt is to predict is not said.
+        """Raise PromptTuningError: it is not clear which prompt should predict.
 
         Raises:
-            PromptTuningError: always; `predict_tasks` takes data by task.
+            PromptTuningError: always; use `predict_tasks`, which takes data by task.
         """
         raise PromptTuningError("predict is asked of several tasks; give predict_tasks a dict of task to data.")
 
     def predict_tasks(self, test_datasets: dict[str, Any], ignore_keys: Any = None) -> dict[str, Any]:
-        """A `PredictionOutput`, as `PromptTuningTrainer.predict` gives it, for each task's data.
+        """Return a `PredictionOutput`, as `PromptTuningTrainer.predict` does, for each task's data.
 
         Args:
-            test_datasets: data by task.
+            test_datasets: a dict from task to data.
             ignore_keys: as in `Trainer`.
 
         Raises:
-            PromptTuningError: there is no such task.
+            PromptTuningError: a task is unknown.
         """
         outputs = {}
         for name, rows in self._by_task(test_datasets).items():
@@ -230,12 +239,12 @@ class TaskTrainer(PromptTuningTrainer):
             self._save_prompts(Path(output_dir or self.args.output_dir), self._card_repo_id, not self._unfinished)
 
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
-        """Each prompt in a folder of its name, and all their losses in one picture.
+        """Save each prompt in a folder of its name, and one picture of all their losses.
 
         Args:
-            folder: where.
+            folder: the folder to write to.
             repo_id: the Hub repository that the cards name.
-            card: whether people will read it; a checkpoint has no cards and pictures.
+            card: whether to write cards and pictures; a checkpoint has none.
         """
         for name in self.tasks:
             with self._using(name) as info:
@@ -251,7 +260,7 @@ class TaskTrainer(PromptTuningTrainer):
         write_repository_card(folder, repo_id, {n: hub_id(configs[n].base_model_name_or_path) for n in self.tasks})
 
     def _own_files(self) -> list[str]:
-        # Without the list at the root: what stands there on the Hub may be a person's own card, and only a push looks.
+        # Leave out the card at the root: on the Hub it may be a card that a person wrote, and only a push checks that.
         return [CURVES_FILE, *(f"{name}/{file}" for name in self.tasks for file in PROMPT_FILES)]
 
     def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:

@@ -1,4 +1,4 @@
-"""A Trainer of several prompts: one frozen backbone, one forward a step, and each prompt as if it were alone."""
+"""Trainer for several prompts on one frozen backbone; each prompt trains as in a run of its own."""
 
 import copy
 from collections.abc import Sequence
@@ -19,21 +19,22 @@ from .task_trainer import TaskTrainer
 
 
 class MultiPromptTrainer(TaskTrainer):
-    """Trains the prompts of several tasks in mixed batches, each to what it would become alone.
+    """Train the prompts of several tasks in mixed batches. Each prompt ends as it would in a run of its own.
 
     Step s of the run is step s of every prompt, with that prompt's own rows, loss, gradient clipping, learning rate
-    and schedule; a prompt that has had its steps stays as it is. The layouts do the rest: the backbone is called once
-    for all prompts.
+    and schedule. A prompt that has finished its steps no longer changes. The layouts combine the rows, so that the
+    backbone is called once for all prompts.
 
     Args:
-        model: a plain backbone, which gets a prompt for each task; or a prompt-tuning model that has them already.
-        args: as for `PromptTuningTrainer`; a task may have its own rate, batch size and number of epochs or steps.
-        tasks: the prompts, with their data.
+        model: a plain backbone, which gets a prompt for each task, or a prompt-tuning model with these prompts.
+        args: as for `PromptTuningTrainer`. A task may have its own learning rate, batch size and number of epochs or
+            steps.
+        tasks: the prompts to train, with their data.
         processing_class: the backbone's tokenizer.
         **kwargs: as in `PromptTuningTrainer`.
 
     Raises:
-        PromptTuningError: whatever can be known to be wrong with model, tasks or arguments before training.
+        PromptTuningError: the model, a task or an argument is invalid.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class MultiPromptTrainer(TaskTrainer):
         processing_class: Any = None,
         **kwargs: Any,
     ):
-        # A copy, because the number of steps is the run's, and a step's micro-batches are gone through here.
+        # Change a copy: the number of steps is computed here, and `training_step` loops over the micro-batches itself.
         args = copy.copy(args if args is not None else PromptTuningArguments(output_dir="trainer_output"))
         _check_arguments(args)
         _check_optimizers(kwargs.get("optimizers"))
@@ -60,10 +61,10 @@ class MultiPromptTrainer(TaskTrainer):
         self._forget_losses()
 
     def add_callback(self, callback: Any) -> None:
-        """As in `Trainer`.
+        """Add a callback as `Trainer` does.
 
         Raises:
-            PromptTuningError: a callback that is of one prompt.
+            PromptTuningError: the callback supports only one prompt.
         """
         if hasattr(self, "tasks"):
             _check_callback(callback, list(self.tasks))
@@ -72,7 +73,7 @@ class MultiPromptTrainer(TaskTrainer):
     def _stream(self, task: PromptTask) -> Stream:
         args, rows = self._asked, len(task.train_dataset)
         seed = args.data_seed if args.data_seed is not None else args.seed
-        # A task's epochs say more than the run's steps.
+        # A task's epochs override the run's steps.
         max_steps = task.max_steps or (-1 if task.num_train_epochs is not None else args.max_steps)
         steps, per_epoch = stream_steps(
             row_order(args.train_sampling_strategy, rows, seed),
@@ -85,7 +86,11 @@ class MultiPromptTrainer(TaskTrainer):
         return Stream(task.name, task.train_dataset, steps, per_epoch)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches that are whole update steps, of the rows of all prompts."""
+        """Return a data loader whose batches are whole update steps with the rows of all prompts.
+
+        Raises:
+            PromptTuningError: a task has no training data.
+        """
         if len(self._streams) < len(self.tasks):
             without = next(name for name, task in self.tasks.items() if task.train_dataset is None)
             raise PromptTuningError(f"the task {without!r} has no training data; give it some, or leave the task out.")
@@ -100,12 +105,12 @@ class MultiPromptTrainer(TaskTrainer):
         )
 
     def get_total_train_batch_size(self, args: PromptTuningArguments) -> int:
-        """Rows of an update step, of all prompts together, on average."""
+        """Return the mean number of rows in an update step, over all prompts together."""
         rows = sum(len(batch) for stream in self._streams for step in stream.steps for batch in step)
         return round(rows / args.max_steps)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As in `Trainer`, with a group of parameters for each prompt."""
+        """Create the optimizer as `Trainer` does, with a parameter group for each prompt."""
         if self.optimizer is None:
             optimizer_cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, self.model
@@ -122,10 +127,10 @@ class MultiPromptTrainer(TaskTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """As in `Trainer`, with each prompt's schedule over its own steps.
+        """Create the scheduler as `Trainer` does; each prompt's schedule covers its own steps.
 
         Raises:
-            PromptTuningError: a schedule that follows the loss rather than the steps.
+            PromptTuningError: the schedule depends on the loss instead of the steps.
         """
         if self.lr_scheduler is None:
             factors = []
@@ -148,20 +153,21 @@ class MultiPromptTrainer(TaskTrainer):
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """The backward passes of an update step, one for each micro-batch; the mean of the prompts' losses."""
+        """Run the backward passes of an update step, one per micro-batch; return the mean of the prompts' losses."""
         losses = [super(MultiPromptTrainer, self).training_step(model, batch) for batch in inputs["micro_batches"]]
         taught = {name for batch in inputs["micro_batches"] for name in batch["adapter_names"]}
         for name in taught:
             self._steps_seen[name] += 1
             if self._weights[name].grad is None:
-                # Rows without a label: alone, too, the optimizer would go on with what it remembers.
+                # The rows have no labels. Give a zero gradient, so that the optimizer still makes a step from its
+                # state, as in a run of its own.
                 self._weights[name].grad = torch.zeros_like(self._weights[name])
         return torch.stack(losses).sum() / len(taught)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """The sum of the prompts' losses, each a mean over its own labelled tokens of the step."""
+        """Return the sum of the prompts' losses. Each is a mean over that prompt's labelled tokens in the step."""
         inputs = dict(inputs)
         items = inputs.pop("items")
         outputs = model(**inputs, only_labelled=True)
@@ -178,7 +184,7 @@ class MultiPromptTrainer(TaskTrainer):
         return (losses.sum(), outputs) if return_outputs else losses.sum()
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        # Once: a gradient scaler (fp16) refuses to unscale the same gradients again.
+        # Unscale once: a gradient scaler (fp16) refuses to unscale the same gradients again.
         self.accelerator.unscale_gradients()
         weights = [weight for weight in self._weights.values() if weight.grad is not None]
         norms = [nn.utils.clip_grad_norm_([weight], self.args.max_grad_norm) for weight in weights]
@@ -189,7 +195,7 @@ class MultiPromptTrainer(TaskTrainer):
         self._steps_seen = dict.fromkeys(self.tasks, 0)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, with `loss_NAME` of each prompt beside their mean."""
+        """Log as `Trainer` does, and add each prompt's loss as `loss_NAME` to their mean."""
         if "loss" in logs:
             for total, (name, steps) in zip(self._losses.tolist(), self._steps_seen.items(), strict=True):
                 if steps:

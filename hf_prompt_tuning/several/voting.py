@@ -1,4 +1,4 @@
-"""The majority vote of several prompts (Lester et al. 2021, section 6).
+"""Compute the majority vote of several prompts (Lester et al. 2021, section 6).
 
 G prompts vote on L labels for each of B rows.
 """
@@ -13,27 +13,27 @@ from ..data.template import PromptTemplate
 
 
 def votes(scores: np.ndarray) -> np.ndarray:
-    """How many prompts have each label as their best.
+    """Count the prompts that rank each label first.
 
     Args:
         scores: [B, G, L], log-likelihoods.
 
     Returns:
-        [B, L] whole numbers.
+        The counts, [B, L] integers.
     """
     return (scores.argmax(2)[..., None] == np.arange(scores.shape[2])).sum(1)
 
 
 def vote(scores: np.ndarray) -> np.ndarray:
-    """The label that most prompts have as their best; of labels with as many votes, the likeliest.
+    """Return the label that most prompts rank first.
 
-    The likeliest has the highest log-likelihood, summed over the prompts. The paper leaves ties open.
+    In a tie, the label with the highest log-likelihood, summed over the prompts, wins. The paper leaves ties open.
 
     Args:
         scores: [B, G, L], log-likelihoods.
 
     Returns:
-        [B], the labels' indices.
+        The labels' indices, [B].
     """
     counts = votes(scores)
     tied = counts == counts.max(1, keepdims=True)
@@ -41,10 +41,10 @@ def vote(scores: np.ndarray) -> np.ndarray:
 
 
 def vote_on_texts(texts: Sequence[str]) -> str:
-    """The text that most prompts wrote, letter by letter; of texts with as many votes, the first one's.
+    """Return the text that most prompts wrote, comparing texts exactly. In a tie, the first text wins.
 
     Args:
-        texts: one of each prompt.
+        texts: one text per prompt.
     """
     counts = Counter(texts)
     most = max(counts.values())
@@ -52,12 +52,12 @@ def vote_on_texts(texts: Sequence[str]) -> str:
 
 
 def label_record(template: PromptTemplate, names: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
-    """One row's vote in words: `prediction`, `votes` (the best label of each prompt), and `scores` of every label.
+    """Return one row's vote: `prediction`, `votes` (each prompt's best label) and `scores` (of every label).
 
     Args:
-        template: with its label words.
-        names: the prompts', in the order of the scores.
-        scores: [G, L]; those of the record are their sums.
+        template: a template with label words.
+        names: names of the prompts, in the order of the scores.
+        scores: [G, L], log-likelihoods; the record has their sums over the prompts.
     """
     words = [template.label_words[label] for label in template.labels]
     return {
@@ -68,5 +68,5 @@ def label_record(template: PromptTemplate, names: Sequence[str], scores: np.ndar
 
 
 def text_record(names: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-    """One row's vote on texts: `prediction`, and `votes` (the text of each prompt)."""
+    """Return one row's vote on texts: `prediction` and `votes` (each prompt's text)."""
     return {"prediction": vote_on_texts(texts), "votes": dict(zip(names, texts, strict=True))}
