@@ -1,4 +1,4 @@
-"""What the command takes: four groups of arguments, from a YAML or JSON file, from flags, or from both."""
+"""Define the command-line arguments: four groups, from a YAML or JSON file, from flags, or from both."""
 
 import dataclasses
 import difflib
@@ -22,7 +22,7 @@ from .splits import split_names
 
 @dataclass
 class ModelArguments:
-    """The frozen backbone."""
+    """Arguments of the frozen backbone."""
 
     model_name_or_path: str = field(metadata={"help": "The backbone's Hub id or folder."})
     model_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
@@ -39,7 +39,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """The data, and how a row becomes text."""
+    """Arguments of the data and the template."""
 
     dataset_name: str | None = field(default=None, metadata={"help": "A data set's Hub id."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
@@ -88,9 +88,9 @@ class DataArguments:
     )
 
     def described(self) -> dict[str, str]:
-        """What the card says of the data: its Hub id, or the files' names (never where they lie on this machine)."""
+        """Return the card's description of the data: its Hub id, or the names of the files without their paths."""
         known = {}
-        if hub_id(self.dataset_name) is not None:  # a folder is no one else's
+        if hub_id(self.dataset_name) is not None:  # a local path is private
             known = {
                 "dataset": self.dataset_name,
                 "dataset_configuration": self.dataset_config_name,
@@ -101,10 +101,10 @@ class DataArguments:
         return {name: value for name, value in known.items() if value}
 
     def template(self) -> PromptTemplate:
-        """The template that these arguments describe.
+        """Return the template that these arguments describe.
 
         Raises:
-            PromptTuningError: no source template, or label words that are no JSON object.
+            PromptTuningError: the source template is missing, or the label words are not a JSON object.
         """
         if self.source_template is None:
             raise PromptTuningError('source_template is not given; e.g. --source_template "Text : {text} Label :".')
@@ -131,7 +131,7 @@ class DataArguments:
 
 @dataclass
 class PromptArguments:
-    """The soft prompt."""
+    """Arguments of the soft prompt, or of several prompts."""
 
     num_virtual_tokens: int | None = field(
         default=None, metadata={"help": "P, how many vectors. Default 20, or as many as init_prompt has."}
@@ -172,7 +172,12 @@ class PromptArguments:
     prompt_tuning_inits: list[str] | None = field(default=None, metadata={"help": "Each prompt's prompt_tuning_init."})
 
     def config(self, task_type: str | None, token: str | None = None) -> PromptTuningConfig:
-        """The prompt's config (of several, what they have in common); the token is for `init_prompt`."""
+        """Return the prompt's config; of several prompts, the config that they share.
+
+        Args:
+            task_type: CAUSAL_LM or SEQ_2_SEQ_LM; None leaves it open.
+            token: a Hub token for `init_prompt`.
+        """
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in OF_SEVERAL}
         values |= {"base_model_name_or_path": values.pop("base_model_id"), "init_prompt_token": token}
         return PromptTuningConfig(task_type=task_type, **values)
@@ -186,17 +191,18 @@ GROUPS = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
-    """`[CONFIG.yaml|CONFIG.json] [--flag value …]`; a flag overrides the file, and both are cast by the field.
+    """Parse `[CONFIG.yaml|CONFIG.json] [--flag value …]`.
 
-    What was not said is filled in: training data given means training; validation data given means evaluating (once
-    before training, too) and saving each epoch; signals save first.
+    A flag overrides the file. Values of both are converted to the field's type. Some defaults depend on the data: with
+    training data, train. With validation data, evaluate and save each epoch, and evaluate once before training. A
+    signal saves a checkpoint before the run ends.
 
     Args:
         argv: default `sys.argv[1:]`.
 
     Raises:
-        PromptTuningError: a file that is not there or holds no mapping, an unknown key (the nearest one is named), a
-            value that its field cannot hold.
+        PromptTuningError: the file is missing or holds no mapping, a key is unknown (the message suggests the nearest
+            one), or a value is invalid for its field.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     from_file = read_config(Path(argv.pop(0))) if argv and not argv[0].startswith("-") else {}
@@ -204,14 +210,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 
 
 def parse_values(from_file: dict[str, Any], argv: Sequence[str]) -> Arguments:
-    """As `parse_arguments`, of a file that was read already, and flags."""
+    """Parse the values of a config file and flags, as `parse_arguments` does."""
     parser = _Parser(GROUPS, allow_abbrev=False, prog="run_prompt_tuning.py")
     known = {f.name for group in GROUPS for f in dataclasses.fields(group)}
     for key in from_file:
         if key not in known:
             raise PromptTuningError(f"the key {key!r} is not known; did you mean {nearest(key, known)!r}?")
     by_flag = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
-    # A flag that may be given several times adds to itself, but not to the file's.
+    # A flag that may be repeated adds to its earlier values, but replaces those of the file.
     flags = [flag for key, value in from_file.items() if key not in by_flag for flag in _as_flags(key, value)]
     flags += list(argv)
     said = set(from_file) | by_flag
@@ -228,14 +234,14 @@ def parse_values(from_file: dict[str, Any], argv: Sequence[str]) -> Arguments:
 
 
 class _Parser(HfArgumentParser):
-    """argparse prints its usage (four screens of it) and exits; here a bad value is an error like any other."""
+    """Parser that raises PromptTuningError. argparse would print its usage of four screens and exit."""
 
     def error(self, message: str) -> None:
         raise PromptTuningError(f"{message}. See --help.")
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The values of a YAML or JSON file. Raises PromptTuningError where it cannot be read or holds no mapping."""
+    """Return the values of a YAML or JSON file. Raise PromptTuningError if it cannot be read or holds no mapping."""
     if file.suffix not in (".yaml", ".yml", ".json"):
         raise PromptTuningError(
             f"the first argument {str(file)!r} is neither a flag nor a .yaml or .json file; give one."
@@ -261,7 +267,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _as_flags(key: str, value: Any) -> list[str]:
-    """A file's entry as the flag that says the same, so that both go through one parser."""
+    """Return a config file's entry as a flag, so that one parser reads both."""
     if value is None:
         return []
     if isinstance(value, dict):
@@ -272,7 +278,7 @@ def _as_flags(key: str, value: Any) -> list[str]:
 
 
 def _unsaid(said: set[str], flags: list[str], parser: _Parser) -> list[str]:
-    """Flags for what follows from the data that was given, unless it was said otherwise."""
+    """Return flags for the defaults that depend on the data, unless the user set them."""
     given, _ = parser.parse_known_args(flags)
     splits = split_names(given.dataset_name, given.dataset_config_name, given.dataset_revision, given.token)
     has_train = given.train_file is not None or "train" in splits

@@ -1,4 +1,4 @@
-"""From the command's arguments to the prompts of an ensemble, or of a sweep."""
+"""Turn the command-line arguments into the prompts of an ensemble or a sweep."""
 
 from dataclasses import replace
 
@@ -8,17 +8,17 @@ from .arguments import PromptArguments
 
 
 def ensemble_members(args: PromptArguments, seed: int, token: str | None = None) -> list[PromptTask]:
-    """The prompts that the arguments ask for, `prompt_1` to `prompt_N`; none where they ask for one prompt.
+    """Return the prompts `prompt_1` to `prompt_N` of the arguments, or an empty list for a single prompt.
 
-    Prompt i has the i-th of each list, and what no list tells is the same for all.
+    Prompt i has the i-th value of each list. Arguments without a list are the same for all prompts.
 
     Args:
-        args: with `num_prompts`, or with lists.
-        seed: of the first prompt, where there are no `prompt_seeds`; the others count on from it.
-        token: for `init_prompt`.
+        args: the arguments, with `num_prompts` or with lists.
+        seed: the seed of the first prompt if there are no `prompt_seeds`. The others get seed + 1, seed + 2, ….
+        token: a Hub token for `init_prompt`.
 
     Raises:
-        PromptTuningError: fewer than two prompts, or lists of different lengths.
+        PromptTuningError: there are fewer than two prompts, or the lists have different lengths.
     """
     names = ("prompt_seeds", "learning_rates", "prompt_lengths", "prompt_tuning_inits")
     lists = {name: getattr(args, name) for name in names if getattr(args, name)}

@@ -1,8 +1,8 @@
-"""The command that looks at prompts.
+"""Inspect prompts from the command line.
 
     python -m hf_prompt_tuning.cli.inspect PROMPT [PROMPT ...] [--data FILE] [--html FILE] [--json FILE]
 
-Within the package the standard library's module of this name is still `inspect`: imports are absolute.
+This file does not hide the standard library's `inspect`, because imports are absolute.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from .main import run
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """Return the command's argument parser."""
     flags = argparse.ArgumentParser(
         prog="python -m hf_prompt_tuning.cli.inspect",
         description="Shows what soft prompts have learned, as text, and as JSON or a page where a file is named.",
@@ -42,15 +42,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Inspects the prompts that are named.
+    """Inspect the named prompts, and print or write the results.
 
     Raises:
-        PromptTuningError: a prompt, its backbone or the data cannot be used.
+        PromptTuningError: a prompt, its backbone or the data could not be loaded or is invalid.
     """
     args = parser().parse_args(argv)
     if args.max_rows < 1:
         raise PromptTuningError(f"max_rows is {args.max_rows}; give 1 or more.")
-    for file in filter(None, (args.json, args.html)):  # before the work, not after it
+    for file in filter(None, (args.json, args.html)):  # fail before the work, not after it
         if not Path(file).absolute().parent.is_dir():
             raise PromptTuningError(f"{file!r} cannot be written: there is no such folder. Make it first.")
     datasets.disable_progress_bars()

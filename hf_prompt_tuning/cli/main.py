@@ -1,4 +1,4 @@
-"""The pieces that the command is put together from."""
+"""Build the command: set up logging, load the backbone, write predictions, and turn errors into exit codes."""
 
 import errno
 import json
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_logging(args: PromptTuningArguments) -> None:
-    """Logs of this package and of transformers, at the level that the arguments ask for on this process."""
+    """Set the log level of this package and of transformers, as the arguments give it for this process."""
     level = args.get_process_log_level()
     logging.basicConfig(format="%(levelname)s:%(name)s:%(message)s", level=logging.WARNING)
     logging.getLogger("hf_prompt_tuning").setLevel(level)
@@ -53,10 +53,10 @@ def set_up_logging(args: PromptTuningArguments) -> None:
 
 
 def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The backbone and its tokenizer.
+    """Load the backbone and its tokenizer.
 
     Raises:
-        PromptTuningError: they cannot be found or loaded, or the backbone is of neither task type.
+        PromptTuningError: they are missing or could not be loaded, or the task type is invalid.
     """
     hub = {"revision": args.model_revision, "token": args.token}
     options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
@@ -66,7 +66,7 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
     place = backbone_place(args.model_name_or_path, args.gguf_file, **hub)
     if args.gguf_file is None:
         must_be_known(place, TOKENIZER_FILES)
-    # No question is asked of whoever started it: code of a repository is not run.
+    # Never run code from the repository. Without this setting, transformers would ask the user.
     origin = {"trust_remote_code": False} | source(place, **hub) | gguf
     try:
         config = AutoConfig.from_pretrained(args.model_name_or_path, **origin)
@@ -89,15 +89,18 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
 
 
 def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, data: Dataset) -> Path | None:
-    """`predictions.jsonl`: each row's number, input, prediction, score of every label, and reference.
+    """Write `predictions.jsonl`: each row's number, input, prediction, score of every label, and reference.
 
-    Rows are numbered from 0, as `data[0]` is the first. Scores are log-likelihoods of a label's words and EOS; the
-    reference is null for a row without one.
+    Rows are numbered from 0, so row 0 is `data[0]`. A score is the log-likelihood of a label's words and EOS. The
+    reference is null for a row without a label.
 
     Args:
-        trainer: the one that predicted.
-        output: what it predicted.
+        trainer: the trainer that made the predictions.
+        output: the predictions.
         data: the raw rows, in the same order.
+
+    Returns:
+        The file, or None on all processes but the first.
     """
     if not trainer.is_world_process_zero():
         return None
@@ -110,7 +113,7 @@ def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, dat
 def write_predictions(
     file: Path, template: PromptTemplate, output: PredictionOutput, data: Dataset, members: Sequence[str] = ()
 ) -> None:
-    """As `save_predictions`, into any file; of an ensemble's `members`, with each one's vote."""
+    """Write predictions to any file, as `save_predictions` does. For an ensemble, include the vote of each member."""
     words = [template.label_words[label] for label in template.labels]
     with file.open("w", encoding="utf-8") as lines:
         rows = enumerate(zip(data, output.predictions, output.label_ids, strict=True))
@@ -131,10 +134,10 @@ def write_predictions(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs the command. An error that is known ends it with one line and an exit code of its own.
+    """Run the command. An expected error prints one line and sets the exit code.
 
-    2: refused input; 3: a loss that is not finite; 4: a full disk, or whatever else keeps files from being written.
-    130 and 143: SIGINT (Ctrl-C) and SIGTERM, after saving.
+    Exit codes: 2 for invalid input, 3 for a loss that is not finite, 4 for a full disk or any other failure to write
+    a checkpoint or a prompt. After saving, SIGINT (Ctrl-C) gives 130 and SIGTERM gives 143.
     """
     try:
         main()
@@ -142,7 +145,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
-        # On a line of its own: a progress bar may have left the last one open.
+        # Start a new line: a progress bar may have left the last line unfinished.
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(3)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""From files and Hub data sets to rows."""
+"""Load the rows of files and Hub datasets, by split."""
 
 import re
 from pathlib import Path
@@ -20,27 +20,30 @@ if TYPE_CHECKING:
 def split_names(
     dataset_name: str | None, config_name: str | None, revision: str | None, token: str | None = None
 ) -> list[str]:
-    """The splits that a Hub data set has; none where no data set is named."""
+    """Return the names of a Hub dataset's splits, or an empty list if no dataset is named."""
     if dataset_name is None:
         return []
     try:
         return datasets.get_dataset_split_names(dataset_name, config_name, revision=revision, token=token)
-    except Exception as error:  # datasets raises many kinds, its own and the Hub client's
+    except Exception as error:  # datasets raises its own errors and the Hub client's
         raise _not_loaded(dataset_name, error) from error
 
 
 def load_splits(args: "DataArguments", seed: int, token: str | None = None) -> DatasetDict:
-    """The splits that the arguments name, under "train", "validation" and "test".
+    """Load the splits that the arguments name, as "train", "validation" and "test".
 
-    A file's rows have one more column, `ORIGIN`, for messages: drawing and splitting give rows new numbers.
+    The rows of a file get one more column, `ORIGIN`. Sampling and splitting change row numbers, so messages take the
+    row's origin from this column.
 
     Args:
-        args: what to load; `max_train_samples` and `max_eval_samples` of it are drawn (files are often sorted).
-        seed: what is drawn by.
-        token: for what is private on the Hub.
+        args: the data to load. `max_train_samples` and `max_eval_samples` rows are drawn at random, because files are
+            often sorted.
+        seed: the seed for drawing and splitting.
+        token: a Hub token, for private data.
 
     Raises:
-        PromptTuningError: no data, or a file that `read_file` refuses.
+        PromptTuningError: there is no data, a dataset could not be loaded, `read_file` rejects a file, or a number of
+            samples or a percentage is out of range.
     """
     splits = DatasetDict()
     if args.dataset_name is not None:
@@ -48,7 +51,7 @@ def load_splits(args: "DataArguments", seed: int, token: str | None = None) -> D
             splits = load_dataset(
                 args.dataset_name, args.dataset_config_name, revision=args.dataset_revision, token=token
             )
-        except Exception as error:  # as above
+        except Exception as error:  # see split_names
             raise _not_loaded(args.dataset_name, error) from error
     for split in ("train", "validation", "test"):
         file = getattr(args, f"{split}_file")
@@ -77,13 +80,13 @@ def load_splits(args: "DataArguments", seed: int, token: str | None = None) -> D
 
 
 def load_transfer(args: "DataArguments", template: PromptTemplate, token: str | None = None) -> dict[str, Dataset]:
-    """The data sets of `transfer_file` by name, with the columns that the template reads.
+    """Return the datasets of `transfer_file` by name, with the columns that the template reads.
 
-    They are looked at here, before any training, so that what would fail after it fails at once.
+    They are checked here, before training, so that a fault does not show up only after training.
 
     Raises:
-        PromptTuningError: an argument that is not NAME=FILE or NAME.COLUMN=FIELD, a name that is given twice or is
-            unknown, a file that cannot be read, a column that is missing, or a label without words.
+        PromptTuningError: an argument is not NAME=FILE or NAME.COLUMN=FIELD, a name is repeated or unknown, a file
+            cannot be read, a column is missing, a label has no words, or no row has a label.
     """
     files: dict[str, str] = {}
     for given in args.transfer_file or ():

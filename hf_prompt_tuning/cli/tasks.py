@@ -1,4 +1,4 @@
-"""The command for many tasks: a config that lists them, and a run that trains all their prompts."""
+"""Train prompts for several tasks in one run, from a config that lists the tasks."""
 
 import dataclasses
 import sys
@@ -31,17 +31,17 @@ from .splits import load_splits
 logger = get_logger(__name__)
 
 OF_TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
-"""The training arguments that a task may have of its own."""
+"""The training arguments that each task may set for itself."""
 
 
 @dataclass
 class TasksConfig:
-    """What a config with `tasks` says.
+    """The content of a config with `tasks`.
 
     Attributes:
-        model: the backbone.
-        training: the run's.
-        tasks: each task's arguments, by its name.
+        model: the arguments of the backbone.
+        training: the training arguments of the run.
+        tasks: the arguments of each task, by its name.
     """
 
     model: ModelArguments
@@ -50,17 +50,17 @@ class TasksConfig:
 
 
 def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
-    """`CONFIG.yaml [--flag value …]` where the config lists `tasks`; None for any other command line.
+    """Parse `CONFIG.yaml [--flag value …]` if the config lists `tasks`. Return None for any other command line.
 
-    A task is a mapping with a `name` and any argument of data and prompt, and four of training. What stands beside
-    `tasks` goes for every task that does not say it itself; a flag goes for all of them.
+    A task is a mapping with a `name` and any arguments of data and prompt; of training, only those in `OF_TRAINING`.
+    Keys next to `tasks` are the defaults of every task. A flag overrides them in all tasks.
 
     Args:
         argv: default `sys.argv[1:]`.
 
     Raises:
-        PromptTuningError: `tasks` is no list of mappings, a name is missing, unfit or there twice, a key is unknown
-            or is the run's alone.
+        PromptTuningError: `tasks` is not a list of mappings, a name is missing, invalid or repeated, or a key is
+            unknown or not allowed in a task.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0].startswith("-"):
@@ -90,13 +90,13 @@ def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
             raise PromptTuningError(
                 f"{', '.join(OF_SEVERAL)} are for one task; leave them out of a config with tasks."
             )
-    # Whether to evaluate follows from the data, and one task that has some is enough.
+    # The run evaluates if at least one task has validation data.
     arguments = next((a for a in tasks.values() if a[3].do_eval), next(iter(tasks.values())))
     return TasksConfig(arguments[0], arguments[3], tasks)
 
 
 def train_tasks(config: TasksConfig) -> None:
-    """Trains, evaluates, saves and predicts; each task's prompt, metrics and predictions go into its own folder."""
+    """Train, evaluate, save and predict. Write each task's prompt, metrics and predictions into its own folder."""
     args = config.training
     set_up_logging(args)
     check_hub(args)
