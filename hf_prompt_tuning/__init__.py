@@ -1,7 +1,7 @@
 """Prompt tuning for the Hugging Face Trainer.
 
-A name is imported when it is first used. Importing the package itself imports neither torch nor transformers; it only
-makes the two pipelines known to `transformers.pipeline`.
+A name is imported at its first use. Importing the package imports neither torch nor transformers. It only registers
+the two pipelines for `transformers.pipeline`.
 """
 
 from importlib import import_module
@@ -92,7 +92,7 @@ __all__ = [
     "strip_virtual_tokens",
 ]
 
-# The imports above again, for those who run the code; a test holds the two together.
+# The same names as in the imports above, for use at run time. A test checks that both lists agree.
 _NAMES_OF = {
     ".data.collator": ["DataCollatorForPromptTuning"],
     ".data.template": ["PromptTemplate"],
@@ -138,7 +138,7 @@ _WINGS = ("data", "errors", "hub", "inspection", "layouts", "models", "prompts",
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name or a wing of the package, imported now."""
+    """Import and return a public name or a subpackage."""
     if name in _HOME:
         value = getattr(import_module(_HOME[name], __name__), name)
         globals()[name] = value

@@ -1,1 +1,1 @@
-"""The command line."""
+"""Run the package from the command line."""

@@ -292,4 +292,5 @@ def _unsaid(said: set[str], flags: list[str], parser: _Parser) -> list[str]:
 
 
 def nearest(key: str, known: set[str]) -> str:
+    """Return the known name that is most similar to the key."""
     return difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.0)[0]

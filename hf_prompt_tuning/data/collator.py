@@ -33,8 +33,8 @@ class DataCollatorForPromptTuning:
         """Return a batch of `input_ids`, `attention_mask` and `labels`, each [B, T] int64.
 
         The batch also has `label` [B] if the rows have it. Labels are padded with -100, on the same side as the ids.
-        Encoder-decoder labels, whose length differs from the ids', are padded on the right. Any other column is padded
-        like the ids if it has one number per token id, and stacked otherwise.
+        Encoder-decoder labels, which differ in length from the ids, have a T of their own and are padded on the right.
+        Any other column is padded like the ids if it has one number per token id, and stacked otherwise.
 
         Raises:
             PromptTuningError: a row has no `input_ids` or no `labels`, or a column cannot be batched.

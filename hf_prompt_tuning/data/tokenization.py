@@ -186,19 +186,15 @@ class PromptTokenizer:
     def encode(
         self, row: Mapping[str, Any], require_target: bool = True, reader: LabelReader | None = None
     ) -> dict[str, Any]:
-        """Encode one row.
+        """Return the `input_ids`, `labels`, `length` and `was_cut` of one row, and for classification its `label`.
 
-        A row without a label or target gets the `input_ids` of the source and no labels to predict. It is rejected if
-        `require_target` is set.
+        `label` is the index of the right label, or -1 if the row has none. A row without a label or target gets the
+        `input_ids` of the source and no labels to predict. It is rejected if `require_target` is set.
 
         Args:
             row: raw columns.
             require_target: reject a row without a label or target.
             reader: reads the label in the form that the row's dataset uses.
-
-        Returns:
-            `input_ids`, `labels`, `length`, `was_cut`, and for classification `label`: the index of the right label,
-            or -1 if the row has none.
         """
         source, was_cut = self.source_ids(row)
         template, index = self.template, None

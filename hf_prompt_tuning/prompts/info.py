@@ -184,6 +184,7 @@ def _scalars(name: str, value: Any) -> None:
 
 
 def number_check(name: str, value: Any) -> None:
+    """Raise PromptTuningError if a value is not a number, or is an integer of more than 64 bits."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise PromptTuningError(f"{name} holds {value!r:.80}, not a number")
     if isinstance(value, int) and abs(value) > 2**63:
@@ -197,6 +198,7 @@ def _metrics(name: str, value: Any) -> None:
 
 
 def metrics_by_data_check(name: str, value: Any) -> None:
+    """Raise PromptTuningError if a value is not an object of metrics by dataset name."""
     _object(name, value)
     for key, metrics in value.items():
         _metrics(f"{name}.{key}", metrics)
