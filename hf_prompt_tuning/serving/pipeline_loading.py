@@ -1,9 +1,12 @@
-"""`pipeline(task, model="user/prompt")` loads as `load_prompt` does, and is refused as `load_prompt` refuses.
+"""Load prompts for `pipeline(task, model="user/prompt")` with `load_prompt`, with the same checks and errors.
 
-transformers reads the config of the backbone that an adapter names before it looks at the task: where the config wants
-code of its own, it asks whoever sits there whether to run it. And it tries one class after another on a model that
-fails to load, at last those that read pickles. Neither happens for this package's tasks: the config is not read until
-`load_prompt` reads it, and what goes wrong there is raised by the pipeline itself.
+By default, transformers does two unsafe things:
+
+- It reads the config of the adapter's backbone before it looks at the task. If the config needs custom code, it asks
+  the user whether to run it.
+- If a model fails to load, it tries one class after another, in the end classes that read pickles.
+
+Neither happens for this package's tasks. Only `load_prompt` reads the config, and the pipeline raises its errors.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,31 +23,34 @@ TASKS = {
     "prompt-classification": "hf_prompt_tuning.serving.pipelines.PromptClassificationPipeline",
     "prompt-generation": "hf_prompt_tuning.serving.pipelines.PromptGenerationPipeline",
 }
-"""Each task's class by name: whoever uses other pipelines does not wait for ours to be imported."""
+"""The class of each task, by name, so that it is imported only when its task is used."""
 NOT_OURS = ("_from_pipeline", "code_revision")
 
 
 class NamedPrompt:
-    """What `pipeline(…, model="user/prompt")` loads a model with: the prompt, or the error that it ended in."""
+    """The model class of `pipeline(…, model="user/prompt")`: holds the loaded prompt, or the error of loading it."""
 
     def __init__(self, loaded: tuple | None, error: Exception | None = None):
         self._loaded, self._error = loaded, error
 
     @classmethod
     def from_pretrained(cls, name: str, revision: str | None = None, **options: Any) -> "NamedPrompt":
-        """Return the prompt of this name with all that `load_prompt` takes of the options, which are `pipeline`'s."""
-        from ..models.load import load_prompt  # not before there is something to load
+        """Load the prompt of this name with those options of `pipeline` that `load_prompt` takes.
+
+        An error is stored and not raised; `taken` raises it.
+        """
+        from ..models.load import load_prompt  # imported late, only when a prompt is loaded
 
         options = {key: value for key, value in options.items() if key not in NOT_OURS and value is not None}
-        # transformers has looked the revision up in the backbone's repository; it is the prompt's that is asked for.
+        # transformers has resolved the revision in the backbone's repository, but it means the prompt's revision.
         revision = getattr(revision, "initial", revision)
         try:
             return cls(load_prompt(name, revision=revision, **options))
-        except Exception as error:  # whatever it is, no other class is to be tried
+        except Exception as error:  # whatever the error is, transformers must not try another class
             return cls(None, error)
 
     def taken(self, tokenizer: Any) -> "tuple[SoftPrompts, Any]":
-        """Return the model, and the given tokenizer or else the prompt's; raise what loading it ended in."""
+        """Return the model, and the given tokenizer or else the prompt's; raise the stored error, if any."""
         if self._error is not None:
             raise self._error
         model, its_own, _ = self._loaded
@@ -52,7 +58,12 @@ class NamedPrompt:
 
 
 def tokenizer_for(tokenizer: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that a pipeline was given, loaded if it was named."""
+    """Return the pipeline's tokenizer; load it if a name was given.
+
+    Raises:
+        PromptTuningError: there is no tokenizer.
+        PromptLoadError: the tokenizer could not be loaded.
+    """
     if tokenizer is None:
         raise PromptTuningError("tokenizer is not given; give it as tokenizer=…, the one that load_prompt returns.")
     if not isinstance(tokenizer, str):
@@ -66,11 +77,15 @@ def tokenizer_for(tokenizer: Any) -> PreTrainedTokenizerBase:
 
 
 class Configs(AutoConfig):
-    """transformers' `AutoConfig` as `pipeline` calls it: for this package's tasks nothing is read yet."""
+    """Replace `AutoConfig` in `pipeline`, so that no config is read for this package's tasks."""
 
     @classmethod
     def from_pretrained(cls, name: str | None, **kwargs: Any) -> Any:
-        """Return the config of this name, or (for this package's tasks) one that says nothing."""
+        """Return the config of this name, or, for this package's tasks, an empty config.
+
+        Raises:
+            PromptLoadError: the prompt does not name its backbone.
+        """
         if kwargs.get("_from_pipeline") not in TASKS:
             return AutoConfig.from_pretrained(name, **kwargs)
         if name is None:
@@ -82,9 +97,9 @@ class Configs(AutoConfig):
 
 
 def register() -> None:
-    """Make both tasks known to `transformers.pipeline`."""
+    """Register both tasks with `transformers.pipeline`."""
     tasks = transformers.pipelines.PIPELINE_REGISTRY.supported_tasks
     for task, impl in TASKS.items():
-        # As `register_pipeline` writes it, which takes a class and no name of one.
+        # The entry that `register_pipeline` would write. It takes a class, not the name of a class.
         tasks[task] = {"impl": impl, "pt": (NamedPrompt,)}
     transformers.pipelines.AutoConfig = Configs

@@ -1,7 +1,7 @@
 """`pipeline("prompt-classification")` and `pipeline("prompt-generation")`: raw rows in, labels or texts out.
 
-`registration` makes both known to transformers. A row goes through the template of its prompt; rows of several prompts
-on one backbone may stand in one batch.
+`registration` registers both with transformers. The template of its prompt turns each row into text. One batch may
+hold rows of several prompts on one backbone.
 """
 
 import copy
@@ -24,25 +24,25 @@ from .writing_options import OF_THE_TEXT, for_generate, is_greedy, new_tokens, p
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """An input, and the prompt that it is for. (No tuple: transformers would look for messages in it.)"""
+    """An input and the name of its prompt. (Not a tuple, because transformers would look for messages in it.)"""
 
     content: Any
     adapter_name: str
 
 
 class PromptPipeline(Pipeline):
-    """What both pipelines share: from a row to token ids, by the template of its prompt.
+    """Base class of both pipelines: turns a row into token ids with the template of its prompt.
 
     Args:
-        model: a prompt's Hub id or folder (in `pipeline(…)`), or a prompt-tuning model with `tokenizer`.
-        tokenizer: the backbone's.
+        model: a prompt's Hub id or folder (in `pipeline(…)`), or a prompt-tuning model (then pass `tokenizer`).
+        tokenizer: the backbone's tokenizer.
         **kwargs: as in transformers' `Pipeline`.
 
     Raises:
-        PromptTuningError: the model has no prompt, or its prompt no template.
+        PromptTuningError: the model has no prompt, or the prompt has no template.
     """
 
-    _load_tokenizer = False  # it comes with the prompt, of the same commit as its backbone
+    _load_tokenizer = False  # `load_prompt` loads it, at the same commit as the backbone
     _load_processor = _load_image_processor = _load_feature_extractor = _load_video_processor = False
     _pipeline_calls_generate = False
     classifies: bool
@@ -56,7 +56,7 @@ class PromptPipeline(Pipeline):
             )
         tokenizer = tokenizer_for(tokenizer)
         if tokenizer.pad_token_id is None:
-            # A batch needs one; which, is of no account behind a mask.
+            # A batch needs a pad token. Padded positions are masked, so any token works.
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.pad_token = tokenizer.eos_token
         self._coders: dict[str, PromptTokenizer] = {}
@@ -64,16 +64,17 @@ class PromptPipeline(Pipeline):
         self._coder(model.active_adapter)
 
     def __call__(self, inputs: Any, adapter_names: str | Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Labels or texts, of one row or of many.
+        """Return labels or texts for one row or several.
 
         Args:
-            inputs: a row (a dict of columns, or the text itself where the template has one column), a list of rows,
-                or a dataset or generator of them, which then gives its results one by one.
-            adapter_names: the prompt for all rows, or (for a list) one for each; default the active one.
-            **kwargs: `batch_size` and `num_workers` as in transformers, and those of `_sanitize_parameters`.
+            inputs: a row, a list of rows, or a dataset or generator of rows, which returns its results one by one. A
+                row is a dict of columns, or the text itself if the template has one column.
+            adapter_names: the prompt for all rows, or (for a list) a prompt for each row; default: the active prompt.
+            **kwargs: `batch_size` and `num_workers` as in transformers, and the options of the pipeline.
 
         Raises:
-            PromptTuningError: a name is not known, there is not one for each row, or a row lacks a column.
+            PromptTuningError: a name is unknown, the number of names differs from the number of rows, or a row lacks a
+                column.
         """
         names = self.model.active_adapter if adapter_names is None else adapter_names
         if isinstance(inputs, list):
@@ -94,7 +95,11 @@ class PromptPipeline(Pipeline):
         return super().__call__((_Row(content, names) for content in inputs), **kwargs)
 
     def _coder(self, name: str) -> PromptTokenizer:
-        """The tokenization of a prompt's template."""
+        """Return the tokenizer for a prompt's template.
+
+        Raises:
+            PromptTuningError: the prompt is unknown, has no template, or is for the other pipeline.
+        """
         if name not in self._coders:
             if name not in self.model.prompt_info:
                 known = ", ".join(map(repr, self.model.prompt_info))
@@ -119,7 +124,7 @@ class PromptPipeline(Pipeline):
         )
 
     def preprocess(self, row: _Row) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` [1, T], and `which` [1], the number of the prompt."""
+        """Return `input_ids` and `attention_mask` [1, T], and `which` [1], the prompt's index in `prompt_info`."""
         coder, content = self._coder(row.adapter_name), row.content
         columns = coder.template.source_columns
         if isinstance(content, str):
@@ -158,16 +163,16 @@ def _check_row(content: Any, columns: Sequence[str]) -> None:
 
 
 class PromptClassificationPipeline(PromptPipeline):
-    """Labels with their scores: `{"label", "score"}`, or with `top_k` a list of them, best first.
+    """Return labels with their scores: `{"label", "score"}`, or with `top_k` a list of them, best first.
 
-    Scores sum to 1: the softmax of the labels' log-likelihoods, divided by the temperature that the prompt's last
-    evaluation found (`PromptInfo.calibration`). Of a prompt that was never evaluated it is 1.
+    Scores sum to 1. They are the softmax of the labels' log-likelihoods divided by a temperature. The temperature was
+    fitted in the prompt's last evaluation (`PromptInfo.calibration`); for a prompt that was never evaluated it is 1.
     """
 
     classifies = True
 
     def _sanitize_parameters(self, top_k: int | None = None, **others: Any) -> tuple[dict, dict, dict]:
-        """`top_k`: so many labels for each row; more than there are gives all."""
+        """Check the options. `top_k` is the number of labels for each row; a number that is too large returns all."""
         if others:
             raise PromptTuningError(
                 f"{next(iter(others))} is given, which the prompt-classification pipeline does not take; leave it out."
@@ -177,7 +182,7 @@ class PromptClassificationPipeline(PromptPipeline):
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
     def _forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Prompts with the same labels are ranked together, whatever their names.
+        # Rank all rows with the same labels in one call, even if their prompts differ.
         known = list(self.model.prompt_info)
         names = [known[g] for g in batch["which"].tolist()]
         by_labels: dict[tuple, list[int]] = {}
@@ -195,7 +200,7 @@ class PromptClassificationPipeline(PromptPipeline):
         return {"scores": scores, "which": batch["which"]}
 
     def postprocess(self, outputs: dict[str, Tensor], top_k: int | None = None) -> dict | list[dict]:
-        """One row's labels."""
+        """Return one row's labels."""
         name = self._name(outputs)
         template, calibration = self._coder(name).template, self.model.prompt_info[name].calibration
         scores = outputs["scores"][0, : len(template.labels)] / calibration.get("temperature", 1.0)
@@ -206,12 +211,12 @@ class PromptClassificationPipeline(PromptPipeline):
 
 
 class PromptGenerationPipeline(PromptPipeline):
-    """Texts: `{"generated_text"}`, the continuation alone, or with `num_return_sequences` a list of them."""
+    """Return texts: `{"generated_text"}`, or with `num_return_sequences` a list of them, without the input text."""
 
     classifies = False
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        """What transformers' `generate` takes, `stop_sequence`, and how tokens become text."""
+        """Split the options: those of transformers' `generate` with `stop_sequence`, and those of decoding."""
         said, decoding = parted(options, self.tokenizer)
         return {}, {"said": said} if said else {}, decoding
 
@@ -226,7 +231,8 @@ class PromptGenerationPipeline(PromptPipeline):
             new_tokens(said, self._coder(name).template.max_target_length, own, count)
             for name, count in zip(names, before, strict=True)
         ]
-        # Greedily written, a text that is cut is the one with that limit; a search looks at where it will end.
+        # A greedy text that is cut to a limit equals the text generated with that limit, so one pass is enough. The
+        # result of a search depends on its limit, so each limit needs its own pass.
         passes = [max(limits)] if is_greedy(said, own) else sorted(set(limits))
         found: list[Tensor] = [torch.empty(0)] * len(names)
         for limit in passes:
@@ -237,7 +243,7 @@ class PromptGenerationPipeline(PromptPipeline):
                 adapter_names=[names[b] for b in rows],
                 **for_generate(said, limit, self.tokenizer, own),
             )
-            # A decoder's first token is where it starts, and no text.
+            # The first token of an encoder-decoder's output is the start token and not text.
             new = sequences[:, 1 if decoder else batch["input_ids"].shape[1] :].unflatten(0, (len(rows), -1))
             for b, texts in zip(rows, new, strict=True):
                 found[b] = texts[:, : limits[b]]
@@ -247,7 +253,7 @@ class PromptGenerationPipeline(PromptPipeline):
         return {"sequences": torch.stack(padded), "which": which}
 
     def postprocess(self, outputs: dict[str, Tensor], **decoding: Any) -> dict | list[dict]:
-        """One row's texts."""
+        """Return one row's texts."""
         sequences = self.tokenizer.batch_decode(outputs["sequences"][0], **OF_THE_TEXT | decoding)
         texts = [{"generated_text": text.strip()} for text in sequences]
         return texts[0] if len(texts) == 1 else texts

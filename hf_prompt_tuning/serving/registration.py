@@ -1,4 +1,4 @@
-"""Make the two pipelines known to `transformers.pipeline`, without importing transformers for it."""
+"""Register the two pipelines with `transformers.pipeline` without importing transformers."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ PIPELINES = "transformers.pipelines"
 
 
 def register_pipelines() -> None:
-    """Register both pipelines: now if transformers' pipelines are imported already, else when they are."""
+    """Register both pipelines: now if transformers' pipelines are imported already, otherwise at their import."""
     if PIPELINES in sys.modules:
         _register()
     elif not any(isinstance(finder, _AfterPipelines) for finder in sys.meta_path):
@@ -24,7 +24,7 @@ def _register() -> None:
 
 
 class _AfterPipelines(MetaPathFinder):
-    """Finds `transformers.pipelines` as Python does, and registers as soon as it has run."""
+    """Find `transformers.pipelines` as Python does, and register both pipelines after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,8 +1,7 @@
-"""Prompts for a server that holds the backbone alone: embeddings of prompt and text, as vLLM takes them.
+"""Export prompts for vLLM, and build requests from the embeddings of prompt and text.
 
-vLLM has no soft prompts, but it takes a request's input embeddings (`vllm serve --enable-prompt-embeds`). So the
-prompt and the text are put together here, on the client's side, which needs the backbone's embedding and nothing else
-of it.
+vLLM has no soft prompts, but it accepts input embeddings in a request (`vllm serve --enable-prompt-embeds`). So the
+client concatenates prompt and text. From the backbone it needs only the embedding matrix.
 """
 
 import base64
@@ -29,20 +28,20 @@ EMBEDDINGS_FILE = "embeddings.safetensors"
 
 
 def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Path, **load: Any) -> Path:
-    """Writes all that a client needs into a folder: prompt, embedding matrix, template and tokenizer.
+    """Write everything that a client needs into a folder: prompt, embedding matrix, template and tokenizer.
 
     Args:
-        prompt: a Hub id or folder, or a model with its active prompt (then give `tokenizer`).
-        out: made where it does not exist; what it held of an earlier export is replaced.
-        **load: to `load_prompt`.
+        prompt: a Hub id or folder, or a model, of which the active prompt is exported (then pass `tokenizer`).
+        out: the folder, created if missing. The files of an earlier export are replaced.
+        **load: passed to `load_prompt`.
 
     Returns:
-        The folder. `VllmPrompt.load` reads it.
+        The folder, for `VllmPrompt.load`.
 
     Raises:
-        PromptTuningError: an encoder-decoder model, no template, no tokenizer, or a backbone that changes its
-            embeddings after looking them up (Gemma), which a server may do once more.
-        PromptLoadError: as `load_prompt`.
+        PromptTuningError: the model is an encoder-decoder, the template or the tokenizer is missing, or the backbone
+            changes its embeddings after the lookup (Gemma), which a server may do a second time.
+        PromptLoadError: as in `load_prompt`.
     """
     if isinstance(prompt, str | Path):
         model, tokenizer, template = load_prompt(prompt, **load)
@@ -77,12 +76,12 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
 
 
 class VllmPrompt:
-    """A client's side of a prompt that `export_vllm` wrote.
+    """Build requests for a prompt that `export_vllm` wrote.
 
     Args:
         prompt: [P, H], in the backbone's dtype.
-        embedding: [V, H], in the same.
-        coder: the template's tokenization.
+        embedding: [V, H], in the same dtype.
+        coder: tokenizes rows with the prompt's template.
     """
 
     def __init__(self, prompt: Tensor, embedding: Tensor, coder: PromptTokenizer):
@@ -90,11 +89,11 @@ class VllmPrompt:
 
     @classmethod
     def load(cls, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> "VllmPrompt":
-        """The prompt of a folder.
+        """Load a prompt from a folder.
 
         Args:
-            folder: as `export_vllm` wrote it.
-            tokenizer: in place of the folder's.
+            folder: a folder that `export_vllm` wrote.
+            tokenizer: replaces the folder's tokenizer.
 
         Raises:
             PromptLoadError: a file is missing or damaged.
@@ -104,32 +103,32 @@ class VllmPrompt:
         try:
             tensors = load_file(folder / EMBEDDINGS_FILE)
             prompt, embedding = tensors["prompt"], tensors["embedding"]
-        except Exception as error:  # safetensors has an error type of its own
+        except Exception as error:  # safetensors has its own error type
             raise PromptLoadError(f"{folder / EMBEDDINGS_FILE} is not whole: {error}; export it again.") from error
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(folder / "tokenizer")
         return cls(prompt, embedding, PromptTokenizer(info.template, tokenizer, is_encoder_decoder=False))
 
     def embeds(self, row: Mapping[str, Any]) -> Tensor:
-        """Prompt and source of a row as the backbone gets them, [P+T, H]."""
+        """Return the embeddings of the prompt and a row's source text, [P+T, H]."""
         ids, _ = self.coder.source_ids(row)
         return torch.cat([self.prompt, self.embedding[torch.tensor(ids)]])
 
     def payload(self, row: Mapping[str, Any]) -> str:
-        """What the request's `prompt_embeds` holds: the saved tensor in base64."""
+        """Return the value of a request's `prompt_embeds`: the saved tensor in base64."""
         buffer = io.BytesIO()
         torch.save(self.embeds(row), buffer)
         return base64.b64encode(buffer.getvalue()).decode()
 
     def request(self, row: Mapping[str, Any], model: str, **options: Any) -> dict[str, Any]:
-        """The JSON of a request to `/v1/completions`; by the OpenAI client, `client.completions.create(**request)`.
+        """Return a request to `/v1/completions`; send it with `client.completions.create(**request)` (OpenAI client).
 
         Args:
-            row: the template's columns.
-            model: the name that the server serves the backbone by.
-            **options: of the API: `max_tokens`, `temperature`, …
+            row: a row with the template's columns.
+            model: the backbone's name on the server.
+            **options: options of the API: `max_tokens`, `temperature`, …
 
         Returns:
-            For the client: `prompt` is empty, and the embeddings are in `extra_body`.
+            The client's arguments. `prompt` is empty, and the embeddings are in `extra_body`.
         """
         limit = self.coder.template.max_target_length
         defaults: dict[str, Any] = {"temperature": 0.0} | ({} if limit is None else {"max_tokens": limit})

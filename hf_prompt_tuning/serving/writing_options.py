@@ -1,4 +1,4 @@
-"""What a caller of the pipeline that writes asks for: in the call, when the pipeline was made, or in a config."""
+"""Combine the options of the generation pipeline: from the call, the construction, the template and the configs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ from ..errors import PromptTuningError
 from ..models.generation_options import ends_of_text, saying
 
 NEW_TOKENS = 64
-"""How many tokens are written at most where no one says."""
+"""Default limit of new tokens."""
 
 LENGTHS = ("max_new_tokens", "max_length")
 OF_THE_TEXT = {"skip_special_tokens": True, "clean_up_tokenization_spaces": None}
-"""How tokens become text, with the values that hold where no one says."""
+"""Options of decoding tokens to text, with their defaults."""
 
 NOT_OURS = {
     "return_full_text": False,
@@ -36,14 +36,14 @@ NOT_OURS = {
     "output_hidden_states": False,
     "decoder_input_ids": None,
 }
-"""What other pipelines and `generate` take and this one does not, with the value that changes nothing."""
+"""Options of other pipelines and of `generate` that this pipeline refuses, each with the value that is harmless."""
 
 
 def parted(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of one place in two: what `generate` takes, and how the text is decoded.
+    """Split options into those of `generate` and those of decoding.
 
     Raises:
-        PromptTuningError: one that this pipeline does not take.
+        PromptTuningError: this pipeline does not support an option.
     """
     for name, harmless in NOT_OURS.items():
         if options.get(name) is not None and options[name] != harmless:
@@ -70,9 +70,10 @@ def parted(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def together(made: Mapping[str, Any], called: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call says on top of what was said when the pipeline was made.
+    """Merge the options of a call into those of the pipeline's construction.
 
-    As in transformers, a call's `generation_config` takes the place of all that. So does a length of all lengths.
+    As in transformers, a call's `generation_config` replaces all options of the construction. A call's length option
+    replaces both length options of the construction.
     """
     if called.get("generation_config") is not None:
         return dict(called)
@@ -82,16 +83,16 @@ def together(made: Mapping[str, Any], called: Mapping[str, Any]) -> dict[str, An
 
 
 def new_tokens(said: Mapping[str, Any], of_template: int | None, of_model: GenerationConfig, before: int) -> int:
-    """How many tokens may be written behind one row: the first that is said of call, template and model.
+    """Return the limit of new tokens for one row: the first one set by the call, the template or the model.
 
     Args:
-        said: `generate`'s options.
-        of_template: `max_target_length`.
-        of_model: the backbone's own config.
-        before: how many tokens `max_length` counts that are there already.
+        said: options of `generate`.
+        of_template: the template's `max_target_length`.
+        of_model: the backbone's generation config.
+        before: number of existing tokens that count in `max_length`.
 
     Raises:
-        PromptTuningError: no room is left.
+        PromptTuningError: there is no room for new tokens.
     """
     config = said.get("generation_config") or GenerationConfig()
     places = [said, vars(config), {"max_new_tokens": of_template}, vars(of_model), {"max_new_tokens": NEW_TOKENS}]
@@ -107,7 +108,10 @@ def new_tokens(said: Mapping[str, Any], of_template: int | None, of_model: Gener
 def for_generate(
     said: Mapping[str, Any], limit: int, tokenizer: PreTrainedTokenizerBase, of_model: GenerationConfig
 ) -> dict[str, Any]:
-    """The options for rows that end after `limit` tokens, or at an end of the backbone's or the tokenizer's."""
+    """Return the options of `generate` for rows that end after `limit` tokens or at an end-of-text token.
+
+    The end-of-text tokens are those of the backbone and of the tokenizer.
+    """
     options = {name: value for name, value in said.items() if name not in LENGTHS}
     config = options.get("generation_config")
     tokens = {"eos_token_id": ends_of_text(of_model, tokenizer), "pad_token_id": tokenizer.pad_token_id}
@@ -118,7 +122,10 @@ def for_generate(
 
 
 def is_greedy(said: Mapping[str, Any], of_model: GenerationConfig) -> bool:
-    """Whether each token follows from those before it alone, so that a row that is cut is as one with a limit."""
+    """Tell whether each token depends only on the tokens before it.
+
+    If so, a text that is cut to a limit equals the text generated with that limit.
+    """
     config = said.get("generation_config")
 
     def asked(name: str) -> Any:
