@@ -1,1 +1,1 @@
-"""Look at what a prompt learned."""
+"""Inspect what a prompt has learned."""

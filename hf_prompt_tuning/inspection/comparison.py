@@ -1,4 +1,4 @@
-"""How alike the prompts of several tasks are, and which of them another may start from (SPoT, Vu et al. 2022)."""
+"""Compare the prompts of several tasks, and rank them as starts for one another (SPoT, Vu et al. 2022)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +11,17 @@ from ..models.vocabulary import cosine_matrix
 
 @dataclass
 class PromptComparison:
-    """G prompts of one backbone, as embeddings of their tasks. All matrices are [G, G], in the order of `names`.
+    """The similarity of G prompts of one backbone, taken as embeddings of their tasks.
+
+    All matrices are [G, G], in the order of `names`.
 
     Attributes:
-        names: the prompts'.
-        mean_cosine: the cosine of the prompts' mean vectors.
-        pairwise_cosine: the mean of the cosines of every vector of the one with every vector of the other. A prompt
-            with itself is below 1, unless all its vectors point one way.
-        transfer: for each prompt, by name, the others, the most alike first (by `mean_cosine`): SPoT starts a task's
-            prompt from that of the most similar task.
+        names: names of the prompts.
+        mean_cosine: cosine of the prompts' mean vectors.
+        pairwise_cosine: mean cosine over all pairs of a vector of the one prompt and a vector of the other. A prompt's
+            value with itself is below 1, unless all its vectors have the same direction.
+        transfer: for each prompt, by name, the other prompts, most similar first (by `mean_cosine`). SPoT starts a
+            task's prompt from the prompt of the most similar task.
     """
 
     names: list[str]
@@ -29,13 +31,13 @@ class PromptComparison:
 
 
 def compare_vectors(prompts: Mapping[str, Tensor]) -> PromptComparison:
-    """Compares the prompts of several tasks on one backbone.
+    """Compare the prompts of several tasks on one backbone.
 
     Args:
         prompts: name -> [P, H]; P may differ.
 
     Raises:
-        PromptTuningError: the prompts are of different widths, so not of one backbone.
+        PromptTuningError: the prompts have different widths, so they belong to different backbones.
     """
     names = list(prompts)
     if len({vectors.shape[1] for vectors in prompts.values()}) > 1:

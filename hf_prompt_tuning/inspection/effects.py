@@ -1,4 +1,4 @@
-"""What each vector of a prompt does to text: the attention that it gets, and what the answers are without it."""
+"""Measure the effect of each prompt vector: the attention that it gets, and loss and accuracy without it."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ from ..models.soft_prompts import SoftPrompts
 
 
 class Quality(NamedTuple):
-    """How well a prompt does on some rows.
+    """Loss and accuracy of a prompt on rows of data.
 
     Attributes:
-        loss: per token of the targets, as `eval_loss`.
-        accuracy: the share of rows whose label ranks first; None for free text.
+        loss: mean loss per target token, as in `eval_loss`.
+        accuracy: share of rows whose label ranks first; None for free text.
     """
 
     loss: float
@@ -28,18 +28,20 @@ class Quality(NamedTuple):
 
 @torch.no_grad()
 def attention_to_prompt(model: SoftPrompts, rows: Sequence[dict[str, Any]]) -> Tensor:
-    """The share of a text's attention that each prompt vector gets, in each layer: [layers, P] fp32, on the CPU.
+    """Return the share of the text's attention that each prompt vector gets in each layer, [layers, P] fp32, on CPU.
 
-    The mean over heads and over the text's tokens, source and target, and then over rows. A token's shares of the
-    prompt and of the text add up to 1. Of an encoder-decoder model it is the encoder's self-attention.
+    It is the mean over heads and over the text's tokens (source and target), then over rows. The shares that a token
+    gives to the prompt and to the text add up to 1. For an encoder-decoder model it is the encoder's self-attention.
 
     Args:
-        model: in eval mode. Its attention is computed by transformers' `eager` code meanwhile, which alone tells it.
-        rows: token ids as the template makes them (`input_ids`). One is run at a time: attention takes
+        model: a model in eval mode. During the call it uses transformers' `eager` attention, because only that
+            returns attentions.
+        rows: token ids from the template (`input_ids`). Each row runs on its own, because attention takes
             layers · heads · (P+T)² numbers.
 
     Raises:
-        PromptTuningError: the backbone gives no attentions, or its eager code is not the model that it is used as.
+        PromptTuningError: there are no rows, the backbone returns no attentions, or its eager code computes other
+            logits than its usual code.
     """
     backbone, length = model.get_base_model(), len(model.prompt)
     total: Tensor | None = None
@@ -70,14 +72,14 @@ def _run(model: SoftPrompts, row: dict[str, Any], **kwargs: Any) -> Any:
 
 
 def _layers(output: Any, width: int) -> list[Tensor]:
-    """The attentions of those layers that have any ([1, heads, P+T, P+T]); a hybrid model's others have none."""
+    """Return the attentions of the layers, [1, heads, P+T, P+T] each. Some layers of hybrid models have none."""
     name = "encoder_attentions" if "encoder_last_hidden_state" in output else "attentions"
     return [layer for layer in getattr(output, name, None) or () if layer is not None and layer.shape[-1] == width]
 
 
 @contextmanager
 def _eager(backbone: PreTrainedModel) -> Iterator[None]:
-    """Within this context attention is computed by plain matrix products, and can be given back."""
+    """Within this context, compute attention by plain matrix products, so that it can be returned."""
     before = backbone.config._attn_implementation
     if before == "eager":
         yield
@@ -93,7 +95,10 @@ def _eager(backbone: PreTrainedModel) -> Iterator[None]:
 
 
 def _check_agreement(backbone: PreTrainedModel, got: Tensor, expected: Tensor) -> None:
-    """Some models' eager code is not quite the model (Falcon's adds ALiBi twice); its attentions would mislead."""
+    """Raise PromptTuningError if the eager code computes other logits than the usual code.
+
+    This happens for some models (Falcon's eager code adds ALiBi twice). Their attentions would be misleading.
+    """
     error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
     if not error <= (1e-3 if expected.dtype == torch.float32 else 5e-2):
         raise PromptTuningError(
@@ -105,12 +110,12 @@ def _check_agreement(backbone: PreTrainedModel, got: Tensor, expected: Tensor) -
 def quality(
     model: SoftPrompts, batches: Sequence[dict[str, Tensor]], label_token_ids: Sequence[Sequence[int]]
 ) -> Quality:
-    """Loss and accuracy of the active prompt on labelled rows.
+    """Return loss and accuracy of the active prompt on labelled rows.
 
     Args:
-        model: in eval mode.
-        batches: as the collator makes them, every row with a target; `label` [B] where labels are ranked.
-        label_token_ids: the L labels' tokens; empty for free text.
+        model: a model in eval mode.
+        batches: batches from the collator, in which every row has a target; with `label` [B] for classification.
+        label_token_ids: token ids of the L labels; empty for free text.
     """
     device = model.prompt.device
     lost, tokens, right, rows = 0.0, 0, 0, 0
@@ -131,10 +136,11 @@ def quality(
 def quality_without_each(
     model: SoftPrompts, batches: Sequence[dict[str, Tensor]], label_token_ids: Sequence[Sequence[int]]
 ) -> list[Quality]:
-    """P times loss and accuracy: with one vector removed, those behind it move up (P-1 are left).
+    """Return loss and accuracy for each of the P prompts with one vector removed.
 
-    Each of the P shorter prompts goes before all rows in turn. Behind another prompt every hidden state of a row is
-    another, so there would be nothing to share between them but a pass, and the rows fill those.
+    A shorter prompt has P-1 vectors; those behind the removed one move up. Each shorter prompt is evaluated on all
+    rows in turn. Every hidden state of a row depends on the prompt, so the shorter prompts have no computation in
+    common. Joining them in one batch would save nothing, because the rows already fill the batches.
 
     Args:
         model: as in `quality`.

@@ -1,4 +1,4 @@
-"""`inspect_prompt`: everything that can be said of a prompt, or of several on one backbone."""
+"""Inspect one prompt, or several prompts on one backbone (`inspect_prompt`)."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -48,25 +48,34 @@ def inspect_prompt(
     ignore_mismatch: bool = False,
     **load_kwargs: Any,
 ) -> Inspection:
-    """What prompts have learned, and what each of their vectors does.
+    """Inspect what prompts have learned, and what each of their vectors does.
 
-    From the vectors alone: the nearest words (Lester et al. 2021, section 7), norms beside the vocabulary's, cosines
-    between positions, how far each has moved from its start, and how alike the prompts are (SPoT, Vu et al. 2022).
-    With rows of text: the attention that each position gets, and loss and accuracy with each position removed.
+    From the vectors alone, these are computed:
+
+    - the nearest words (Lester et al. 2021, section 7);
+    - the norms, compared with the vocabulary's;
+    - the cosines between positions;
+    - the distance of each vector from its start;
+    - the similarity of the prompts (SPoT, Vu et al. 2022).
+
+    With rows of text, also:
+
+    - the attention that each position gets;
+    - loss and accuracy with each position removed.
 
     Args:
-        prompts: a prompt-tuning model (all prompts on it are inspected), or prompts' folders or Hub ids.
-        tokenizer: the backbone's; needed with a model.
+        prompts: a prompt-tuning model (all its prompts are inspected), or folders or Hub ids of prompts.
+        tokenizer: the backbone's tokenizer; required with a model.
         data: rows with the columns of the prompt's template.
-        backbone: as in `load_prompt`, for folders and Hub ids; one is loaded for all prompts.
-        words: how many nearest words for each position.
-        batch_size: of rows, where positions are removed.
+        backbone: as in `load_prompt`, for folders and Hub ids. One backbone is loaded for all prompts.
+        words: number of nearest words for each position.
+        batch_size: rows in a batch when positions are removed.
         ignore_mismatch: as in `load_prompt`.
-        **load_kwargs: to `load_prompt` (`token`, `device_map`, `gguf_file`, …).
+        **load_kwargs: passed to `load_prompt` (`token`, `device_map`, `gguf_file`, …).
 
     Raises:
-        PromptTuningError: there is no tokenizer, a number below 1, or the data do not fit the template of a single
-            prompt. Of several prompts those that they do not fit say so in their notes.
+        PromptTuningError: there is no tokenizer, a number is below 1, or the data does not fit the template of a
+            single prompt. With several prompts, a misfit is written to the prompt's notes instead.
         PromptLoadError: as in `load_prompt`.
     """
     for name, value in (("words", words), ("batch_size", batch_size)):
@@ -108,7 +117,7 @@ def _loaded(
     ignore_mismatch: bool,
     load_kwargs: dict[str, Any],
 ) -> tuple[SoftPrompts, PreTrainedTokenizerBase | None, dict[str, str]]:
-    """A model with all prompts, its tokenizer, and the prompts' names by those of their adapters."""
+    """Return a model with all prompts, its tokenizer, and the prompts' names by adapter name."""
     if not paths:
         raise PromptTuningError("there is no prompt; give a folder or a Hub id.")
     if len({str(path) for path in paths}) < len(paths):
@@ -127,7 +136,7 @@ def _loaded(
 
 @contextmanager
 def _evaluating(model: SoftPrompts) -> Iterator[None]:
-    """Within this context the model is in eval mode; afterwards it is as it was, its active prompt too."""
+    """Within this context, set the model to eval mode. Afterwards restore its mode and its active prompt."""
     training, active = model.training, model.active_adapter
     model.eval()
     try:
@@ -140,7 +149,7 @@ def _evaluating(model: SoftPrompts) -> Iterator[None]:
 def _of_vectors(
     model: SoftPrompts, name: str, tokenizer: PreTrainedTokenizerBase, norms: Tensor, how_many: int
 ) -> PromptInspection:
-    """What the active prompt's vectors tell without any text."""
+    """Inspect the active prompt's vectors without any text."""
     vectors, embed, info = model.prompt.detach(), model.word_embeddings, model.info
     template, known = info.template, info.backbone
     lengths = vectors.norm(dim=1).cpu()
@@ -183,7 +192,7 @@ def _words(found: NearestTokens, tokenizer: PreTrainedTokenizerBase) -> list[lis
 
 
 def _add_moves(found: PromptInspection, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    """How far each vector has moved, where the start is kept or can be made again."""
+    """Add how far each vector has moved, if its start was saved or can be computed again."""
     vectors, embed = model.prompt.detach(), model.word_embeddings
     start = model.prompt_starts[model.active_adapter]
     if start is None:
@@ -208,7 +217,7 @@ def _add_moves(found: PromptInspection, model: SoftPrompts, tokenizer: PreTraine
 def _of_text(
     model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, data: Dataset, batch_size: int, found: PromptInspection
 ) -> None:
-    """What the active prompt's vectors do to rows of text."""
+    """Add the effects of the active prompt's vectors on rows of text."""
     template = model.info.template
     if template is None:
         raise PromptTuningError(f"{found.name} has no template, by which rows become text; leave the data out.")
@@ -227,7 +236,7 @@ def _of_text(
         for position, share in zip(found.positions, by_layer.mean(0).tolist(), strict=True):
             position.attention = share
     labelled = [row for row in rows if any(i != IGNORED for i in row["labels"])]
-    labelled.sort(key=lambda row: row["length"])  # few pads in a batch
+    labelled.sort(key=lambda row: row["length"])  # for little padding in a batch
     found.labelled_rows = len(labelled)
     if not labelled:
         found.notes["without"] = "the rows have no labels"

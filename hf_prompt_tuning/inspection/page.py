@@ -1,4 +1,7 @@
-"""An inspection as one page: no script, nothing to fetch, and all that comes from a prompt escaped."""
+"""Render an inspection as one HTML page.
+
+The page has no scripts and loads nothing. Everything that comes from a prompt is escaped.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +18,7 @@ TEMPLATE = Path(__file__).parent / "page.html.jinja"
 
 
 def as_html(inspection: "Inspection") -> str:
-    """The page, as text."""
+    """Return the page as HTML text."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -31,7 +34,7 @@ def as_html(inspection: "Inspection") -> str:
 
 
 def _pictures(one: "PromptInspection") -> dict[str, str]:
-    """The pictures of what is known, by name."""
+    """Return the pictures by name; leave out those of unknown values."""
     known = {"norms": True, "similarity": len(one.positions) > 1}
     known |= {"moved": one.positions[0].moved is not None, "attention": bool(one.attention_by_layer)}
     changed = any(position.accuracy_without != one.accuracy for position in one.positions)
@@ -40,6 +43,6 @@ def _pictures(one: "PromptInspection") -> dict[str, str]:
 
 
 def _tint(cosine: float) -> str:
-    """A table cell's colour: blue for 1, white for 0, red for -1."""
+    """Return a table cell's colour: blue for 1, white for 0, red for -1."""
     red, green, blue = (47, 109, 179) if cosine > 0 else (194, 69, 45)
     return f"rgba({red}, {green}, {blue}, {min(abs(cosine), 1) * 0.75:.2f})"

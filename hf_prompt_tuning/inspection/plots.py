@@ -1,4 +1,4 @@
-"""The pictures of an inspection's page, as data URIs of SVG. No text in them comes from a prompt."""
+"""Draw the pictures of an inspection's page, as data URIs of SVG. They contain no text from a prompt."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ WIDTH = 7.2
 
 
 def norms(one: "PromptInspection") -> str:
-    """The vocabulary's norms as a histogram, the prompt's vectors as lines over it."""
+    """Draw the vocabulary's norms as a histogram, and the norms of the prompt's vectors as lines over it."""
     figure = new_figure(WIDTH, 2.6)
     axes = figure.subplots()
     counts, edges = one.vocabulary_norms["counts"], one.vocabulary_norms["edges"]
@@ -31,19 +31,20 @@ def norms(one: "PromptInspection") -> str:
 
 
 def moved(one: "PromptInspection") -> str:
-    """How far each vector is from where it started."""
+    """Draw each vector's distance from its start."""
     return _bars([p.moved.distance for p in one.positions], "distance from the start")
 
 
 def attention(one: "PromptInspection") -> str:
-    """Layers down, positions across."""
+    """Draw the attention to each position in each layer: layers down, positions across."""
     from matplotlib.colors import PowerNorm
 
     figure = new_figure(WIDTH, max(2.2, 0.11 * len(one.attention_by_layer) + 1))
     axes = figure.subplots()
     shares = [[100 * share for share in layer] for layer in one.attention_by_layer]
     extent = (0.5, len(one.positions) + 0.5, len(shares) + 0.5, 0.5)
-    # Not straight: one vector often gets most of it (an attention sink), and the others would all look alike.
+    # Not a linear scale: one vector often gets most of the attention (an attention sink), and all others would get the
+    # same colour.
     scale = PowerNorm(0.4, vmin=0)
     image = axes.imshow(shares, aspect="auto", cmap="Blues", norm=scale, extent=extent, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="% of the text's attention")
@@ -53,19 +54,19 @@ def attention(one: "PromptInspection") -> str:
 
 
 def loss_without(one: "PromptInspection") -> str:
-    """What the loss gains (worse, up) or loses when a vector is removed."""
+    """Draw how the loss changes when a vector is removed (up is worse)."""
     changes = [p.loss_without - one.loss for p in one.positions]
     return _bars(changes, "change of the loss without it")
 
 
 def accuracy_without(one: "PromptInspection") -> str:
-    """What the accuracy gains or loses (worse, down) when a vector is removed, in points of a hundred."""
+    """Draw how the accuracy changes when a vector is removed, in percentage points (down is worse)."""
     changes = [100 * (p.accuracy_without - one.accuracy) for p in one.positions]
     return _bars(changes, "change of the accuracy\nwithout it (points)", worse_is_up=False)
 
 
 def similarity(one: "PromptInspection") -> str:
-    """The cosine of every position with every other."""
+    """Draw the cosine of every position with every other position."""
     figure = new_figure(5.2, 4.4)
     axes = figure.subplots()
     size = len(one.positions)
@@ -87,7 +88,7 @@ def _bars(values: list[float], label: str, worse_is_up: bool = True) -> str:
 
 
 def _some_of(number: int, most: int) -> list[int]:
-    """1, and every so many up to `number`: at most `most` of them."""
+    """Return at most `most` evenly spaced integers from 1 to `number`."""
     return list(range(1, number + 1, -(-number // most)))
 
 

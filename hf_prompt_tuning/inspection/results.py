@@ -1,4 +1,4 @@
-"""What an inspection found, as data, with the three ways to show it."""
+"""Hold the results of an inspection, and convert them to text, JSON and HTML."""
 
 import json
 import math
@@ -15,10 +15,10 @@ class Word:
     """A token of the vocabulary, and how near its embedding is to a vector.
 
     Attributes:
-        text: the token's.
-        token_id: its id.
-        cosine: of the two.
-        distance: between them, euclidean.
+        text: text of the token.
+        token_id: id of the token.
+        cosine: cosine of the embedding and the vector.
+        distance: euclidean distance between them.
     """
 
     text: str
@@ -29,13 +29,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Move:
-    """How far training took a vector.
+    """How far training moved a vector from its start.
 
     Attributes:
-        distance: from where it started, euclidean.
-        relative: that distance, by the norm that it started with.
-        cosine: with the vector that it started as.
-        start: the word nearest to that one, as near as the two are.
+        distance: euclidean distance from the start.
+        relative: that distance, divided by the norm of the start.
+        cosine: cosine of the vector and its start.
+        start: the word nearest to the start, with its cosine and distance to the start.
         still_nearest: whether that word is still the nearest by cosine.
     """
 
@@ -51,15 +51,15 @@ class Position:
     """One vector of a prompt.
 
     Attributes:
-        number: from 1.
-        by_cosine: the words of the highest cosine, nearest first.
-        by_distance: the words of the least distance.
-        norm: euclidean.
-        norm_percentile: the share of the vocabulary's vectors that are shorter, in percent.
-        moved: None where the start is not known.
-        attention: the share of the text's attention, mean over layers, heads and rows; None where it is not known.
-        loss_without: of the prompt without this vector; None where it is not known.
-        accuracy_without: the same.
+        number: number of the position, from 1.
+        by_cosine: the words with the highest cosine, nearest first.
+        by_distance: the words with the smallest distance, nearest first.
+        norm: euclidean norm.
+        norm_percentile: share of the vocabulary's vectors that are shorter, in percent.
+        moved: distance from the start; None if the start is unknown.
+        attention: share of the text's attention, mean over layers, heads and rows; None if unknown.
+        loss_without: loss of the prompt without this vector; None if unknown.
+        accuracy_without: accuracy of the prompt without this vector; None if unknown.
     """
 
     number: int
@@ -75,25 +75,25 @@ class Position:
 
 @dataclass
 class PromptInspection:
-    """One prompt.
+    """The inspection of one prompt.
 
     Attributes:
-        name: its folder, Hub id, or name on the model.
-        backbone: the name of the model that it is for, or its architecture.
+        name: the prompt's folder, Hub id, or adapter name.
+        backbone: name of the prompt's backbone, or its architecture.
         width: H.
-        source: the template's source; None where the prompt has no template.
+        source: the template's source; None if the prompt has no template.
         targets: the label words, or the template's target.
-        started_as: in words.
-        recorded: the metrics that the prompt tells of itself.
-        positions: P of them.
-        similarity: [P, P], the cosine of every vector with every other.
+        started_as: description of the initialisation, in words.
+        recorded: the metrics recorded in the prompt.
+        positions: the P positions.
+        similarity: [P, P], the cosine of every vector with every other vector.
         vocabulary_norms: `quantiles` (percent -> norm), and a histogram: `edges`, `counts`.
-        rows: how many rows of text were looked at.
-        labelled_rows: how many of them have a target; the losses and accuracies are theirs.
-        loss: per token of the targets, with the whole prompt.
-        accuracy: with the whole prompt, where labels are ranked.
-        attention_by_layer: [layers, P].
-        notes: for what is not known, by its name (`moved`, `attention`, `without`), why.
+        rows: number of rows of text.
+        labelled_rows: number of rows with a target. Losses and accuracies are computed on these rows.
+        loss: loss per target token with the whole prompt; None if unknown.
+        accuracy: accuracy with the whole prompt; None if unknown, or if the prompt does not classify.
+        attention_by_layer: [layers, P]; empty if unknown.
+        notes: the reason for each unknown result, by its name (`moved`, `attention`, `without`).
     """
 
     name: str
@@ -116,31 +116,34 @@ class PromptInspection:
 
 @dataclass
 class Inspection:
-    """What `inspect_prompt` found.
+    """The result of `inspect_prompt`.
 
     Attributes:
-        prompts: one or more.
-        comparison: of them; None for a single one.
+        prompts: the inspections of one or more prompts.
+        comparison: comparison of the prompts; None for a single prompt.
     """
 
     prompts: list[PromptInspection]
     comparison: PromptComparison | None = None
 
     def to_text(self) -> str:
-        """Tables to read in a terminal; whatever the prompt's words hold, no control character is in it."""
+        """Return tables for a terminal. Control characters in the prompt's words are escaped."""
         return as_text(self)
 
     def to_json(self) -> str:
-        """All of it, by the names of these classes; a number that is not finite is null."""
+        """Return all results as JSON, with the attribute names as keys. A number that is not finite becomes null."""
         return json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_html(self) -> str:
-        """One page with its pictures in it. It has no script and needs no network."""
+        """Return one HTML page that includes its pictures. It has no scripts and needs no network."""
         return as_html(self)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN, which a backbone in half precision may give as a loss."""
+    """Replace numbers that are not finite by None.
+
+    JSON has no NaN, but a backbone in half precision may return NaN as a loss.
+    """
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

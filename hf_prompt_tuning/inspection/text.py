@@ -1,4 +1,4 @@
-"""An inspection as tables for a terminal, and what stands out in it as sentences."""
+"""Format an inspection as tables for a terminal, and summarise its main findings in sentences."""
 
 from typing import TYPE_CHECKING
 
@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from .results import Inspection, Position, PromptInspection, Word
 
 LONGER = 99.0
-"""A norm above so many percent of the vocabulary's is called longer than the vocabulary's."""
+"""Percentile of the vocabulary's norms above which a vector counts as longer than the vocabulary's."""
 ALIKE = 0.9
 
 
 def as_text(inspection: "Inspection") -> str:
-    """The whole inspection, safe to print."""
+    """Return the whole inspection as text that is safe to print."""
     parts = [_prompt(one) for one in inspection.prompts]
     if inspection.comparison is not None:
         parts.append(_comparison(inspection.comparison))
@@ -21,7 +21,7 @@ def as_text(inspection: "Inspection") -> str:
 
 
 def printable(text: str) -> str:
-    """A text whose line breaks, control and direction characters are seen, and do nothing."""
+    """Return a text in which line breaks, control characters and direction characters are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -44,7 +44,7 @@ def _prompt(one: "PromptInspection") -> str:
 
 
 def rows_in_words(one: "PromptInspection") -> str:
-    """How many rows of text were looked at, and how the prompt does on them."""
+    """Return the number of rows, and the prompt's accuracy and loss on them, in words."""
     words = f"{one.rows} rows"
     if one.loss is not None:
         accuracy = "" if one.accuracy is None else f"accuracy {one.accuracy:.3f}, "
@@ -95,7 +95,7 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def findings(one: "PromptInspection") -> list[str]:
-    """What stands out, in sentences; why something is not known is among them."""
+    """Return the main findings in sentences, including the reasons for unknown results."""
     return [*_of_vectors(one), *_of_attention(one), *_of_removal(one), *_unknown(one)]
 
 

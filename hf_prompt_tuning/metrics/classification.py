@@ -1,4 +1,4 @@
-"""Accuracy and macro F1, as an `evaluate` module that needs no network."""
+"""Compute accuracy and macro F1, as an `evaluate` module that needs no network."""
 
 import datasets
 import evaluate

@@ -1,4 +1,4 @@
-"""Exact match and ROUGE-L of generated texts, as an `evaluate` module that needs no network."""
+"""Compute exact match and ROUGE-L of generated texts, as an `evaluate` module that needs no network."""
 
 import datasets
 import evaluate
