@@ -221,7 +221,11 @@ class EvaluatingTrainer(RowOrderTrainer):
             self._described = None
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Determine the best metric as `Trainer` does, and warn if it is NaN."""
+        """Determine the best metric as `Trainer` does, and warn if it is NaN.
+
+        Raises:
+            PromptTuningError: the evaluation does not return the metric.
+        """
         name = self.args.metric_for_best_model
         if name is not None and math.isnan(value := value_of(metrics, name)):
             logger.warning("At step %d %s is %s: it is not the best.", self.state.global_step, name, value)
