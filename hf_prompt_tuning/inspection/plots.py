@@ -37,9 +37,9 @@ def moved(one: "PromptInspection") -> str:
 
 def attention(one: "PromptInspection") -> str:
     """Draw the attention to each position in each layer: layers down, positions across."""
+    figure = new_figure(WIDTH, max(2.2, 0.11 * len(one.attention_by_layer) + 1))
     from matplotlib.colors import PowerNorm
 
-    figure = new_figure(WIDTH, max(2.2, 0.11 * len(one.attention_by_layer) + 1))
     axes = figure.subplots()
     shares = [[100 * share for share in layer] for layer in one.attention_by_layer]
     extent = (0.5, len(one.positions) + 0.5, len(shares) + 0.5, 0.5)

@@ -3,8 +3,6 @@
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 BINS = 10
 RANGE = (0.01, 100.0)
@@ -25,6 +23,9 @@ def fit_calibration(scores: np.ndarray, references: np.ndarray) -> dict[str, Any
         `temperature`, `rows` (N), and the expected calibration error on these rows, without the temperature (`ece`)
         and with it (`calibrated_ece`). Empty without a labelled row.
     """
+    from scipy.optimize import minimize_scalar  # of the extra `train`
+    from scipy.special import log_softmax
+
     known = references >= 0
     scores, references = scores[known].astype(np.float64), references[known]
     rows, labels = scores.shape
@@ -52,6 +53,8 @@ def expected_calibration_error(scores: np.ndarray, references: np.ndarray) -> fl
         scores: [N, L], unnormalised log-probabilities.
         references: [N], the index of the right label.
     """
+    from scipy.special import log_softmax
+
     probabilities = np.exp(log_softmax(scores, axis=1))
     sure, right = probabilities.max(1), probabilities.argmax(1) == references
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)

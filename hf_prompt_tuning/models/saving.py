@@ -18,7 +18,7 @@ from ..prompts.config import PromptTuningConfig
 from ..prompts.files import SavedPrompt, read_prompt, write_start
 from ..prompts.fingerprint import backbone_fingerprint, embedding_hash
 from ..prompts.matching import check_match
-from ..prompts.plots import save_pictures
+from ..prompts.plots import check_pictures, save_pictures
 from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
 from .initialization import can_be_made_again
 from .wrapping import check_backbone
@@ -187,6 +187,8 @@ class SavedPrompts:
                     f"the prompt {name!r} is not finite, and is not saved. Go back to a checkpoint from before, with "
                     "a lower learning_rate."
                 )
+            if card:
+                check_pictures(self.prompt_info[name])
         # The embedding layers belong to the backbone, and PEFT's check for them asks the Hub.
         kwargs["save_embedding_layers"] = False
         # The same for the backbone's weights: PEFT would gather a sharded backbone's and then drop them.

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -108,7 +107,7 @@ def classification_metrics(scores: np.ndarray, references: np.ndarray) -> dict[s
     known = references >= 0
     if not known.any():
         return {}
-    metric = evaluate.load(str(METRICS / "classification.py"), keep_in_memory=True)
+    metric = _metric("classification.py")
     return metric.compute(predictions=scores[known].argmax(1), references=references[known])
 
 
@@ -142,8 +141,14 @@ def text_metrics(predictions: Sequence[str], references: Sequence[str | None]) -
     pairs = [pair for pair in zip(predictions, references, strict=True) if pair[1] is not None]
     if not pairs:
         return {}
-    metric = evaluate.load(str(METRICS / "text.py"), keep_in_memory=True)
+    metric = _metric("text.py")
     return metric.compute(predictions=[text for text, _ in pairs], references=[right for _, right in pairs])
+
+
+def _metric(file: str) -> Any:
+    import evaluate  # of the extra `train`
+
+    return evaluate.load(str(METRICS / file), keep_in_memory=True)
 
 
 def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..extras import check_installed
 from .info import PromptInfo
 
 if TYPE_CHECKING:
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
 LOSS_FILE = "loss.png"
 CURVES_FILE = "losses.png"
 CONFUSION_FILE = "confusion_matrix.png"
+
+
+def check_pictures(info: PromptInfo) -> None:
+    """Raise PromptTuningError if there is something to draw and nothing to draw it with."""
+    if any(info.history.values()) or info.confusion_matrix:
+        check_installed("saving a trained prompt (its card has pictures)", ["matplotlib"])
 
 
 def save_pictures(folder: str | Path, info: PromptInfo) -> None:
@@ -25,6 +32,7 @@ def save_pictures(folder: str | Path, info: PromptInfo) -> None:
 
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure; width and height are in inches."""
+    check_installed("drawing", ["matplotlib"])
     # Import it here: matplotlib would take a quarter of the package's import time. Leave out pyplot: it uses a window
     # system and shares state with the caller's plots.
     from matplotlib.figure import Figure

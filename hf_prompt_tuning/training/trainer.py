@@ -13,6 +13,7 @@ from ..data.template import PromptTemplate
 from ..data.token_ids import vocabulary_of
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
+from ..extras import check_installed
 from ..layouts import check_layout_name
 from ..layouts.base import IGNORED
 from ..models.backbone import max_positions
@@ -71,6 +72,7 @@ class PromptTuningTrainer(SearchingTrainer):
         model_init: Any = None,
         **kwargs: Any,
     ):
+        check_installed("training")
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
         check_together(model, model_init, prompt_config, args, callbacks or ())
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps <= 0:
