@@ -100,6 +100,10 @@ class World:
         got, expected = torch.as_tensor(got).detach().float(), torch.as_tensor(expected).detach().float()
         if got.shape != expected.shape:
             raise Unequal(f"{what}: shape {list(got.shape)}, not {list(expected.shape)}")
+        # Half precision overflows in the backbone itself: where the oracle has no number, neither has the package.
+        finite = expected.isfinite()
+        require(torch.equal(got.isfinite(), finite), f"{what}: numbers and overflows stand in other places")
+        got, expected = got[finite], expected[finite]
         if not got.numel():
             return
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-2))

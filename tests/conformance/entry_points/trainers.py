@@ -260,5 +260,7 @@ class Train(TrainerEntry):
         expected = total / count
         world.require_close("loss", loss, expected)
         (gradient,) = torch.autograd.grad(expected, vectors)
-        scale = gradient.abs().max().clamp(min=1e-3)
+        # The step is read off vectors that are rounded to fp32: it cannot be told more finely than that.
+        rounding = torch.finfo(before.dtype).eps * before.abs().max() / 0.5
+        scale = gradient.abs().max().clamp(min=max(1e-3, float(rounding) / world.tolerance))
         world.require_close("step", (before - after) / 0.5 / scale, gradient / scale)
