@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import run_prompt_tuning
 from hf_prompt_tuning import PromptPushError, PromptTuningError, load_prompt
-from hf_prompt_tuning.cli import tasks
+from hf_prompt_tuning.cli import tasks, train
 from hf_prompt_tuning.cli.main import run
 from hf_prompt_tuning.training import push_arguments
 
@@ -46,11 +45,11 @@ def command(monkeypatch, capsys, *words, loads=True):
         raise Loaded
 
     if not loads:
-        monkeypatch.setattr(run_prompt_tuning, "load_backbone", load)
+        monkeypatch.setattr(train, "load_backbone", load)
         monkeypatch.setattr(tasks, "load_backbone", load)
     monkeypatch.setattr(sys, "argv", ["run_prompt_tuning.py", *map(str, words)])
     try:
-        run(run_prompt_tuning.main)
+        run(train.main)
         code = 0
     except SystemExit as ended:
         code = ended.code

@@ -1,6 +1,6 @@
 """Inspect prompts from the command line.
 
-    python -m hf_prompt_tuning.cli.inspect PROMPT [PROMPT ...] [--data FILE] [--html FILE] [--json FILE]
+    hf-prompt-tuning inspect PROMPT [PROMPT ...] [--data FILE] [--html FILE] [--json FILE]
 
 This file does not hide the standard library's `inspect`, because imports are absolute.
 """
@@ -21,7 +21,7 @@ from .main import run
 def parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     flags = argparse.ArgumentParser(
-        prog="python -m hf_prompt_tuning.cli.inspect",
+        prog="hf-prompt-tuning inspect",
         description="Shows what soft prompts have learned, as text, and as JSON or a page where a file is named.",
     )
     flags.add_argument(
