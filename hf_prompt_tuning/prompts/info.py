@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ RESULTS_FILE = "results.json"
 FORMAT_VERSION = 1
 RESULTS = ("metrics", "untuned_metrics", "transfer", "history", "confusion_matrix", "calibration")
 PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
+known_version = cache(version)
+"""Read once: it is a file, and each prompt says the versions."""
 
 
 @dataclass
@@ -47,7 +50,7 @@ class PromptInfo:
     backbone: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
+    versions: dict[str, str] = field(default_factory=lambda: {name: known_version(name) for name in PACKAGES})
     metrics: dict[str, float] = field(default_factory=dict)
     untuned_metrics: dict[str, float] = field(default_factory=dict)
     transfer: dict[str, dict[str, float]] = field(default_factory=dict)

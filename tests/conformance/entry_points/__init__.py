@@ -9,7 +9,7 @@ from .loops import DecodingLoop
 from .pipelines import Classification, Generation
 from .trainers import Evaluate, Predict, Predictions, Texts, Train
 
-ENTRY_POINTS: list[EntryPoint] = [
+CALLS: list[EntryPoint] = [
     Forward(),
     ForwardWithLabels(),
     OnlyLabelled(),
@@ -21,6 +21,8 @@ ENTRY_POINTS: list[EntryPoint] = [
     Broken(),
     Classification(),
     Generation(),
+]
+TRAINERS: list[EntryPoint] = [
     Evaluate(),
     Predict(),
     Predictions(),
@@ -32,3 +34,4 @@ ENTRY_POINTS: list[EntryPoint] = [
     Kto(),
     Grpo(),
 ]
+ENTRY_POINTS = CALLS + TRAINERS
