@@ -149,6 +149,23 @@ def test_a_folder_that_is_asked_for_must_be_there_and_whole(tmp_path, tokenizer)
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+def test_an_output_folder_is_no_checkpoint(tmp_path, tokenizer):
+    """It has a prompt and the Trainer's state, and no optimizer: both would start anew, without a word."""
+    trainer = make(tmp_path, tokenizer, max_steps=2)
+    trainer.train()
+    with pytest.raises(
+        PromptTuningError, match=r"which has no trainer_state\.json\. Give another checkpoint's folder"
+    ):
+        trainer.train(resume_from_checkpoint=str(tmp_path))
+    trainer.save_model()
+    trainer.save_state()
+    with pytest.raises(PromptTuningError, match=r"which has no optimizer's state\. Give another checkpoint's folder"):
+        trainer.train(resume_from_checkpoint=str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PromptTuningError, match=r"which has no trainer_state\.json"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "empty"))
+
+
 def test_the_best_prompt_is_found_in_a_folder_that_moved(tmp_path, tokenizer, caplog):
     values = EVALUATED | EARLY
     whole = make(tmp_path / "whole", tokenizer, **values)

@@ -339,6 +339,10 @@ def test_models_that_are_wrapped_already(tokenizer, tmp_path):
             peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(task_type="CAUSAL_LM")),
             "the backbone is a PeftModelForCausalLM with LORA in its layers",
         ),
+        (
+            peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), tiny_model("llama")),
+            "the backbone is a LlamaForCausalLM with adapters in its layers",
+        ),
     ):
         _refused_everywhere(given, message, tokenizer, tmp_path)
     for given, message in (

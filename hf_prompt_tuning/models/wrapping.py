@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,6 +31,8 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
         raise _is_peft(backbone)
     if not isinstance(backbone, PreTrainedModel):
         raise _is_no_model(backbone)
+    if any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
+        raise _has_adapters(backbone, "adapters")
     name, is_seq2seq = type(backbone).__name__, bool(backbone.config.is_encoder_decoder)
     if not type(backbone).can_generate():
         raise PromptTuningError(
@@ -67,7 +70,10 @@ def _is_peft(model: PeftModel) -> PromptTuningError:
             f"the backbone is a {type(model).__name__}, which has a prompt already. Give model.get_base_model(), the "
             "backbone in it, or put one more prompt beside its own with model.add_adapter(name, config)."
         )
-    kind = model.active_peft_config.peft_type.value
+    return _has_adapters(model, model.active_peft_config.peft_type.value)
+
+
+def _has_adapters(model: nn.Module, kind: str) -> PromptTuningError:
     return PromptTuningError(
         f"the backbone is a {type(model).__name__} with {kind} in its layers, which a saved prompt has no name for. "
         "Give model.merge_and_unload(), saved under a name of its own, so that the prompt can be loaded on it again."

@@ -25,6 +25,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import CheckpointSaveError, first_line
+from ..prompts.repository_files import STATE
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,19 @@ def damage(folder: str | Path) -> str:
 def fault(folder: str | Path) -> str:
     """Return why a folder is not a complete checkpoint; an empty string if it is complete."""
     return damage(folder) if (Path(folder) / MANIFEST).exists() else f"has no {MANIFEST}"
+
+
+def missing_state(folder: str | Path) -> str:
+    """Return which state of a run a folder lacks, so that training cannot go on from it; an empty string if none.
+
+    An output folder holds a prompt and `trainer_state.json`, but no optimizer: to resume from it would start the
+    optimizer and the schedule anew.
+    """
+    names = {file.name for file in Path(folder).iterdir()}
+    if STATE not in names:
+        return f"has no {STATE}"
+    # DeepSpeed writes its optimizer into global_stepN, all others into a file or folder of that name.
+    return "" if any(name.startswith(("optimizer", "global_step")) for name in names) else "has no optimizer's state"
 
 
 def newest_whole(output_dir: str | Path) -> str | None:

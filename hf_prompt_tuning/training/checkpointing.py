@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_l
 
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..models.soft_prompts import SoftPrompts
-from .checkpoint_folder import UNFINISHED, damage, newest_whole, publish, saving, seal, tidy
+from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, publish, saving, seal, tidy
 from .distributed import DistributedTrainer
 from .resume_checks import check_like, check_states
 from .signals import SignalWatch
@@ -94,7 +94,7 @@ class ResumingTrainer(DistributedTrainer):
             return checkpoint
         if not asked:
             return None
-        wrong = damage(asked) if os.path.isdir(asked) else "is no folder"
+        wrong = (damage(asked) or missing_state(asked)) if os.path.isdir(asked) else "is no folder"
         if wrong:
             raise PromptTuningError(
                 f"resume_from_checkpoint is {str(asked)!r}, which {wrong}. Give another checkpoint's folder, or true "
