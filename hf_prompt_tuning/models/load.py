@@ -1,6 +1,7 @@
 """Load a published prompt with the backbone, revision and template that it was trained with."""
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .wrapping import check_backbone
 
 logger = logging.getLogger(__name__)
+
+ONE_AT_A_TIME = threading.Lock()
+"""Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
+loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
 
 
 def load_prompt(
@@ -148,7 +153,8 @@ def _load_backbone(
     options = {"dtype": "auto", "use_safetensors": True, "tqdm_class": OnceMore}
     options |= {name: value for name, value in kwargs.items() if value is not None}
     try:
-        backbone = auto_class.from_pretrained(name, trust_remote_code=False, **options, **source(place, **hub))
+        with ONE_AT_A_TIME:
+            backbone = auto_class.from_pretrained(name, trust_remote_code=False, **options, **source(place, **hub))
     except PromptTuningError:
         raise
     except Exception as error:  # an untrusted repository can raise any error
