@@ -16,7 +16,7 @@ from ..data.encoding import encode_data
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
-from ..models.backbone import max_positions, token_scale
+from ..models.backbone import token_scale
 from ..models.initialization import made_again
 from ..models.load import load_prompt
 from ..models.soft_prompts import SoftPrompts
@@ -222,10 +222,7 @@ def _of_text(
     if template is None:
         raise PromptTuningError(f"{found.name} has no template, by which rows become text; leave the data out.")
     encoder = PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
-    limit = max_positions(model.get_base_model())
-    rows = encode_data(
-        data, "given", encoder, None if limit is None else limit - len(found.positions), require_target=False
-    )
+    rows = encode_data(data, "given", encoder, model.room(), require_target=False)
     found.rows = len(rows)
     try:
         by_layer = attention_to_prompt(model, rows)

@@ -160,8 +160,23 @@ class LabelledLogits:
 
     def log_likelihood(self, batch: int) -> Tensor:
         """Return the summed log-likelihood of each example's labelled tokens, [B] fp32."""
-        nll = torch.nn.functional.cross_entropy(self.logits.float(), self.targets, reduction="none")
-        return torch.zeros(batch, device=nll.device).index_add(0, self.rows, -nll)
+        return -nll_by_row(token_nll(self.logits, self.targets), self.rows, batch)
+
+
+def token_nll(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy of each labelled token, [K] fp32.
+
+    Args:
+        logits: [K, V].
+        targets: [K] long.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+    """
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+
+
+def nll_by_row(nll: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """Return the sum of the tokens' `nll` [K] in each of `batch` rows, [B]. `rows` [K] are the tokens' rows."""
+    return torch.zeros(batch, device=nll.device).index_add(0, rows, nll)
 
 
 class Layout(Protocol):

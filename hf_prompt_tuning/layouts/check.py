@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import first_line
-from .base import IGNORED, Candidates, Examples, Layout, Prompts
+from .base import IGNORED, Candidates, Examples, Layout, Prompts, token_nll
 from .padded import PaddedLayout
 
 Embed = Callable[[Tensor], Tensor]
@@ -74,7 +74,7 @@ def _losses(
     texts = _texts(backbone, lengths, prompts[0].device)
     examples = _examples(embed, texts)
     found = layout.labelled_logits(backbone, _dealt_out(prompts, len(texts)), examples)
-    losses = torch.nn.functional.cross_entropy(found.logits.float(), found.targets, reduction="none")
+    losses = token_nll(found.logits, found.targets)
     # Each token occurs in one place only, so sorting by token gives every layout's losses the same order.
     losses = losses[found.targets.argsort(stable=True)]
     gradients = torch.autograd.grad(losses.sum(), prompts, allow_unused=True)

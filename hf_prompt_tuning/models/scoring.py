@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.template import PromptTemplate
-from ..layouts.base import IGNORED
+from ..layouts.base import IGNORED, nll_by_row, token_nll
 from ..prompts.info import numbers_of
-from .backbone import max_positions
 from .generation_options import ends_of_text
 
 METRICS = Path(__file__).parents[1] / "metrics"
@@ -33,10 +32,8 @@ def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
     """
     with torch.no_grad():
         logits, targets, rows = labelled_logits(model, batch)
-    nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     size = len(batch["input_ids"])
-    summed = torch.zeros(size, device=nll.device).index_add(0, rows, nll)
-    return summed, torch.bincount(rows, minlength=size)
+    return nll_by_row(token_nll(logits, targets), rows, size), torch.bincount(rows, minlength=size)
 
 
 def beside_texts(batch: dict[str, Any]) -> list[str]:
@@ -190,25 +187,18 @@ def generate_targets(
 
 
 def generate_within(
-    model: Any,
-    batch: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-    room: int | Tensor | None,
+    model: Any, batch: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> Tensor:
-    """Generate as `generate_targets`, but stop at the backbone's last position.
+    """Generate as `generate_targets`, but stop at a causal backbone's last position.
 
     A row without room for `max_new_tokens` is generated alone. In a batch it would either run past its last position
     after it is finished, or stop the other rows early.
-
-    Args:
-        model, batch, tokenizer, max_new_tokens: as in `generate_targets`.
-        room: the number of positions of a causal backbone after the prompt, or after each row's prompt ([B] long);
-            None without a limit.
     """
-    if room is None:
+    room = [model.room(name) for name in batch.get("adapter_names") or [None] * len(batch["input_ids"])]
+    if model.config.is_encoder_decoder or None in room:
         return generate_targets(model, batch, tokenizer, max_new_tokens)
-    left = room - (batch["attention_mask"] * (batch["labels"] == IGNORED)).sum(1)
+    sources = batch["attention_mask"] * (batch["labels"] == IGNORED)
+    left = torch.tensor(room, device=sources.device) - sources.sum(1)
     tight = left < max_new_tokens
     parts = [((~tight).nonzero()[:, 0], max_new_tokens)] if not tight.all() else []
     parts += [(row, max(1, int(left[row]))) for row in tight.nonzero()]
@@ -223,23 +213,6 @@ def generate_within(
     for rows, part in found:
         ids[rows, : part.shape[1]] = part
     return ids
-
-
-def room_behind(model: Any, names: Sequence[str]) -> Tensor | None:
-    """Return how many text tokens a causal backbone has positions for after each row's prompt, [B] long.
-
-    Args:
-        model: a prompt-tuning model, unwrapped.
-        names: each row's prompt.
-
-    Returns:
-        None without a limit.
-    """
-    limit = max_positions(model.get_base_model())
-    if limit is None or model.config.is_encoder_decoder:
-        return None
-    lengths = [len(model.prompt_encoder[name].embedding.weight) for name in names]
-    return limit - torch.tensor(lengths, device=model.device)
 
 
 def longest_target(data: Any) -> int:

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.token_ids import check_tensor
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
-from ..layouts.base import IGNORED
+from ..layouts.base import IGNORED, token_nll
 from ..prompts.info import PromptInfo
 from ..sharding import embedded, embedding_device
 from .backbone import (
     has_per_layer_inputs,
+    max_positions,
     per_layer_inputs,
     steady_positions,
     token_scale,
@@ -86,6 +87,19 @@ class SoftPrompts(HeldPrompts):
     def info(self) -> PromptInfo:
         """Return the active prompt's description (template, metrics, …), which is saved with it."""
         return self.prompt_info[self.active_adapter]
+
+    def room(self, name: str | None = None) -> int | None:
+        """Return how many text tokens a row has positions for behind a prompt (in an encoder-decoder, in the encoder).
+
+        Args:
+            name: the prompt's name; default the active one.
+
+        Returns:
+            None if the backbone has no limit.
+        """
+        limit = max_positions(self.base_model)
+        config = self.peft_config[self.active_adapter if name is None else name]
+        return None if limit is None else limit - config.num_virtual_tokens
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
         """Make the named prompts trainable, or not."""
@@ -211,9 +225,7 @@ class SoftPrompts(HeldPrompts):
         Trainer gives `num_items_in_batch` with gradient accumulation.
         """
         check_tensor(predictions.targets, predictions.logits.shape[-1], "labels have")
-        total = nn.functional.cross_entropy(
-            predictions.logits.float(), predictions.targets, reduction="sum", label_smoothing=label_smoothing
-        )
+        total = token_nll(predictions.logits, predictions.targets, label_smoothing).sum()
         if num_items_in_batch is None:
             num_items_in_batch = len(predictions.targets)
         # If nothing is labelled, on this process or on any, the loss is 0, not 0/0.

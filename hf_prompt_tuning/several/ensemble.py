@@ -14,7 +14,7 @@ from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Place, read_whole
 from ..layouts.base import IGNORED
 from ..models.load import load_prompt
-from ..models.scoring import decode, generate_within, rank_labels, room_behind
+from ..models.scoring import decode, generate_within, rank_labels
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.files import open_place, read_json
@@ -98,9 +98,7 @@ class PromptEnsemble:
 
     def _written(self, batch: dict[str, Any]) -> list[list[str]]:
         limit, size = self.template.max_target_length or 128, len(batch["input_ids"])
-        rows = self._of_all(batch)
-        room = room_behind(self.model, rows["adapter_names"])
-        ids = generate_within(self.model, rows, self.tokenizer, limit, room)
+        ids = generate_within(self.model, self._of_all(batch), self.tokenizer, limit)
         texts = decode(ids.cpu().numpy(), self.tokenizer)
         return [texts[row::size] for row in range(size)]
 

@@ -28,7 +28,6 @@ from ..models.scoring import (
     label_nll,
     loss_metrics,
     rank_labels,
-    room_behind,
     text_metrics,
 )
 from ..models.soft_prompts import SoftPrompts
@@ -148,8 +147,8 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def _texts_of_all(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """Return the ids that each prompt generates, [B, G, T'], padded with -100."""
-        limit, room = self._generation_limit(), room_behind(model, rows["adapter_names"])
-        ids = generate_within(model, rows, self.processing_class, limit, room)
+        limit = self._generation_limit()
+        ids = generate_within(model, rows, self.processing_class, limit)
         # Pad to the same width in every batch, because the batches are concatenated later.
         ids = nn.functional.pad(ids, (0, limit - ids.shape[1]), value=IGNORED)
         return ids.view(len(self.members), -1, limit).transpose(0, 1)

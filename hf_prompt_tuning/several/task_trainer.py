@@ -14,7 +14,6 @@ from ..data.token_ids import vocabulary_of
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..hub.names import hub_id
-from ..models.backbone import max_positions
 from ..models.recording import to_record
 from ..models.scoring import longest_target, loss_history
 from ..models.soft_prompts import SoftPrompts
@@ -50,9 +49,7 @@ class TaskTrainer(PromptTuningTrainer):
             model = model_with_prompts(model, tasks, processing_class, args.seed)
         check_prompts(model, tasks)
         self._encoders = {task.name: encoder_of(task, processing_class, model) for task in tasks}
-        limit = max_positions(model.get_base_model())
-        lengths = {task.name: len(model.prompt_encoder[task.name].embedding.weight) for task in tasks}
-        self._limits = {name: None if limit is None else limit - length for name, length in lengths.items()}
+        self._limits = {task.name: model.room(task.name) for task in tasks}
         self._vocabulary = vocabulary_of(model)
         ours = isinstance(kwargs.get("data_collator"), DataCollatorForPromptTuning | None)
         self._columns = ColumnCheck(model.get_base_model(), args.remove_unused_columns, ours, self._alone)

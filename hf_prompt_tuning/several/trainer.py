@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from ..errors import PromptTuningError
+from ..layouts.base import token_nll
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
 from .batches import Stream, mixed_dataloader, row_order, stream_steps
@@ -171,12 +172,7 @@ class MultiPromptTrainer(TaskTrainer):
         inputs = dict(inputs)
         items = inputs.pop("items")
         outputs = model(**inputs, only_labelled=True)
-        nll = nn.functional.cross_entropy(
-            outputs.logits.float(),
-            outputs.targets,
-            reduction="none",
-            label_smoothing=self.args.label_smoothing_factor,
-        )
+        nll = token_nll(outputs.logits, outputs.targets, self.args.label_smoothing_factor)
         places = {name: i for i, name in enumerate(self.tasks)}
         prompt_of = torch.tensor([places[name] for name in inputs["adapter_names"]], device=nll.device)
         losses = nll.new_zeros(len(places)).index_add(0, prompt_of[outputs.rows], nll / items[outputs.rows])

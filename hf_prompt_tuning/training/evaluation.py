@@ -122,11 +122,10 @@ class EvaluatingTrainer(RowOrderTrainer):
         return logits if self._preprocess is None else self._preprocess(logits, inputs["labels"])
 
     def _generated(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        unwrapped, limit = self.accelerator.unwrap_model(model), self._generation_limit()
-        room = None if self._encoder.is_encoder_decoder else self._limit
+        unwrapped = self.accelerator.unwrap_model(model)
         # ZeRO-3 gathers a prompt only in `forward`.
         with whole(unwrapped.prompt_encoder[unwrapped.active_adapter].embedding):
-            return generate_within(unwrapped, inputs, self.processing_class, limit, room)
+            return generate_within(unwrapped, inputs, self.processing_class, self._generation_limit())
 
     def _generation_limit(self) -> int:
         data = self.train_dataset if self.train_dataset is not None else self.eval_dataset

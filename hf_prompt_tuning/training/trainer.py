@@ -16,7 +16,6 @@ from ..errors import PromptTuningError
 from ..extras import check_installed
 from ..layouts import check_layout_name
 from ..layouts.base import IGNORED
-from ..models.backbone import max_positions
 from ..models.create import with_prompt
 from ..models.metric_direction import check_direction
 from ..models.recording import describe_run
@@ -192,8 +191,7 @@ class PromptTuningTrainer(SearchingTrainer):
     @staticmethod
     def _room(model: Any) -> int | None:
         """Return how many text tokens fit behind the prompt; None if there is no limit."""
-        limit = max_positions(model.get_base_model()) if isinstance(model, SoftPrompts) else None
-        return None if limit is None else limit - len(model.prompt)
+        return model.room() if isinstance(model, SoftPrompts) else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
