@@ -22,6 +22,11 @@ def tiny_prompt_model(name: str, num_virtual_tokens: int = 5, seed: int = 0, bac
     )
 
 
+def row_encoder_of(trainer):
+    """What turns the rows of a trainer's template into token ids."""
+    return trainer.model.row_encoder(trainer.processing_class)
+
+
 def ragged_rows(lengths: list[int], seed: int = 0, first_labelled: bool = True) -> list[tuple[Tensor, Tensor]]:
     """Token ids and labels of rows of these lengths; the first row's first token is labelled too."""
     generator = torch.Generator().manual_seed(seed)

@@ -15,6 +15,7 @@ from hf_prompt_tuning.several.voting import vote, vote_on_texts, votes
 from hf_prompt_tuning.training.trainer import PromptTuningTrainer
 
 from .conftest import make_tokenizer, tiny_model
+from .helpers import row_encoder_of
 from .test_multi_prompt import arguments, random_prompt
 
 TEMPLATE = PromptTemplate(source="Message : {message} Label :", label_column="label", label_words={"1": "a", "2": "b"})
@@ -115,7 +116,7 @@ def test_texts_are_voted_on(backbone, tmp_path, messages):
 def test_texts_end_where_each_prompt_leaves_no_positions(tmp_path, messages):
     """Of GPT-2's 128 positions a row leaves 3 behind the longest prompt (7), and 6 behind the others."""
     trainer = make(tmp_path, messages, "gpt2", FREE)
-    encoder, rows = trainer._encoder, [{"message": row["message"], "answer": "x"} for row in messages[:3]]
+    encoder, rows = row_encoder_of(trainer), [{"message": row["message"], "answer": "x"} for row in messages[:3]]
     while len(encoder.source_ids(rows[1])[0]) < 128 - 7 - 3:
         rows[1]["message"] += " x"
     assert len(encoder.source_ids(rows[1])[0]) == 128 - 7 - 3

@@ -14,7 +14,7 @@ from hf_prompt_tuning.data.files import CHUNK, read_file
 from hf_prompt_tuning.data.tokenization import PromptTokenizer
 
 from . import soak_rows
-from .helpers import tiny_prompt_model
+from .helpers import row_encoder_of, tiny_prompt_model
 from .test_trainer import losses, make
 
 TEMPLATE = PromptTemplate(
@@ -76,7 +76,7 @@ def test_odd_texts_are_trained_on_as_they_are_written(tmp_path, tokenizer, suffi
     file = write(tmp_path, f"a.{suffix}", content)
     assert read_file(file).to_list() == rows
     trainer = trainer_of(tmp_path, tokenizer, file)
-    assert [trainer._encoder.readable(row) for row in trainer.train_dataset] == [
+    assert [row_encoder_of(trainer).readable(row) for row in trainer.train_dataset] == [
         {"source": f"{row['text']} :", "target": " complaint" if row["label"] == "1" else " no complaint"}
         for row in rows
     ]
@@ -88,10 +88,10 @@ def test_a_column_of_numbers_or_dates_is_its_text(tmp_path, tokenizer):
     for values, text in [([5, 7], "5"), ([2.5, 7], "2.5"), ([True, False], "True"), ([5, None], "5")]:
         file = write(tmp_path, "a.jsonl", lines(*({"x": v, "text": "day", "label": 1} for v in values)))
         trainer = trainer_of(tmp_path, tokenizer, file, PromptTemplate(**TEMPLATE_OF_TWO))
-        assert trainer._encoder.readable(trainer.train_dataset[0])["source"] == f"{text} day"
+        assert row_encoder_of(trainer).readable(trainer.train_dataset[0])["source"] == f"{text} day"
     table = pa.table({"x": pa.array([0], pa.date32()), "text": ["day"], "label": [1]})
     trainer = trainer_of(tmp_path, tokenizer, write(tmp_path, "a.parquet", table), PromptTemplate(**TEMPLATE_OF_TWO))
-    assert trainer._encoder.readable(trainer.train_dataset[0])["source"] == "1970-01-01 day"
+    assert row_encoder_of(trainer).readable(trainer.train_dataset[0])["source"] == "1970-01-01 day"
 
 
 TEMPLATE_OF_TWO = dict(source="{x} {text}", label_column="label", label_words={"1": "day", "2": "night"})
@@ -100,13 +100,13 @@ TEMPLATE_OF_TWO = dict(source="{x} {text}", label_column="label", label_words={"
 def test_one_missing_value_of_two_is_an_empty_text(tmp_path, tokenizer):
     file = write(tmp_path, "a.jsonl", lines({"x": "old", "text": "day", "label": 1}, {"text": "day", "label": 1}))
     trainer = trainer_of(tmp_path, tokenizer, file, PromptTemplate(**TEMPLATE_OF_TWO))
-    assert [trainer._encoder.readable(row)["source"] for row in trainer.train_dataset] == ["old day", " day"]
+    assert [row_encoder_of(trainer).readable(row)["source"] for row in trainer.train_dataset] == ["old day", " day"]
 
 
 def test_an_empty_text_is_trained_on_where_the_template_has_words(tmp_path, tokenizer):
     for name, content in [("a.csv", [["", "1"], ["a", "2"]]), ("a.jsonl", lines({"text": "", "label": "1"}, FINE))]:
         trainer = trainer_of(tmp_path, tokenizer, write(tmp_path, name, content))
-        assert trainer._encoder.readable(trainer.train_dataset[0]) == {"source": " :", "target": " complaint"}
+        assert row_encoder_of(trainer).readable(trainer.train_dataset[0]) == {"source": " :", "target": " complaint"}
 
 
 def test_a_megabyte_is_cut_without_tokenizing_it(tmp_path, tokenizer, monkeypatch):
@@ -124,7 +124,7 @@ def test_a_megabyte_is_cut_without_tokenizing_it(tmp_path, tokenizer, monkeypatc
     trainer = trainer_of(tmp_path, tokenizer, file)
     first = trainer.train_dataset[0]
     assert first["labels"].count(-100) == 60
-    assert trainer._encoder.readable(first)["source"].startswith("day and night day and night")
+    assert row_encoder_of(trainer).readable(first)["source"].startswith("day and night day and night")
     assert longest < 2000
 
 

@@ -12,7 +12,7 @@ from hf_prompt_tuning.several.task import PromptTask
 from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 
 from .conftest import BART_LIKE, make_tokenizer, scale_weights
-from .helpers import tiny_prompt_model
+from .helpers import row_encoder_of, tiny_prompt_model
 from .test_multi_prompt import arguments, random_prompt
 from .test_trainer import make
 
@@ -64,7 +64,7 @@ def test_texts_are_what_the_decoder_writes(name, tmp_path):
     tokenizer = make_tokenizer("t5")
     model = tiny_prompt_model(name, num_virtual_tokens=4, backbone=backbone(name))
     trainer = make(tmp_path, tokenizer, None, FREE, model, eval_rows=ROWS)
-    expected = [written(model.get_base_model(), model.prompt.detach(), row, trainer._encoder) for row in ROWS]
+    expected = [written(model.get_base_model(), model.prompt.detach(), row, row_encoder_of(trainer)) for row in ROWS]
     assert all(expected)
     assert trainer.predict(ROWS).predictions == expected
     right = [row | {"answer": text} for row, text in zip(ROWS, expected, strict=True)]
@@ -82,9 +82,9 @@ def test_labels_are_scored_as_the_backbone_scores_them(name, tmp_path):
     trainer = make(tmp_path, make_tokenizer("t5"), rows, template, model, eval_rows=rows, max_steps=1)
     found, base = trainer.predict(rows).predictions, model.get_base_model()
     for scores, row in zip(found, rows, strict=True):
-        ids = torch.tensor([trainer._encoder.source_ids(row)[0]])
+        ids = torch.tensor([row_encoder_of(trainer).source_ids(row)[0]])
         embeds = torch.cat([model.prompt[None], base.get_input_embeddings()(ids)], dim=1).detach()
-        for score, tokens in zip(scores, trainer._encoder.label_token_ids, strict=True):
+        for score, tokens in zip(scores, row_encoder_of(trainer).label_token_ids, strict=True):
             with torch.no_grad():
                 loss = base(inputs_embeds=embeds, labels=torch.tensor([tokens])).loss.item()
             assert score == pytest.approx(-loss * len(tokens), rel=1e-4)
@@ -98,7 +98,8 @@ def test_several_prompts_write_the_same(tmp_path):
     model = trainer.model
     prompts = {name: model.prompt_encoder[name].embedding.weight.detach() for name in ("one", "two")}
     expected = [
-        [written(model.get_base_model(), prompts[name], row, trainer._encoder) for name in prompts] for row in ROWS
+        [written(model.get_base_model(), prompts[name], row, row_encoder_of(trainer)) for name in prompts]
+        for row in ROWS
     ]
     assert trainer.predict(ROWS).predictions == expected
     records = PromptEnsemble(model, ["one", "two"], tokenizer, FREE).predict(ROWS)

@@ -20,7 +20,7 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.models.scoring import longest_target
 
 from .conftest import tiny_model
-from .helpers import tiny_prompt_model
+from .helpers import row_encoder_of, tiny_prompt_model
 
 TEMPLATE = PromptTemplate(
     source="Message : {message} Label :", label_column="label", label_words={"1": "complaint", "2": "no complaint"}
@@ -117,7 +117,7 @@ def test_accuracy_is_the_share_of_right_labels(tmp_path, tokenizer, messages):
     assert output.label_ids.tolist() == gold.tolist()
     assert output.metrics["test_accuracy"] == pytest.approx((output.predictions.argmax(1) == gold).mean())
     # the loss is that of the right labels, per token
-    sizes = np.array([len(ids) for ids in trainer._encoder.label_token_ids])
+    sizes = np.array([len(ids) for ids in row_encoder_of(trainer).label_token_ids])
     expected = -output.predictions[np.arange(12), gold].sum() / sizes[gold].sum()
     assert output.metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -147,7 +147,7 @@ def test_free_text_is_judged_by_what_is_generated(tmp_path, tokenizer, messages)
     assert output.label_ids == [row["answer"] for row in rows]
     # against one row at a time
     for row, text in zip(rows, output.predictions, strict=True):
-        ids = torch.tensor([trainer._encoder.source_ids(row)[0]])
+        ids = torch.tensor([row_encoder_of(trainer).source_ids(row)[0]])
         alone = trainer.model.generate(
             input_ids=ids,
             max_new_tokens=longest_target(trainer.train_dataset),
@@ -169,7 +169,7 @@ def test_a_text_ends_where_the_backbone_has_no_more_positions(tmp_path, tokenize
         trainer = make(tmp_path, tokenizer, rows, FREE, model, per_device_eval_batch_size=size)
         texts.append(trainer.predict(data).predictions)
     assert texts[0] == texts[1] == texts[2][::-1]
-    ids = [torch.tensor([trainer._encoder.source_ids(row)[0]]) for row in rows]
+    ids = [torch.tensor([row_encoder_of(trainer).source_ids(row)[0]]) for row in rows]
     limits = [124 - ids[0].shape[1], longest_target(trainer.train_dataset)]
     assert limits[0] < 15 < limits[1]
     for text, source, limit in zip(texts[0], ids, limits, strict=True):

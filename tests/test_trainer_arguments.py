@@ -21,7 +21,7 @@ from hf_prompt_tuning.several.task import PromptTask
 from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 
 from .conftest import tiny_model
-from .helpers import tiny_prompt_model
+from .helpers import row_encoder_of, tiny_prompt_model
 from .test_callbacks import vanilla
 from .test_multi_prompt import arguments as arguments_of_several
 from .test_multi_prompt import random_prompt
@@ -182,7 +182,7 @@ class TestMetrics:
         assert prediction.label_ids.tolist() == [int(row["label"]) - 1 for row in kept]
         assert prediction.predictions.shape == (11, 2) and prediction.losses.shape == (11,)
         for row, ids, loss in zip(kept, prediction.inputs, prediction.losses, strict=True):
-            encoded = trainer._encoder.encode(row)
+            encoded = row_encoder_of(trainer).encode(row)
             assert [i for i in ids.tolist() if i not in (-100, 0)] == encoded["input_ids"]
             alone = trainer.evaluate([row], metric_key_prefix="alone")["alone_loss"]
             assert loss == pytest.approx(alone, rel=1e-4)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError, first_line
-from ..models.scoring import label_nll, rank_labels
+from ..models.scoring import label_losses, label_nll, rank_labels
 from ..models.soft_prompts import SoftPrompts
 
 
@@ -124,8 +124,7 @@ def quality(
         gold = inputs.pop("label", None)
         if label_token_ids:
             scores = rank_labels(model, inputs, label_token_ids, model.config.is_encoder_decoder)
-            sizes = torch.tensor([len(ids) for ids in label_token_ids], device=device)
-            nll, counted = -scores.gather(1, gold[:, None])[:, 0], sizes[gold]
+            nll, counted = label_losses(scores, gold, label_token_ids)
             right += int((scores.argmax(1) == gold).sum())
         else:
             nll, counted = label_nll(model, inputs)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoding import encode_data
-from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..models.backbone import token_scale
@@ -221,7 +220,7 @@ def _of_text(
     template = model.info.template
     if template is None:
         raise PromptTuningError(f"{found.name} has no template, by which rows become text; leave the data out.")
-    encoder = PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
+    encoder = model.row_encoder(tokenizer)
     rows = encode_data(data, "given", encoder, model.room(), require_target=False)
     found.rows = len(rows)
     try:

@@ -86,6 +86,23 @@ def rank_labels(
         ).scores
 
 
+def label_losses(scores: Tensor, labels: Tensor, label_token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return what `label_nll` returns, from the scores of `rank_labels`.
+
+    Args:
+        scores: [B, L].
+        labels: the index of each row's label, [B]; -1 for a row without a label, which has no labelled tokens.
+        label_token_ids: as in `rank_labels`.
+
+    Returns:
+        [B] fp32 and [B] long.
+    """
+    known, index = labels >= 0, labels.clamp(min=0)
+    sizes = torch.tensor([len(ids) for ids in label_token_ids], device=scores.device)
+    nll = -scores.gather(1, index[:, None])[:, 0]
+    return torch.where(known, nll, 0.0), sizes[index] * known
+
+
 def loss_metrics(nll: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
     """Return loss and perplexity, weighted by tokens; empty without labelled tokens."""
     if not tokens.sum():

@@ -7,8 +7,11 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from ..data.template import PromptTemplate
 from ..data.token_ids import check_tensor
+from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, token_nll
@@ -100,6 +103,18 @@ class SoftPrompts(HeldPrompts):
         limit = max_positions(self.base_model)
         config = self.peft_config[self.active_adapter if name is None else name]
         return None if limit is None else limit - config.num_virtual_tokens
+
+    def row_encoder(
+        self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate | None = None
+    ) -> PromptTokenizer:
+        """Return what turns rows into token ids for this backbone.
+
+        Args:
+            tokenizer: the backbone's tokenizer.
+            template: turns a row into text; default: the active prompt's template, which must be set.
+        """
+        template = self.info.template if template is None else template
+        return PromptTokenizer(template, tokenizer, self.config.is_encoder_decoder)
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
         """Make the named prompts trainable, or not."""

@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import DataCollatorForPromptTuning
 from ..data.template import PromptTemplate, parse
-from ..data.tokenization import PromptTokenizer
 from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Place, read_whole
 from ..layouts.base import IGNORED
@@ -42,7 +41,7 @@ class PromptEnsemble:
         self.members = list(members)
         self.tokenizer = tokenizer
         self.template = template
-        self._encoder = PromptTokenizer(template, tokenizer, model.config.is_encoder_decoder)
+        self._encoder = model.row_encoder(tokenizer, template)
         self._collator = DataCollatorForPromptTuning(tokenizer)
 
     def predict(self, rows: Sequence[Mapping[str, Any]], batch_size: int = 16) -> list[dict[str, Any]]:

@@ -8,28 +8,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import EvalPrediction
+from torch import nn
 
-from ..data.collator import DataCollatorForPromptTuning
-from ..data.encoding import encode_data, with_label_words
+from ..data.encoding import with_label_words
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
-from ..layouts.base import IGNORED
 from ..models.metric_direction import greater_is_better
 from ..models.recording import to_record
-from ..models.scoring import (
-    classification_metrics,
-    decode,
-    generate_within,
-    label_nll,
-    loss_metrics,
-    rank_labels,
-    text_metrics,
-)
 from ..models.soft_prompts import SoftPrompts
 from ..models.wrapping import check_backbone
 from ..prompts.card import write_card
@@ -37,11 +24,12 @@ from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from ..prompts.plots import save_pictures
 from ..prompts.repository_files import PROMPT_FILES
-from ..training.token_rows import ColumnCheck
+from ..training.arguments import PromptTuningArguments
+from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .task import PromptTask
 from .trainer import MultiPromptTrainer
-from .voting import vote, vote_on_texts
+from .voting_scorer import VotingScorer
 
 
 class EnsembleTrainer(MultiPromptTrainer):
@@ -86,19 +74,17 @@ class EnsembleTrainer(MultiPromptTrainer):
         if not isinstance(model, SoftPrompts):
             check_backbone(model)
         template = with_label_words(template, train_dataset, eval_dataset)
+        args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
         encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
-        ours = isinstance(kwargs.get("data_collator"), DataCollatorForPromptTuning | None)
-        check = ColumnCheck(model, getattr(args, "remove_unused_columns", True), ours, alone=False)
-        check(train_dataset, "training", template)
-        check(eval_dataset, "evaluation", template)
+        columns = ColumnCheck.of_run(model, args, kwargs.get("data_collator"), alone=False)
         # Tokenize once for all members.
-        train = encode_data(train_dataset, "training", encoder, None, require_target=True)
-        evaluation = encode_data(eval_dataset, "evaluation", encoder, None, require_target=False)
+        encode = RowEncoder(encoder, None, None, columns)
+        train = encode(train_dataset, "training", require_target=True)
+        evaluation = encode(eval_dataset, "evaluation", require_target=False)
         data = {"train_dataset": train, "eval_dataset": evaluation, "template": template}
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
         self.eval_dataset = evaluation
         self.members = list(self.tasks)
-        self._limit = None if None in self._limits.values() else min(self._limits.values())
         self._refuse_twins()
         self._vote_metrics: dict[str, float] = {}
         self._vote_transfer: dict[str, dict[str, float]] = {}
@@ -115,82 +101,11 @@ class EnsembleTrainer(MultiPromptTrainer):
                     "lengths, or other learning rates."
                 )
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[None, tuple[Tensor, ...], Tensor]:
-        """Return results per row as `PromptTuningTrainer` does, for G prompts at once.
-
-        The results are negative log-likelihoods [B, G] and token counts [B], then label scores [B, G, L] or generated
-        ids [B, G, T']. Without prompts (`evaluate_untuned`) there is no dimension G.
-        """
-        unwrapped = self.accelerator.unwrap_model(model)
-        if unwrapped._adapters_disabled:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        gold = inputs.pop("label", None)
-        size, many = len(inputs["input_ids"]), len(self.members)
-        rows = {name: value.repeat(many, 1) for name, value in inputs.items()}
-        rows["adapter_names"] = [name for name in self.members for _ in range(size)]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if gold is not None and not prediction_loss_only:
-                ids, seq2seq = self._encoder.label_token_ids, self._encoder.is_encoder_decoder
-                scores = rank_labels(model, rows, ids, seq2seq).view(many, size, -1).transpose(0, 1)
-                sizes = torch.tensor([len(words) for words in ids], device=scores.device)
-                known, index = gold >= 0, gold.clamp(min=0)
-                right = scores.gather(2, index[:, None, None].expand(-1, many, 1))[..., 0]
-                return None, (torch.where(known[:, None], -right, 0.0), sizes[index] * known, scores), gold
-            nll, tokens = label_nll(model, rows)
-            found = nll.view(many, size).T, tokens.view(many, size)[0]
-            if not prediction_loss_only and getattr(self.args, "predict_with_generate", True):
-                found += (self._texts_of_all(unwrapped, rows),)
-        return None, found, inputs["labels"]
-
-    def _texts_of_all(self, model: Any, rows: dict[str, Any]) -> Tensor:
-        """Return the ids that each prompt generates, [B, G, T'], padded with -100."""
-        limit = self._generation_limit()
-        ids = generate_within(model, rows, self.processing_class, limit)
-        # Pad to the same width in every batch, because the batches are concatenated later.
-        ids = nn.functional.pad(ids, (0, limit - ids.shape[1]), value=IGNORED)
-        return ids.view(len(self.members), -1, limit).transpose(0, 1)
-
-    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        nll, tokens, *detail = prediction.predictions
-        if nll.ndim == 1:
-            return super()._compute_metrics(prediction)
-        template = self._encoder.template
-        outputs, references = self._readable(detail, prediction.label_ids)
-        self._own = {}
-        for g, name in enumerate(self.members):
-            own = loss_metrics(nll[:, g], tokens)
-            if outputs is not None and template.is_classification:
-                own |= classification_metrics(outputs[:, g], references)
-                if self._described is not None:
-                    info = self.accelerator.unwrap_model(self.model).prompt_info[name]
-                    self._describe_scores(info, outputs[:, g], references)
-            elif outputs is not None:
-                own |= text_metrics([texts[g] for texts in outputs], references)
-            self._own[name] = own
-        losses = [own["loss"] for own in self._own.values() if "loss" in own]
-        self._vote = {"loss": sum(losses) / len(losses)} if losses else {}
-        self._vote |= self._metrics_of_the_vote(outputs, references, prediction)
-        return {f"{name}_{key}": value for name, own in self._own.items() for key, value in own.items()} | self._vote
-
-    def _metrics_of_the_vote(self, outputs: Any, references: Any, prediction: EvalPrediction) -> dict[str, Any]:
-        if outputs is None:
-            return {}
-        if self._encoder.template.is_classification:
-            decided = vote(outputs)
-            metrics = classification_metrics(np.eye(outputs.shape[2])[decided], references)
-        else:
-            decided = [vote_on_texts(texts) for texts in outputs]
-            metrics = text_metrics(decided, references)
-        return metrics | self._callers_metrics(decided, references, prediction)
-
-    def _readable(self, detail: list[np.ndarray], labels: np.ndarray) -> tuple[Any, Any]:
-        if not detail or self._encoder.template.is_classification or detail[0].ndim == 2:
-            return super()._readable(detail, labels)
-        by_member = [decode(detail[0][:, g], self.processing_class) for g in range(len(self.members))]
-        return [list(texts) for texts in zip(*by_member, strict=True)], self._references(labels)
+    def _make_scorer(self, **options: Any) -> VotingScorer:
+        scorer = self._scorer_of_prompt()
+        # The shortest room of all members is the one for their common rows.
+        rows = min(self._row_encoders.values(), key=lambda rows: math.inf if rows.limit is None else rows.limit)
+        return VotingScorer(**vars(scorer) | {"rows": rows, "members": tuple(self.members)} | options)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -205,12 +120,13 @@ class EnsembleTrainer(MultiPromptTrainer):
             metric_key_prefix: as in `Trainer`.
         """
         model, own = self.accelerator.unwrap_model(self.model), self._is_own(eval_dataset, metric_key_prefix)
-        metrics = self._evaluated(model.info if own else None, eval_dataset, ignore_keys, metric_key_prefix)
+        scorer = self._make_scorer(infos=model.prompt_info if own else {})
+        metrics = self._evaluated(scorer, eval_dataset, ignore_keys, metric_key_prefix)
         if own:
             for name in self.members:
-                model.prompt_info[name].metrics = _as_evaluation(self._own[name])
-            self._vote_metrics = _as_evaluation(self._vote)
-            self._check_best()
+                model.prompt_info[name].metrics = _as_evaluation(scorer.of_members[name])
+            self._vote_metrics = _as_evaluation(scorer.of_vote)
+            self._check_best(scorer)
         return metrics
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
@@ -234,10 +150,11 @@ class EnsembleTrainer(MultiPromptTrainer):
         """
         model, found = self.accelerator.unwrap_model(self.model), {}
         for name, data in datasets.items():
-            metrics, rows = self._transferred(name, data)
+            scorer = self._make_scorer()
+            metrics, rows = self._transferred(scorer, name, data)
             for member in self.members:
-                model.prompt_info[member].transfer[name] = to_record(self._own[member]) | {"rows": rows}
-            self._vote_transfer[name] = to_record(self._vote) | {"rows": rows}
+                model.prompt_info[member].transfer[name] = to_record(scorer.of_members[member]) | {"rows": rows}
+            self._vote_transfer[name] = to_record(scorer.of_vote) | {"rows": rows}
             found |= {f"transfer_{name}_{metric}": value for metric, value in metrics.items()}
         return found
 
@@ -267,13 +184,13 @@ class EnsembleTrainer(MultiPromptTrainer):
     @property
     def _deciding(self) -> str:
         """The metric for the choice of the best member, without its prefix."""
-        default = "accuracy" if self._encoder.template.is_classification else "loss"
+        default = "accuracy" if self._rows.tokenizer.template.is_classification else "loss"
         return (self.args.metric_for_best_model or default).removeprefix("eval_")
 
-    def _check_best(self) -> None:
+    def _check_best(self, scorer: VotingScorer) -> None:
         """Raise PromptTuningError if the members' metrics do not contain `metric_for_best_model`."""
-        if self.args.metric_for_best_model and not any(self._deciding in own for own in self._own.values()):
-            known = ", ".join(next(iter(self._own.values())))
+        if self.args.metric_for_best_model and not any(self._deciding in own for own in scorer.of_members.values()):
+            known = ", ".join(next(iter(scorer.of_members.values())))
             raise PromptTuningError(
                 f"metric_for_best_model is {self._deciding!r}, and each member is evaluated by {known}; name one of "
                 "these (compute_metrics is of the vote)."

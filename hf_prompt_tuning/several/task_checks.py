@@ -55,4 +55,4 @@ def encoder_of(task: PromptTask, tokenizer: Any, model: SoftPrompts) -> PromptTo
         raise PromptTuningError(
             f"the task {task.name!r} has a template, and processing_class is None; give the backbone's tokenizer."
         )
-    return PromptTokenizer(task.template, tokenizer, model.config.is_encoder_decoder)
+    return model.row_encoder(tokenizer, task.template)

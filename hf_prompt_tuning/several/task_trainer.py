@@ -8,21 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from ..data.collator import DataCollatorForPromptTuning
-from ..data.encoding import encode_data
 from ..data.token_ids import vocabulary_of
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..hub.names import hub_id
 from ..models.recording import to_record
-from ..models.scoring import longest_target, loss_history
+from ..models.scoring import loss_history
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
 from ..prompts.plots import CURVES_FILE, save_curves
 from ..prompts.repository_card import write_repository_card
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
-from ..training.token_rows import ColumnCheck
+from ..training.scorer import Scorer
+from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .task import PromptTask, check_names, model_with_prompts
 from .task_checks import check_of_tasks, check_prompts, encoder_of, template_of
@@ -48,11 +47,13 @@ class TaskTrainer(PromptTuningTrainer):
         if not isinstance(model, SoftPrompts):
             model = model_with_prompts(model, tasks, processing_class, args.seed)
         check_prompts(model, tasks)
-        self._encoders = {task.name: encoder_of(task, processing_class, model) for task in tasks}
-        self._limits = {task.name: model.room(task.name) for task in tasks}
-        self._vocabulary = vocabulary_of(model)
-        ours = isinstance(kwargs.get("data_collator"), DataCollatorForPromptTuning | None)
-        self._columns = ColumnCheck(model.get_base_model(), args.remove_unused_columns, ours, self._alone)
+        columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), self._alone)
+        self._row_encoders = {
+            task.name: RowEncoder(
+                encoder_of(task, processing_class, model), model.room(task.name), vocabulary_of(model), columns
+            )
+            for task in tasks
+        }
         self.tasks = {task.name: self._with_token_ids(task) for task in tasks}
         model.set_adapter(tasks[0].name)
         data = {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None}
@@ -64,8 +65,8 @@ class TaskTrainer(PromptTuningTrainer):
             template=tasks[0].template,
             **kwargs,
         )
-        for name, encoder in self._encoders.items():
-            self._describe_data(name, encoder)
+        for name, rows in self._row_encoders.items():
+            self._describe_data(name, rows.tokenizer)
 
     @staticmethod
     def _room(model: Any) -> int | None:
@@ -73,11 +74,9 @@ class TaskTrainer(PromptTuningTrainer):
         return None
 
     def _with_token_ids(self, task: PromptTask) -> PromptTask:
-        encoder, limit, rows = self._encoders[task.name], self._limits[task.name], self._vocabulary
-        for name, data in (("training", task.train_dataset), ("evaluation", task.eval_dataset)):
-            self._columns(data, f"{task.name} {name}", None if encoder is None else encoder.template)
-        train = encode_data(task.train_dataset, f"{task.name} training", encoder, limit, True, rows)
-        evaluation = encode_data(task.eval_dataset, f"{task.name} evaluation", encoder, limit, False, rows)
+        encode = self._row_encoders[task.name]
+        train = encode(task.train_dataset, f"{task.name} training", require_target=True)
+        evaluation = encode(task.eval_dataset, f"{task.name} evaluation", require_target=False)
         return replace(task, train_dataset=train, eval_dataset=evaluation)
 
     def _describe_data(self, name: str, encoder: PromptTokenizer | None) -> None:
@@ -87,23 +86,21 @@ class TaskTrainer(PromptTuningTrainer):
             if train is not None:
                 info.example = encoder.readable(train[0])
 
-    def _generation_limit(self) -> int:
+    def _scorer_of_prompt(self, **options: Any) -> Scorer:
         task = self.tasks[self.accelerator.unwrap_model(self.model).active_adapter]
         data = task.train_dataset if task.train_dataset is not None else task.eval_dataset
-        return self._encoder.template.max_target_length or longest_target(data)
+        return self._scorer_of(self._row_encoders[task.name], data, **options)
 
     @contextmanager
     def _using(self, name: str) -> Iterator[PromptInfo]:
         """Within this context, evaluate and describe the prompt of this task."""
         model = self.accelerator.unwrap_model(self.model)
-        before = model.active_adapter, self._encoder, self._limit
+        before = model.active_adapter
         model.set_adapter(name)
-        self._encoder, self._limit = self._encoders[name], self._limits[name]
         try:
             yield model.info
         finally:
-            model.set_adapter(before[0])
-            self._encoder, self._limit = before[1:]
+            model.set_adapter(before)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -123,7 +120,8 @@ class TaskTrainer(PromptTuningTrainer):
         for name, rows in self._by_task(self.eval_dataset if data is None else data).items():
             prefix = f"{metric_key_prefix}_{name}"
             with self._using(name) as info:
-                found = self._evaluated(info if own else None, rows, ignore_keys, prefix)
+                scorer = self._make_scorer(info=info if own else None)
+                found = self._evaluated(scorer, rows, ignore_keys, prefix)
                 if own:
                     info.metrics = _renamed(to_record(found), prefix, "eval")
             metrics |= found
@@ -165,7 +163,7 @@ class TaskTrainer(PromptTuningTrainer):
         for task, data_of_task in (datasets if by_task else dict.fromkeys(self.tasks, datasets)).items():
             with self._using(task) as info:
                 for name, data in data_of_task.items():
-                    metrics, rows = self._transferred(name, data)
+                    metrics, rows = self._transferred(self._make_scorer(), name, data)
                     info.transfer[name] = to_record(metrics) | {"rows": rows}
                     found |= {f"transfer_{name}_{task}_{metric}": value for metric, value in metrics.items()}
         return found

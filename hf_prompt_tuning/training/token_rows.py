@@ -1,4 +1,4 @@
-"""Check the columns of a trainer's data, so that no column that the backbone reads is lost silently."""
+"""Turn a trainer's data into token ids, and check that no column that the backbone reads is lost silently."""
 
 import inspect
 import logging
@@ -10,10 +10,12 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoded_rows import columns_of, is_encoded
-from ..data.encoding import from_list, is_text
+from ..data.encoding import encode_data, from_list, is_text
 from ..data.files import ORIGIN
 from ..data.template import PromptTemplate
+from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 
@@ -40,6 +42,12 @@ class ColumnCheck:
     removes: bool
     batched: bool
     alone: bool
+
+    @classmethod
+    def of_run(cls, backbone: nn.Module, args: Any, collator: Any, alone: bool) -> "ColumnCheck":
+        """Return the check for a run with these training arguments. `collator` is None for the default one."""
+        ours = isinstance(collator, DataCollatorForPromptTuning | None)
+        return cls(backbone, args.remove_unused_columns, ours, alone)
 
     def __call__(self, data: Any, name: str, template: PromptTemplate | None) -> None:
         """Raise PromptTuningError for a column that the backbone reads and that would be lost.
@@ -98,6 +106,32 @@ class ColumnCheck:
             # A column that cannot be an input (a text, a number) is left out, as `Trainer` does.
             names = ", ".join(map(repr, unread))
             logger.warning("The %s data's columns %s are left out: %s takes none.", name, names, self._named)
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """Turn the data of one prompt into token ids.
+
+    Attributes:
+        tokenizer: applies the template; None if the rows are token ids already.
+        limit: the largest number of tokens in a row; None for no limit.
+        vocabulary: the number of rows in the backbone's embedding; None skips the check of the ids.
+        columns: the check for columns that would be lost.
+    """
+
+    tokenizer: PromptTokenizer | None
+    limit: int | None
+    vocabulary: int | None
+    columns: ColumnCheck
+
+    def __call__(self, data: Any, name: str, require_target: bool) -> Any:
+        """Return the token ids of a dataset, or of each dataset in a dict, as `encode_data` does.
+
+        Raises:
+            PromptTuningError: a column would be lost, or `encode_data` rejects the data.
+        """
+        self.columns(data, name, None if self.tokenizer is None else self.tokenizer.template)
+        return encode_data(data, name, self.tokenizer, self.limit, require_target, self.vocabulary)
 
 
 def with_labels(data: Any) -> Any:

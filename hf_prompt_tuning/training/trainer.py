@@ -1,5 +1,6 @@
 """Trainer for soft prompts."""
 
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
@@ -11,7 +12,6 @@ from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoding import text_rows, with_label_words
 from ..data.template import PromptTemplate
 from ..data.token_ids import vocabulary_of
-from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..extras import check_installed
 from ..layouts import check_layout_name
@@ -28,7 +28,7 @@ from ..training.arguments import PromptTuningArguments
 from .callbacks import DivergenceCallback
 from .sampling import SeededLengthGroupedSampler
 from .search import SearchingTrainer
-from .token_rows import ColumnCheck
+from .token_rows import ColumnCheck, RowEncoder
 from .trainer_checks import check_devices, check_options, check_together, warn_of_template
 
 
@@ -90,21 +90,21 @@ class PromptTuningTrainer(SearchingTrainer):
         if prompt_config is not None:
             set_seed(args.seed)  # before the prompt's vectors are drawn
         model = self._wrapped(model, prompt_config, processing_class, template)
-        self._encoder: PromptTokenizer | None = None
-        if template is not None:
-            self._encoder = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
         self._extra_metrics = compute_metrics
-        self._limit, self._vocabulary = self._room(model), vocabulary_of(model)
-        ours = data_collator is None or isinstance(data_collator, DataCollatorForPromptTuning)
-        self._columns = ColumnCheck(self._base(model), args.remove_unused_columns, ours, self._alone)
+        self._rows = RowEncoder(
+            None if template is None else model.row_encoder(processing_class, template),
+            self._room(model),
+            vocabulary_of(model),
+            ColumnCheck.of_run(model.get_base_model(), args, data_collator, self._alone),
+        )
         callbacks = list(callbacks or [])
         if getattr(args, "early_stopping_patience", None):
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks]
         if not any(issubclass(kind, DivergenceCallback) for kind in kinds):
             callbacks.append(DivergenceCallback())
-        train_dataset = self._encoded(train_dataset, "training", require_target=True)
-        eval_dataset = self._encoded(eval_dataset, "evaluation", require_target=False)
+        train_dataset = self._rows(train_dataset, "training", require_target=True)
+        eval_dataset = self._rows(eval_dataset, "evaluation", require_target=False)
         check_layout_name(getattr(args, "layout", "auto"))
         if isinstance(model, SoftPrompts) and not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
@@ -127,7 +127,7 @@ class PromptTuningTrainer(SearchingTrainer):
         self._loss_shifts_labels = False
         self.label_smoother = None
         self.label_names = ["labels"]
-        if self._encoder is not None:
+        if self._rows.tokenizer is not None:
             # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
             self._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
         self._introduced(self.model)
@@ -139,20 +139,20 @@ class PromptTuningTrainer(SearchingTrainer):
             PromptTuningError: `model_init` does not return a prompt-tuning model, or a row is too long for its prompt.
         """
         model = self._introduced(self._wrapped(super().call_model_init(trial), None, None, None))
-        self._limit, self._vocabulary = self._room(model), vocabulary_of(model)
+        self._rows = replace(self._rows, limit=self._room(model), vocabulary=vocabulary_of(model))
         for name, data in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
-            self._encoded(data, name, require_target=False)
+            self._rows(data, name, require_target=False)
         return model
 
     def _introduced(self, model: nn.Module) -> nn.Module:
         if hasattr(model, "use_layout"):
             names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
             model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
-        if self._encoder is not None and isinstance(model, SoftPrompts):
-            model.info.template = self._encoder.template
+        if self._rows.tokenizer is not None and isinstance(model, SoftPrompts):
+            model.info.template = self._rows.tokenizer.template
             if isinstance(self.train_dataset, Dataset):
                 # Set here and not in each save, so that a user who may not publish a row can remove it.
-                model.info.example = self._encoder.readable(self.train_dataset[0])
+                model.info.example = self._rows.tokenizer.readable(self.train_dataset[0])
         return model
 
     @staticmethod
@@ -171,10 +171,6 @@ class PromptTuningTrainer(SearchingTrainer):
         if template is not None or not data or any(text_rows(rows, known) is not None for rows in data):
             raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
         return None
-
-    @staticmethod
-    def _base(model: Any) -> Any:
-        return model.get_base_model() if isinstance(model, SoftPrompts) else model
 
     @staticmethod
     def _wrapped(model: Any, config: PromptTuningConfig | None, tokenizer: Any, template: Any) -> Any:

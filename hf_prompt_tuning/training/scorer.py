@@ -1,0 +1,196 @@
+"""Score the rows of a batch, and compute the metrics of all scored rows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from transformers import EvalPrediction, TrainingArguments
+from transformers.utils import ModelOutput
+
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
+from ..models.calibration import fit_calibration
+from ..models.scoring import (
+    beside_texts,
+    classification_metrics,
+    confusion_matrix,
+    decode,
+    generate_within,
+    label_losses,
+    label_nll,
+    loss_metrics,
+    rank_labels,
+    text_metrics,
+)
+from ..prompts.info import PromptInfo
+from ..sharding import whole
+from .callers_metrics import labelled_rows, mean_losses, of_rows, plain_metrics
+from .token_rows import RowEncoder
+
+
+@dataclass
+class RowResults(ModelOutput):
+    """The results of B rows. `Trainer` gathers them from all batches and processes as a `ModelOutput`.
+
+    They are tensors of one batch, or NumPy arrays of all gathered rows. Of the last three at most one is set.
+
+    Attributes:
+        nll: negative log-likelihood of each row's labels, [B].
+        tokens: number of labelled tokens, [B].
+        label_scores: log-likelihood of every label, [B, L] (classification).
+        generated_ids: token ids of generated texts, [B, T'], with -100 after their end (free text).
+        logits: logits of the row's tokens, [B, T, V], or what `preprocess_logits_for_metrics` returned (token ids).
+    """
+
+    nll: Any = None
+    tokens: Any = None
+    label_scores: Any = None
+    generated_ids: Any = None
+    logits: Any = None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Score the rows of one prompt, the active one.
+
+    Attributes:
+        rows: turns the prompt's data into token ids.
+        args: the run's arguments.
+        max_new_tokens: maximum length of a generated text; None to generate none.
+        compute_metrics: the caller's function.
+        preprocess_logits: the caller's `preprocess_logits_for_metrics`.
+        with_logits: whether to return the logits of rows of token ids.
+        info: description of the prompt, in which to record the confusion matrix and the calibration; None to record
+            nothing.
+    """
+
+    rows: RowEncoder
+    args: TrainingArguments
+    max_new_tokens: int | None = None
+    compute_metrics: Any = None
+    preprocess_logits: Any = None
+    with_logits: bool = False
+    info: PromptInfo | None = None
+
+    @property
+    def encoder(self) -> PromptTokenizer | None:
+        """Return the tokenizer of raw rows; None if the rows are token ids."""
+        return self.rows.tokenizer
+
+    @property
+    def ranks_labels(self) -> bool:
+        """Tell whether rows are classified by ranking their labels."""
+        return self.encoder is not None and self.encoder.template.is_classification
+
+    def score(self, model: nn.Module, batch: dict[str, Any], loss_only: bool = False) -> tuple[RowResults, Tensor]:
+        """Return the results of a batch's rows, and what they are compared with.
+
+        There is no loss of the batch, because a mean of batch means would depend on the batch size.
+
+        Args:
+            model: a prompt-tuning model (or its wrapper).
+            batch: from the collator; with `adapter_names` if the rows have several prompts.
+            loss_only: whether to return only losses and token counts.
+
+        Returns:
+            The results, and label indices [B] (-1: no label) if labels are ranked, otherwise the labels [B, T].
+
+        Raises:
+            PromptTuningError: with a template, the batch has inputs other than text.
+        """
+        batch = dict(batch)
+        label = batch.pop("label", None)
+        labels = batch.setdefault("labels", torch.full_like(batch["input_ids"], IGNORED))
+        if self.encoder is not None and (others := beside_texts(batch)):
+            raise PromptTuningError(
+                f"the batches have {others[0]!r} beside texts, and labels are ranked and texts written by the text "
+                "alone; leave it out, or train on rows of token ids without a template."
+            )
+        if label is not None and self.ranks_labels and not loss_only:
+            ids = self.encoder.label_token_ids
+            scores = rank_labels(model, batch, ids, self.encoder.is_encoder_decoder)
+            return RowResults(*label_losses(scores, label, ids), label_scores=scores), label
+        results = RowResults(*label_nll(model, batch))
+        if not loss_only and self.encoder is None and (self.with_logits or self.compute_metrics is not None):
+            results.logits = self._logits(model, batch)
+        elif not loss_only and self.max_new_tokens is not None:
+            results.generated_ids = self._generate(extract_model_from_parallel(model), batch)
+        return results, labels
+
+    def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        logits = model(**batch).logits
+        logits = logits[:, logits.shape[1] - batch["labels"].shape[1] :]  # without those of the prompt
+        return logits if self.preprocess_logits is None else self.preprocess_logits(logits, batch["labels"])
+
+    def _generate(self, model: Any, batch: dict[str, Any]) -> Tensor:
+        # ZeRO-3 gathers a prompt only in `forward`.
+        with whole(model.prompt_encoder[model.active_adapter].embedding):
+            return generate_within(model, batch, self.encoder.tokenizer, self.max_new_tokens)
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, Any]:
+        """Return the metrics of all rows, and those of the caller's `compute_metrics`.
+
+        Args:
+            prediction: `RowResults` of all rows, and what they are compared with.
+        """
+        outputs, references = self.readable(prediction.predictions, prediction.label_ids)
+        metrics = self.metrics_of(prediction.predictions, outputs, references, self.info)
+        return metrics | self.callers_metrics(outputs, references, prediction)
+
+    def readable(self, results: RowResults, references: np.ndarray) -> tuple[Any, Any]:
+        """Return predictions and references as a metric compares them; None and None if there are only losses.
+
+        They are label scores and label indices, texts and texts (None for a missing reference), or logits and labels.
+        """
+        if results.generated_ids is not None:
+            return decode(results.generated_ids, self.encoder.tokenizer), self.reference_texts(references)
+        outputs = results.label_scores if results.label_scores is not None else results.logits
+        return (None, None) if outputs is None else (outputs, references)
+
+    def reference_texts(self, labels: np.ndarray) -> list[str | None]:
+        """Return the texts of the labels, [B, T]; None for a row without labels."""
+        labelled = (labels != IGNORED).any(1)
+        texts = decode(labels, self.encoder.tokenizer)
+        return [text if there else None for text, there in zip(texts, labelled, strict=True)]
+
+    def metrics_of(
+        self, results: RowResults, outputs: Any, references: Any, info: PromptInfo | None
+    ) -> dict[str, float]:
+        """Return the metrics of one prompt: loss and perplexity, and those of its labels or texts.
+
+        Args:
+            results: the losses.
+            outputs: label scores or texts, as `readable` returns them.
+            references: as `readable` returns them.
+            info: description of the prompt, in which to record the confusion matrix and the calibration.
+        """
+        metrics = loss_metrics(results.nll, results.tokens)
+        if results.label_scores is not None:
+            if info is not None:
+                info.confusion_matrix = confusion_matrix(outputs, references, self.encoder.template)
+                info.calibration = fit_calibration(outputs, references)
+            return metrics | classification_metrics(outputs, references)
+        return metrics if results.generated_ids is None else metrics | text_metrics(outputs, references)
+
+    def callers_metrics(self, outputs: Any, references: Any, prediction: EvalPrediction) -> dict[str, Any]:
+        """Return the caller's metrics of the rows that have a reference; an empty dict if no row has one."""
+        if self.compute_metrics is None or outputs is None:
+            return {}
+        known = labelled_rows(references)
+        if not known.any():
+            return {}
+        if self.encoder is None:
+            known[:] = True  # rows of token ids always have labels, even if all are -100
+        given = {}
+        if "inputs" in self.args.include_for_metrics:
+            given["inputs"] = of_rows(prediction.inputs, known)
+        if "loss" in self.args.include_for_metrics:
+            results = prediction.predictions
+            given["losses"] = of_rows(mean_losses(results.nll, results.tokens), known)
+        outputs, references = of_rows(outputs, known), of_rows(references, known)
+        metrics = self.compute_metrics(EvalPrediction(predictions=outputs, label_ids=references, **given))
+        return plain_metrics(metrics, self.args.metric_for_best_model)
