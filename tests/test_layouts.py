@@ -5,7 +5,7 @@ import torch
 
 from hf_prompt_tuning.layouts import Examples, PaddedLayout, Prompts
 from hf_prompt_tuning.layouts.base import IGNORED
-from hf_prompt_tuning.layouts.padded import as_it_came, padded_rows
+from hf_prompt_tuning.layouts.padded import in_caller_columns, padded_rows
 
 from .conftest import DECODERS
 from .helpers import loss_and_gradient, pad, ragged_rows, reference_loss, relative_error, tiny_prompt_model
@@ -32,7 +32,13 @@ def test_rows_are_prompt_text_pads_whichever_side_was_padded():
 def test_outputs_return_to_the_columns_they_came_from():
     left = Examples.align(column(0.0, 7.0, 8.0), torch.tensor([[0, 1, 1]]))
     rows, _ = padded_rows(Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)
-    assert as_it_came(rows, Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)[0, :, 0].tolist() == [1, 2, 0, 7, 8]
+    assert in_caller_columns(rows, Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)[0, :, 0].tolist() == [
+        1,
+        2,
+        0,
+        7,
+        8,
+    ]
 
 
 def test_pads_between_tokens_are_taken_out_and_their_labels_with_them():

@@ -1,9 +1,8 @@
 """Lay out prompts and examples in the rows that the backbone sees."""
 
-from .base import Candidates, Examples, LabelledLogits, Layout, Prompts
+from .base import Candidates, ComputedPrompt, Examples, LabelledLogits, Layout, Prompts
 from .cached import CachedLayout
 from .choose import check_layout_name, choose
-from .computed import ComputedPrompt
 from .packed import PackedLayout
 from .padded import PaddedLayout
 

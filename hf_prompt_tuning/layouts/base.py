@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,10 @@ from transformers.utils import ModelOutput
 from ..sharding import announce_pass
 from ..stand_ins import calling, with_part
 
-if TYPE_CHECKING:
-    from .computed import ComputedPrompt
-
 IGNORED = -100
 """The label of a position without a prediction, as everywhere in PyTorch and transformers."""
+Layers = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, [rows, heads, columns, d] each."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Examples:
             order,
         )
 
-    def mask_as_it_came(self) -> Tensor:
+    def caller_mask(self) -> Tensor:
         """Return a [B, T] bool mask, True on real tokens, in the columns of the caller's batch."""
         if self.order is None:
             return self.mask
@@ -83,20 +82,37 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class ComputedPrompt:
+    """Hold the computed part of a prompt, which is the same in every row.
+
+    Attributes:
+        layers: each layer's keys and values, [1, heads, P, d] each. They cover all P vectors, even in layers with
+            windows.
+        logits: [1, V], the last vector's prediction.
+    """
+
+    layers: Layers
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return self.layers[0][0].shape[2]
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Hold the G prompts of a batch, and the prompt of each example.
 
     Attributes:
         vectors: G tensors of [P_g, H]. Lengths may differ; length 0 means no prompt.
-        of: [B] long, the prompt (0 … G-1) of each example.
+        of_row: [B] long, the prompt (0 … G-1) of each example.
         names: the adapter names of the G prompts; empty if they are not needed.
         computed: for each of the G prompts its `ComputedPrompt`, or None for no prompt. Empty: no prompt was computed.
     """
 
     vectors: tuple[Tensor, ...]
-    of: Tensor
+    of_row: Tensor
     names: tuple[str, ...] = ()
-    computed: "tuple[ComputedPrompt | None, ...]" = ()
+    computed: tuple[ComputedPrompt | None, ...] = ()
 
     @classmethod
     def one(cls, vectors: Tensor, batch: int) -> "Prompts":
@@ -105,23 +121,23 @@ class Prompts:
 
     def lengths(self) -> Tensor:
         """Return the number of virtual tokens in front of each example, [B] long."""
-        return torch.tensor([len(v) for v in self.vectors], device=self.of.device)[self.of]
+        return torch.tensor([len(v) for v in self.vectors], device=self.of_row.device)[self.of_row]
 
-    def of_rows(self) -> tuple[str, ...]:
+    def row_names(self) -> tuple[str, ...]:
         """Return the prompt's name for each example."""
-        return tuple(self.names[g] for g in self.of.tolist())
+        return tuple(self.names[g] for g in self.of_row.tolist())
 
     def groups(self) -> Iterator[tuple[int, Tensor]]:
         """Yield each prompt (0 … G-1) that is used, with its examples ([B_g] long)."""
         for g in range(len(self.vectors)):
-            rows = (self.of == g).nonzero()[:, 0]
+            rows = (self.of_row == g).nonzero()[:, 0]
             if len(rows):
                 yield g, rows
 
     def select(self, rows: Tensor) -> "Prompts":
         """Return the prompts of the examples `rows`. Prompts that none of these examples uses are dropped."""
-        used, of = self.of[rows].unique(return_inverse=True)
-        return Prompts(tuple(self.vectors[g] for g in used.tolist()), of)
+        used, of_row = self.of_row[rows].unique(return_inverse=True)
+        return Prompts(tuple(self.vectors[g] for g in used.tolist()), of_row)
 
 
 @dataclass(frozen=True)
@@ -232,10 +248,10 @@ def predictions_at(backbone: nn.Module, rows: Tensor, columns: Tensor, **inputs:
         columns: [K] long.
         **inputs: the backbone's arguments.
     """
-    head, chosen = backbone.get_output_embeddings(), []
+    head, was_projected = backbone.get_output_embeddings(), []
 
     def project(hidden: Tensor, *others: Any, **options: Any) -> Tensor:
-        chosen.append(True)
+        was_projected.append(True)
         return head(hidden[rows, columns][None], *others, **options)
 
     config, called = getattr(backbone, "config", None), backbone
@@ -245,7 +261,7 @@ def predictions_at(backbone: nn.Module, rows: Tensor, columns: Tensor, **inputs:
         called = with_part(backbone, head, calling(head, project))
     announce_pass()
     outputs = called(**inputs)
-    if not chosen:  # a custom or compiled `forward`, which calls the backbone's own head
+    if not was_projected:  # a custom or compiled `forward`, which calls the backbone's own head
         outputs.logits = outputs.logits[rows, columns][None]
     return outputs
 

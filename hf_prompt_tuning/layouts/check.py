@@ -73,10 +73,9 @@ def _losses(
 ) -> Figures:
     texts = _texts(backbone, lengths, prompts[0].device)
     examples = _examples(embed, texts)
-    found = layout.labelled_logits(backbone, _dealt_out(prompts, len(texts)), examples)
-    losses = token_nll(found.logits, found.targets)
+    predictions = layout.labelled_logits(backbone, _in_turn(prompts, len(texts)), examples)
     # Each token occurs in one place only, so sorting by token gives every layout's losses the same order.
-    losses = losses[found.targets.argsort(stable=True)]
+    losses = token_nll(predictions.logits, predictions.targets)[predictions.targets.argsort(stable=True)]
     gradients = torch.autograd.grad(losses.sum(), prompts, allow_unused=True)
     flat = [torch.zeros(1) if gradient is None else gradient.flatten() for gradient in gradients]
     return {"loss": losses.detach(), "prompt gradient": torch.cat([gradient.to(losses.device) for gradient in flat])}
@@ -86,9 +85,9 @@ def _scores(layout: Layout, backbone: nn.Module, embed: Embed, prompts: tuple[Te
     texts = _texts(backbone, SOURCES + WORDS, prompts[0].device)
     sources, words = texts[: len(SOURCES)], texts[len(SOURCES) :]
     candidates = Candidates(tuple(words), tuple(embed(ids[None])[0] for ids in words))
-    prompts_of = _dealt_out(prompts, len(sources))
+    in_turn = _in_turn(prompts, len(sources))
     with torch.no_grad():
-        return {"score": layout.candidate_scores(backbone, prompts_of, _examples(embed, sources), candidates)}
+        return {"score": layout.candidate_scores(backbone, in_turn, _examples(embed, sources), candidates)}
 
 
 def _texts(backbone: nn.Module, lengths: tuple[int, ...], device: torch.device) -> list[Tensor]:
@@ -103,6 +102,6 @@ def _examples(embed: Embed, texts: list[Tensor]) -> Examples:
     return Examples(embed(labels.clamp(min=0)).detach(), labels != IGNORED, labels)
 
 
-def _dealt_out(prompts: tuple[Tensor, ...], rows: int) -> Prompts:
+def _in_turn(prompts: tuple[Tensor, ...], rows: int) -> Prompts:
     """Assign the prompts to the rows in turn."""
     return Prompts(prompts, torch.arange(rows, device=prompts[0].device) % len(prompts))

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError
@@ -125,13 +124,3 @@ def choose(
         log = logger.info if verdict.layout is None else logger.warning
         log("The %s layout is not used for %s: %s.", candidate, type(backbone).__name__, reason)
     raise AssertionError("padded is exact for every model")
-
-
-def state_of_choice(backbone: PreTrainedModel) -> tuple:
-    """Return what a choice depends on besides the backbone itself. All of it may change between batches."""
-    state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
-    if not is_recurrent(backbone):
-        return state
-    # Recurrent layers have several kernels: one for training, and one for each device.
-    device = backbone.device.type
-    return *state, backbone.training, device, backbone.dtype, torch.is_autocast_enabled(device)

@@ -6,35 +6,14 @@ reaches the prompt through it; it is for evaluation and generation.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from .base import predictions_at, token_inputs
+from .base import ComputedPrompt, Layers, predictions_at, token_inputs
 from .traits import text_positions
-
-Layers = list[tuple[Tensor, Tensor]]
-"""Keys and values of each layer, [rows, heads, columns, d] each."""
-
-
-@dataclass(frozen=True)
-class ComputedPrompt:
-    """Hold the computed part of a prompt, which is the same in every row.
-
-    Attributes:
-        layers: each layer's keys and values, [1, heads, P, d] each. They cover all P vectors, even in layers with
-            windows.
-        logits: [1, V], the last vector's prediction.
-    """
-
-    layers: Layers
-    logits: Tensor
-
-    def __len__(self) -> int:
-        return self.layers[0][0].shape[2]
 
 
 @torch.no_grad()
@@ -78,30 +57,29 @@ def side_by_side(computed: Sequence[ComputedPrompt]) -> Layers:
     ]
 
 
-def in_rows(computed: Sequence[ComputedPrompt | None], of: Tensor) -> tuple[Layers, Tensor]:
+def in_rows(computed: Sequence[ComputedPrompt | None], of_row: Tensor) -> tuple[Layers, Tensor]:
     """Put each row's prompt into a batch of B rows. Shorter prompts follow masked columns: `[masked | prompt]`.
 
     Args:
         computed: G prompts, None for no prompt. At least one is not None.
-        of: [B] long, the prompt of each row.
+        of_row: [B] long, the prompt of each row.
 
     Returns:
         Each layer's keys and values, [B, heads, P, d], and the mask, [B, P] bool. P is the longest prompt's length.
     """
-    found = [prompt for prompt in computed if prompt is not None]
-    lengths = torch.tensor([0 if prompt is None else len(prompt) for prompt in computed], device=of.device)
-    columns = torch.arange(int(lengths.max()), device=of.device) - (lengths.max() - lengths)[:, None]
-    mask = (columns >= 0)[of]
-    layers = side_by_side(found)
+    lengths = torch.tensor([0 if prompt is None else len(prompt) for prompt in computed], device=of_row.device)
+    columns = torch.arange(int(lengths.max()), device=of_row.device) - (lengths.max() - lengths)[:, None]
+    mask = (columns >= 0)[of_row]
+    layers = side_by_side([prompt for prompt in computed if prompt is not None])
     if len(computed) == 1:
-        return [(k.expand(len(of), -1, -1, -1), v.expand(len(of), -1, -1, -1)) for k, v in layers], mask
+        return [(k.expand(len(of_row), -1, -1, -1), v.expand(len(of_row), -1, -1, -1)) for k, v in layers], mask
     # A masked column gets a copy of the first column; no token sees it.
     starts = lengths.cumsum(0) - lengths
-    index = (starts[:, None] + columns).masked_fill(columns < 0, 0)[of]
-    return dealt_out(layers, index), mask
+    index = (starts[:, None] + columns).masked_fill(columns < 0, 0)[of_row]
+    return spread_over_rows(layers, index), mask
 
 
-def dealt_out(layers: Layers, columns: Tensor) -> Layers:
+def spread_over_rows(layers: Layers, columns: Tensor) -> Layers:
     """Spread some columns of one row over the rows of a batch.
 
     Args:

@@ -1,14 +1,16 @@
-"""Build the masks of packed rows with pure functions of segments and positions.
+"""Build a packed row and its masks. A row is a tree of segments: a prompt, an example after it, words after that.
 
-A packed row is a tree of segments: a prompt, an example after it, a label's words after the example. A token sees the
-tokens of its own segment and of the segments above it, up to its own position. Positions count along the path from
-the root. So windows and chunks are cut by positions, not by columns, which is correct for long rows too.
+A token sees the tokens of its own segment and of the segments above it, up to its own position. Positions count along
+the path from the root. So windows and chunks are cut by positions, not by columns, which is correct for long rows too.
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from .base import ComputedPrompt
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,79 @@ class Reach:
 
     window: int | None = None
     chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Hold the place of neighbouring tokens in a row.
+
+    Attributes:
+        number: the segment's number in the row.
+        above: the segment that these tokens follow, or None at the root.
+        columns: the columns of the tokens.
+    """
+
+    number: int
+    above: "Segment | None"
+    columns: range
+
+    def path(self) -> list[int]:
+        """Return the column of each position from the root to the segment's last token."""
+        return [*(self.above.path() if self.above else ()), *self.columns]
+
+    @property
+    def start(self) -> int:
+        """The position of the first token."""
+        return self.above.start + len(self.above.columns) if self.above else 0
+
+
+@dataclass
+class Row:
+    """Hold the segments of a packed row in the order of their columns.
+
+    Prompts that were computed before come first; their columns are in a cache. All other segments are embedded.
+    """
+
+    segments: list[Segment] = field(default_factory=list)
+    embeds: list[Tensor] = field(default_factory=list)
+    computed: list[ComputedPrompt] = field(default_factory=list)
+
+    def add(self, embeds: Tensor, above: Segment | None = None) -> Segment:
+        """Append a segment of embedded tokens ([n, H]) after the segment above it, or at the root."""
+        self.embeds.append(embeds)
+        return self._append(len(embeds), above)
+
+    def add_computed(self, prompt: ComputedPrompt) -> Segment:
+        """Append a computed prompt at the root, before any embeddings."""
+        self.computed.append(prompt)
+        return self._append(len(prompt), None)
+
+    def _append(self, length: int, above: Segment | None) -> Segment:
+        first = self.segments[-1].columns.stop if self.segments else 0
+        self.segments.append(Segment(len(self.segments), above, range(first, first + length)))
+        return self.segments[-1]
+
+    @property
+    def past(self) -> int:
+        """The number of columns in the cache."""
+        return sum(map(len, self.computed))
+
+    def parents(self) -> list[int]:
+        """Return the number of the segment above each segment; -1 for a root."""
+        return [-1 if segment.above is None else segment.above.number for segment in self.segments]
+
+    def positions_and_segments(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return each column's position and segment, both [N] long."""
+        lengths = torch.tensor([len(segment.columns) for segment in self.segments])
+        offsets = torch.tensor([segment.start - segment.columns.start for segment in self.segments])
+        segments = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        positions = torch.arange(len(segments)) + offsets[segments]
+        return positions.to(device), segments.to(device)
+
+    def predictions(self) -> dict[int, Tensor]:
+        """Return the predictions of the computed prompts' last vectors, [1, V], by column."""
+        ends = itertools.accumulate(map(len, self.computed))
+        return {end - 1: prompt.logits for end, prompt in zip(ends, self.computed, strict=True)}
 
 
 def ancestors(parents: list[int]) -> Tensor:

@@ -18,17 +18,22 @@ It computes G·P + N tokens at most. Tokens that all examples start with (the te
 once, and tokens that predict nothing are left out. It needs a causal model that takes `position_ids` and a custom
 mask. Rows have a token budget, because the mask is quadratic in a row's length. A full row is followed by another
 row, which repeats the prompts it needs.
+
+Numbers here count one of five things, and names and aliases say which. An `Example` is a row of the caller's batch. A
+token is a column of that row. A `Segment` is a node of the tree. A `Column` is a place in the packed row. A `Query` is
+a column that this pass computes, counted without the columns that are in the cache.
 """
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, token_inputs
+from .base import IGNORED, Candidates, Examples, LabelledLogits, Layers, Prompts, predictions_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
-from .computed import Layers, cache_of, dealt_out, layers_of, side_by_side
-from .masks import Reach, ancestors, sees, tree_mask
-from .row import Row
+from .computed import cache_of, layers_of, side_by_side, spread_over_rows
+from .masks import Reach, Row, Segment, ancestors, sees, tree_mask
+
+Example = Column = Query = int
 
 
 class PackedLayout:
@@ -50,22 +55,22 @@ class PackedLayout:
 
     def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
         """Return the labelled tokens' predictions, [K, V]."""
-        needed, parts = examples.needed(), []
-        lengths = needed.mask.sum(1).tolist()
-        labelled = (examples.labels != IGNORED).any(1).nonzero()[:, 0].tolist()
-        for members in self._rows(prompts, lengths, labelled) or [[]]:
-            row, example_of = self._with_examples(prompts, needed, members, lengths)
-            columns: list[int] = []
-            owners: list[int] = []
+        # Copy the labels to the CPU once: each index read from a device waits for it.
+        tokens = [labels.nonzero()[:, 0].tolist() for labels in examples.labels.cpu() != IGNORED]
+        # An example's last labelled token and all tokens after it predict no label.
+        lengths = [labelled[-1] if labelled else 0 for labelled in tokens]
+        parts = []
+        for members in self._rows(prompts, lengths, [b for b in range(len(tokens)) if tokens[b]]) or [[]]:
+            row, text_of = _packed(prompts, examples, members, lengths)
+            columns: list[Column] = []
             for b in members:
-                path = row.path_columns(example_of[b])
-                start = len(path) - lengths[b]
-                for t in (examples.labels[b] != IGNORED).nonzero()[:, 0].tolist():
-                    columns.append(path[start + t - 1])
-                    owners.append(b)
-            owned = torch.tensor(owners, dtype=torch.long, device=examples.mask.device)
-            targets = examples.labels[members][examples.labels[members] != IGNORED]
-            parts.append(LabelledLogits(self._run(backbone, row, columns), targets, owned))
+                path = text_of[b].path()
+                before = len(path) - lengths[b] - 1
+                columns += [path[before + token] for token in tokens[b]]
+            index = [(b, token) for b in members for token in tokens[b]]
+            rows, labelled = torch.tensor(index, dtype=torch.long, device=examples.labels.device).view(-1, 2).T
+            logits = self._predictions(backbone, row, columns)
+            parts.append(LabelledLogits(logits, examples.labels[rows, labelled], rows))
         return LabelledLogits.concatenate(parts)
 
     def candidate_scores(
@@ -74,29 +79,15 @@ class PackedLayout:
         """Return the scores, [B, L], from a tree: the prompt, each source once, every candidate's words after it."""
         scores = torch.empty(len(sources.mask), len(candidates.ids), device=sources.embeds.device)
         lengths = sources.mask.sum(1).tolist()
-        extra = sum(len(ids) - 1 for ids in candidates.ids)
-        targets = torch.cat(candidates.ids)
-        label_of = torch.cat([torch.full_like(ids, i) for i, ids in enumerate(candidates.ids)])
-        for members in self._rows(prompts, [length + extra for length in lengths], list(range(len(lengths)))):
-            row, example_of = self._with_examples(prompts, sources, members, lengths)
-            # The source's last token predicts every candidate's first word. It is projected once and used L times.
-            ends: list[int] = []
-            inner: list[int] = []
-            for b in members:
-                ends.append(row.path_columns(example_of[b])[-1])
-                for words in candidates.embeds:
-                    segment = row.add(words[:-1].to(sources.embeds.dtype), example_of[b])
-                    inner.extend(range(row.columns[segment], row.columns[segment] + len(words) - 1))
-            logp = self._run(backbone, row, ends + inner).float().log_softmax(-1)
-            first = torch.cat([ids.new_tensor([1] + [0] * (len(ids) - 1)) for ids in candidates.ids]).bool()
-            found = logp.new_empty(len(members), len(targets))
-            found[:, first] = logp[: len(ends)][:, targets[first]]
-            if inner:
-                rest = logp[len(ends) :].view(len(members), extra, -1)
-                found[:, ~first] = rest.gather(2, targets[~first].expand(len(members), -1)[..., None])[..., 0]
-            scores[members] = torch.zeros(len(members), len(candidates.ids), device=found.device).index_add(
-                1, label_of, found
-            )
+        words = [embeds[:-1].to(sources.embeds.dtype) for embeds in candidates.embeds]
+        added = sum(map(len, words))
+        for members in self._rows(prompts, [length + added for length in lengths], list(range(len(lengths)))):
+            row, text_of = _packed(prompts, sources, members, lengths)
+            # A source's last token predicts every candidate's first word. It is projected once and used L times.
+            ends: list[Column] = [text_of[b].path()[-1] for b in members]
+            inner: list[Column] = [column for b in members for w in words for column in row.add(w, text_of[b]).columns]
+            logp = self._predictions(backbone, row, ends + inner).float().log_softmax(-1)
+            scores[members] = _label_scores(logp[: len(members)], logp[len(members) :], candidates)
         return scores
 
     def states(
@@ -116,99 +107,66 @@ class PackedLayout:
         """
         lengths = examples.mask.sum(1).tolist()
         width = max(map(len, prompts.vectors)) + max(lengths)
-        layers, logits, parts = [], [], []
+        layers, logits, masks = [], [], []
         for members in self._rows(prompts, lengths, list(range(len(lengths)))):
-            row, example_of = self._with_examples(prompts, examples, members, lengths)
-            paths = [row.path_columns(example_of[b]) for b in members]
+            row, text_of = _packed(prompts, examples, members, lengths)
+            paths = [text_of[b].path() for b in members]
             outputs = self._pass(backbone, row, [path[-1] - row.past for path in paths], keep=True)
             columns = torch.tensor([[-1] * (width - len(path)) + path for path in paths], device=examples.mask.device)
             # A masked column gets a copy of the first column; no token sees it.
             index = columns.clamp(min=0).repeat_interleave(copies, dim=0)
-            layers.append(dealt_out(layers_of(outputs.past_key_values), index))
+            layers.append(spread_over_rows(layers_of(outputs.past_key_values), index))
             logits.append(outputs.logits[0].repeat_interleave(copies, dim=0))
-            parts.append(columns >= 0)
+            masks.append(columns >= 0)
         rows = [tuple(torch.cat(states) for states in zip(*layer, strict=True)) for layer in zip(*layers, strict=True)]
-        return rows if len(layers) > 1 else layers[0], torch.cat(logits), torch.cat(parts)
+        return rows if len(layers) > 1 else layers[0], torch.cat(logits), torch.cat(masks)
 
-    def _rows(self, prompts: Prompts, lengths: list[int], order: list[int]) -> list[list[int]]:
+    def _rows(self, prompts: Prompts, lengths: list[int], order: list[Example]) -> list[list[Example]]:
         """Group the examples into rows under the budget, each row with its prompts. Keep the examples' order."""
-        rows: list[list[int]] = []
+        rows: list[list[Example]] = []
         used: set[int] = set()
         queries = keys = 0
-        for b, g in zip(order, prompts.of[order].tolist(), strict=True):
+        prompt_of = prompts.of_row.tolist()
+        for b in order:
+            g = prompt_of[b]
             length, new = len(prompts.vectors[g]), g not in used
             # A computed prompt adds keys but no queries.
-            asked = 0 if prompts.computed and prompts.computed[g] is not None else length
-            size = (queries + lengths[b] + new * asked) * (keys + lengths[b] + new * length)
+            computed_now = 0 if prompts.computed and prompts.computed[g] is not None else length
+            size = (queries + lengths[b] + new * computed_now) * (keys + lengths[b] + new * length)
             if not rows or size > self.max_tokens**2:
                 rows.append([])
                 used, queries, keys, new = set(), 0, 0, True
             rows[-1].append(b)
             used.add(g)
-            queries += lengths[b] + new * asked
+            queries += lengths[b] + new * computed_now
             keys += lengths[b] + new * length
         return rows
 
-    @staticmethod
-    def _with_examples(
-        prompts: Prompts, examples: Examples, members: list[int], lengths: list[int]
-    ) -> tuple[Row, dict[int, int]]:
-        """Build a row of the members' prompts and the members. Return it with each member's last segment.
-
-        Tokens that all members of a prompt start with (the template's first words) are laid out only once.
-        """
-        row, segments = Row(), {}
-        prompt_of = prompts.of.tolist()
-        used = list(dict.fromkeys([prompt_of[b] for b in members] or [0]))
-        computed = {g: prompts.computed[g] for g in used if prompts.computed and prompts.computed[g] is not None}
-        roots = {g: row.add_computed(prompt) for g, prompt in computed.items()}
-        for g in used:
-            head = roots[g] if g in roots else row.add(prompts.vectors[g].to(examples.embeds.dtype))
-            group = [b for b in members if prompt_of[b] == g]
-            shared = _shared_tokens(examples.embeds, group, lengths)
-            if shared:
-                head = row.add(examples.embeds[group[0], :shared], head)
-            for b in group:
-                segments[b] = row.add(examples.embeds[b, shared : lengths[b]], head)
-        return row, segments
-
-    def _run(self, backbone: nn.Module, row: Row, columns: list[int]) -> Tensor:
-        """Return the predictions at some columns of a row, [K, V]."""
+    def _predictions(self, backbone: nn.Module, row: Row, columns: list[Column]) -> Tensor:
+        """Return the predictions at some columns of a row, [K, V]. Compute those that are not known from a prompt."""
         past = row.past
-        known = row.predictions()
-        inside = [column - past for column in columns if column >= past]
-        if not past and not sum(map(len, row.embeds)):
+        queries: list[Query] = [column - past for column in columns if column >= past]
+        if queries or (not past and any(map(len, row.embeds))):
+            logits = self._pass(backbone, row, queries).logits[0]
+        elif past:
+            logits = row.computed[0].logits[:0]
+        else:
             # Rows of one token without a prompt: no token stands before a label to predict it.
-            return row.embeds[0].new_zeros(0, backbone.config.get_text_config().vocab_size)
-        if past and not inside:
-            # All the predictions asked for were computed before.
-            return torch.cat([row.computed[0].logits[:0], *(known[column] for column in columns)])
-        predictions = self._pass(backbone, row, inside).logits[0]
-        if len(inside) == len(columns):
-            return predictions
-        behind = torch.tensor(columns, device=predictions.device) >= past
-        found = predictions.new_empty(len(columns), predictions.shape[1])
-        found[behind] = predictions
-        found[~behind] = torch.cat([known[column] for column in columns if column < past]).to(found.dtype)
-        return found
+            logits = row.embeds[0].new_zeros(0, backbone.config.get_text_config().vocab_size)
+        if len(queries) == len(columns):
+            return logits
+        known = row.predictions()
+        logits = torch.cat([*(known[column] for column in columns if column < past), logits])
+        # The known ones are first now: put each back into its column's place.
+        order = sorted(range(len(columns)), key=lambda i: columns[i] >= past)
+        return logits[torch.tensor(order, device=logits.device).argsort()]
 
-    def _pass(self, backbone: nn.Module, row: Row, columns: list[int], keep: bool = False) -> ModelOutput:
+    def _pass(self, backbone: nn.Module, row: Row, queries: list[Query], keep: bool = False) -> ModelOutput:
         """Run a row's embedded columns. Return predictions at some of them ([1, K, V]) and, with `keep`, the cache."""
         embeds, past = torch.cat(row.embeds), row.past
+        at = torch.tensor(queries, dtype=torch.long, device=embeds.device)
         positions, segments = row.positions_and_segments(embeds.device)
-        above = ancestors(row.parents).to(embeds.device)
-        ends = [c + n - past for c, n in zip(row.columns, row.lengths, strict=True) if c + n > past]
-        in_turn = self._goes_in_blocks(backbone, embeds)
-        masks = {}
-        for kind, reach in self.reaches.items():
-            if backbone.config._attn_implementation == "flex_attention":
-                masks[kind] = _block_mask(above, segments, positions, reach, past)
-                continue
-            visible = tree_mask(above, segments, positions, reach, past)
-            masks[kind] = _as_attention_wants(visible[None, None], backbone, embeds.dtype)
-            if in_turn:
-                masks[kind] = in_blocks(masks[kind], cut(visible, ends, embeds.dtype))
-        at = torch.tensor(columns, dtype=torch.long, device=embeds.device)
+        masks = self._masks(backbone, row, embeds, positions, segments)
         return predictions_at(
             backbone,
             torch.zeros_like(at),
@@ -220,12 +178,66 @@ class PackedLayout:
             use_cache=bool(past) or keep,
         )
 
-    @staticmethod
-    def _goes_in_blocks(backbone: nn.Module, embeds: Tensor) -> bool:
-        """Tell whether attention is computed in blocks: on a CPU, with sdpa."""
-        return (
-            embeds.device.type == "cpu" and len(embeds) > MIN_BLOCK and backbone.config._attn_implementation == "sdpa"
-        )
+    def _masks(
+        self, backbone: nn.Module, row: Row, embeds: Tensor, positions: Tensor, segments: Tensor
+    ) -> dict[str, object]:
+        """Return the mask of each kind of layer, in the form that the attention implementation takes."""
+        attention, past = backbone.config._attn_implementation, row.past
+        above = ancestors(row.parents()).to(embeds.device)
+        if attention == "flex_attention":
+            return {kind: _block_mask(above, segments, positions, reach, past) for kind, reach in self.reaches.items()}
+        masks: dict[str, object] = {}
+        for kind, reach in self.reaches.items():
+            visible = tree_mask(above, segments, positions, reach, past)
+            mask = visible[None, None]
+            if attention == "eager":
+                # Eager attention would silently add a bool mask to the scores, as 0 and 1.
+                zeros = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device)
+                mask = zeros.masked_fill(~mask, torch.finfo(embeds.dtype).min)
+            elif attention == "sdpa" and embeds.device.type == "cpu" and len(embeds) > MIN_BLOCK:
+                ends: list[Query] = [
+                    s.columns.stop - past for s in row.segments if s.columns and s.columns.stop > past
+                ]
+                mask = in_blocks(mask, cut(visible, ends, embeds.dtype))
+            masks[kind] = mask
+        return masks
+
+
+def _packed(
+    prompts: Prompts, examples: Examples, members: list[Example], lengths: list[int]
+) -> tuple[Row, dict[Example, Segment]]:
+    """Build a row of the members' prompts and the members. Return it with the segment that ends each member.
+
+    Tokens that all members of a prompt start with (the template's first words) are laid out only once.
+    """
+    row, text_of, prompt_of = Row(), {}, prompts.of_row.tolist()
+    used = list(dict.fromkeys([prompt_of[b] for b in members] or [0]))
+    computed = {g: prompts.computed[g] for g in used if prompts.computed and prompts.computed[g] is not None}
+    roots = {g: row.add_computed(prompt) for g, prompt in computed.items()}
+    for g in used:
+        head = roots[g] if g in roots else row.add(prompts.vectors[g].to(examples.embeds.dtype))
+        group = [b for b in members if prompt_of[b] == g]
+        shared = _shared_tokens(examples.embeds, group, lengths)
+        if shared:
+            head = row.add(examples.embeds[group[0], :shared], head)
+        for b in group:
+            text_of[b] = row.add(examples.embeds[b, shared : lengths[b]], head)
+    return row, text_of
+
+
+def _label_scores(first: Tensor, rest: Tensor, candidates: Candidates) -> Tensor:
+    """Return each candidate's log-likelihood after each of M sources, [M, L].
+
+    Args:
+        first: [M, V], the log-probabilities of the words after each source.
+        rest: [M * W, V], those after each of the candidates' words but the last, W in all.
+        candidates: the labels' words.
+    """
+    firsts = torch.stack([ids[0] for ids in candidates.ids])
+    later = torch.cat([ids[1:] for ids in candidates.ids])
+    label_of = torch.cat([torch.full_like(ids[1:], label) for label, ids in enumerate(candidates.ids)])
+    rest = rest.view(len(first), len(later), rest.shape[1]).gather(2, later.expand(len(first), -1)[..., None])[..., 0]
+    return first[:, firsts].index_add(1, label_of, rest)
 
 
 def _shared_tokens(embeds: Tensor, group: list[int], lengths: list[int]) -> int:
@@ -240,14 +252,6 @@ def _shared_tokens(embeds: Tensor, group: list[int], lengths: list[int]) -> int:
     heads = embeds[group, :shortest]
     same = (heads == heads[:1]).all(2).all(0)
     return int(same.long().cumprod(0).sum())
-
-
-def _as_attention_wants(mask: Tensor, backbone: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Convert a bool mask ([1, 1, N, N]) to the form that the attention implementation takes."""
-    if backbone.config._attn_implementation != "eager":
-        return mask
-    # Eager attention would silently add a bool mask to the scores, as 0 and 1.
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _block_mask(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, past: int) -> object:

@@ -29,9 +29,11 @@ def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tu
     """
     dtype = examples.embeds.dtype
     if len(prompts.vectors) == 1:
-        heads = prompts.vectors[0].to(dtype).expand(len(prompts.of), -1, -1)
+        heads = prompts.vectors[0].to(dtype).expand(len(prompts.of_row), -1, -1)
     else:
-        heads = pad_sequence([v.to(dtype) for v in prompts.vectors], batch_first=True, padding_side="left")[prompts.of]
+        heads = pad_sequence([v.to(dtype) for v in prompts.vectors], batch_first=True, padding_side="left")[
+            prompts.of_row
+        ]
     embeds, mask = torch.cat([heads, examples.embeds], dim=1), row_mask(prompts, examples)
     if not bool(mask.all()):
         rows = Examples.align(embeds, mask)
@@ -54,7 +56,7 @@ def is_moved(prompts: Prompts, examples: Examples) -> bool:
     return examples.order is not None or len(set(map(len, prompts.vectors))) > 1
 
 
-def as_it_came(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
+def in_caller_columns(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
     """Move the backbone's outputs for padded rows ([B, P+T, ...]) to the columns of the caller's batch.
 
     Column P+t is the input's column t, and column P-1 is a prompt's last vector, whatever the prompts' lengths.
@@ -71,7 +73,7 @@ def as_it_came(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
 
 
 def as_padded(x: Tensor, prompts: Prompts, examples: Examples) -> Tensor:
-    """Undo `as_it_came`: move its result ([B, P+T, ...]) back to the columns of padded rows."""
+    """Undo `in_caller_columns`: move its result ([B, P+T, ...]) back to the columns of padded rows."""
     if examples.order is not None:
         start = x.shape[1] - examples.mask.shape[1]
         x = torch.cat([x[:, :start], take_columns(x[:, start:], examples.order)], dim=1)

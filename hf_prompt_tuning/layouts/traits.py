@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,6 +27,16 @@ def takes(backbone: PreTrainedModel, argument: str) -> bool:
 def is_recurrent(backbone: PreTrainedModel) -> bool:
     """Tell whether some layers pass a state from token to token."""
     return bool(backbone._is_stateful) or any(kind not in REACHES for kind in _layer_types(backbone))
+
+
+def state_of_choice(backbone: PreTrainedModel) -> tuple:
+    """Return what the choice of a layout depends on besides the backbone itself. It may change between batches."""
+    state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
+    if not is_recurrent(backbone):
+        return state
+    # Recurrent layers have several kernels: one for training, and one for each device.
+    device = backbone.device.type
+    return *state, backbone.training, device, backbone.dtype, torch.is_autocast_enabled(device)
 
 
 def reaches(backbone: PreTrainedModel) -> dict[str, Reach]:
@@ -63,8 +74,8 @@ def ignores_masked_columns(backbone: PreTrainedModel, columns: int) -> bool:
 
 def with_own_positions(backbone: PreTrainedModel) -> nn.Module | None:
     """Return the module that counts positions with images and keeps its count for the next call, or None."""
-    found = (backbone, getattr(backbone, "base_model", None), getattr(backbone, "model", None))
-    return next((module for module in found if hasattr(module, "rope_deltas")), None)
+    modules = (backbone, getattr(backbone, "base_model", None), getattr(backbone, "model", None))
+    return next((module for module in modules if hasattr(module, "rope_deltas")), None)
 
 
 def text_positions(backbone: PreTrainedModel, mask: Tensor, columns: int | None = None) -> dict[str, Tensor]:

@@ -202,7 +202,7 @@ def positions(
             f"{media[0]} is given, by which {type(backbone).__name__} counts positions, and they cannot be counted "
             f"behind a prompt from what is given; give {needs}."
         )
-    mask = examples.mask_as_it_came()
+    mask = examples.caller_mask()
     if (axes := given.get("position_ids")) is None:
         found = {name: given[name] for name in wanted & given.keys()}
         axes = count(input_ids, **found, attention_mask=mask.long())[0]
@@ -224,7 +224,7 @@ def _in_rows(
     if pads == "left":
         batch = batch.select(torch.arange(len(examples.mask), device=values.device))
     heads = tuple(of_prompt(values.new_zeros(len(vectors), 1)) for vectors in prompts.vectors)
-    return padded_rows(Prompts(heads, prompts.of), batch, pads)[0][..., 0]
+    return padded_rows(Prompts(heads, prompts.of_row), batch, pads)[0][..., 0]
 
 
 def _check_states(given: Mapping[str, Any]) -> None:

@@ -14,9 +14,9 @@ from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
 from ..layouts.base import IGNORED, token_inputs
 from ..layouts.check import disagreement
-from ..layouts.choose import judge, state_of_choice
+from ..layouts.choose import judge
 from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
-from ..layouts.traits import takes
+from ..layouts.traits import state_of_choice, takes
 from ..sharding import in_step, is_sharded
 from .batch_checks import check_labels, check_positions, check_texts
 from .call_arguments import MEDIA, fitted, kept, told_of
@@ -69,7 +69,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
             check = None
             if not dropout and not is_sharded(backbone):
                 # Without a prompt (`disable_adapter`), words take its place: later batches use this choice, too.
-                words = torch.arange(4, device=prompts.of.device)
+                words = torch.arange(4, device=prompts.of_row.device)
                 vectors = tuple(filter(len, prompts.vectors))[:2] or (self._embed(words[None])[0],)
                 check = partial(disagreement, backbone=backbone, embed=self._embed, prompts=vectors)
             chosen[state] = choose(name, backbone, max_packed_tokens, check, check_all)
@@ -229,7 +229,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         # Select from the caller's columns. They differ from the backbone's if pads are at the left.
         values["logits"] = kept(values["logits"], logits_to_keep)
         if not any(MEDIA.search(name) for name in kwargs):
-            behind = Behind(prompts.of_rows(), mask.bool(), max(map(len, prompts.vectors)))
+            behind = Behind(prompts.row_names(), mask.bool(), max(map(len, prompts.vectors)))
             mark(values.get("past_key_values"), behind)
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
@@ -246,7 +246,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         """Return the backbone's output for tokens after `past_key_values`: [B, T, V] of the new tokens only."""
         embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         prompts, cache = self._prompts(len(embeds), adapter_names), kwargs["past_key_values"]
-        behind = checked(cache, prompts.of_rows())
+        behind = checked(cache, prompts.row_names())
         new = embeds.shape[1]
         inputs, after = inputs_behind(self.base_model, behind, prompts.lengths(), new, attention_mask, position_ids)
         outputs = self.base_model(**token_inputs(self.base_model, embeds), **inputs, **kwargs)

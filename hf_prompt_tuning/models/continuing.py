@@ -110,7 +110,7 @@ def for_both(cache: Any, prompts: Prompts, mask: Tensor) -> Any:
         # Given a plain cache, a backbone would put both parts into it.
         return EncoderDecoderCache(cache, DynamicCache()) if plain else cache
     behind = getattr(cache, MARK, None)
-    if behind is None or behind.names != prompts.of_rows() or not torch.equal(behind.mask, mask.bool()):
+    if behind is None or behind.names != prompts.row_names() or not torch.equal(behind.mask, mask.bool()):
         raise PromptTuningError(
             "past_key_values holds what an encoder made of other rows, or of rows that this model does not know; give "
             "the cache of this model's last call with the same input_ids, attention_mask and prompts."

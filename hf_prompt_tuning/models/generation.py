@@ -127,7 +127,7 @@ def generate(
     lengths = prompts.lengths() + examples.mask.sum(1)
     if not needs_rows and columns_in(cache) and bool((lengths == width + max(map(len, prompts.vectors))).all()):
         # Rows without pads have the same columns in each of the three ways.
-        names = tuple(name for name in prompts.of_rows() for _ in range(copies(config)))
+        names = tuple(name for name in prompts.row_names() for _ in range(copies(config)))
         seen = examples.mask.new_ones(len(names), columns_in(cache))
         mark(cache, Behind(names, seen, max(map(len, prompts.vectors))))
     return result if input_ids is None else _starting_with(input_ids, result, width)
@@ -135,7 +135,7 @@ def generate(
 
 def _check_own(cache: Cache, prompts: Prompts, examples: Examples) -> None:
     """Refuse a filled cache of other rows, and padded rows, whose columns may differ from those in the cache."""
-    behind = checked(cache, prompts.of_rows())
+    behind = checked(cache, prompts.row_names())
     lengths = prompts.lengths() + examples.mask.sum(1)
     if not bool(behind.mask.all()) or not bool((lengths == lengths[0]).all()):
         raise PromptTuningError(
@@ -213,7 +213,7 @@ def _continued(
 ) -> Any:
     mask = _mask_at_the_right(examples, ids.shape[1])
     if any(prompt is not None for prompt in prompts.computed):
-        layers, seen = in_rows(prompts.computed, prompts.of.repeat_interleave(copies(config)))
+        layers, seen = in_rows(prompts.computed, prompts.of_row.repeat_interleave(copies(config)))
         mask = torch.cat([seen[:: copies(config)], mask], dim=1)
         cache: Cache = cache_of(layers)
         if config.cache_implementation == "static":

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import ModelOutput
 from ..errors import PromptTuningError
 from ..layouts import Examples, Prompts
 from ..layouts.base import take_columns
-from ..layouts.padded import as_it_came, row_mask
+from ..layouts.padded import in_caller_columns, row_mask
 
 
 @dataclasses.dataclass
@@ -71,11 +71,11 @@ def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.dim() == 3 and value.shape[:2] == shape:
-        return as_it_came(value, prompts, examples)
+        return in_caller_columns(value, prompts, examples)
     if value.dim() == 2 and value.shape[0] == shape[0] * shape[1]:
-        return as_it_came(value.unflatten(0, shape), prompts, examples).flatten(0, 1)
+        return in_caller_columns(value.unflatten(0, shape), prompts, examples).flatten(0, 1)
     if value.dim() == 4 and value.shape[1:3] == shape:
-        return torch.stack([as_it_came(stream, prompts, examples) for stream in value])
+        return torch.stack([in_caller_columns(stream, prompts, examples) for stream in value])
     return value
 
 
@@ -101,7 +101,7 @@ def first_came_back(steps: Any, prompts: Prompts, examples: Examples) -> Any:
         prompts: the prompts in front of the rows.
         examples: [B, T].
     """
-    came = dataclasses.replace(examples, mask=examples.mask_as_it_came())
+    came = dataclasses.replace(examples, mask=examples.caller_mask())
     to_mask = row_mask(prompts, came)
 
     def moved(states: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModel
                 outputs[name] = came_back(value, prompts, sources)
             elif order is not None and name in ("logits", "decoder_hidden_states"):
                 outputs[name] = targets_came_back(value, order)
-        mark(outputs.get("past_key_values"), Behind(prompts.of_rows(), mask.bool(), max(map(len, prompts.vectors))))
+        mark(outputs.get("past_key_values"), Behind(prompts.row_names(), mask.bool(), max(map(len, prompts.vectors))))
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
