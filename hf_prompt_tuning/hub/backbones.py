@@ -9,13 +9,13 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import tqdm
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import HubUnavailableError
-from ..hub.names import hub_id
 from .files import HubFolder, Place, read_whole
+from .names import hub_id
+from .tensors import open_tensors
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe")
 """The extensions of config, tokenizer and chat template files."""
@@ -119,8 +119,8 @@ def commit_of(backbone: PreTrainedModel) -> str | None:
     transformers does not keep the commit. For a backbone that the user loaded, return the commit in the cache that has
     the same weights.
     """
-    if (known := getattr(backbone, "hub_commit", None)) is not None:
-        return known
+    if (commit := getattr(backbone, "hub_commit", None)) is not None:
+        return commit
     name = hub_id(backbone.name_or_path)
     for snapshot in _snapshots(name) if name else ():
         if _holds(snapshot, backbone):
@@ -133,21 +133,21 @@ def _snapshots(name: str) -> Iterator[Path]:
     storage = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     main = storage / "refs" / constants.DEFAULT_REVISION
     first = main.read_text().strip() if main.is_file() else None
-    found = sorted(storage.glob("snapshots/*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    yield from sorted(found, key=lambda folder: folder.name != first)
+    snapshots = sorted(storage.glob("snapshots/*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    yield from sorted(snapshots, key=lambda folder: folder.name != first)
 
 
 def _holds(snapshot: Path, backbone: PreTrainedModel) -> bool:
     """Tell whether the snapshot has the backbone's weights: compare a few numbers per tensor, in its dtype."""
     parameters, compared = dict(backbone.named_parameters()), 0
     for file in sorted(snapshot.glob("model*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
+        with open_tensors(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 here, there = parameters.get(name), tensors.get_slice(name)
                 # Skip sharded, offloaded and quantized tensors. A quantized backbone is compared by its norms.
                 if not _is_plain(here) or list(here.shape) != there.get_shape():
                     continue
-                if not torch.equal(_some(there, here).to(here.dtype), _some(here, here).cpu()):
+                if not torch.equal(_sample(there, here).to(here.dtype), _sample(here, here).cpu()):
                     return False
                 compared += 1
     return compared > 0
@@ -162,7 +162,7 @@ def _is_plain(weight: Tensor | None) -> bool:
     )
 
 
-def _some(weight: Any, like: Tensor) -> Tensor:
+def _sample(weight: Any, like: Tensor) -> Tensor:
     """Return the first `COMPARED` numbers of the middle row, or of a vector."""
     row = weight[len(like) // 2] if like.dim() > 1 else weight[:COMPARED]
     return row.detach().flatten()[:COMPARED]

@@ -15,8 +15,10 @@ from huggingface_hub.errors import (
 
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
 
-LATER = (408, 425, 429)
-"""Status codes worth a retry later, besides server errors (500 and above)."""
+
+def is_temporary_status(status: int) -> bool:
+    """Tell whether a request with this HTTP status is worth a retry later."""
+    return status in (408, 425, 429) or status >= 500
 
 
 @contextmanager
@@ -50,33 +52,39 @@ def asking(what: str) -> Iterator[None]:
 def refused(what: str, error: HfHubHTTPError) -> PromptLoadError:
     """Return the error for a response that is not a success."""
     status, wait = error.response.status_code, error.response.headers.get("Retry-After", "")
-    said = _said(error)
-    if status in LATER or status >= 500:
+    message = _server_message(error)
+    if is_temporary_status(status):
         when = f"in {wait} seconds" if wait.isdigit() and int(wait) else "later"
-        return HubUnavailableError(f"{what} cannot be had: the server says {said}. Try again {when}.")
-    mend = "Check that it may be read, and the token that is given for it."
+        return HubUnavailableError(f"{what} cannot be had: the server says {message}. Try again {when}.")
+    advice = "Check that it may be read, and the token that is given for it."
     if isinstance(error, GatedRepoError):
-        mend = "Ask for access on its page, and give the token of the account that has it."
+        advice = "Ask for access on its page, and give the token of the account that has it."
     elif isinstance(error, RevisionNotFoundError):
-        mend = "Check its revision; a prompt's backbone may be given as backbone=…."
+        advice = "Check its revision; a prompt's backbone may be given as backbone=…."
     elif isinstance(error, RepositoryNotFoundError):
-        mend = "Check its name, its revision and your access to it (token)."
-    return PromptLoadError(f"{what} cannot be had: the server says {said}. {mend}")
+        advice = "Check its name, its revision and your access to it (token)."
+    return PromptLoadError(f"{what} cannot be had: the server says {message}. {advice}")
 
 
-def _said(error: HfHubHTTPError) -> str:
-    words = error.server_message or "nothing more"
-    return " ".join(f"{error.response.status_code} {error.response.reason_phrase} ({words})".split())[:300]
+def _server_message(error: HfHubHTTPError) -> str:
+    message = error.server_message or "nothing more"
+    return " ".join(f"{error.response.status_code} {error.response.reason_phrase} ({message})".split())[:300]
 
 
 def words(error: BaseException) -> str:
     """Return another library's error in one line: the server's message if it is the cause, else its first line."""
-    behind: BaseException | None = error
-    while behind is not None:
-        if isinstance(behind, HfHubHTTPError):
-            return f"the server says {_said(behind)}."
-        behind = behind.__cause__ or behind.__context__
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            return f"the server says {_server_message(cause)}."
     return first_line(error)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause's cause, …"""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def raise_fault(what: str, error: BaseException) -> None:
@@ -84,15 +92,13 @@ def raise_fault(what: str, error: BaseException) -> None:
 
     The cause may be a response of the server, or no response at all. Return if there is no such cause.
     """
-    behind: BaseException | None = error
-    while behind is not None:
-        if isinstance(behind, PromptTuningError):
-            raise behind
-        if isinstance(behind, HfHubHTTPError) and not isinstance(behind, EntryNotFoundError):
-            raise refused(what, behind) from error
-        if isinstance(behind, HTTPError) and not isinstance(behind, HfHubHTTPError):
-            raise _unanswered(what, behind) from error
-        behind = behind.__cause__ or behind.__context__
+    for cause in _causes(error):
+        if isinstance(cause, PromptTuningError):
+            raise cause
+        if isinstance(cause, HfHubHTTPError) and not isinstance(cause, EntryNotFoundError):
+            raise refused(what, cause) from error
+        if isinstance(cause, HTTPError) and not isinstance(cause, HfHubHTTPError):
+            raise _unanswered(what, cause) from error
 
 
 def _unanswered(what: str, error: Exception) -> HubUnavailableError:

@@ -102,9 +102,9 @@ class HubFolder:
                 whether the file exists.
         """
         name = f"{self.subfolder}/{name}" if self.subfolder else name
-        found = None if self.force or self.commit is None else self._cached(name)
-        if found is not None:
-            return Path(found) if isinstance(found, str) else None
+        cached = None if self.force or self.commit is None else self._cached(name)
+        if cached is not None:
+            return Path(cached) if isinstance(cached, str) else None
         if self.offline:
             # `hf download` also writes a list of all files of the commit to the cache.
             listed = None if self.commit is None else read_tree_cache(str(self._storage()), self.commit)
@@ -172,18 +172,18 @@ class HubFolder:
     def _download(self, name: str) -> Path | None:
         with asking(str(self)):
             try:
-                told = announced(self._url(name), self.token)
+                metadata = announced(self._url(name), self.token)
             except EntryNotFoundError as error:
                 if (commit := error.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)) is not None:
                     self._pin(commit)
                     with suppress(OSError):
                         _write(self._storage() / ".no_exist" / str(self.commit) / name, b"")
                 return None
-            self._pin(told.commit_hash)
+            self._pin(metadata.commit_hash)
             file = self._storage() / "snapshots" / str(self.commit) / name
             if self.force or not file.is_file():
                 content = downloaded(self._url(name), self.token)
-                if not is_announced(content, told, name):
+                if not is_announced(content, metadata, name):
                     raise HubUnavailableError(
                         f"{self} cannot be had: what came for {name} ({len(content)} bytes) is not the file that the "
                         "server announced. Try again."
@@ -212,21 +212,25 @@ def read_whole(place: Place, read: Callable[[Place], T]) -> tuple[T, Place]:
     """
     try:
         return read(place), place
-    except HubUnavailableError as error:
-        copy = place.cached() if isinstance(place, HubFolder) and not place.force else None
+    except PromptLoadError as error:
+        unavailable = isinstance(error, HubUnavailableError) and isinstance(place, HubFolder) and not place.force
+        copy = place.cached() if unavailable else None
         if copy is None:
+            if isinstance(place, HubFolder) and place.commit is None:
+                # Neither the server nor the cache knows a commit of it, so the name may be a mistyped path.
+                error.args = (f"there is no file or folder {place.repo_id!r} on this machine, and {error}",)
             raise
         try:
-            made = read(copy)
+            content = read(copy)
         except PromptLoadError:
             raise error from None
         logger.warning("%s In its place: the copy in the cache, of commit %s.", error, copy.commit)
-        return made, copy
+        return content, copy
 
 
 def named(text: object) -> str:
     """Return a path, or text with paths, for a message: replace a folder in the cache by its repository's id."""
-    return CACHED.sub(lambda found: found["repo_id"].replace("--", "/", 1) + "/", str(text))
+    return CACHED.sub(lambda match: match["repo_id"].replace("--", "/", 1) + "/", str(text))
 
 
 def _write(file: Path, content: bytes) -> None:

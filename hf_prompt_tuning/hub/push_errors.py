@@ -15,11 +15,10 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import PromptPushError, PromptTuningError, first_line
+from .errors import is_temporary_status
 
 LONGEST = 300
 """The longest part of the Hub's message that is shown, in characters; a proxy's response may be a whole page."""
-TEMPORARY = (408, 425, 429)
-"""Status codes worth a retry later, besides server errors (500 and above)."""
 OTHER = "Mend what it names, and push again."
 ADVICE = {
     401: "Log in with a token of yours that is valid (hf auth login, HF_TOKEN or hub_token).",
@@ -48,10 +47,10 @@ def explained(repo_id: str) -> Iterator[None]:
 
 def reason(error: BaseException, repo_id: str) -> str:
     """Return what went wrong and how to fix it, in one line."""
-    answered = _cause(error, HfHubHTTPError)
-    if answered is not None:
-        status = answered.response.status_code
-        return f"the Hub answers {status} ({_words(answered)}). {_advice(answered, repo_id)}"
+    refusal = _cause(error, HfHubHTTPError)
+    if refusal is not None:
+        status = refusal.response.status_code
+        return f"the Hub answers {status} ({_words(refusal)}). {_advice(refusal, repo_id)}"
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token. Log in with one that may write (hf auth login), or give HF_TOKEN or hub_token."
     if isinstance(error, OfflineModeIsEnabled):
@@ -63,9 +62,9 @@ def reason(error: BaseException, repo_id: str) -> str:
 
 def is_temporary(error: BaseException) -> bool:
     """Tell whether the same push may succeed later: the Hub is down, busy or unreachable."""
-    answered = _cause(error, HfHubHTTPError)
-    if answered is not None:
-        return answered.response.status_code in TEMPORARY or answered.response.status_code >= 500
+    refusal = _cause(error, HfHubHTTPError)
+    if refusal is not None:
+        return is_temporary_status(refusal.response.status_code)
     return not isinstance(error, LocalTokenNotFoundError | ValueError)
 
 
@@ -76,25 +75,24 @@ def _cause(error: BaseException | None, kind: type[Exception]) -> Any:
     return error
 
 
-def _words(answered: HfHubHTTPError) -> str:
+def _words(refusal: HfHubHTTPError) -> str:
     """Return the Hub's message, from its header or the response's body, else the name of the status code."""
-    cause = answered.__cause__
-    said = answered.server_message or getattr(cause, "server_message", None)
-    if said is None:
-        status = answered.response.status_code
-        said = HTTPStatus(status).phrase if status in HTTPStatus else "no more than that"
-    return " ".join(said.split())[:LONGEST].rstrip(". ")
+    message = refusal.server_message or getattr(refusal.__cause__, "server_message", None)
+    if message is None:
+        status = refusal.response.status_code
+        message = HTTPStatus(status).phrase if status in HTTPStatus else "no more than that"
+    return " ".join(message.split())[:LONGEST].rstrip(". ")
 
 
-def _advice(answered: HfHubHTTPError, repo_id: str) -> str:
-    status = answered.response.status_code
-    if isinstance(answered, RevisionNotFoundError):
+def _advice(refusal: HfHubHTTPError, repo_id: str) -> str:
+    status = refusal.response.status_code
+    if isinstance(refusal, RevisionNotFoundError):
         return "A push goes to a branch: give the name of one, not of a tag or a commit."
-    if isinstance(answered, RepositoryNotFoundError):
+    if isinstance(refusal, RepositoryNotFoundError):
         status = 404
     if status >= 500:
         return "The Hub has trouble of its own: push again later."
-    seconds = answered.response.headers.get("Retry-After", "")
+    seconds = refusal.response.headers.get("Retry-After", "")
     wait = f" (the Hub asks to wait {seconds} s)" if seconds.isdigit() else ""
     namespace = repr(repo_id.split("/")[0]) if "/" in repo_id else "your account"
     return ADVICE.get(status, OTHER).format(namespace=namespace, wait=wait)

@@ -30,17 +30,17 @@ def announced(url: str, token: str | bool | None) -> HfFileMetadata:
         HubUnavailableError: the server that responds is not a Hub.
     """
     try:
-        told = get_hf_file_metadata(url, token=token, timeout=timeout())
+        metadata = get_hf_file_metadata(url, token=token, timeout=timeout())
     except EntryNotFoundError:
         raise
     except HfHubHTTPError as error:
         raise _in_words(url, token, error) from None
-    if told.commit_hash is None:
+    if metadata.commit_hash is None:
         raise HubUnavailableError(
             f"{url} cannot be had: what answers is not a Hub. Check HF_ENDPOINT, or whether a proxy or a sign-in page "
             "answers in the Hub's place."
         )
-    return told
+    return metadata
 
 
 def downloaded(url: str, token: str | bool | None) -> bytes:
@@ -62,16 +62,16 @@ def downloaded(url: str, token: str | bool | None) -> bytes:
     return bytes(content)
 
 
-def is_announced(content: bytes, told: HfFileMetadata, name: str) -> bool:
+def is_announced(content: bytes, metadata: HfFileMetadata, name: str) -> bool:
     """Tell whether the content matches the file's metadata. A damaged file in the cache would be read every time.
 
     Compare the hash with the server's ETag. If the ETag is not a hash of the content, compare the size, and check that
     a json or safetensors file is complete.
     """
     git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    if told.etag in (git, hashlib.sha256(content).hexdigest()):
+    if metadata.etag in (git, hashlib.sha256(content).hexdigest()):
         return True
-    if told.size not in (None, len(content)):
+    if metadata.size not in (None, len(content)):
         return False
     try:
         if name.endswith(".json"):

@@ -16,8 +16,7 @@ from ..hub.push_errors import explained
 from ..prompts.card import write_card
 from ..prompts.config import PromptTuningConfig
 from ..prompts.files import SavedPrompt, read_prompt, write_start
-from ..prompts.fingerprint import backbone_fingerprint, embedding_hash
-from ..prompts.matching import check_match
+from ..prompts.fingerprint import backbone_fingerprint, check_match, embedding_hash
 from ..prompts.plots import check_pictures, save_pictures
 from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
 from .initialization import can_be_made_again

@@ -14,7 +14,7 @@ from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 TAGS = ["prompt-tuning", "soft-prompt", "hf_prompt_tuning"]
-LABELS = {"f1": "macro F1", "rougeL": "ROUGE-L", "exact_match": "exact match"}
+METRIC_NAMES = {"f1": "macro F1", "rougeL": "ROUGE-L", "exact_match": "exact match"}
 
 
 def write_card(
@@ -38,43 +38,46 @@ def write_card(
         subfolder: the prompt's folder in the repository, if it is not the root.
     """
     info = info.for_others()
-    base = hub_id(config.base_model_name_or_path)
-    causal = config.task_type != "SEQ_2_SEQ_LM"
-    classifies = info.template is not None and info.template.is_classification
-    metrics = _plain(info.metrics)
-    data = ModelCardData(
+    facts = {
+        "title": _title(repo_id, subfolder, hub_id(config.base_model_name_or_path)),
+        "base": hub_id(config.base_model_name_or_path),
+        "where": f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
+        "causal": config.task_type != "SEQ_2_SEQ_LM",
+        "classifies": info.template is not None and info.template.is_classification,
+    }
+    pictures = [name for name in (LOSS_FILE, CONFUSION_FILE, CURVES_FILE) if (folder / name).exists()]
+    body = read_template(TEMPLATE).render(
+        facts, config=config, info=info, ensemble=ensemble, backbone_size=backbone_size, pictures=pictures
+    )
+    metadata = _metadata(info, facts["title"], facts["base"], facts["classifies"], facts["causal"])
+    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
+
+
+def _metadata(info: PromptInfo, title: str, base: str | None, classifies: bool, causal: bool) -> ModelCardData:
+    """Return what the Hub reads of a card: the backbone, the task, the dataset and the results without NaN."""
+    dataset = info.data.get("dataset")
+    results = [
+        EvalResult(
+            task_type="text-classification" if classifies else "text-generation",
+            dataset_type=dataset or "custom",
+            dataset_name=dataset or "evaluation data",
+            metric_type=name,
+            metric_value=round(value, 4),
+            metric_name=_metric_name(name),
+        )
+        for name, value in _plain(info.metrics).items()
+        if value == value
+    ]
+    return ModelCardData(
         library_name="peft",
         base_model=base,
         base_model_relation=None if base is None else "adapter",
         tags=TAGS,
         pipeline_tag="text-classification" if classifies else "text-generation" if causal else None,
-        datasets=[info.data["dataset"]] if info.data.get("dataset") else None,
-        model_name=_title(repo_id, subfolder, base),
-        eval_results=_eval_results(metrics, info, classifies) or None,
+        datasets=[dataset] if dataset else None,
+        model_name=title,
+        eval_results=results or None,
     )
-    numbers = config.num_virtual_tokens * config.token_dim
-    body = read_template(TEMPLATE).render(
-        title=_title(repo_id, subfolder, base),
-        base=base,
-        where=f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
-        config=config,
-        info=info,
-        ensemble=ensemble,
-        vote=_plain(ensemble.metrics) if ensemble else {},
-        curves_file=CURVES_FILE if (folder / CURVES_FILE).exists() else None,
-        template=info.template,
-        metrics=metrics,
-        untuned=_plain(info.untuned_metrics),
-        numbers=numbers,
-        share=100 * numbers / (numbers + backbone_size),
-        start=start_in_words(info),
-        classifies=classifies,
-        causal=causal,
-        loss_file=LOSS_FILE if (folder / LOSS_FILE).exists() else None,
-        confusion_file=CONFUSION_FILE if (folder / CONFUSION_FILE).exists() else None,
-        labels=LABELS,
-    )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 
 
 def add_to_card(file: Path, language: Any = None, license: str | None = None, tags: str | list[str] = ()) -> None:
@@ -90,7 +93,8 @@ def read_template(file: Path) -> jinja2.Template:
     """Load a card's template. An undefined name in it is an error."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **options)
-    environment.filters |= {"literal": repr, "cell": _cell, "fence": _fence}
+    filters = {"literal": repr, "cell": _cell, "fence": _fence, "metric_name": _metric_name, "plain": _plain}
+    environment.filters |= filters | {"in_words": start_in_words}
     return environment.from_string(file.read_text(encoding="utf-8"))
 
 
@@ -107,21 +111,8 @@ def _plain(metrics: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix("eval_").removeprefix("untuned_"): float(value) for name, value in metrics.items()}
 
 
-def _eval_results(metrics: dict[str, float], info: PromptInfo, classifies: bool) -> list[EvalResult]:
-    """Return the metrics in the Hub's format, without NaN."""
-    dataset = info.data.get("dataset")
-    return [
-        EvalResult(
-            task_type="text-classification" if classifies else "text-generation",
-            dataset_type=dataset or "custom",
-            dataset_name=dataset or "evaluation data",
-            metric_type=name,
-            metric_value=round(value, 4),
-            metric_name=LABELS.get(name, name.replace("_", " ")),
-        )
-        for name, value in metrics.items()
-        if value == value
-    ]
+def _metric_name(name: str) -> str:
+    return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
 def _cell(value: Any) -> str:
@@ -142,12 +133,12 @@ def _fence(text: str) -> str:
 
 def start_in_words(info: PromptInfo) -> str:
     """Return the prompt's initialisation in words."""
-    known = info.initialization
+    start = info.initialization
     return {
-        "TEXT": f"the words “{known.get('prompt_tuning_init_text')}”",
-        "SAMPLE_VOCAB": f"words drawn from the {known.get('vocab_sample_size')} most common tokens",
+        "TEXT": f"the words “{start.get('prompt_tuning_init_text')}”",
+        "SAMPLE_VOCAB": f"words drawn from the {start.get('vocab_sample_size')} most common tokens",
         "FIRST_VOCAB": "the first tokens of the vocabulary",
         "CLASS_LABELS": "the label words, and words drawn from the vocabulary",
-        "RANDOM": f"random numbers in ±{known.get('random_range')}",
+        "RANDOM": f"random numbers in ±{start.get('random_range')}",
         "PROMPT": "another prompt",
-    }.get(str(known.get("prompt_tuning_init")), "vectors that are not recorded")
+    }.get(str(start.get("prompt_tuning_init")), "vectors that are not recorded")

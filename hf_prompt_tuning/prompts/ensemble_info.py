@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptTuningError
-from .info import metrics_by_data_check, number_check, numbers_of
+from .info import check_metrics, check_metrics_by_data, numbers_of
 from .names import check_name
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -54,9 +54,6 @@ class EnsembleInfo:
             check_name(name)  # a plain folder name, which cannot lead out of the ensemble's folder
         if len(set(members)) < len(members) or best not in members:
             raise PromptTuningError(f"the members are {members!r:.80} and the best is {best!r:.80}")
-        if not isinstance(metrics, dict):
-            raise PromptTuningError(f"metrics is {metrics!r:.80}, not an object")
-        for value in metrics.values():
-            number_check("metrics", value)
-        metrics_by_data_check("transfer", transfer := values.get("transfer", {}))
+        check_metrics("metrics", metrics)
+        check_metrics_by_data("transfer", transfer := values.get("transfer", {}))
         return cls(members, best, metrics, transfer)

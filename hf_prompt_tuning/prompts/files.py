@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import PeftType
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Folder, HubFolder, Place, named, read_whole
 from ..hub.names import hub_id
+from ..hub.tensors import open_tensors
 from .config import PromptTuningConfig
-from .info import INFO_FILE, PromptInfo
+from .info import INFO_FILE, PromptInfo, check_types
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -74,7 +74,10 @@ def open_place(prompt: str | Path, **hub: Any) -> Place:
     if Path(prompt).is_dir():
         return Folder(prompt, hub.get("subfolder", ""))
     if hub_id(str(prompt)) is None:
-        raise PromptLoadError(f"{str(prompt)!r} is neither a folder on this machine nor a Hub id; check it.")
+        missing = "" if Path(prompt).exists() else ": there is no such file or folder"
+        raise PromptLoadError(
+            f"{str(prompt)!r} is neither a folder on this machine nor a Hub id{missing}. Check the path or the name."
+        )
     return HubFolder(str(prompt), **hub)
 
 
@@ -175,7 +178,7 @@ def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise PromptLoadError(
-            f"{named(file)} is not a prompt's {file.name}: {error}. Take it anew from where it was saved."
+            f"{named(file)} is not a prompt's {file.name}: {error}. Download or copy it again."
         ) from error
 
 
@@ -191,14 +194,14 @@ def adapter_config(values: dict[str, Any], source: str | Path = "this") -> Promp
         PromptTuningError: a field has the wrong type.
     """
     kind = values.get("peft_type")
-    if kind != "PROMPT_TUNING" and kind in [known.value for known in PeftType]:
+    if kind != "PROMPT_TUNING" and kind in [adapter.value for adapter in PeftType]:
         raise PromptLoadError(
             f"{source} is a {kind} adapter, not a soft prompt (PROMPT_TUNING). Load it with PEFT's own class: "
             f"PeftModel.from_pretrained(backbone, {str(source)!r})."
         )
     if kind != "PROMPT_TUNING":
         raise PromptTuningError(f"its peft_type is {kind!r:.80}, not PROMPT_TUNING")
-    kinds: dict[str, tuple[type, ...]] = {
+    types: dict[str, tuple[type, ...]] = {
         "task_type": (str, type(None)),
         "base_model_name_or_path": (str, type(None)),
         "revision": (str, type(None)),
@@ -207,12 +210,8 @@ def adapter_config(values: dict[str, Any], source: str | Path = "this") -> Promp
         "num_layers": (int, type(None)),
         "num_attention_heads": (int, type(None)),
     }
-    kept = {name: values.get(name) for name in kinds}
-    for name, value in kept.items():
-        if not isinstance(value, kinds[name]) or isinstance(value, bool):
-            raise PromptTuningError(
-                f"{name} is {value!r:.80}, and must be {' or '.join(k.__name__ for k in kinds[name])}"
-            )
+    kept = {name: values.get(name) for name in types}
+    check_types(kept, types)
     if kept["task_type"] not in (None, *TASK_TYPES):
         raise PromptTuningError(f"task_type is {kept['task_type']!r:.80}, not {' or '.join(TASK_TYPES)}")
     return PromptTuningConfig(**kept, prompt_tuning_init="RANDOM", num_transformer_submodules=1)
@@ -224,32 +223,23 @@ def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
     Raises:
         PromptLoadError: the file is damaged, the tensor is missing, or it is not a prompt.
     """
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            if key not in tensors.keys():  # noqa: SIM118  (not a mapping)
-                raise PromptLoadError(
-                    f"{named(file)} has no tensor `{key}`; it holds {sorted(tensors.keys())[:5]}. Give a prompt's "
-                    "file."
-                )
-            piece = tensors.get_slice(key)
-            shape, dtype = piece.get_shape(), piece.get_dtype()
-            if len(shape) != 2 or not 0 < shape[0] * shape[1] <= MAX_NUMBERS:
-                raise PromptLoadError(
-                    f"{named(file)} holds an array of shape {list(shape)}; a prompt is [P, H], at most {MAX_NUMBERS} "
-                    "numbers: give such a file."
-                )
-            if dtype not in FLOATING:
-                raise PromptLoadError(
-                    f"{named(file)} holds numbers of type {dtype}; a prompt's are one of {FLOATING}: save them so."
-                )
-            vectors = tensors.get_tensor(key).float()
-    except PromptLoadError:
-        raise
-    except Exception as error:  # safetensors raises its own error type, and others for damaged headers
-        raise PromptLoadError(
-            f"{named(file)} is not a whole safetensors file: {error}. Take it anew from where it was saved."
-        ) from error
-    return checked(vectors, file)
+    with open_tensors(file) as tensors:
+        if key not in tensors.keys():  # noqa: SIM118  (not a mapping)
+            raise PromptLoadError(
+                f"{named(file)} has no tensor `{key}`; it holds {sorted(tensors.keys())[:5]}. Give a prompt's file."
+            )
+        piece = tensors.get_slice(key)
+        shape, dtype = piece.get_shape(), piece.get_dtype()
+        if len(shape) != 2 or not 0 < shape[0] * shape[1] <= MAX_NUMBERS:
+            raise PromptLoadError(
+                f"{named(file)} holds an array of shape {list(shape)}; a prompt is [P, H], at most {MAX_NUMBERS} "
+                "numbers: give such a file."
+            )
+        if dtype not in FLOATING:
+            raise PromptLoadError(
+                f"{named(file)} holds numbers of type {dtype}; a prompt's are one of {FLOATING}: save them so."
+            )
+        return checked(tensors.get_tensor(key).float(), file)
 
 
 def write_start(folder: Path, start: Tensor | None) -> None:

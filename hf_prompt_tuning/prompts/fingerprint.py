@@ -7,6 +7,7 @@ recognises the same checkpoint in another dtype or quantized.
 """
 
 import hashlib
+import logging
 from typing import Any
 
 import torch
@@ -14,9 +15,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from ..errors import PromptMismatchError
 from ..sharding import whole
+from .files import SavedPrompt
+
+logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1024
+SIZES = ("architecture", "vocab_size", "num_layers", "embedding_width")
 SAMPLED_ROWS = 16
 SAMPLED_COLUMNS = 16
 QUANTIZED_TOLERANCE = 0.15
@@ -38,7 +44,7 @@ def fingerprint(backbone: PreTrainedModel, quantized: str | None = None) -> dict
     """
     text_config = backbone.config.get_text_config()
     embed = backbone.get_input_embeddings()
-    known = {
+    values = {
         # `fully_shard` adds its own class first.
         "architecture": next(c.__name__ for c in type(backbone).__mro__ if not issubclass(c, FSDPModule)),
         "vocab_size": embed.num_embeddings,
@@ -47,14 +53,14 @@ def fingerprint(backbone: PreTrainedModel, quantized: str | None = None) -> dict
     }
     with whole(embed):
         if embed.weight.is_meta:
-            return known
-        known["embedding"] = {
+            return values
+        values["embedding"] = {
             "dtype": str(embed.weight.dtype).removeprefix("torch."),
             "quantized": quantized,
             "hash": embedding_hash(embed.weight),
             "sample": [[float(f"{x:.6g}") for x in row] for row in _sample(embed).tolist()],
         }
-    return known
+    return values
 
 
 def backbone_fingerprint(backbone: PreTrainedModel) -> dict[str, Any]:
@@ -84,41 +90,65 @@ def _sample(embed: nn.Embedding) -> Tensor:
     return embed.forward(rows // (2 * SAMPLED_ROWS))[:, :SAMPLED_COLUMNS].float().cpu()
 
 
-def differences(known: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def check_match(saved: SavedPrompt, width: int, fingerprint: dict[str, Any], ignore_mismatch: bool) -> None:
+    """Raise PromptMismatchError if the prompt was trained on another backbone.
+
+    Args:
+        saved: the prompt.
+        width: the width of the backbone's embeddings.
+        fingerprint: the backbone's.
+        ignore_mismatch: only warn about another backbone. Another width is an error all the same.
+    """
+    name = saved.backbone["name_or_path"] or "another backbone"
+    advice = f"The prompt was trained on {name}; load that one."
+    if saved.vectors.shape[1] != width:
+        raise PromptMismatchError(
+            f"{saved.source} holds vectors of width {saved.vectors.shape[1]}, and this backbone's embeddings have "
+            f"{width}. {advice}"
+        )
+    different = differences(saved.backbone, fingerprint)
+    if different:
+        message = f"{saved.source} is not a prompt of this backbone: {'; '.join(different)}. {advice}"
+        if not ignore_mismatch:
+            raise PromptMismatchError(f"{message} Or give ignore_mismatch=True.")
+        logger.warning(message)
+
+
+def differences(recorded: dict[str, Any], present: dict[str, Any]) -> list[str]:
     """Describe the differences between two fingerprints. Fields that one of them lacks are not compared.
 
     Args:
-        known: the fingerprint that the prompt recorded.
-        found: the fingerprint of the present backbone.
+        recorded: the fingerprint in the prompt's files.
+        present: the fingerprint of the present backbone.
     """
-    names = ("architecture", "vocab_size", "num_layers", "embedding_width")
+    pairs = {name: (recorded.get(name), present.get(name)) for name in SIZES}
     different = [
-        f"{name} is {known[name]} there and {found[name]} here"
-        for name in names
-        if known.get(name) is not None and found.get(name) is not None and known[name] != found[name]
+        f"{name} is {there} there and {here} here"
+        for name, (there, here) in pairs.items()
+        if None not in (there, here) and there != here
     ]
-    if different or not known.get("embedding") or not found.get("embedding"):
+    if different or not recorded.get("embedding") or not present.get("embedding"):
         return different
-    error, tolerance = _embedding_error(known["embedding"], found["embedding"])
+    error, tolerance = _embedding_error(recorded["embedding"], present["embedding"])
     if error > tolerance:
         return [f"the embedding matrix differs (by {error:.1e} of its norm; {tolerance:.1e} would be rounding)"]
     return []
 
 
-def _embedding_error(known: dict[str, Any], found: dict[str, Any]) -> tuple[float, float]:
+def _embedding_error(recorded: dict[str, Any], present: dict[str, Any]) -> tuple[float, float]:
     """Return the relative error between two embedding matrices, and the error that rounding may cause."""
-    if known["hash"] is not None and known["hash"] == found["hash"]:
+    if recorded["hash"] is not None and recorded["hash"] == present["hash"]:
         return 0.0, 0.0
-    there, here = torch.tensor(known["sample"]), torch.tensor(found["sample"])
+    there, here = torch.tensor(recorded["sample"]), torch.tensor(present["sample"])
     if there.shape != here.shape:
         return float("inf"), 0.0
     error = float((there - here).norm() / there.norm().clamp(min=1e-12))
     # Comparisons with NaN are False. Treat NaN as infinity, so that a non-finite sample matches nothing.
     error = error if error == error else float("inf")
-    if known["quantized"] or found["quantized"]:
+    if recorded["quantized"] or present["quantized"]:
         return error, QUANTIZED_TOLERANCE
-    if known["dtype"] != found["dtype"]:
-        return error, max(_rounding(known["dtype"]), _rounding(found["dtype"]))
+    if recorded["dtype"] != present["dtype"]:
+        return error, max(_rounding(recorded["dtype"]), _rounding(present["dtype"]))
     # Same dtype but other bits: another checkpoint, even if close (fine-tuning changes embeddings only a little).
     return max(error, 1e-6), 0.0
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import PromptLoadError, PromptTuningError, first_line
+from ..hub.tensors import open_tensors
 from .files import CONFIG_FILE, MAX_NUMBERS, WEIGHTS_FILE, adapter_config, checked, read_json, read_vectors, used_rows
 
 logger = logging.getLogger(__name__)
@@ -100,14 +100,9 @@ def _google(path: Path) -> Tensor:
 
 def _safetensors(path: Path) -> Tensor:
     """Read the only matrix of a safetensors file, or the one with a prompt's name."""
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own error type
-        raise PromptLoadError(
-            f"{path} is not a whole safetensors file: {error}. Take it anew from where it was saved."
-        ) from error
-    return read_vectors(path, _choice({key: len(shape) for key, shape in shapes.items()}, path))
+    with open_tensors(path) as tensors:
+        dimensions = {key: len(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    return read_vectors(path, _choice(dimensions, path))
 
 
 def _ruprompts(path: Path) -> Tensor:

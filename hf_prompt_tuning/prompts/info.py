@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub.names import hub_id
-from .places import is_place, without_place
+from .local_paths import is_local_path, without_local_paths
 
 INFO_FILE = "prompt_tuning.json"
 RESULTS_FILE = "results.json"
@@ -76,11 +77,11 @@ class PromptInfo:
 
     def for_others(self) -> "PromptInfo":
         """Return a copy without local paths: only the names of files, and only the Hub id of the backbone."""
-        data = {name: value for name, value in self.data.items() if name != "dataset" or not is_place(value)}
+        data = {name: value for name, value in self.data.items() if name != "dataset" or not is_local_path(value)}
         return replace(
             self,
-            data={name: without_place(value) for name, value in data.items()},
-            training={name: without_place(value) for name, value in self.training.items()},
+            data={name: without_local_paths(value) for name, value in data.items()},
+            training={name: without_local_paths(value) for name, value in self.training.items()},
             backbone=self.backbone | {"name_or_path": hub_id(self.backbone.get("name_or_path"))},
         )
 
@@ -111,14 +112,14 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
 
     An array or tensor of one number counts as a number. Lists, texts, NaN and infinity are left out.
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in metrics.items():
         size = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
         if size == 1 and hasattr(value, "item"):
             value = value.item()
         if isinstance(value, bool | int | float) and math.isfinite(value):
-            found[name] = int(value) if isinstance(value, int) and abs(value) < 2**63 else float(value)
-    return found
+            numbers[name] = int(value) if isinstance(value, int) and abs(value) < 2**63 else float(value)
+    return numbers
 
 
 def _finite(value: Any) -> Any:
@@ -136,7 +137,7 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 def _template(values: Any) -> PromptTemplate:
-    kinds: dict[str, tuple[type, ...]] = {
+    types: dict[str, tuple[type, ...]] = {
         "source": (str,),
         "target": (str, type(None)),
         "label_column": (str, type(None)),
@@ -147,81 +148,86 @@ def _template(values: Any) -> PromptTemplate:
         "label_names": (list, type(None)),
     }
     _object("template", values)
-    for name, value in values.items():
-        if name not in kinds:
-            raise PromptTuningError(f"template has an unknown field {name!r:.80}")
-        if not isinstance(value, kinds[name]) or isinstance(value, bool):
-            raise PromptTuningError(f"template.{name} is {value!r:.80}, which cannot be")
+    if unknown := [name for name in values if name not in types]:
+        raise PromptTuningError(f"template has an unknown field {unknown[0]!r:.80}")
+    check_types(values, types, "template.")
     if "source" not in values:
         raise PromptTuningError("template has no source")
     _texts("template.label_words", values.get("label_words") or {})
-    if bad := [name for name in values.get("label_names") or () if not isinstance(name, str)]:
-        raise PromptTuningError(f"template.label_names holds {bad[0]!r:.80}, not a text")
+    for label in values.get("label_names") or ():
+        _text("template.label_names", label)
     return PromptTemplate(**values)
 
 
+def check_types(values: dict[str, Any], types: dict[str, tuple[type, ...]], where: str = "") -> None:
+    """Raise PromptTuningError for a value that has none of its types. No value may be a boolean."""
+    for name, value in values.items():
+        if not isinstance(value, types[name]) or isinstance(value, bool):
+            expected = " or ".join(kind.__name__ for kind in types[name])
+            raise PromptTuningError(f"{where}{name} is {value!r:.80}, and must be {expected}")
+
+
+def _expect(ok: bool, name: str, value: Any, expected: str, verb: str = "is") -> None:
+    """Raise PromptTuningError that names a value and what was expected, unless it is `ok`."""
+    if not ok:
+        raise PromptTuningError(f"{name} {verb} {value!r:.80}, not {expected}")
+
+
 def _object(name: str, value: Any) -> None:
-    if not isinstance(value, dict):
-        raise PromptTuningError(f"{name} is {value!r:.80}, not an object")
+    _expect(isinstance(value, dict), name, value, "an object")
 
 
-def _texts(name: str, value: Any) -> None:
-    _object(name, value)
-    if bad := [item for item in value.values() if not isinstance(item, str)]:
-        raise PromptTuningError(f"{name} holds {bad[0]!r:.80}, not a text")
+def _has(name: str, value: dict[str, Any], *needed: str) -> None:
+    if any(key not in value for key in needed):
+        raise PromptTuningError(f"{name} lacks one of {', '.join(needed)}")
 
 
-def _example(name: str, value: Any) -> None:
-    _texts(name, value)
-    if value and value.keys() != {"source", "target"}:
-        raise PromptTuningError(f"{name} has {sorted(value)!r:.80}, not source and target")
+def object_of(check: Callable[[str, Any], None], by_key: bool = False) -> Callable[[str, Any], None]:
+    """Return a check of an object whose values all pass `check`. With `by_key`, messages name the value's key."""
+
+    def check_object(name: str, value: Any) -> None:
+        _object(name, value)
+        for key, item in value.items():
+            check(f"{name}.{key}" if by_key else name, item)
+
+    return check_object
 
 
-def _scalars(name: str, value: Any) -> None:
-    _object(name, value)
+def _text(name: str, value: Any) -> None:
+    _expect(isinstance(value, str), name, value, "a text", "holds")
+
+
+def _scalar(name: str, value: Any) -> None:
     scalar = (str, int, float, bool, type(None))
-    for key, item in value.items():
-        flat = isinstance(item, scalar) or (isinstance(item, list) and all(isinstance(i, scalar) for i in item))
-        if not flat:
-            raise PromptTuningError(f"{name}.{key} is {item!r:.80}, neither a value nor a list of values")
+    if not all(isinstance(item, scalar) for item in (value if isinstance(value, list) else [value])):
+        raise PromptTuningError(f"{name} is {value!r:.80}, neither a value nor a list of values")
 
 
-def number_check(name: str, value: Any) -> None:
-    """Raise PromptTuningError if a value is not a number, or is an integer of more than 64 bits."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise PromptTuningError(f"{name} holds {value!r:.80}, not a number")
+def _number(name: str, value: Any) -> None:
+    _expect(isinstance(value, int | float) and not isinstance(value, bool), name, value, "a number", "holds")
     if isinstance(value, int) and abs(value) > 2**63:
         raise PromptTuningError(f"{name} holds a number of {value.bit_length()} bits")
 
 
-def _metrics(name: str, value: Any) -> None:
-    _object(name, value)
-    for item in value.values():
-        number_check(name, item)
-
-
-def metrics_by_data_check(name: str, value: Any) -> None:
-    """Raise PromptTuningError if a value is not an object of metrics by dataset name."""
-    _object(name, value)
-    for key, metrics in value.items():
-        _metrics(f"{name}.{key}", metrics)
-
-
 def _matrix(name: str, value: Any, width: int | None = None) -> None:
-    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
-        raise PromptTuningError(f"{name} is {value!r:.80}, not a list of lists")
+    is_matrix = isinstance(value, list) and all(isinstance(row, list) for row in value)
+    _expect(is_matrix, name, value, "a list of lists")
     for row in value:
         width = len(row) if width is None else width
         if len(row) != width:
             raise PromptTuningError(f"{name} has a row of {len(row)}, not {width}")
         for item in row:
-            number_check(name, item)
+            _number(name, item)
 
 
-def _history(name: str, value: Any) -> None:
-    _object(name, value)
-    for key, points in value.items():
-        _matrix(f"{name}.{key}", points, 2)
+_texts, _scalars = object_of(_text), object_of(_scalar, by_key=True)
+check_metrics = object_of(_number)
+check_metrics_by_data = object_of(check_metrics, by_key=True)
+
+
+def _example(name: str, value: Any) -> None:
+    _texts(name, value)
+    _expect(not value or value.keys() == {"source", "target"}, name, sorted(value), "source and target", "has")
 
 
 def _confusion(name: str, value: Any) -> None:
@@ -229,45 +235,44 @@ def _confusion(name: str, value: Any) -> None:
     if not value:
         return
     labels = value.get("labels")
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise PromptTuningError(f"{name}.labels is {labels!r:.80}, not a list of texts")
+    are_texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    _expect(are_texts, f"{name}.labels", labels, "a list of texts")
     _matrix(f"{name}.counts", value.get("counts"), len(labels))
     if len(value["counts"]) != len(labels):
         raise PromptTuningError(f"{name}.counts has {len(value['counts'])} rows for {len(labels)} labels")
 
 
 def _calibration(name: str, value: Any) -> None:
-    _metrics(name, value)
-    if value and not {"temperature", "rows", "ece", "calibrated_ece"} <= value.keys():
-        raise PromptTuningError(f"{name} lacks one of temperature, rows, ece, calibrated_ece")
-    if value and not 0 < value["temperature"] < math.inf:
-        raise PromptTuningError(f"{name}.temperature is {value['temperature']!r:.80}, not a number above 0")
+    check_metrics(name, value)
+    if value:
+        _has(name, value, "temperature", "rows", "ece", "calibrated_ece")
+        temperature = value["temperature"]
+        _expect(0 < temperature < math.inf, f"{name}.temperature", temperature, "a number above 0")
 
 
 def _words(name: str, value: Any) -> None:
     def is_word(pair: Any) -> bool:
         return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], float)
 
-    if not isinstance(value, list) or not all(isinstance(row, list) and all(map(is_word, row)) for row in value):
-        raise PromptTuningError(f"{name} is {value!r:.80}, not a list of [word, cosine] for each position")
+    are_words = isinstance(value, list) and all(isinstance(row, list) and all(map(is_word, row)) for row in value)
+    _expect(are_words, name, value, "a list of [word, cosine] for each position")
 
 
 def _backbone(name: str, value: Any) -> None:
     _object(name, value)
     _scalars(name, {key: item for key, item in value.items() if key != "embedding"})
     for key in ("name_or_path", "revision", "architecture"):
-        if not isinstance(value.get(key), str | None):
-            raise PromptTuningError(f"{name}.{key} is {value[key]!r:.80}, not a text")
+        _expect(isinstance(value.get(key), str | None), f"{name}.{key}", value.get(key), "a text")
     embedding = value.get("embedding")
-    if embedding is None:
-        return
-    _object(f"{name}.embedding", embedding)
-    for key in ("dtype", "quantized", "hash"):
-        if not isinstance(embedding.get(key), str | None):
-            raise PromptTuningError(f"{name}.embedding.{key} is {embedding[key]!r:.80}, not a text")
-    if embedding.get("dtype") is None or not {"quantized", "hash", "sample"} <= embedding.keys():
-        raise PromptTuningError(f"{name}.embedding lacks one of dtype, quantized, hash, sample")
-    _matrix(f"{name}.embedding.sample", embedding["sample"])
+    if embedding is not None:
+        name = f"{name}.embedding"
+        _object(name, embedding)
+        for key in ("dtype", "quantized", "hash"):
+            _expect(isinstance(embedding.get(key), str | None), f"{name}.{key}", embedding.get(key), "a text")
+        # A dtype of null is a missing one. The others may be null.
+        given = embedding if embedding.get("dtype") is not None else {}
+        _has(name, given, "dtype", "quantized", "hash", "sample")
+        _matrix(f"{name}.sample", embedding["sample"])
 
 
 CHECKS = {
@@ -277,10 +282,10 @@ CHECKS = {
     "data": _scalars,
     "training": _scalars,
     "versions": _texts,
-    "metrics": _metrics,
-    "untuned_metrics": _metrics,
-    "transfer": metrics_by_data_check,
-    "history": _history,
+    "metrics": check_metrics,
+    "untuned_metrics": check_metrics,
+    "transfer": check_metrics_by_data,
+    "history": object_of(partial(_matrix, width=2), by_key=True),
     "confusion_matrix": _confusion,
     "calibration": _calibration,
     "nearest_words": _words,

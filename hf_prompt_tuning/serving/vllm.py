@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.tokenization import PromptTokenizer
-from ..errors import PromptLoadError, PromptTuningError
+from ..errors import PromptTuningError
+from ..hub.tensors import open_tensors
 from ..models.causal_lm import PromptTuningModelForCausalLM
 from ..models.load import load_prompt
 from ..prompts.files import read_json
@@ -100,11 +101,8 @@ class VllmPrompt:
         """
         folder = Path(folder)
         info = read_json(folder / INFO_FILE, PromptInfo.from_json)
-        try:
-            tensors = load_file(folder / EMBEDDINGS_FILE)
-            prompt, embedding = tensors["prompt"], tensors["embedding"]
-        except Exception as error:  # safetensors has its own error type
-            raise PromptLoadError(f"{folder / EMBEDDINGS_FILE} is not whole: {error}; export it again.") from error
+        with open_tensors(folder / EMBEDDINGS_FILE, "is not whole", "; export it again.") as tensors:
+            prompt, embedding = tensors.get_tensor("prompt"), tensors.get_tensor("embedding")
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(folder / "tokenizer")
         return cls(prompt, embedding, PromptTokenizer(info.template, tokenizer, is_encoder_decoder=False))
 

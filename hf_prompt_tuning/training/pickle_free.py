@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_pt_utils import safe_globals
 
 from ..errors import PromptTuningError
-from ..prompts.places import without_place
+from ..prompts.local_paths import without_local_paths
 from ..prompts.repository_files import STATE
 from .checkpoint_folder import MANIFEST, seal
 
@@ -51,7 +51,7 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> Path:
             # The path of the best checkpoint is only valid on this machine. The states of callbacks may name folders,
             # too.
             state = json.loads(file.read_text(encoding="utf-8")) | {"best_model_checkpoint": None}
-            state["stateful_callbacks"] = without_place(state.get("stateful_callbacks", {}))
+            state["stateful_callbacks"] = without_local_paths(state.get("stateful_callbacks", {}))
             (Path(folder) / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             continue
         if file.suffix not in PICKLES:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...errors import PromptLoadError
+from ...hub.tensors import open_tensors
 from ...models.soft_prompts import SoftPrompts
 from ...prompts.files import checked
 from ...prompts.info import numbers_of
@@ -104,19 +104,13 @@ def _write(file: Path, kept: Mapping[str, KeptPrompt]) -> None:
 
 def _read(file: Path) -> dict[str, KeptPrompt]:
     """Return the prompts in the file, by step, or by step and prompt name."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            metadata = tensors.metadata() or {}
-            found = {
-                key: KeptPrompt(tensors.get_tensor(key), json.loads(metadata.get(key, "{}")))
-                for key in tensors.keys()  # noqa: SIM118  (it is no mapping)
-                if int(key.partition("/")[0]) >= 0
-            }
-    except Exception as error:  # safetensors has its own error type
-        raise PromptLoadError(f"{file} is not a whole file of evaluated prompts: {error}") from error
-    for prompt in found.values():
-        checked(prompt.vectors, file)
-    return found
+    with open_tensors(file, "is not a whole file of evaluated prompts") as tensors:
+        metadata = tensors.metadata() or {}
+        return {
+            key: KeptPrompt(checked(tensors.get_tensor(key), file), json.loads(metadata.get(key, "{}")))
+            for key in tensors.keys()  # noqa: SIM118  (it is no mapping)
+            if int(key.partition("/")[0]) >= 0
+        }
 
 
 def kept_prompts(file: str | Path, adapter_name: str | None = None) -> dict[int, KeptPrompt]:

@@ -8,20 +8,20 @@ from typing import Any
 PATH = re.compile(r"/|~[\w.-]*[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
 
 
-def is_place(value: Any) -> bool:
+def is_local_path(value: Any) -> bool:
     """Tell whether a value is a local path: it looks like one, or it exists."""
     if not isinstance(value, str) or "\n" in value:
         return False
     return PATH.match(value) is not None or (os.sep in value and _exists(value))
 
 
-def without_place(value: Any) -> Any:
+def without_local_paths(value: Any) -> Any:
     """Return only the last name of a path, also within lists and dicts. Return any other value unchanged."""
     if isinstance(value, dict):
-        return {name: without_place(one) for name, one in value.items()}
+        return {name: without_local_paths(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [without_place(one) for one in value]
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_place(value) else value
+        return [without_local_paths(item) for item in value]
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_local_path(value) else value
 
 
 def _exists(value: str) -> bool:
