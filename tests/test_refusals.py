@@ -33,7 +33,7 @@ EMBEDDING = {"dtype": "F32", "quantized": None, "hash": None, "sample": []}
     ("values", "message"),
     [
         ({"format_version": 0}, "format_version is 0, not a number of 1 or more"),
-        ({"template": {"source": 5}}, "template.source is 5, which cannot be"),
+        ({"template": {"source": 5}}, "template.source is 5, and must be str"),
         ({"template": {"target": "x"}}, "template has no source"),
         (
             {"template": {"source": "x", "label_column": "y", "label_words": {"1": 2}}},

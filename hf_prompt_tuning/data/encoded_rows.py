@@ -28,7 +28,8 @@ def is_of_token_ids(data: Dataset | IterableDataset) -> bool:
 
 def is_encoded(data: Dataset | IterableDataset) -> bool:
     """Tell whether rows have exactly the columns and types that `PromptTokenizer.encode_dataset` returns."""
-    found = dict(data.features or {})
-    return all(found.pop(name, None) == FEATURES[name] for name in ("input_ids", "labels", "length")) and all(
-        kind == FEATURES.get(name, Value("bool") if name == "was_cut" else None) for name, kind in found.items()
+    optional = {"label": FEATURES["label"], "was_cut": Value("bool")}
+    features, known = dict(data.features or {}), FEATURES | optional
+    return FEATURES.keys() - optional <= features.keys() and all(
+        feature == known.get(name) for name, feature in features.items()
     )

@@ -40,33 +40,42 @@ def encode_data(
     if data is None:
         return None
     if isinstance(data, dict):
-        return {
-            key: encode_data(value, key, encoder, limit, require_target, vocabulary) for key, value in data.items()
-        }
-    if isinstance(data, list):
-        data = from_list(data, name)
-    if hasattr(data, "__len__") and len(data) == 0:
+        return {key: encode_data(rows, key, encoder, limit, require_target, vocabulary) for key, rows in data.items()}
+    rows = from_list(data, name) if isinstance(data, list) else data
+    if hasattr(rows, "__len__") and len(rows) == 0:
         raise PromptTuningError(f"the {name} data has no rows; give it some, or leave it out.")
-    raw = data
-    if encoder is not None and not isinstance(data, Dataset | IterableDataset):
+    if isinstance(rows, Dataset | IterableDataset):
+        encoded = _encoded(rows, name, encoder, require_target)
+        if isinstance(encoded, Dataset):
+            _check_rows(encoded, rows, name, limit)
+            if vocabulary is not None:
+                check_dataset(encoded, rows, name, vocabulary)
+        return encoded
+    if encoder is not None:
         raise PromptTuningError(
-            f"the {name} data is a {type(data).__name__}, and a template makes text of rows; give a list of them, or "
+            f"the {name} data is a {type(rows).__name__}, and a template makes text of rows; give a list of them, or "
             "a Dataset or IterableDataset of the datasets library."
         )
-    if encoder is not None and is_text(data, encoder.template):
-        data = encoder.encode_dataset(data, name, require_target)
-    elif isinstance(data, Dataset | IterableDataset) and not is_encoded(data):
-        if encoder is not None and encoder.template.is_classification and not require_target:
-            raise PromptTuningError(
-                f"the {name} data has token ids, and the template ranks labels, which these rows do not tell. Give "
-                "the rows with the template's columns, or as PromptTokenizer.encode_dataset gives them."
-            )
-        data = _without_own(data)
-    if isinstance(data, Dataset):
-        _check_rows(data, raw, name, limit)
-        if vocabulary is not None:
-            check_dataset(data, raw, name, vocabulary)
-    return data
+    return rows
+
+
+def _encoded(
+    rows: Dataset | IterableDataset, name: str, encoder: PromptTokenizer | None, require_target: bool
+) -> Dataset | IterableDataset:
+    """Apply the template if there is one for these rows. Else keep them, as rows of token ids."""
+    if encoder is not None and is_text(rows, encoder.template):
+        return encoder.encode_dataset(rows, name, require_target)
+    if is_encoded(rows):
+        return rows
+    if encoder is not None and encoder.template.is_classification and not require_target:
+        raise PromptTuningError(
+            f"the {name} data has token ids, and the template ranks labels, which these rows do not tell. Give "
+            "the rows with the template's columns, or as PromptTokenizer.encode_dataset gives them."
+        )
+    # Remove the user's own `length` and `label`. A sampler would read `length` as the number of tokens, and `label`
+    # would be read as the index of a label.
+    own = [column for column in ("length", "label") if column in columns_of(rows)]
+    return rows.remove_columns(own) if own else rows
 
 
 def from_list(rows: list[Any], name: str) -> Dataset:
@@ -103,15 +112,6 @@ def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:
         return False
     needed = [*template.columns, *([template.label_column] if template.is_classification else [])]
     return set(needed) <= set(columns_of(data))
-
-
-def _without_own(data: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Remove the user's own `length` and `label` columns from rows of token ids.
-
-    A sampler would read `length` as the number of tokens, and `label` would be read as the index of a label.
-    """
-    own = [name for name in ("length", "label") if name in columns_of(data)]
-    return data.remove_columns(own) if own else data
 
 
 def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> None:

@@ -1,5 +1,6 @@
 """Read a row's label from a number, a text, a boolean, or a ClassLabel's number or name."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str)
     """
     by_name, by_number = {name: i for i, name in enumerate(names)}, {str(i): i for i in range(len(names))}
     ways = [way for way in (by_name, by_number) if words.keys() <= way.keys()]
-    found: dict[str, str] = {}
+    numbered: dict[str, str] = {}
     for key, text in words.items():
         # If only one way fits all keys, use it. E.g. three labels named "1", "2", "3" have the numbers 0 to 2, so the
         # keys "1", "2", "3" are names.
@@ -93,10 +94,10 @@ def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str)
                 f"{', '.join(map(repr, names))}. Mend the key."
             )
         number = str(readings.pop())
-        if number in found:
+        if number in numbered:
             raise PromptTuningError(f"label_words has the label {key!r} twice; give its words once.")
-        found[number] = text
-    return found
+        numbered[number] = text
+    return numbered
 
 
 def check_label_column(data: Dataset | IterableDataset, column: str) -> None:
@@ -125,15 +126,17 @@ def words_of_values(data: Dataset, column: str) -> dict[str, str]:
     used = {key for value in data.unique(column) if (key := label_key(value)) not in UNLABELLED}
     if names := class_names(data.features, column):
         words = {str(i): name.replace("_", " ") for i, name in enumerate(names) if str(i) in used}
-    elif used and all(re.fullmatch(r"-?\d+(\.\d+)?|true|false", key, re.IGNORECASE) for key in used):
-        raise PromptTuningError(
-            f"label_column {column!r} holds {sorted(used)}, which say nothing to a language model. "
-            'Give their words, e.g. label_words {"0": "negative", "1": "positive"}.'
-        )
     else:
         words = {key: key for key in sorted(used)}
     if not words:
         raise PromptTuningError(f"no row of the data has a label in {column!r}; label some, or give label_words.")
+    if not names and all(re.fullmatch(r"-?\d+(\.\d+)?|true|false", key, re.IGNORECASE) for key in used):
+        shown = json.dumps(dict.fromkeys(sorted(used)[:5], "…"), ensure_ascii=False)
+        raise PromptTuningError(
+            f"label_column {column!r} holds {sorted(used)}, which say nothing to a language model. "
+            f"Give the words of each, label_words {shown}. If the numbers themselves are the words (stars, for "
+            f"example), write them: label_words {json.dumps({key: key for key in sorted(used)[:5]})}."
+        )
     return words
 
 
@@ -146,13 +149,13 @@ class LabelReader:
 
     Args:
         words: the label words by key.
-        known: the names of the ClassLabel whose numbers are the keys of `words`; empty if the keys are values.
+        key_names: the names of the ClassLabel whose numbers are the keys of `words`; empty if the keys are values.
         names: the names of the ClassLabel in this dataset; empty if the column has another type.
         column: the label column.
     """
 
     words: Mapping[str, str]
-    known: Sequence[str]
+    key_names: Sequence[str]
     names: Sequence[str]
     column: str
 
@@ -173,10 +176,10 @@ class LabelReader:
         if key not in self.words and key.lower() in self.words and key in ("True", "False"):
             return key.lower()  # JSON's spelling
         if not self.names:
-            return self._by_known_name(key, value) if self.known else key
+            return self._number_of(key, value) if self.key_names else key
         name = self.name(value)
-        if self.known:
-            return str(self.known.index(name)) if name in self.known else name
+        if self.key_names:
+            return str(self.key_names.index(name)) if name in self.key_names else name
         if name in self.words and key in self.words and name != key:
             raise self._ambiguous(value, f"the value {key!r} or the name {name!r}")
         return name if name in self.words else key
@@ -192,10 +195,10 @@ class LabelReader:
         """Return the names of the ClassLabel that have no label words."""
         return {name for i, name in enumerate(self.names) if self.key(i) not in self.words}
 
-    def _by_known_name(self, key: str, value: Any) -> str:
-        number = str(self.known.index(key)) if key in self.known else key
-        if number != key and key.isdecimal() and int(key) < len(self.known):
-            raise self._ambiguous(value, f"label {key} ({self.known[int(key)]!r}) or the name of label {number}")
+    def _number_of(self, key: str, value: Any) -> str:
+        number = str(self.key_names.index(key)) if key in self.key_names else key
+        if number != key and key.isdecimal() and int(key) < len(self.key_names):
+            raise self._ambiguous(value, f"label {key} ({self.key_names[int(key)]!r}) or the name of label {number}")
         return number
 
     def _ambiguous(self, value: Any, readings: str) -> PromptTuningError:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from numbers import Number
 from typing import Any
 
@@ -42,9 +42,12 @@ class PromptTemplate:
         target: the target of free text, e.g. `"{summary}"`.
         label_column: the column that holds the label, for classification.
         label_words: the words of each label value, e.g. `{"1": "complaint", "2": "no complaint"}`. Default: the names
-            of a ClassLabel column (with spaces for underscores), or the values of a text column.
+            of a ClassLabel column (with spaces for underscores), or the values of a text column. Names are taken as
+            their author chose them, digits too. A column whose values are all numbers has no names, and needs
+            `label_words`; for stars they may be `{"1": "1", "2": "2", …}`.
         separator: the text between source and target if there is no white space between them. It is part of the
-            target. Encoder-decoder models do not use it, because they read the target as a separate text.
+            target. Encoder-decoder models do not use it, because they read the target as a separate text: their
+            targets have no leading space.
         max_source_length: cut the source to this number of tokens, the longest field first. None never cuts it.
         max_target_length: reject a longer target, and generate at most this number of tokens. None sets no limit for
             targets, and generates at most as many tokens as the longest target in training.
@@ -93,12 +96,12 @@ class PromptTemplate:
     @property
     def source_columns(self) -> list[str]:
         """The columns that the source names, in order. Prediction needs only these."""
-        return list(dict.fromkeys(name for is_field, name in parse(self.source) if is_field))
+        return fields(self.source)
 
     @property
     def target_columns(self) -> list[str]:
         """The columns that the target template names, in order."""
-        return list(dict.fromkeys(name for is_field, name in parse(self.target or "") if is_field))
+        return fields(self.target or "")
 
     @property
     def is_classification(self) -> bool:
@@ -132,14 +135,14 @@ class PromptTemplate:
 
     def check_fields(self, row: Mapping[str, Any]) -> None:
         """Raise PromptTuningError if every field of the source is missing: such a row has nothing to learn from."""
-        fields = [name for is_field, name in parse(self.source) if is_field]
-        if fields and all(is_missing(row[name]) for name in fields):
-            missing = ", ".join(f"{{{name}}}" for name in dict.fromkeys(fields))
+        columns = self.source_columns
+        if columns and all(is_missing(row[name]) for name in columns):
+            missing = ", ".join(f"{{{name}}}" for name in columns)
             raise PromptTuningError(f"{missing} is missing; give the row a text or remove it.")
 
     def source_text(self, row: Mapping[str, Any], longest_field: int | None = None) -> str:
         """Return the source text of a row, with each field cut to `longest_field` characters if it is given."""
-        return fill(parse(self.source), row, longest_field)
+        return fill(self.source, row, longest_field)
 
     def label_reader(self, features: Mapping[str, Any] | None = None) -> LabelReader:
         """Return the reader that turns a row's label into a key of `label_words`.
@@ -147,9 +150,9 @@ class PromptTemplate:
         Args:
             features: the column types of the row's dataset. With None, a number means the same as in `label_words`.
         """
-        known = list(self.label_names or ())
-        names = class_names(features, self.label_column) if features is not None else known
-        return LabelReader(self.label_words, known, names, self.label_column)
+        key_names = list(self.label_names or ())
+        names = class_names(features, self.label_column) if features is not None else key_names
+        return LabelReader(self.label_words, key_names, names, self.label_column)
 
     def label_index(self, row: Mapping[str, Any], reader: LabelReader | None = None) -> int | None:
         """Return the index in `labels` of the row's label, or None if the label is missing, empty or -1.
@@ -167,9 +170,8 @@ class PromptTemplate:
             return self.labels.index(key)
         if not key:
             return None
-        known = ", ".join(f"{k!r}: {w!r}" for k, w in self.label_words.items())
         raise PromptTuningError(
-            f"the label {value!r} (column {self.label_column!r}) has no words; label_words are {{{known}}}. "
+            f"the label {value!r} (column {self.label_column!r}) has no words; label_words are {self.label_words}. "
             "Add it there, or correct the row."
         )
 
@@ -181,7 +183,7 @@ class PromptTemplate:
         columns = self.target_columns
         if columns and (any(name not in row for name in columns) or all(is_missing(row[name]) for name in columns)):
             return None
-        return fill(parse(self.target), row)
+        return fill(self.target, row)
 
     def with_label_words(self, train: Any, other: Any = None) -> "PromptTemplate":
         """Return this template with the words of every candidate label. Read them from the data if they are not given.
@@ -199,25 +201,25 @@ class PromptTemplate:
         """
         if not self.is_classification or self.label_names is not None:
             return self
-        data = train if train is not None else other
         if train is not None and train.column_names is not None:
             check_label_column(train, self.label_column)
-        names = class_names(getattr(data, "features", None), self.label_column)
         if self.label_words is None:
-            data = next((one for one in (train, other) if isinstance(one, Dataset)), None)
+            data = next((rows for rows in (train, other) if isinstance(rows, Dataset)), None)
             if data is None:
                 raise PromptTuningError(
                     "there is neither data nor label_words to learn the labels from; give label_words."
                 )
-            words, names = words_of_values(data, self.label_column), class_names(data.features, self.label_column)
-        elif names:
-            words = words_by_number(self.label_words, names, self.label_column)
-        else:
+            words = words_of_values(data, self.label_column)
+            return replace(self, label_words=words, label_names=class_names(data.features, self.label_column) or None)
+        names = class_names(getattr(other if train is None else train, "features", None), self.label_column)
+        if not names:
             return self
-        return replace(self, label_words=words, label_names=names or None)
+        words = words_by_number(self.label_words, names, self.label_column)
+        return replace(self, label_words=words, label_names=names)
 
 
-def parse(template: str) -> list[tuple[bool, str]]:
+@cache
+def parse(template: str) -> tuple[tuple[bool, str], ...]:
     """Return the pieces of a template: (True, column name) for a field, (False, text) for words.
 
     Raises:
@@ -233,33 +235,37 @@ def parse(template: str) -> list[tuple[bool, str]]:
                 "and {{ or }} for a brace."
             )
         elif piece.startswith("{"):
-            if found := NOT_A_COLUMN.search(piece[1:-1]):
+            if extra := NOT_A_COLUMN.search(piece[1:-1]):
                 raise PromptTuningError(
                     f"the template {template!r} has the field {piece}; a field is a column's name, nothing else: "
-                    f"take out {found.group()!r}, or rename the column."
+                    f"take out {extra.group()!r}, or rename the column."
                 )
             pieces.append((True, piece[1:-1]))
         else:
             pieces.append((False, piece))
-    return pieces
+    return tuple(pieces)
 
 
-def fill(pieces: list[tuple[bool, str]], row: Mapping[str, Any], longest_field: int | None = None) -> str:
-    """Return the text of a parsed template for one row. A missing value becomes "".
+def fields(template: str) -> list[str]:
+    """Return the columns that a template names, in order."""
+    return list(dict.fromkeys(name for is_field, name in parse(template) if is_field))
+
+
+def fill(template: str, row: Mapping[str, Any], longest_field: int | None = None) -> str:
+    """Return the text of a template for one row. A missing value becomes "".
 
     Raises:
         PromptTuningError: a field's value has no text form (a list, an object, bytes).
     """
     texts = []
-    for is_field, piece in pieces:
-        if is_field:
-            value = row[piece]
-            if not isinstance(value, TEXTS) and not is_missing(value):
-                raise PromptTuningError(
-                    f"{{{piece}}} is a {type(value).__name__} ({str(value)[:60]}), and a template takes texts, "
-                    "numbers and dates; make it one of these in the data."
-                )
-            texts.append("" if is_missing(value) else str(value)[:longest_field])
-        else:
-            texts.append(piece)
+    for is_field, piece in parse(template):
+        value = row[piece] if is_field else piece
+        if is_missing(value):
+            continue
+        if not isinstance(value, TEXTS):
+            raise PromptTuningError(
+                f"{{{piece}}} is a {type(value).__name__} ({str(value)[:60]}), and a template takes texts, "
+                "numbers and dates; make it one of these in the data."
+            )
+        texts.append(str(value)[:longest_field] if is_field else piece)
     return "".join(texts)

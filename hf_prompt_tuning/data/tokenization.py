@@ -1,8 +1,9 @@
 """Tokenize rows: cut the source, start the target after it, and end the target with EOS."""
 
 import logging
+from bisect import bisect_right
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value
@@ -125,25 +126,18 @@ class PromptTokenizer:
             if limit is None or len(ids) <= limit:
                 return ids, False
         # Find the largest limit on each field's characters at which the source fits: double it, then bisect.
-        fits = self._source_ids(self.template.source_text(row, 0))
-        if len(fits) > limit:
+        ids_at = cache(lambda characters: self._source_ids(self.template.source_text(row, characters)))
+        if (own := len(ids_at(0))) > limit:
             raise PromptTuningError(
-                f"the template's own words take {len(fits)} tokens and max_source_length is {limit}; "
-                f"raise it above {len(fits)}."
+                f"the template's own words take {own} tokens and max_source_length is {limit}; raise it above {own}."
             )
         low, high = 0, limit
-        while len(ids := self._source_ids(self.template.source_text(row, high))) <= limit and high < len(text):
-            low, high, fits = high, 2 * high, ids
-        if len(ids) <= limit:
-            return ids, False
-        while high - low > 1:
-            middle = (low + high) // 2
-            ids = self._source_ids(self.template.source_text(row, middle))
-            if len(ids) <= limit:
-                low, fits = middle, ids
-            else:
-                high = middle
-        return fits, True
+        while len(ids_at(high)) <= limit:
+            if high >= len(text):
+                return ids_at(high), False
+            low, high = high, 2 * high
+        fitting = bisect_right(range(low, high), limit, key=lambda characters: len(ids_at(characters)))
+        return ids_at(low + fitting - 1), True
 
     def target_ids(self, text: str) -> list[int]:
         """Return the tokens of the target with EOS at the end. mBART's tokenizer adds a language token after it.
@@ -279,13 +273,13 @@ class PromptTokenizer:
     def _warn_of_names(self, data: Dataset, reader: LabelReader, without: set[str], name: str) -> None:
         """Warn once about the rows whose label has no label words."""
         names = [reader.name(value) for value in data[self.template.label_column]]
-        found = [one for one in names if one in without]
-        if found and len(found) < len(names):
+        unnamed = [label for label in names if label in without]
+        if unnamed and len(unnamed) < len(names):
             logger.warning(
                 "%d of %d %s rows have the label %s, which has no words (no training row has it, or label_words leave "
                 "it out): they count as rows without a label.",
-                len(found),
+                len(unnamed),
                 len(names),
                 name,
-                " or ".join(map(repr, dict.fromkeys(found))),
+                " or ".join(map(repr, dict.fromkeys(unnamed))),
             )
