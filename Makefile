@@ -29,8 +29,8 @@ test-newest:
 # each of them left; 10,000 data files, most of them damaged.
 soak: $(VENV)/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --cases 10000 --processes $(CORES)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak_rows --files 10000
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak_interruption --kills 30
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.sessions.soak_rows --files 10000
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.sessions.soak_interruption --kills 30
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from ..conftest import scale_weights
+from tests.shared.tiny_models import scale_weights
 
 VOCAB = 320
 WINDOW = 4

@@ -7,7 +7,8 @@ import json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..conftest import CORPUS
+from tests.shared.tiny_models import CORPUS
+
 from .families import FAMILIES, VOCAB, in_vocabulary
 
 

@@ -1,0 +1,13 @@
+"""Fixtures of the exactness tests."""
+
+import pytest
+
+from hf_prompt_tuning.models import prompt_cache as inference
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The prompts that were computed, in turn."""
+    done, compute = [], inference.compute
+    monkeypatch.setattr(inference, "compute", lambda backbone, vectors: done.append(1) or compute(backbone, vectors))
+    return done

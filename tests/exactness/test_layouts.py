@@ -1,0 +1,95 @@
+"""Every layout against each example computed alone, and its rows token by token."""
+
+import pytest
+import torch
+
+from hf_prompt_tuning.layouts import Examples, PaddedLayout, Prompts
+from hf_prompt_tuning.layouts.base import IGNORED
+from hf_prompt_tuning.layouts.padded import in_caller_columns, padded_rows
+from tests.shared.reference import (
+    loss_and_gradient,
+    pad,
+    ragged_rows,
+    reference_loss,
+    relative_error,
+    tiny_prompt_model,
+)
+from tests.shared.tiny_models import DECODERS
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values).reshape(1, -1, 1)
+
+
+def test_rows_are_prompt_text_pads_whichever_side_was_padded():
+    prompt = torch.tensor([[1.0], [2.0]])
+    right = Examples.align(column(7.0, 8.0, 0.0), torch.tensor([[1, 1, 0]]), torch.tensor([[7, 8, IGNORED]]))
+    left = Examples.align(column(0.0, 7.0, 8.0), torch.tensor([[0, 1, 1]]), torch.tensor([[IGNORED, 7, 8]]))
+    for examples in (right, left):
+        embeds, mask = padded_rows(Prompts.one(prompt, 1), examples)
+        assert embeds[0, :, 0].tolist() == [1, 2, 7, 8, 0]
+        assert mask.tolist() == [[1, 1, 1, 1, 0]]
+        assert examples.labels.tolist() == [[7, 8, IGNORED]]
+    embeds, mask = padded_rows(Prompts.one(prompt, 1), left, pads="left")
+    assert embeds[0, :, 0].tolist() == [0, 1, 2, 7, 8]
+    assert mask.tolist() == [[0, 1, 1, 1, 1]]
+
+
+def test_outputs_return_to_the_columns_they_came_from():
+    left = Examples.align(column(0.0, 7.0, 8.0), torch.tensor([[0, 1, 1]]))
+    rows, _ = padded_rows(Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)
+    assert in_caller_columns(rows, Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)[0, :, 0].tolist() == [
+        1,
+        2,
+        0,
+        7,
+        8,
+    ]
+
+
+def test_pads_between_tokens_are_taken_out_and_their_labels_with_them():
+    examples = Examples.align(column(0.0, 7.0, 0.0, 8.0), torch.tensor([[0, 1, 0, 1]]), torch.tensor([[5, 7, 5, 8]]))
+    assert examples.embeds[0, :2, 0].tolist() == [7, 8]
+    assert examples.labels.tolist() == [[7, 8, IGNORED, IGNORED]]
+
+
+class Counter(torch.nn.Module):
+    """A backbone whose logits at a position say which column it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Identity()
+
+    def get_input_embeddings(self):
+        return torch.nn.Embedding(1, 1)
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, inputs_embeds, attention_mask, use_cache):
+        columns = torch.arange(inputs_embeds.shape[1], dtype=torch.float)
+        return type("Output", (), {"logits": self.head(columns[None, :, None].expand(*inputs_embeds.shape[:2], 1))})
+
+
+def test_each_label_is_predicted_by_the_column_before_it():
+    labels = torch.tensor([[3, IGNORED, 4], [IGNORED, 5, IGNORED]])
+    examples = Examples.align(torch.zeros(2, 3, 1), torch.tensor([[1, 1, 1], [1, 1, 0]]), labels)
+    found = PaddedLayout().labelled_logits(Counter(), Prompts.one(torch.zeros(2, 1), 2), examples)
+    assert found.logits[:, 0].tolist() == [1, 3, 2]  # the first label by the prompt's last vector
+    assert found.targets.tolist() == [3, 4, 5]
+    assert found.rows.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_loss_and_gradient_are_those_of_each_example_alone(name, side):
+    model = tiny_prompt_model(name)
+    for lengths in ([7, 1, 12, 4], [6], [1]):
+        rows = ragged_rows(lengths)
+        expected_loss, expected = loss_and_gradient(model, reference_loss(model, rows))
+        loss, gradient = loss_and_gradient(model, model(**pad(rows, side), only_labelled=True).loss)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert relative_error(gradient, expected) < 1e-5
+        foreign, foreign_gradient = loss_and_gradient(model, model(**pad(rows, side)).loss)
+        assert foreign == pytest.approx(expected_loss, rel=1e-5)
+        assert relative_error(foreign_gradient, expected) < 1e-5

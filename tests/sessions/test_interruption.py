@@ -1,0 +1,20 @@
+"""The quick form of `make soak`: a few deaths of the real command."""
+
+import json
+import os
+import subprocess
+import sys
+
+
+def test_killed_runs_end_as_if_never_interrupted():
+    """The session itself checks each death and each end; four kinds of runs, one death each."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sessions.soak_interruption", "--kills", "4"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["kills"] == 4
+    assert figures["runs that ended as if never interrupted, bit for bit"] >= 4

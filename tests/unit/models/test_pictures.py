@@ -1,0 +1,144 @@
+"""Pictures beside a prompt: what the backbone gives by hand, row by row, or a refusal, but no picture is dropped."""
+
+import pytest
+import torch
+
+from hf_prompt_tuning import PromptTuningError
+from tests.shared.reference import tiny_prompt_model, with_prompts
+from tests.shared.tiny_pictures import by_hand, greedy_by_hand, picture_batch, row_of, tiny_picture_model
+
+KINDS = ["llava", "gemma3", "qwen2_vl", "qwen2_5_vl"]
+NAMES = ["default", "other"], ["other", "__base__"], ["default", "default"]
+OPTIONS = dict(
+    max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0, suppress_tokens=list(range(390, 400))
+)
+
+
+def model_of(name):
+    torch.manual_seed(1)
+    backbone = tiny_picture_model(name)
+    return with_prompts(tiny_prompt_model("", 5, backbone=backbone, random_range=1.0), other=3).eval()
+
+
+def vectors_of(model, name):
+    if name == "__base__":
+        return torch.zeros(0, 32)
+    return model.prompt_encoder[name].embedding.weight.detach()
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_and_loss(name, names):
+    model, batch = model_of(name), picture_batch(name)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :-3] = -100
+    out = model(**batch, labels=labels, adapter_names=names)
+    losses = []
+    for b, adapter in enumerate(names):
+        row = row_of(batch, b)
+        expected = by_hand(model.base_model, vectors_of(model, adapter), row)[0]
+        count = row["input_ids"].shape[1]
+        torch.testing.assert_close(out.logits[b, -count:], expected[-count:], rtol=1e-4, atol=1e-4)
+        losses.append(torch.nn.functional.cross_entropy(expected[-4:-1], row["input_ids"][0, -3:]))
+    assert out.loss.item() == pytest.approx(sum(losses).item() / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("name", [kind for kind in KINDS if kind != "gemma3"])
+def test_generated_tokens(name, names):
+    model, batch = model_of(name), picture_batch(name)
+    for seed in (0, 1):  # in turn, and text between them, because some backbones remember their last call's pictures
+        batch = picture_batch(name, seed)
+        out = model.generate(**batch, adapter_names=names, **OPTIONS)
+        expected = [
+            greedy_by_hand(model.base_model, vectors_of(model, n), row_of(batch, b), 4) for b, n in enumerate(names)
+        ]
+        assert torch.equal(out[:, :11], batch["input_ids"])
+        assert out[:, 11:].tolist() == expected
+        beams = model.generate(**batch, adapter_names=names, **OPTIONS, num_beams=2, num_return_sequences=2)
+        alone = [
+            model.generate(**row_of(batch, b), adapter_names=[n], **OPTIONS, num_beams=2, num_return_sequences=2)
+            for b, n in enumerate(names)
+        ]
+        assert beams[:, 11:].tolist() == [row[-4:].tolist() for pair in alone for row in pair]
+    texts = {"input_ids": torch.tensor([[5, 6, 7], [0, 9, 8]]), "attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])}
+    out = model.generate(**texts, adapter_names=names, **OPTIONS)
+    for b, adapter in enumerate(names):
+        row = {"input_ids": texts["input_ids"][b : b + 1, texts["attention_mask"][b].bool()]}
+        assert out[b, 3:].tolist() == greedy_by_hand(fresh(name, model), vectors_of(model, adapter), row, 4)
+
+
+def fresh(name, model):
+    """The same backbone, which remembers nothing."""
+    return tiny_picture_model(name)
+
+
+@pytest.mark.parametrize("layout", ["auto", "cached", "padded"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_text_after_pictures(name, layout):
+    """These backbones keep how far their last call's pictures moved the text."""
+    model = model_of(name)
+    model.use_layout(layout)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
+    asked = [dict(labels=ids), dict(labels=ids, only_labelled=True), dict(candidates=[[5, 6], [7]])]
+
+    def all_of(model):
+        with torch.no_grad():
+            first = [model(input_ids=ids, **kind) for kind in asked]
+        return [first[0].loss, first[0].logits, first[1].loss, first[2].scores, model.generate(ids, **OPTIONS)]
+
+    expected = all_of(model)
+    model.generate(**picture_batch(name), **OPTIONS)
+    model.base_model(**picture_batch(name))
+    remembered = model.base_model.model.rope_deltas.clone()
+    assert bool((remembered != 0).any())
+    for got, right in zip(all_of(model), expected, strict=True):
+        torch.testing.assert_close(got, right)
+    model(**picture_batch(name))
+    model.generate(**picture_batch(name), **OPTIONS)
+    assert torch.equal(model.base_model.model.rope_deltas, remembered)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_another_picture_is_another_result(name):
+    model, batch = model_of(name), picture_batch(name)
+    other = batch | {"pixel_values": picture_batch(name, 5)["pixel_values"]}
+    assert not torch.allclose(model(**batch).logits[:, -1], model(**other).logits[:, -1], atol=1e-2)
+
+
+def test_token_types_that_do_not_fit():
+    model, batch = model_of("gemma3"), picture_batch("gemma3")
+    with pytest.raises(PromptTuningError, match=r"has shape \[2, 10\]; give \[2, 11\], a value for each token"):
+        model(**batch | {"token_type_ids": batch["token_type_ids"][:, 1:]})
+    with pytest.raises(PromptTuningError, match=r"token_type_ids has shape \[2, 16\]; give \[2, 11\]"):
+        model.generate(**batch | {"token_type_ids": torch.zeros(2, 16, dtype=torch.long)}, **OPTIONS)
+
+
+def test_what_cannot_be_right():
+    model, batch = model_of("qwen2_5_vl"), picture_batch("qwen2_5_vl")
+    del batch["mm_token_type_ids"]
+    message = r"pixel_values is given, by which Qwen2_5_VLFor.* counts positions, and they cannot be counted"
+    for call in (model, model.generate):
+        with pytest.raises(PromptTuningError, match=message):
+            call(**batch)
+    with pytest.raises(PromptTuningError, match=r"input_features is given, .* is not known to put it among embedded"):
+        model(**batch, input_features=torch.ones(2, 3))
+    with pytest.raises(PromptTuningError, match="input_features is given to generate, which Qwen2_5_VLFor"):
+        model.generate(**batch, input_features=torch.ones(2, 3))
+    with pytest.raises(PromptTuningError, match="pixel_values is given, and LlamaForCausalLM is not known"):
+        tiny_prompt_model("llama")(torch.ones(1, 2, dtype=torch.long), pixel_values=torch.ones(1, 3, 8, 8))
+    with pytest.raises(PromptTuningError, match=r"takes no embedded tokens in its generate, and with pixel_v"):
+        model_of("gemma3").generate(**picture_batch("gemma3"), **OPTIONS)
+    with pytest.raises(PromptTuningError, match=r"pixel_values: LlavaForCon.* refuses them behind a prompt"):
+        batch = picture_batch("llava")
+        model_of("llava")(**batch | {"pixel_values": batch["pixel_values"][:1]})
+
+
+def test_text_of_a_backbone_that_sees():
+    """Without pictures every way is open, token types or not."""
+    model = model_of("gemma3")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = greedy_by_hand(model.base_model, vectors_of(model, "default"), {"input_ids": ids}, 4)
+    assert model.generate(ids, **OPTIONS)[0, 4:].tolist() == expected
+    types = torch.zeros_like(ids)
+    torch.testing.assert_close(model(ids, token_type_ids=types).logits, model(ids).logits)

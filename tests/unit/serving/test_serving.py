@@ -1,0 +1,78 @@
+"""What a server gets is what the backbone would have got."""
+
+import base64
+import io
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_prompt_tuning import (
+    PromptLoadError,
+    PromptTemplate,
+    PromptTuningConfig,
+    PromptTuningError,
+    VllmPrompt,
+    export_vllm,
+    get_prompt_tuning_model,
+)
+from tests.shared.tiny_models import tiny_model
+
+TEXT = PromptTemplate("Message : {message} Answer :", target="{answer}", max_target_length=6)
+ROW = {"message": "never came"}
+
+
+def made(tokenizer, name="llama", dtype=torch.float32, template=TEXT):
+    torch.manual_seed(0)
+    config = PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM")
+    return get_prompt_tuning_model(tiny_model(name).to(dtype), config, tokenizer, template)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_payload_fed_to_the_backbone_writes_the_same_text(dtype, tmp_path, tokenizer):
+    model = made(tokenizer, dtype=dtype)
+    folder = export_vllm(model, tmp_path / "out", tokenizer=tokenizer)
+    request = VllmPrompt.load(folder).request(ROW, "alice/llama", stop=["."])
+    assert json.loads(json.dumps(request))["max_tokens"] == 6
+    assert (request["prompt"], request["model"], request["stop"]) == ("", "alice/llama", ["."])
+    sent = torch.load(io.BytesIO(base64.b64decode(request["extra_body"]["prompt_embeds"])), weights_only=True)
+    ids = tokenizer("Message : never came Answer :", return_tensors="pt")["input_ids"]
+    assert sent.dtype == dtype and sent.shape == (3 + ids.shape[1], 32)
+    with torch.no_grad():
+        logits = model.base_model(inputs_embeds=sent[None]).logits
+        torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=0, atol=0)
+    options = dict(max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)
+    served = model.base_model.generate(inputs_embeds=sent[None], **options)
+    assert served.tolist() == model.generate(input_ids=ids, **options)[:, ids.shape[1] :].tolist()
+
+
+def test_a_saved_prompt_is_exported_by_its_folder(tmp_path, tokenizer):
+    model = made(tokenizer)
+    model.save_pretrained(tmp_path / "prompt")
+    model.get_base_model().save_pretrained(tmp_path / "backbone")
+    backbone = AutoModelForCausalLM.from_pretrained(tmp_path / "backbone")
+    export_vllm(tmp_path / "prompt", tmp_path / "out", backbone=backbone, tokenizer=tokenizer)
+    loaded = VllmPrompt.load(tmp_path / "out")
+    assert torch.equal(loaded.prompt, model.prompt)
+    assert torch.equal(loaded.embedding, model.word_embeddings.weight)
+    written = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert not [file for file in written if str(tmp_path).encode() in file.read_bytes()]
+
+
+def test_refusals(tmp_path, tokenizer):
+    with pytest.raises(PromptTuningError, match="is of a PromptTuningModelForSeq2SeqLM; vLLM takes embeddings for"):
+        export_vllm(made(tokenizer, "t5"), tmp_path, tokenizer=tokenizer)
+    with pytest.raises(PromptTuningError, match="GemmaForCausalLM changes its embeddings after looking them up"):
+        export_vllm(made(tokenizer, "gemma"), tmp_path, tokenizer=tokenizer)
+    with pytest.raises(PromptTuningError, match="the prompt has no tokenizer, without which"):
+        export_vllm(made(tokenizer), tmp_path)
+    with pytest.raises(PromptTuningError, match="the prompt has no template"):
+        export_vllm(made(tokenizer, template=None), tmp_path, tokenizer=tokenizer)
+    folder = export_vllm(made(tokenizer), tmp_path / "out", tokenizer=tokenizer)
+    file = folder / "embeddings.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(PromptLoadError, match=r"is not whole: .*; export it again"):
+        VllmPrompt.load(folder)
+    with pytest.raises(PromptLoadError, match=r"is not a prompt's prompt_tuning\.json"):
+        VllmPrompt.load(tmp_path / "nowhere")
