@@ -1,7 +1,7 @@
-"""Build mixed batches for a run that trains several prompts.
+"""Mix the rows of several prompts in batches.
 
-Each prompt has its own row order, batch size and number of steps, exactly as in a run of its own. Step s of the run is
-step s of every prompt. A prompt that has finished its steps sends no more rows. With two gradient-accumulation steps:
+Each prompt has its own stream of rows. Step s of the run is step s of every prompt. A prompt that has finished its
+steps sends no more rows. With two gradient-accumulation steps:
 
     step         0               1               2
     complaints   [5 0 2][1 4 3]  [4 5 1][0 3 2]  done
@@ -11,97 +11,16 @@ A step has as many micro-batches as the prompt that has the most. Here the secon
 `complaints`.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader, Sampler
 
-from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from .streams import Stream
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
-Step = list[list[int]]
-"""The rows of each micro-batch of an update step."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The training rows of one prompt, in order.
-
-    Attributes:
-        name: name of the prompt's adapter.
-        data: rows of token ids.
-        steps: the rows of each update step.
-        steps_per_epoch: number of update steps in one pass over the data.
-    """
-
-    name: str
-    data: Any
-    steps: list[Step]
-    steps_per_epoch: int
-
-
-def row_order(strategy: str, rows: int, seed: int) -> Callable[[int], list[int]]:
-    """Return a function from an epoch to the order of its rows, which equals that of a Trainer with this seed.
-
-    Raises:
-        PromptTuningError: the sampling strategy is neither "random" nor "sequential".
-    """
-    if strategy == "sequential":
-        return lambda epoch: list(range(rows))
-    if strategy != "random":
-        raise PromptTuningError(
-            f"train_sampling_strategy is {strategy!r}; with several prompts in a batch it can be random or sequential."
-        )
-    sampler = SeedableRandomSampler(range(rows), data_seed=seed)
-
-    def order(epoch: int) -> list[int]:
-        sampler.set_epoch(epoch)
-        return list(sampler)
-
-    return order
-
-
-def stream_steps(
-    order: Callable[[int], list[int]],
-    batch_size: int,
-    accumulation: int,
-    epochs: float,
-    max_steps: int,
-    drop_last: bool,
-) -> tuple[list[Step], int]:
-    """Return a prompt's update steps, as a Trainer with these arguments makes them, and the number of steps per epoch.
-
-    Args:
-        order: function from an epoch to the order of its rows.
-        batch_size: rows in a micro-batch.
-        accumulation: micro-batches in a step; the last step of an epoch may have fewer.
-        epochs: passes over the data, may be a fraction; ignored if `max_steps` is set.
-        max_steps: number of steps; -1 to use `epochs`.
-        drop_last: whether to leave out the last batch of an epoch if it is incomplete.
-
-    Raises:
-        PromptTuningError: there is no complete batch.
-    """
-    steps: list[Step] = []
-    per_epoch = total = epoch = 0
-    while not per_epoch or len(steps) < total:
-        rows = order(epoch)
-        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        if drop_last and len(batches[-1]) < batch_size:
-            batches.pop()
-        if not batches:
-            raise PromptTuningError(f"{len(rows)} rows are no batch of {batch_size}, and dataloader_drop_last is set.")
-        found = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
-        per_epoch = len(found)
-        total = max_steps if max_steps > 0 else math.ceil(epochs * per_epoch)
-        steps += found
-        epoch += 1
-    return steps[:total], per_epoch
 
 
 class MixedBatches:

@@ -17,6 +17,7 @@ from ..models.scoring import decode, generate_within, rank_labels
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.files import open_place, read_json
+from .members import by_member, for_members
 from .voting import label_record, text_record
 
 
@@ -62,7 +63,7 @@ class PromptEnsemble:
         for start in range(0, len(rows), batch_size):
             batch = self._batch(rows[start : start + batch_size])
             if self.template.is_classification:
-                records += [label_record(self.template, self.members, one) for one in self._ranked(batch)]
+                records += [label_record(self.template, self.members, scores) for scores in self._ranked(batch)]
             else:
                 records += [text_record(self.members, texts) for texts in self._written(batch)]
         return records
@@ -73,10 +74,10 @@ class PromptEnsemble:
 
     def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a collated batch of the rows' sources. Targets in the rows are ignored."""
-        wanted = [name for is_field, name in parse(self.template.source) if is_field]
+        columns = [name for is_field, name in parse(self.template.source) if is_field]
         features = []
         for row in rows:
-            if missing := [name for name in wanted if name not in row]:
+            if missing := [name for name in columns if name not in row]:
                 raise PromptTuningError(
                     f"a row has {', '.join(map(repr, row))}, and the template's source names {missing[0]!r}; "
                     "give the row that column."
@@ -85,21 +86,15 @@ class PromptEnsemble:
             features.append({"input_ids": ids, "labels": [IGNORED] * len(ids)})
         return {name: value.to(self.model.device) for name, value in self._collator(features).items()}
 
-    def _of_all(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the batch repeated for every prompt, [G * B, T], so that one call runs all prompts."""
-        repeated = {name: value.repeat(len(self.members), 1) for name, value in batch.items()}
-        return repeated | {"adapter_names": [name for name in self.members for _ in batch["input_ids"]]}
-
     def _ranked(self, batch: dict[str, Any]) -> np.ndarray:
         ids, seq2seq = self._encoder.label_token_ids, self._encoder.is_encoder_decoder
-        scores = rank_labels(self.model, self._of_all(batch), ids, seq2seq)
-        return scores.view(len(self.members), -1, len(ids)).transpose(0, 1).cpu().numpy()
+        scores = rank_labels(self.model, for_members(batch, self.members), ids, seq2seq)
+        return by_member(scores, self.members).cpu().numpy()
 
     def _written(self, batch: dict[str, Any]) -> list[list[str]]:
-        limit, size = self.template.max_target_length or 128, len(batch["input_ids"])
-        ids = generate_within(self.model, self._of_all(batch), self.tokenizer, limit)
-        texts = decode(ids.cpu().numpy(), self.tokenizer)
-        return [texts[row::size] for row in range(size)]
+        rows, limit = for_members(batch, self.members), self.template.max_target_length or 128
+        ids = by_member(generate_within(self.model, rows, self.tokenizer, limit), self.members)
+        return [decode(texts, self.tokenizer) for texts in ids.cpu().numpy()]
 
 
 def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:

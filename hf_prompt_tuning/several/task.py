@@ -1,5 +1,6 @@
 """Define a task: a prompt to train, with its data, template, config and learning rate."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,10 @@ from ..errors import PromptTuningError
 from ..models.create import add_prompt, with_prompt
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.names import check_name
+from ..training.arguments import PromptTuningArguments
+
+OF_TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
+"""The training arguments that a task may set for itself."""
 
 
 @dataclass
@@ -50,10 +55,20 @@ class PromptTask:
 
     def __post_init__(self):
         check_name(self.name)
-        for key in ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"):
+        for key in OF_TRAINING:
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise PromptTuningError(f"{key} of {self.name!r} is {value}; give a number above 0, or leave it out.")
+
+    def arguments(self, args: PromptTuningArguments) -> PromptTuningArguments:
+        """Return the arguments with which this task would train alone: the run's, overridden by the task's own."""
+        own = copy.copy(args)
+        if self.num_train_epochs is not None:
+            own.max_steps = -1
+        for key in OF_TRAINING:
+            if getattr(self, key) is not None:
+                setattr(own, key, getattr(self, key))
+        return own
 
 
 def check_names(tasks: Sequence[PromptTask]) -> None:

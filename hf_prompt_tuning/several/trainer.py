@@ -1,25 +1,35 @@
 """Trainer for several prompts on one frozen backbone; each prompt trains as in a run of its own."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import get_scheduler
 
 from ..errors import PromptTuningError
-from ..layouts.base import token_nll
+from ..models.recording import describe_run, to_record
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.info import PromptInfo
 from ..training.arguments import PromptTuningArguments
-from ..training.callbacks import PromptHubCallback
-from .batches import Stream, mixed_dataloader, row_order, stream_steps
-from .task import PromptTask
-from .task_trainer import TaskTrainer
+from ..training.scorer import Scorer
+from ..training.token_rows import ColumnCheck
+from ..training.trainer import PromptTuningTrainer
+from .batches import mixed_dataloader
+from .checks import check_arguments, check_callback, check_options, check_prompts
+from .losses import PromptLosses
+from .saving import check_checkpoint, files_of, history_of, save_prompts, write_list
+from .schedule import joint_schedule, parameter_groups
+from .streams import Stream
+from .task import PromptTask, check_names, model_with_prompts
+from .task_run import TaskRun, with_template
 
 
-class MultiPromptTrainer(TaskTrainer):
+class MultiPromptTrainer(PromptTuningTrainer):
     """Train the prompts of several tasks in mixed batches. Each prompt ends as it would in a run of its own.
 
     Step s of the run is step s of every prompt, with that prompt's own rows, loss, gradient clipping, learning rate
@@ -38,6 +48,8 @@ class MultiPromptTrainer(TaskTrainer):
         PromptTuningError: the model, a task or an argument is invalid.
     """
 
+    _alone = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -48,18 +60,40 @@ class MultiPromptTrainer(TaskTrainer):
     ):
         # Change a copy: the number of steps is computed here, and `training_step` loops over the micro-batches itself.
         args = copy.copy(args if args is not None else PromptTuningArguments(output_dir="trainer_output"))
-        _check_arguments(args)
-        _check_optimizers(kwargs.get("optimizers"))
-        for callback in kwargs.get("callbacks") or ():
-            _check_callback(callback, [task.name for task in tasks])
-        self._asked = copy.copy(args)
-        args.gradient_accumulation_steps = 1
-        super().__init__(model, args, tasks, processing_class, **kwargs)
-        self._streams = [self._stream(task) for task in self.tasks.values() if task.train_dataset is not None]
+        check_arguments(args)
+        check_names(tasks)
+        check_options(kwargs, [task.name for task in tasks])
+        tasks = [with_template(task, model) for task in tasks]
+        if not isinstance(model, SoftPrompts):
+            model = model_with_prompts(model, tasks, processing_class, args.seed)
+        check_prompts(model, tasks)
+        columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), self._alone)
+        self._runs = {task.name: TaskRun.prepare(task, model, args, processing_class, columns) for task in tasks}
+        self.tasks = {name: run.task for name, run in self._runs.items()}
         if self._streams:
             args.max_steps = max(len(stream.steps) for stream in self._streams)
-        self._weights = {name: self.model.prompt_encoder[name].embedding.weight for name in self.tasks}
-        self._forget_losses()
+        args.gradient_accumulation_steps = 1
+        model.set_adapter(tasks[0].name)
+        super().__init__(
+            model=model,
+            args=args,
+            eval_dataset=self._evaluation_data(),
+            processing_class=processing_class,
+            template=tasks[0].template,
+            **kwargs,
+        )
+        self._losses = PromptLosses(self.tasks)
+        for name, run in self._runs.items():
+            run.describe_data(self.model.prompt_info[name])
+
+    @staticmethod
+    def _room(model: Any) -> int | None:
+        # The rows are checked against the length of their own prompt.
+        return None
+
+    def _evaluation_data(self) -> Any:
+        """Return the tasks' evaluation data as `Trainer` keeps it."""
+        return {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None} or None
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback as `Trainer` does.
@@ -67,24 +101,18 @@ class MultiPromptTrainer(TaskTrainer):
         Raises:
             PromptTuningError: the callback supports only one prompt.
         """
-        if hasattr(self, "tasks"):
-            _check_callback(callback, list(self.tasks))
+        check_callback(callback, self.tasks)
         super().add_callback(callback)
 
-    def _stream(self, task: PromptTask) -> Stream:
-        args, rows = self._asked, len(task.train_dataset)
-        seed = args.data_seed if args.data_seed is not None else args.seed
-        # A task's epochs override the run's steps.
-        max_steps = task.max_steps or (-1 if task.num_train_epochs is not None else args.max_steps)
-        steps, per_epoch = stream_steps(
-            row_order(args.train_sampling_strategy, rows, seed),
-            task.per_device_train_batch_size or args.train_batch_size,
-            args.gradient_accumulation_steps,
-            task.num_train_epochs or args.num_train_epochs,
-            max_steps,
-            args.dataloader_drop_last,
-        )
-        return Stream(task.name, task.train_dataset, steps, per_epoch)
+    @property
+    def prompts(self) -> dict[str, Tensor]:
+        """Each prompt's vectors, [P, H], by name."""
+        model = self.accelerator.unwrap_model(self.model)
+        return {name: model.prompt_encoder[name].embedding.weight for name in self.tasks}
+
+    @property
+    def _streams(self) -> list[Stream]:
+        return [run.stream for run in self._runs.values() if run.stream is not None]
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a data loader whose batches are whole update steps with the rows of all prompts.
@@ -116,15 +144,9 @@ class MultiPromptTrainer(TaskTrainer):
             optimizer_cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, self.model
             )
-            groups = [
-                {
-                    "params": [self._weights[name]],
-                    "lr": task.learning_rate or self.args.learning_rate,
-                    "weight_decay": self.args.weight_decay,
-                }
-                for name, task in self.tasks.items()
-            ]
-            self.optimizer = optimizer_cls(groups, **kwargs)
+            self.optimizer = optimizer_cls(
+                parameter_groups(self.prompts, {name: run.args for name, run in self._runs.items()}), **kwargs
+            )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
@@ -134,22 +156,8 @@ class MultiPromptTrainer(TaskTrainer):
             PromptTuningError: the schedule depends on the loss instead of the steps.
         """
         if self.lr_scheduler is None:
-            factors = []
-            for stream in self._streams:
-                alone = get_scheduler(
-                    self.args.lr_scheduler_type,
-                    torch.optim.SGD([torch.zeros(1)], lr=1.0),
-                    num_warmup_steps=self.args.get_warmup_steps(len(stream.steps)),
-                    num_training_steps=len(stream.steps),
-                    scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
-                )
-                if not isinstance(alone, LambdaLR):
-                    raise PromptTuningError(
-                        f"lr_scheduler_type is {self.args.lr_scheduler_type}, which follows one loss; with several "
-                        "prompts use one that follows the steps, such as linear, cosine or constant."
-                    )
-                factors += alone.lr_lambdas
-            self.lr_scheduler = LambdaLR(optimizer if optimizer is not None else self.optimizer, factors)
+            steps = [len(stream.steps) for stream in self._streams]
+            self.lr_scheduler = joint_schedule(optimizer or self.optimizer, steps, self.args)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -157,12 +165,12 @@ class MultiPromptTrainer(TaskTrainer):
         """Run the backward passes of an update step, one per micro-batch; return the mean of the prompts' losses."""
         losses = [super(MultiPromptTrainer, self).training_step(model, batch) for batch in inputs["micro_batches"]]
         taught = {name for batch in inputs["micro_batches"] for name in batch["adapter_names"]}
-        for name in taught:
-            self._steps_seen[name] += 1
-            if self._weights[name].grad is None:
+        self._losses.count_step(taught)
+        for name, weight in self.prompts.items():
+            if name in taught and weight.grad is None:
                 # The rows have no labels. Give a zero gradient, so that the optimizer still makes a step from its
                 # state, as in a run of its own.
-                self._weights[name].grad = torch.zeros_like(self._weights[name])
+                weight.grad = torch.zeros_like(weight)
         return torch.stack(losses).sum() / len(taught)
 
     def compute_loss(
@@ -170,66 +178,186 @@ class MultiPromptTrainer(TaskTrainer):
     ) -> Any:
         """Return the sum of the prompts' losses. Each is a mean over that prompt's labelled tokens in the step."""
         inputs = dict(inputs)
-        items = inputs.pop("items")
+        tokens = inputs.pop("items")
         outputs = model(**inputs, only_labelled=True)
-        nll = token_nll(outputs.logits, outputs.targets, self.args.label_smoothing_factor)
-        places = {name: i for i, name in enumerate(self.tasks)}
-        prompt_of = torch.tensor([places[name] for name in inputs["adapter_names"]], device=nll.device)
-        losses = nll.new_zeros(len(places)).index_add(0, prompt_of[outputs.rows], nll / items[outputs.rows])
-        self._losses = self._losses.to(nll.device) + losses.detach()
+        losses = self._losses.add(outputs, inputs["adapter_names"], tokens, self.args.label_smoothing_factor)
         return (losses.sum(), outputs) if return_outputs else losses.sum()
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         # Unscale once: a gradient scaler (fp16) refuses to unscale the same gradients again.
         self.accelerator.unscale_gradients()
-        weights = [weight for weight in self._weights.values() if weight.grad is not None]
+        weights = [weight for weight in self.prompts.values() if weight.grad is not None]
         norms = [nn.utils.clip_grad_norm_([weight], self.args.max_grad_norm) for weight in weights]
         return torch.stack(norms).norm()
-
-    def _forget_losses(self) -> None:
-        self._losses = torch.zeros(len(self.tasks))
-        self._steps_seen = dict.fromkeys(self.tasks, 0)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as `Trainer` does, and add each prompt's loss as `loss_NAME` to their mean."""
         if "loss" in logs:
-            for total, (name, steps) in zip(self._losses.tolist(), self._steps_seen.items(), strict=True):
-                if steps:
-                    logs[f"loss_{name}"] = total / steps
-            self._forget_losses()
+            logs |= {f"loss_{name}": loss for name, loss in self._losses.take_means().items()}
         super().log(logs, *args, **kwargs)
 
+    def _scorer_of_prompt(self, **options: Any) -> Scorer:
+        run = self._runs[self.accelerator.unwrap_model(self.model).active_adapter]
+        data = run.task.train_dataset if run.task.train_dataset is not None else run.task.eval_dataset
+        return self._scorer_of(run.rows, data, **options)
 
-def _check_arguments(args: PromptTuningArguments) -> None:
-    if args.world_size > 1 or args.n_gpu > 1:
-        raise PromptTuningError(
-            f"this run has {max(args.world_size, args.n_gpu)} devices; several prompts train on one (set "
-            "CUDA_VISIBLE_DEVICES), or each prompt in a run of its own."
-        )
-    if args.auto_find_batch_size:
-        raise PromptTuningError(
-            "auto_find_batch_size is on, and each of several prompts has its own batches; give "
-            "per_device_train_batch_size."
-        )
-    if args.load_best_model_at_end or args.save_strategy == "best":
-        raise PromptTuningError(
-            "load_best_model_at_end, early_stopping_patience and save_strategy best ask for one best step, and each "
-            "of several prompts has its own. Leave them out, and choose from the checkpoints."
-        )
+    @contextmanager
+    def _using(self, name: str) -> Iterator[PromptInfo]:
+        """Within this context, the task's prompt is the active one, which is evaluated and described."""
+        model = self.accelerator.unwrap_model(self.model)
+        before = model.active_adapter
+        model.set_adapter(name)
+        try:
+            yield model.info
+        finally:
+            model.set_adapter(before)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate each prompt on its task's data, with metrics named `eval_NAME_accuracy` and so on.
+
+        `eval_loss` is the mean of the prompts' losses.
+
+        Args:
+            eval_dataset: a dict from task to data; default: the tasks' evaluation data.
+            ignore_keys: as in `Trainer`.
+            metric_key_prefix: as in `Trainer`.
+        """
+        own = self._is_own(eval_dataset, metric_key_prefix)
+        metrics: dict[str, float] = {}
+        losses = []
+        for name, rows in self._by_task(eval_dataset).items():
+            prefix = f"{metric_key_prefix}_{name}"
+            with self._using(name) as info:
+                scorer = self._make_scorer(info=info if own else None)
+                metrics_of_task = self._evaluated(scorer, rows, ignore_keys, prefix)
+                if own:
+                    info.metrics = _renamed(to_record(metrics_of_task), prefix, "eval")
+            metrics |= metrics_of_task
+            losses += [metrics[f"{prefix}_loss"]] if f"{prefix}_loss" in metrics else []
+        if losses:
+            metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        return metrics
+
+    def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
+        """Return the metrics of the backbone without a prompt on each task's data: `untuned_NAME_accuracy` and so on.
+
+        Metrics of the tasks' own data are recorded in the prompts.
+
+        Args:
+            eval_dataset: a dict from task to data; default: the tasks' evaluation data.
+        """
+        own = self._is_own(eval_dataset, "eval")
+        metrics: dict[str, float] = {}
+        for name, rows in self._by_task(eval_dataset).items():
+            with self._using(name) as info:
+                metrics_of_task = self._without_prompt(rows, "untuned")
+                if own:
+                    info.untuned_metrics = to_record(metrics_of_task)
+            metrics |= _renamed(metrics_of_task, "untuned", f"untuned_{name}")
+        return metrics
+
+    def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
+        """Evaluate every prompt on other domains as `PromptTuningTrainer` does; each prompt records its own metrics.
+
+        Args:
+            datasets: data sets by name, whose rows have the columns of every task's template; or a dict from task to
+                such a dict, for that task only.
+
+        Returns:
+            All metrics, named `transfer_<name>_<task>_<metric>`.
+        """
+        by_task = all(name in self.tasks and isinstance(data, dict) for name, data in datasets.items())
+        transfer: dict[str, float] = {}
+        for task, data_of_task in (datasets if by_task else dict.fromkeys(self.tasks, datasets)).items():
+            with self._using(task) as info:
+                for name, data in data_of_task.items():
+                    metrics, rows = self._transferred(self._make_scorer(), name, data)
+                    info.transfer[name] = to_record(metrics) | {"rows": rows}
+                    transfer |= {f"transfer_{name}_{task}_{metric}": value for metric, value in metrics.items()}
+        return transfer
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Raise PromptTuningError: it is not clear which prompt should predict.
+
+        Raises:
+            PromptTuningError: always; use `predict_tasks`, which takes data by task.
+        """
+        raise PromptTuningError("predict is asked of several tasks; give predict_tasks a dict of task to data.")
+
+    def _predict_rows(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict the rows of one data set, as `PromptTuningTrainer.predict` does."""
+        return super().predict(*args, **kwargs)
+
+    def predict_tasks(self, test_datasets: dict[str, Any], ignore_keys: Any = None) -> dict[str, Any]:
+        """Return a `PredictionOutput`, as `PromptTuningTrainer.predict` does, for each task's data.
+
+        Args:
+            test_datasets: a dict from task to data.
+            ignore_keys: as in `Trainer`.
+
+        Raises:
+            PromptTuningError: a task is unknown.
+        """
+        outputs = {}
+        for name, rows in self._by_task(test_datasets).items():
+            with self._using(name):
+                outputs[name] = self._predict_rows(rows, ignore_keys, f"test_{name}")
+        return outputs
+
+    def _by_task(self, data: Any) -> dict[str, Any]:
+        data = self.eval_dataset if data is None else data
+        if not isinstance(data, dict) or not data:
+            raise PromptTuningError(
+                f"the data is a {type(data).__name__}; with several tasks give a dict of task name to data."
+            )
+        if unknown := [name for name in data if name not in self.tasks]:
+            raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, self.tasks))}.")
+        return data
+
+    def _describe_prompts(self) -> None:
+        """Record in each prompt its own arguments, losses and data."""
+        model = self.accelerator.unwrap_model(self.model)
+        for name, run in self._runs.items():
+            with self._using(name) as info:
+                describe_run(model, run.args, self.state, self.processing_class)
+            info.history = history_of(name, self.state.log_history)
+            info.training["initialization_seed"] = run.args.seed if run.task.seed is None else run.task.seed
+            info.training["trained_with"] = [other for other in self.tasks if other != name]
+            for key, data in (("training_rows", run.task.train_dataset), ("evaluation_rows", run.task.eval_dataset)):
+                if data is not None:
+                    info.data[key] = len(data)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            self._save_prompts(Path(output_dir or self.args.output_dir), self._card_repo_id, not self._unfinished)
+
+    def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
+        """Save each prompt in a folder of its name. `card` also writes cards and pictures, which checkpoints lack."""
+        model = self.accelerator.unwrap_model(self.model)
+        self._describe_prompts()
+        save_prompts(model, self.tasks, folder, repo_id, card)
+        if card:
+            self._write_root(model, folder, repo_id)
+
+    def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:
+        """Write what the folder of all prompts has beside the prompts' own folders."""
+        write_list(model, self.tasks, folder, repo_id)
+
+    def _own_files(self) -> list[str]:
+        return files_of(self.tasks)
+
+    def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
+        self._save_prompts(folder, repo_id, card=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        return folder
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_checkpoint(resume_from_checkpoint, self.tasks)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-def _check_optimizers(optimizers: Any) -> None:
-    if optimizers is not None and any(one is not None for one in optimizers):
-        raise PromptTuningError(
-            "optimizers are given, and each of several prompts has its rate and schedule; give "
-            "optimizer_cls_and_kwargs, and learning_rate to a task."
-        )
-
-
-def _check_callback(callback: Any, names: Sequence[str]) -> None:
-    kind = callback if isinstance(callback, type) else type(callback)
-    if issubclass(kind, PromptHubCallback):
-        raise PromptTuningError(
-            f"PromptHubCallback pushes one prompt, and this run trains {', '.join(map(repr, names))}; leave it out, "
-            "and give push_to_hub with hub_strategy."
-        )
+def _renamed(metrics: dict[str, float], prefix: str, new: str) -> dict[str, float]:
+    return {name.replace(prefix, new, 1) if name.startswith(prefix) else name: v for name, v in metrics.items()}

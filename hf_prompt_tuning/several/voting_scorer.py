@@ -12,6 +12,7 @@ from ..layouts.base import IGNORED
 from ..models.scoring import classification_metrics, decode, text_metrics
 from ..prompts.info import PromptInfo
 from ..training.scorer import RowResults, Scorer
+from .members import by_member, for_members
 from .voting import vote, vote_on_texts
 
 
@@ -36,22 +37,20 @@ class VotingScorer(Scorer):
 
     def score(self, model: nn.Module, batch: dict[str, Any], loss_only: bool = False) -> tuple[RowResults, Tensor]:
         """Return the results of a batch's rows for all members, as `Scorer.score` does, with one call of the model."""
-        many, size = len(self.members), len(batch["input_ids"])
-        rows: dict[str, Any] = {name: value.repeat(many, *[1] * (value.ndim - 1)) for name, value in batch.items()}
-        rows["adapter_names"] = [name for name in self.members for _ in range(size)]
-        results, references = super().score(model, rows, loss_only)
+        results, references = super().score(model, for_members(batch, self.members), loss_only)
         if (ids := results.generated_ids) is not None:
             # Pad to the same width in every batch, because the batches are concatenated later.
             results.generated_ids = nn.functional.pad(ids, (0, self.max_new_tokens - ids.shape[1]), value=IGNORED)
-        by_row = {name: value.unflatten(0, (many, size)).transpose(0, 1) for name, value in results.items()}
-        return RowResults(by_row | {"tokens": by_row["tokens"][:, 0]}), references[:size]
+        of_members = {name: by_member(value, self.members) for name, value in results.items()}
+        size = len(batch["input_ids"])
+        return RowResults(of_members | {"tokens": results.tokens[:size]}), references[:size]
 
     def readable(self, results: RowResults, references: np.ndarray) -> tuple[Any, Any]:
         """Return predictions and references as `Scorer.readable` does: label scores [N, G, L], or G texts per row."""
         if results.generated_ids is None:
             return super().readable(results, references)
-        by_member = [decode(results.generated_ids[:, g], self.encoder.tokenizer) for g in range(len(self.members))]
-        return [list(texts) for texts in zip(*by_member, strict=True)], self.reference_texts(references)
+        texts = [decode(ids, self.encoder.tokenizer) for ids in results.generated_ids]
+        return texts, self.reference_texts(references)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, Any]:
         """Return the metrics of each member, named `NAME_accuracy` and so on, and those of the vote."""

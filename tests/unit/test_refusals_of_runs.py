@@ -12,10 +12,9 @@ from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, PromptTuningEr
 from hf_prompt_tuning.inspection.effects import attention_to_prompt
 from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
 from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
+from hf_prompt_tuning.several.checks import check_arguments, check_prompts
 from hf_prompt_tuning.several.ensemble import load_ensemble
 from hf_prompt_tuning.several.task import PromptTask, model_with_prompts
-from hf_prompt_tuning.several.task_checks import check_prompts
-from hf_prompt_tuning.several.trainer import _check_arguments
 from hf_prompt_tuning.training.distributed import DistributedTrainer
 from tests.shared.ensembles import make
 from tests.shared.reference import tiny_prompt_model
@@ -44,7 +43,7 @@ def test_models_that_do_not_fit_their_tasks():
 
 def test_several_prompts_on_several_devices():
     with pytest.raises(PromptTuningError, match="this run has 2 devices; several prompts train on one"):
-        _check_arguments(SimpleNamespace(world_size=1, n_gpu=2))
+        check_arguments(SimpleNamespace(world_size=1, n_gpu=2))
 
 
 def test_ensembles(tmp_path, messages):

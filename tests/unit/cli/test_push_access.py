@@ -200,6 +200,6 @@ def test_the_command_that_pushes_later(
     loaded = load_prompt(pulled(hub, tmp_path / "pulled", "alice/p", branch), backbone=tiny_model("llama"), **sub)[0]
     expected = trainer.model.prompt if kind == "one" else None
     if kind == "tasks":
-        expected = trainer._weights["reviews"]
+        expected = trainer.prompts["reviews"]
     assert expected is None or torch.equal(loaded.prompt, expected)
     assert "hf_" not in line.replace("hf upload", "") and os.environ["HF_TOKEN"] not in line

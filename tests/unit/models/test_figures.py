@@ -157,11 +157,11 @@ class TestSeveralPrompts:
     def test_the_monitor_shows_each(self, tmp_path, tokenizer, messages):
         trainer = several_tasks(tmp_path, tokenizer, messages)
         trainer.add_callback(PromptMonitorCallback(trainer, every=3))
-        starts = {name: weight.detach().clone() for name, weight in trainer._weights.items()}
+        starts = {name: weight.detach().clone() for name, weight in trainer.prompts.items()}
         trainer.train()
         log = next(log for log in reversed(trainer.state.log_history) if "prompt/first/norm" in log)
         for name, start in starts.items():
-            weight = trainer._weights[name].detach()
+            weight = trainer.prompts[name].detach()
             assert log[f"prompt/{name}/moved"] == pytest.approx((weight - start).norm(dim=1).mean().item(), rel=1e-5)
             assert log[f"prompt/{name}/gradient_norm"] > 0
 

@@ -51,7 +51,7 @@ def test_several_tasks_get_one_card_and_its_code_loads_each(hub, tmp_path, token
     )
     exec(code(text), {"backbone": tiny_model("llama"), "tokenizer": make_tokenizer()})
     for (model, _, template), name in zip(loaded, ("answers", "complaints", "reviews"), strict=True):
-        assert torch.equal(model.prompt, trainer._weights[name])
+        assert torch.equal(model.prompt, trainer.prompts[name])
         assert template == trainer.tasks[name].template
     # The same in the folder of this machine, for people and for `hf upload`.
     assert (tmp_path / "run" / "README.md").read_text() == text

@@ -129,7 +129,7 @@ def test_an_ensemble_is_saved_and_loads_as_one(tmp_path, messages):
     assert known["metrics"] == {f"eval_{k}": metrics[f"eval_{k}"] for k in ("accuracy", "f1", "loss")}
 
     peft = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
-    assert torch.equal(peft.prompt_encoder["default"].embedding.weight, trainer._weights[best])
+    assert torch.equal(peft.prompt_encoder["default"].embedding.weight, trainer.prompts[best])
     model, *_ = load_prompt(tmp_path, backbone=tiny_model("llama"), tokenizer=trainer.processing_class)
     assert model.info.metrics["eval_accuracy"] == metrics[f"eval_{best}_accuracy"]
     assert "untuned_accuracy" in model.info.untuned_metrics

@@ -54,14 +54,14 @@ def test_each_prompt_is_the_one_trained_alone(backbone, layout, tmp_path, tasks)
     tokenizer = make_tokenizer("t5" if backbone == "t5" else "gpt2")
     values = {"gradient_accumulation_steps": 2, "layout": layout}
     trainer = MultiPromptTrainer(tiny_model(backbone), arguments(tmp_path, **values), tasks, tokenizer)
-    before = {name: weight.detach().clone() for name, weight in trainer._weights.items()}
+    before = {name: weight.detach().clone() for name, weight in trainer.prompts.items()}
     trainer.train()
     metrics = trainer.evaluate()
     steps = {}
     for task in tasks:
         expected = alone(task, tmp_path / task.name, backbone, tokenizer, **values)
         steps[task.name] = expected.state.global_step
-        found, right = trainer._weights[task.name], expected.model.prompt
+        found, right = trainer.prompts[task.name], expected.model.prompt
         assert (right - before[task.name]).abs().max() > 0.01
         torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
         losses = logged(trainer, f"loss_{task.name}")
@@ -86,8 +86,8 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path, tokenizer, tasks)
 
     whole, again = run(), run(str(tmp_path / "checkpoint-3"))
     assert whole.state.global_step == again.state.global_step == 6
-    for name, weight in whole._weights.items():
-        assert torch.equal(weight, again._weights[name]), name
+    for name, weight in whole.prompts.items():
+        assert torch.equal(weight, again.prompts[name]), name
     assert logged(again, "loss_complaints") == logged(whole, "loss_complaints")
     assert logged(again, "learning_rate") == logged(whole, "learning_rate")
     with pytest.raises(PromptTuningError, match=r"holds the prompts \['answers', .* trains \['complaints'"):
@@ -145,7 +145,7 @@ def test_what_a_run_leaves(tmp_path, tokenizer, tasks):
     from peft import PeftModel
 
     loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "reviews")
-    assert torch.equal(loaded.prompt_encoder["default"].embedding.weight, trainer._weights["reviews"])
+    assert torch.equal(loaded.prompt_encoder["default"].embedding.weight, trainer.prompts["reviews"])
 
 
 def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks):
@@ -167,8 +167,8 @@ def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks):
     without_pickles(tmp_path / "checkpoint-4", tmp_path / "hub")
     again = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path / "b", max_steps=2), tasks[:2], tokenizer)
     again.train(resume_from_checkpoint=str(tmp_path / "hub"))
-    for name, weight in trainer._weights.items():
-        assert torch.equal(weight, again._weights[name])
+    for name, weight in trainer.prompts.items():
+        assert torch.equal(weight, again.prompts[name])
 
 
 class TestRefusals:

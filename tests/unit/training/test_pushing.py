@@ -111,12 +111,12 @@ def test_several_tasks_leave_the_others_alone(when, hub, tmp_path, tokenizer, ta
     assert reviews and reviews.items() <= files.items()
     folder = pulled(hub, tmp_path / "pulled", "alice/p")
     loaded = load_prompt(folder, subfolder="complaints", backbone=tiny_model("llama"))[0]
-    assert torch.equal(loaded.prompt, one._weights["complaints"])
+    assert torch.equal(loaded.prompt, one.prompts["complaints"])
     if when == "each save":
         assert not (folder / "last-checkpoint/reviews").exists()
         again = several(tmp_path / "c", tokenizer, tasks[:1], push_to_hub=False)
         again.train(resume_from_checkpoint=str(folder / "last-checkpoint"))
-        assert torch.equal(again._weights["complaints"], one._weights["complaints"])
+        assert torch.equal(again.prompts["complaints"], one.prompts["complaints"])
 
 
 @pytest.mark.parametrize("when", ["each save", "end"])
@@ -135,7 +135,7 @@ def test_an_ensemble_over_an_ensemble(when, hub, tmp_path, messages):
     assert found.members == ["one", "two"]
     for name in found.members:
         vectors = found.model.prompt_encoder[name].embedding.weight
-        assert torch.equal(vectors, trainer._weights[name])
+        assert torch.equal(vectors, trainer.prompts[name])
 
 
 def test_a_prompt_over_an_ensemble(hub, tmp_path, tokenizer, messages):

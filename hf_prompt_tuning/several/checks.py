@@ -1,0 +1,74 @@
+"""Check the arguments of a run with several prompts before anything changes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..errors import PromptTuningError
+from ..training.arguments import PromptTuningArguments
+from ..training.callbacks import PromptHubCallback
+from .task import PromptTask
+
+OF_TASKS = ("train_dataset", "eval_dataset", "template", "prompt_config", "model_init")
+
+
+def check_arguments(args: PromptTuningArguments) -> None:
+    """Raise PromptTuningError for training arguments that fit only one prompt."""
+    if args.world_size > 1 or args.n_gpu > 1:
+        raise PromptTuningError(
+            f"this run has {max(args.world_size, args.n_gpu)} devices; several prompts train on one (set "
+            "CUDA_VISIBLE_DEVICES), or each prompt in a run of its own."
+        )
+    if args.auto_find_batch_size:
+        raise PromptTuningError(
+            "auto_find_batch_size is on, and each of several prompts has its own batches; give "
+            "per_device_train_batch_size."
+        )
+    if args.load_best_model_at_end or args.save_strategy == "best":
+        raise PromptTuningError(
+            "load_best_model_at_end, early_stopping_patience and save_strategy best ask for one best step, and each "
+            "of several prompts has its own. Leave them out, and choose from the checkpoints."
+        )
+
+
+def check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise PromptTuningError for an option of `PromptTuningTrainer` that fits only one prompt.
+
+    Args:
+        options: the options by name.
+        names: names of the tasks.
+    """
+    if any(option is not None for option in options.get("optimizers") or ()):
+        raise PromptTuningError(
+            "optimizers are given, and each of several prompts has its rate and schedule; give "
+            "optimizer_cls_and_kwargs, and learning_rate to a task."
+        )
+    for callback in options.get("callbacks") or ():
+        check_callback(callback, names)
+    if given := [name for name in OF_TASKS if options.get(name) is not None]:
+        raise PromptTuningError(f"{given[0]} is given beside tasks, each of which has its own; give it there.")
+
+
+def check_callback(callback: Any, names: Iterable[str]) -> None:
+    """Raise PromptTuningError for a callback that supports only one prompt."""
+    kind = callback if isinstance(callback, type) else type(callback)
+    if issubclass(kind, PromptHubCallback):
+        raise PromptTuningError(
+            f"PromptHubCallback pushes one prompt, and this run trains {', '.join(map(repr, names))}; leave it out, "
+            "and give push_to_hub with hub_strategy."
+        )
+
+
+def check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
+    """Raise PromptTuningError if the model's prompts do not match the tasks in name and length."""
+    if set(model.peft_config) != {task.name for task in tasks}:
+        raise PromptTuningError(
+            f"the model has the prompts {sorted(model.peft_config)}, and the tasks are "
+            f"{sorted(task.name for task in tasks)}; give a plain backbone, or a prompt for each task."
+        )
+    for task in tasks:
+        wanted, length = task.config.num_virtual_tokens, model.peft_config[task.name].num_virtual_tokens
+        if wanted not in (None, length):
+            raise PromptTuningError(
+                f"the prompt {task.name!r} of the model has {length} virtual tokens, and the task's config asks for "
+                f"{wanted}; give the task the prompt's own config (model.peft_config[{task.name!r}])."
+            )

@@ -1,0 +1,81 @@
+"""Save several prompts in one folder, each in a folder of its name, and check a checkpoint of several."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import PromptTuningError
+from ..hub.names import hub_id
+from ..models.scoring import loss_history
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.card import write_card
+from ..prompts.ensemble_info import EnsembleInfo
+from ..prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
+from ..prompts.plots import CURVES_FILE, save_curves, save_pictures
+from ..prompts.repository_card import write_repository_card
+from ..prompts.repository_files import PROMPT_FILES
+
+
+def history_of(name: str, log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Return one prompt's losses from the log of a run with several prompts, as in `PromptInfo.history`."""
+    keys = {f"loss_{name}": "loss", f"eval_{name}_loss": "eval_loss"}
+    return loss_history(
+        [{"step": log["step"], keys[key]: log[key]} for log in log_history for key in keys if key in log]
+    )
+
+
+def save_prompts(model: SoftPrompts, names: Iterable[str], folder: Path, repo_id: str | None, card: bool) -> None:
+    """Save each prompt in a folder of its name, and one picture of all their losses.
+
+    Args:
+        model: has the prompts; their descriptions are complete.
+        names: the prompts to save.
+        folder: the folder to write to.
+        repo_id: the Hub repository that the cards name.
+        card: whether to write cards and pictures; a checkpoint has none.
+    """
+    names = list(names)
+    model.save_pretrained(folder, selected_adapters=names, repo_id=repo_id, card=card)
+    if card:
+        save_curves(folder, {name: model.prompt_info[name].history for name in names})
+
+
+def write_list(model: SoftPrompts, names: Iterable[str], folder: Path, repo_id: str | None) -> None:
+    """Write a card that lists the prompts into the folder that holds them."""
+    write_repository_card(
+        folder, repo_id, {name: hub_id(model.peft_config[name].base_model_name_or_path) for name in names}
+    )
+
+
+def save_best(model: SoftPrompts, ensemble: EnsembleInfo, folder: Path, repo_id: str | None) -> None:
+    """Copy the best prompt of a saved ensemble into the ensemble's folder, with the description and a card."""
+    # Not all prompts have this file, so an existing one may belong to an earlier best prompt.
+    (folder / START_FILE).unlink(missing_ok=True)
+    for file in (CONFIG_FILE, WEIGHTS_FILE, START_FILE):
+        if (folder / ensemble.best / file).exists():
+            shutil.copy(folder / ensemble.best / file, folder)
+    info = model.prompt_info[ensemble.best]
+    info.write(folder)
+    ensemble.write(folder)
+    save_pictures(folder, info)
+    size = sum(p.numel() for p in model.base_model.parameters())
+    write_card(folder, model.peft_config[ensemble.best], info, size, repo_id, ensemble)
+
+
+def files_of(names: Iterable[str]) -> list[str]:
+    """Return the paths of all files that a push of several prompts may contain.
+
+    The card at the root is left out: on the Hub it may be a card that a person wrote, and only a push checks that.
+    """
+    return [CURVES_FILE, *(f"{name}/{file}" for name in names for file in PROMPT_FILES)]
+
+
+def check_checkpoint(folder: str | Path, names: Iterable[str]) -> None:
+    """Raise PromptTuningError if a checkpoint does not hold exactly these prompts."""
+    saved = {file.parent.name for file in Path(folder).glob(f"*/{WEIGHTS_FILE}")}
+    if saved != set(names):
+        raise PromptTuningError(
+            f"{folder} holds the prompts {sorted(saved)}, and this run trains {sorted(names)}; resume with the same "
+            "tasks."
+        )

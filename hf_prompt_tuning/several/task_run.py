@@ -1,0 +1,89 @@
+"""Prepare what each task has of its own in a run: its rows as token ids, its arguments, and its update steps."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..data.encoding import with_label_words
+from ..data.token_ids import vocabulary_of
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.info import PromptInfo
+from ..training.arguments import PromptTuningArguments
+from ..training.token_rows import ColumnCheck, RowEncoder
+from .streams import Stream, read_stream
+from .task import PromptTask
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """A task in a run.
+
+    Attributes:
+        task: the task; its data are rows of token ids.
+        rows: turns more data of the task into token ids.
+        args: the training arguments of this task.
+        stream: the update steps; None if there is no training data.
+    """
+
+    task: PromptTask
+    rows: RowEncoder
+    args: PromptTuningArguments
+    stream: Stream | None
+
+    @classmethod
+    def prepare(
+        cls,
+        task: PromptTask,
+        model: SoftPrompts,
+        args: PromptTuningArguments,
+        tokenizer: PreTrainedTokenizerBase | None,
+        columns: ColumnCheck,
+    ) -> "TaskRun":
+        """Encode and check a task's data.
+
+        Args:
+            task: the task, with its template.
+            model: has the task's prompt.
+            args: the run's training arguments.
+            tokenizer: the backbone's tokenizer.
+            columns: the check for columns that would be lost.
+
+        Raises:
+            PromptTuningError: the data does not fit the prompt, or there is a template and no tokenizer.
+        """
+        encode = RowEncoder(_encoder(task, model, tokenizer), model.room(task.name), vocabulary_of(model), columns)
+        train = encode(task.train_dataset, f"{task.name} training", require_target=True)
+        evaluation = encode(task.eval_dataset, f"{task.name} evaluation", require_target=False)
+        args = task.arguments(args)
+        stream = None if train is None else read_stream(task.name, train, args)
+        return cls(replace(task, train_dataset=train, eval_dataset=evaluation), encode, args, stream)
+
+    def describe_data(self, info: PromptInfo) -> None:
+        """Record the template and an example row, which a user who may not publish a row can remove."""
+        if self.rows.tokenizer is not None:
+            info.template = self.rows.tokenizer.template
+            if self.task.train_dataset is not None:
+                info.example = self.rows.tokenizer.readable(self.task.train_dataset[0])
+
+
+def with_template(task: PromptTask, model: Any) -> PromptTask:
+    """Return the task with its template and label words; default: the template of the model's prompt for this task."""
+    template = task.template
+    if template is None and isinstance(model, SoftPrompts) and task.name in model.prompt_info:
+        template = model.prompt_info[task.name].template
+    return replace(task, template=with_label_words(template, task.train_dataset, task.eval_dataset))
+
+
+def _encoder(
+    task: PromptTask, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase | None
+) -> PromptTokenizer | None:
+    if task.template is None:
+        return None
+    if tokenizer is None:
+        raise PromptTuningError(
+            f"the task {task.name!r} has a template, and processing_class is None; give the backbone's tokenizer."
+        )
+    return model.row_encoder(tokenizer, task.template)
