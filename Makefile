@@ -40,6 +40,7 @@ quality: $(VENV)/installed
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	cp run_prompt_tuning.py hf_prompt_tuning/cli/train.py
 
 # The site, in build/site; a warning (a broken link, a docstring that names no argument) is an error.
 docs: $(VENV)/installed

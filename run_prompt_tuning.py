@@ -3,11 +3,83 @@
 
     accelerate launch run_prompt_tuning.py CONFIG.yaml [--flag value ...]
 
-`--help` lists every argument. If your task needs more, copy hf_prompt_tuning/cli/train.py here and change the copy.
+`--help` lists every argument. If your task needs more, copy this file and change the copy. The command
+`hf-prompt-tuning train` runs the same steps: hf_prompt_tuning/cli/train.py is the same file.
 """
 
-from hf_prompt_tuning.cli.main import run
-from hf_prompt_tuning.cli.train import main
+from typing import Any
+
+from transformers import set_seed
+
+from hf_prompt_tuning import EnsembleTrainer, PromptTuningTrainer, get_prompt_tuning_model
+from hf_prompt_tuning.cli.arguments import Arguments, parse_arguments
+from hf_prompt_tuning.cli.main import load_backbone, report, run, save_predictions, set_up_logging
+from hf_prompt_tuning.cli.splits import load_splits, load_transfer
+from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
+from hf_prompt_tuning.training.push_arguments import check_hub
+
+
+def main() -> None:
+    """Train the tasks that the config lists, or one prompt, or an ensemble."""
+    if (tasks := read_tasks()) is not None:
+        return train_tasks(tasks)
+    arguments = parse_arguments()
+    set_up_logging(arguments.training)
+    check_hub(arguments.training)
+
+    # The rows of each split, the template that makes text of a row, and rows to evaluate on without training on them.
+    with arguments.training.main_process_first(desc="loading the data"):
+        splits = load_splits(arguments.data, arguments.training.seed, arguments.model.token)
+        template = arguments.template().with_label_words(splits.get("train"), splits.get("validation"))
+        transfer = load_transfer(arguments.data, template, arguments.model.token)
+
+    trainer = make_trainer(arguments, splits, template)
+    train_and_evaluate(trainer, splits, transfer)
+
+
+def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) -> PromptTuningTrainer:
+    """Load the frozen backbone, put a new prompt in front of it, and return the trainer of the prompt."""
+    args, prompt, model = arguments.training, arguments.prompt, arguments.model
+    set_seed(args.seed)
+    backbone, tokenizer = load_backbone(model)
+    options = {
+        "args": args,
+        "train_dataset": splits.get("train") if args.do_train else None,
+        "eval_dataset": splits.get("validation") if args.do_eval else None,
+        "processing_class": tokenizer,
+        "template": template,
+    }
+    if members := ensemble_members(prompt, args.seed, model.token):
+        trainer = EnsembleTrainer(backbone, members=members, **options)
+    else:
+        config = prompt.config(model.task_type, model.token)
+        trainer = PromptTuningTrainer(get_prompt_tuning_model(backbone, config, tokenizer, template), **options)
+    for info in trainer.model.prompt_info.values():
+        info.data |= arguments.data.described()
+    return trainer
+
+
+def train_and_evaluate(trainer: PromptTuningTrainer, splits: dict[str, Any], transfer: dict[str, Any]) -> None:
+    """Train, evaluate, save and predict, each if the arguments ask for it."""
+    args = trainer.args
+    if trainer.is_world_process_zero():
+        trainer.model.print_trainable_parameters()
+    if args.do_eval:  # what the prompt has to beat: the backbone alone
+        report(trainer, "untuned", trainer.evaluate_untuned())
+    if args.do_train:
+        report(trainer, "train", trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
+        trainer.save_state()
+    if args.do_eval:
+        report(trainer, "eval", trainer.evaluate())
+    if transfer:
+        report(trainer, "transfer", trainer.evaluate_transfer(transfer))
+    trainer.save_model()  # with --push_to_hub, to the Hub as well
+    if args.do_predict:
+        test = splits.get("test", splits.get("validation"))
+        output = trainer.predict(test)
+        report(trainer, "test", output.metrics)
+        save_predictions(trainer, output, test)
+
 
 if __name__ == "__main__":
     run(main)

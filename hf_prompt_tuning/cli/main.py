@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 from datasets import Dataset
 from transformers import (
@@ -43,12 +42,14 @@ def set_up_logging(args: PromptTuningArguments) -> None:
     logging.basicConfig(format="%(levelname)s:%(name)s:%(message)s", level=logging.WARNING)
     logging.getLogger("hf_prompt_tuning").setLevel(level)
     transformers.utils.logging.set_verbosity(level)
-    if args.device.type == "cpu" and torch.get_num_threads() == 1 and (os.cpu_count() or 1) > 1:
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if args.device.type == "cpu" and cores > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+        launched = any(name.startswith("ACCELERATE_") for name in os.environ)
         logger.warning(
-            "Only one of %d CPU cores is used: accelerate launch sets OMP_NUM_THREADS to 1 where it is not set. "
-            "Set it, e.g. OMP_NUM_THREADS=%d accelerate launch …",
-            os.cpu_count(),
-            os.cpu_count(),
+            "Training uses 1 of %d CPU cores, because OMP_NUM_THREADS is 1%s. To use all, set OMP_NUM_THREADS=%d.",
+            cores,
+            " (accelerate launch sets it if you do not)" if launched else "",
+            cores,
         )
 
 
@@ -86,6 +87,12 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
         ) from error
     remember_commit(backbone, place)
     return backbone, tokenizer
+
+
+def report(trainer: PromptTuningTrainer, split: str, metrics: dict[str, Any]) -> None:
+    """Print metrics, and write them to `<split>_results.json` and, unless untuned, to `all_results.json`."""
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics, combined=split != "untuned")
 
 
 def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, data: Dataset) -> Path | None:

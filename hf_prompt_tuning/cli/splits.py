@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
@@ -12,9 +11,7 @@ from ..data.labels import check_label_column
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub.errors import words
-
-if TYPE_CHECKING:
-    from .arguments import DataArguments
+from .data_arguments import DataArguments
 
 
 def split_names(
@@ -29,7 +26,7 @@ def split_names(
         raise _not_loaded(dataset_name, error) from error
 
 
-def load_splits(args: "DataArguments", seed: int, token: str | None = None) -> DatasetDict:
+def load_splits(args: DataArguments, seed: int, token: str | None = None) -> DatasetDict:
     """Load the splits that the arguments name, as "train", "validation" and "test".
 
     The rows of a file get one more column, `ORIGIN`. Sampling and splitting change row numbers, so messages take the
@@ -79,7 +76,7 @@ def load_splits(args: "DataArguments", seed: int, token: str | None = None) -> D
     return splits
 
 
-def load_transfer(args: "DataArguments", template: PromptTemplate, token: str | None = None) -> dict[str, Dataset]:
+def load_transfer(args: DataArguments, template: PromptTemplate, token: str | None = None) -> dict[str, Dataset]:
     """Return the datasets of `transfer_file` by name, with the columns that the template reads.
 
     They are checked here, before training, so that a fault does not show up only after training.

@@ -1,14 +1,12 @@
-"""Train prompts for several tasks in one run, from a config that lists the tasks."""
+"""Train several prompts in one run: the tasks that a config lists, or the members of an ensemble."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
-from transformers.utils.logging import get_logger
 
 from ..errors import PromptTuningError
 from ..prompts.names import check_name
@@ -17,18 +15,17 @@ from ..several.trainer import MultiPromptTrainer
 from ..training.arguments import PromptTuningArguments
 from ..training.push_arguments import check_hub
 from .arguments import (
+    OF_LISTS,
     OF_SEVERAL,
     Arguments,
-    DataArguments,
     ModelArguments,
     PromptArguments,
-    parse_values,
-    read_config,
+    make_arguments,
+    read_command_line,
 )
-from .main import load_backbone, set_up_logging, write_predictions
+from .data_arguments import DataArguments
+from .main import load_backbone, report, set_up_logging, write_predictions
 from .splits import load_splits
-
-logger = get_logger(__name__)
 
 OF_TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
 """The training arguments that each task may set for itself."""
@@ -62,78 +59,79 @@ def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
         PromptTuningError: `tasks` is not a list of mappings, a name is missing, invalid or repeated, or a key is
             unknown or not allowed in a task.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0].startswith("-"):
-        return None
-    shared = read_config(Path(argv.pop(0)))
+    shared, flags = read_command_line(argv)
     if "tasks" not in shared:
         return None
-    given = shared.pop("tasks")
-    if not isinstance(given, list) or not given or not all(isinstance(task, dict) for task in given):
+    entries = shared.pop("tasks")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise PromptTuningError("`tasks` is no list of mappings; write one mapping, with a `name`, for each task.")
-    allowed = {field.name for group in (DataArguments, PromptArguments) for field in dataclasses.fields(group)}
-    allowed = allowed.union(OF_TRAINING).difference(OF_SEVERAL)
     tasks: dict[str, Arguments] = {}
-    for values in given:
-        own = {str(key): value for key, value in values.items() if key != "name"}
-        name = values.get("name")
+    for entry in entries:
+        name = entry.get("name")
         check_name(name)
         if name in tasks:
             raise PromptTuningError(f"two tasks are called {name!r}; give each a name of its own.")
-        if extra := [key for key in own if key not in allowed]:
-            raise PromptTuningError(
-                f"the task {name!r} has the key {extra[0]!r}; a task has arguments of data and prompt, and "
-                f"{', '.join(OF_TRAINING)}. What is the run's stands beside `tasks`."
-            )
-        tasks[name] = parse_values(shared | own, argv)
-        if any(getattr(tasks[name][2], key) is not None for key in OF_SEVERAL):
+        tasks[name] = make_arguments(shared | _own_values(name, entry), flags)
+        if any(getattr(tasks[name].prompt, key) is not None for key in OF_SEVERAL):
             raise PromptTuningError(
                 f"{', '.join(OF_SEVERAL)} are for one task; leave them out of a config with tasks."
             )
     # The run evaluates if at least one task has validation data.
-    arguments = next((a for a in tasks.values() if a[3].do_eval), next(iter(tasks.values())))
-    return TasksConfig(arguments[0], arguments[3], tasks)
+    of_run = max(tasks.values(), key=lambda arguments: arguments.training.do_eval)
+    return TasksConfig(of_run.model, of_run.training, tasks)
+
+
+def _own_values(name: str, entry: dict[Any, Any]) -> dict[str, Any]:
+    """Return a task's own values. Raise PromptTuningError if one belongs to the run."""
+    allowed = {field.name for group in (DataArguments, PromptArguments) for field in dataclasses.fields(group)}
+    allowed = allowed.union(OF_TRAINING).difference(OF_SEVERAL)
+    values = {str(key): value for key, value in entry.items() if key != "name"}
+    if extra := [key for key in values if key not in allowed]:
+        raise PromptTuningError(
+            f"the task {name!r} has the key {extra[0]!r}; a task has arguments of data and prompt, and "
+            f"{', '.join(OF_TRAINING)}. Write a setting of the run beside `tasks`."
+        )
+    return values
 
 
 def train_tasks(config: TasksConfig) -> None:
     """Train, evaluate, save and predict. Write each task's prompt, metrics and predictions into its own folder."""
-    args = config.training
+    args, arguments = config.training, config.tasks
     set_up_logging(args)
     check_hub(args)
-    splits = {name: load_splits(data, args.seed, config.model.token) for name, (_, data, _, _) in config.tasks.items()}
+    splits = {name: load_splits(task.data, args.seed, config.model.token) for name, task in arguments.items()}
     backbone, tokenizer = load_backbone(config.model)
-    tasks = [_task(name, splits[name], arguments, config) for name, arguments in config.tasks.items()]
+    tasks = [_task(name, splits[name], arguments[name], args) for name in arguments]
     trainer = MultiPromptTrainer(backbone, args, tasks, tokenizer)
-    for name, (_, data, _, _) in config.tasks.items():
-        trainer.model.prompt_info[name].data |= data.described()
+    for name, task in arguments.items():
+        trainer.model.prompt_info[name].data |= task.data.described()
     if args.do_eval:
-        _record(trainer, "untuned", trainer.evaluate_untuned())
+        report(trainer, "untuned", trainer.evaluate_untuned())
     if args.do_train:
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        _record(trainer, "train", result.metrics)
+        report(trainer, "train", trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
         trainer.save_state()
     if args.do_eval:
-        _record(trainer, "eval", trainer.evaluate())
+        report(trainer, "eval", trainer.evaluate())
     trainer.save_model()
     if args.do_predict:
-        tests = {name: found.get("test", found.get("validation")) for name, found in splits.items()}
+        tests = {name: data.get("test", data.get("validation")) for name, data in splits.items()}
         outputs = trainer.predict_tasks({name: data for name, data in tests.items() if data is not None})
-        _record(trainer, "test", {k: v for output in outputs.values() for k, v in output.metrics.items()})
+        report(trainer, "test", {k: v for output in outputs.values() for k, v in output.metrics.items()})
         for name, output in outputs.items():
             template = trainer.model.prompt_info[name].template
             write_predictions(Path(args.output_dir) / name / "predictions.jsonl", template, output, tests[name])
 
 
-def _task(name: str, splits: DatasetDict, arguments: Arguments, config: TasksConfig) -> PromptTask:
-    model, data, prompt, training = arguments
+def _task(name: str, splits: DatasetDict, arguments: Arguments, of_run: PromptTuningArguments) -> PromptTask:
+    model, _, prompt, training = arguments
     train, validation = splits.get("train"), splits.get("validation")
     by_steps = training.max_steps > 0
     return PromptTask(
         name,
         prompt.config(model.task_type, model.token),
-        train if config.training.do_train else None,
-        validation if config.training.do_eval else None,
-        data.template().with_label_words(train, validation),
+        train if of_run.do_train else None,
+        validation if of_run.do_eval else None,
+        arguments.template().with_label_words(train, validation),
         learning_rate=training.learning_rate,
         num_train_epochs=None if by_steps else training.num_train_epochs,
         max_steps=training.max_steps if by_steps else None,
@@ -141,6 +139,34 @@ def _task(name: str, splits: DatasetDict, arguments: Arguments, config: TasksCon
     )
 
 
-def _record(trainer: MultiPromptTrainer, split: str, metrics: dict[str, Any]) -> None:
-    trainer.log_metrics(split, metrics)
-    trainer.save_metrics(split, metrics, combined=split != "untuned")
+def ensemble_members(args: PromptArguments, seed: int, token: str | None = None) -> list[PromptTask]:
+    """Return the prompts `prompt_1` to `prompt_N` of the arguments, or an empty list for a single prompt.
+
+    Prompt i has the i-th value of each list. Arguments without a list are the same for all prompts.
+
+    Args:
+        args: the arguments, with `num_prompts` or with lists.
+        seed: the seed of the first prompt if there are no `prompt_seeds`. The others get seed + 1, seed + 2, ….
+        token: a Hub token for `init_prompt`.
+
+    Raises:
+        PromptTuningError: there are fewer than two prompts, or the lists have different lengths.
+    """
+    lists = {name: getattr(args, name) for name in OF_LISTS if getattr(args, name)}
+    if args.num_prompts in (None, 1) and not lists:
+        return []
+    number = args.num_prompts if args.num_prompts is not None else max(map(len, lists.values()))
+    if number < 2:
+        raise PromptTuningError(f"there are to be {number} prompts; give 2 or more, or none of {', '.join(OF_LISTS)}.")
+    for name, values in lists.items():
+        if len(values) != number:
+            raise PromptTuningError(f"{name} has {len(values)} values for {number} prompts; give one for each.")
+    members = []
+    for i in range(number):
+        own = {name: values[i] for name, values in lists.items()}
+        fields = {"num_virtual_tokens": "prompt_lengths", "prompt_tuning_init": "prompt_tuning_inits"}
+        changes = {field: own[name] for field, name in fields.items() if name in own}
+        config = dataclasses.replace(args, **changes).config(None, token)
+        rate, own_seed = own.get("learning_rates"), own.get("prompt_seeds", seed + i)
+        members.append(PromptTask(f"prompt_{i + 1}", config, learning_rate=rate, seed=own_seed))
+    return members

@@ -1,14 +1,16 @@
 """A file, flags, or both; cast by the field; completed from the data that was given."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
 
-from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning import PromptTemplate, PromptTuningError
 from hf_prompt_tuning.cli import arguments
 from hf_prompt_tuning.cli.arguments import parse_arguments
 from hf_prompt_tuning.cli.tasks import read_tasks
+from tests.shared.reference import tiny_prompt_model
 from tests.shared.repository import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -125,6 +127,32 @@ def test_files_that_are_no_config(tmp_path):
 def test_templates_that_cannot_be(config, values, message):
     with pytest.raises(PromptTuningError, match=message):
         parse_arguments([config(**values)])[1].template()
+
+
+def test_the_template_of_the_prompt_to_start_from(config, tmp_path):
+    """Without a source template; what is given replaces the prompt's own values."""
+    own = PromptTemplate(source="{text} ?", label_column="y", label_words={"0": "no", "1": "yes"}, max_source_length=9)
+    model = tiny_prompt_model("llama")
+    model.info.template = own
+    model.save_pretrained(tmp_path / "prompt")
+    flags = ["--model_name_or_path", "m", "--output_dir", "o", "--init_prompt", str(tmp_path / "prompt")]
+    assert parse_arguments(flags).template() == own
+    words = ["--label_words", '{"0": "bad", "1": "good"}', "--label_column", "label"]
+    changed = parse_arguments([*flags, *words, "--max_source_length", "8"]).template()
+    assert changed == replace(own, label_column="label", label_words={"0": "bad", "1": "good"}, max_source_length=8)
+    assert parse_arguments([*flags, "--source_template", "{a}", "--label_column", "b"]).template().source == "{a}"
+    (tmp_path / "prompt/prompt_tuning.json").unlink()
+    with pytest.raises(PromptTuningError, match="source_template is not given"):
+        parse_arguments(flags).template()
+
+
+def test_no_backbone_and_help(capsys):
+    with pytest.raises(PromptTuningError, match="model_name_or_path is not given"):
+        parse_arguments(["--output_dir", "o"])
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Hub id or folder of the backbone. --model_revision" in shown and "(default: 5000)" in shown
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)

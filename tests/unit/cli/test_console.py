@@ -1,12 +1,18 @@
 """The command `hf-prompt-tuning` and its two words."""
 
 import configparser
+import logging
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hf_prompt_tuning.cli import command, inspect, train
+from hf_prompt_tuning.cli.main import set_up_logging
 from tests.shared.repository import ROOT
 
 
@@ -49,6 +55,36 @@ def test_refused_input_is_one_line(monkeypatch, capsys):
         command.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: the config 'none.yaml' cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"OMP_NUM_THREADS": "1"}, "Training uses 1 of 8 CPU cores, because OMP_NUM_THREADS is 1. To use all, set"),
+        (
+            {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"},
+            "is 1 (accelerate launch sets it if you do not)",
+        ),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "4"}, "Training uses 1 of 2 CPU cores"),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "8"}, None),
+        ({"OMP_NUM_THREADS": "2"}, None),
+        ({}, None),
+    ],
+)
+def test_idle_cores_are_a_warning(monkeypatch, caplog, variables, message):
+    for name in [*os.environ]:
+        if name.startswith("ACCELERATE_") or name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    set_up_logging(SimpleNamespace(get_process_log_level=lambda: logging.WARNING, device=torch.device("cpu")))
+    assert message in caplog.text if message else not caplog.records
+
+
+def test_the_script_to_copy_is_what_the_command_runs():
+    """The same file twice; `make style` copies the first over the second."""
+    assert (ROOT / "run_prompt_tuning.py").read_text() == Path(train.__file__).read_text()
 
 
 def test_the_package_alone_is_installed():

@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 
 from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.cli.arguments import PromptArguments, parse_arguments
-from hf_prompt_tuning.cli.ensemble_members import ensemble_members
-from hf_prompt_tuning.cli.tasks import read_tasks
+from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks
 from hf_prompt_tuning.several.ensemble import load_ensemble
 from tests.shared.command import command
 from tests.shared.tiny_models import make_tokenizer, tiny_model

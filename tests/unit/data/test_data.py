@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from hf_prompt_tuning import PromptTuningError
-from hf_prompt_tuning.cli.arguments import DataArguments
+from hf_prompt_tuning.cli.data_arguments import DataArguments
 from hf_prompt_tuning.cli.splits import load_splits
 from hf_prompt_tuning.data.files import read_file
 

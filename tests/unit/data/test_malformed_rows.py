@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningError
-from hf_prompt_tuning.cli.arguments import DataArguments
+from hf_prompt_tuning.cli.data_arguments import DataArguments
 from hf_prompt_tuning.cli.splits import load_splits
 from hf_prompt_tuning.data.files import CHUNK, read_file
 from hf_prompt_tuning.data.tokenization import PromptTokenizer

@@ -10,8 +10,8 @@ import torch
 import run_prompt_tuning
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from hf_prompt_tuning.cli.arguments import ModelArguments, PromptArguments, parse_arguments
-from hf_prompt_tuning.cli.ensemble_members import ensemble_members
 from hf_prompt_tuning.cli.splits import load_splits, load_transfer
+from hf_prompt_tuning.cli.tasks import ensemble_members
 from hf_prompt_tuning.errors import HubUnavailableError, PromptLoadError
 from tests.shared.hub_client import contents, local_hub
 from tests.shared.tiny_models import make_tokenizer, tiny_model

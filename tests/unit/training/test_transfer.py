@@ -9,7 +9,8 @@ import yaml
 
 from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.cli import arguments
-from hf_prompt_tuning.cli.arguments import DataArguments, parse_arguments
+from hf_prompt_tuning.cli.arguments import parse_arguments
+from hf_prompt_tuning.cli.data_arguments import DataArguments
 from hf_prompt_tuning.cli.splits import load_transfer
 from hf_prompt_tuning.data.files import read_file
 from hf_prompt_tuning.prompts.files import read_prompt
