@@ -1,19 +1,22 @@
-"""Make stand-ins: copies of a backbone that one call can modify without changing the backbone for other calls.
+"""Change something for one call, or for one thread, that other calls and threads must not see.
 
 A backbone may serve several models and many threads at once. So a call must not put a hook on it, replace its
 `forward` or write its config, not even for a moment. It calls a stand-in instead: an object of the same class that
 shares weights, config and everything else with the module, except for the one thing that the call changes. It lives
-for one call.
+for one call. `ByContext` is for values of a model: a thread sets one within a `with` block, and only for itself.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
+Value = TypeVar("Value")
 
 CALL_HOOKS = tuple(
     f"_{name}"
@@ -76,3 +79,38 @@ def _bound_to(twin: nn.Module, module: nn.Module, function: Callable) -> Callabl
     if isinstance(function, functools.partial) and function.args and function.args[0] is module:
         return functools.partial(function.func, twin, *function.args[1:], **function.keywords)
     return function
+
+
+class ByContext(Generic[Value]):
+    """A value of each model that can be replaced within a `with` block, only for the thread or task that entered it.
+
+    An attribute of the model would change what other threads compute. Copying or pickling a model does not include
+    this value.
+
+    Args:
+        name: the name of the context variable.
+        usual: the value outside all blocks.
+    """
+
+    def __init__(self, name: str, usual: Value):
+        self._usual = usual
+        # The keys are the models' ids: while a block is open, its caller holds the model.
+        self._others: ContextVar[dict[int, Value] | None] = ContextVar(name, default=None)
+
+    def of(self, model: nn.Module) -> Value:
+        """Return the model's value in this thread or task."""
+        return (self._others.get() or {}).get(id(model), self._usual)
+
+    @contextmanager
+    def set_to(self, value: Value, model: nn.Module) -> Iterator[None]:
+        """Set the model's value within this context."""
+        before = self.of(model)
+        self._set(value, model)
+        try:
+            yield
+        finally:
+            self._set(before, model)
+
+    def _set(self, value: Value, model: nn.Module) -> None:
+        others = (self._others.get() or {}) | {id(model): value}
+        self._others.set({key: other for key, other in others.items() if other is not self._usual})

@@ -90,3 +90,8 @@ class DataCollatorForPromptTuning:
             filling = (short, 0) if side == "left" else (0, short)
             rows = [torch.nn.functional.pad(rows[0], filling, value=value), *rows[1:]]
         return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+
+def beside_texts(batch: dict[str, Any]) -> list[str]:
+    """Return a batch's columns other than text (images, token types, …). Only `forward` for whole rows takes them."""
+    return [name for name in batch if name not in ("input_ids", "attention_mask", "labels", "adapter_names", "label")]

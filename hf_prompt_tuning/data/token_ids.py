@@ -6,7 +6,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from torch import Tensor
 
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
@@ -36,12 +35,6 @@ def vocabulary_of(model: Any) -> int | None:
     """Return the number of rows in a backbone's embedding, with or without a prompt; None if it is unknown."""
     embed = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     return getattr(embed, "num_embeddings", None)
-
-
-def check_tensor(ids: Tensor, rows: int, what: str) -> None:
-    """Check a tensor of ids of any shape, as `check_ids` does; only its smallest and largest id are compared."""
-    if ids.numel() and not ids.is_meta:
-        check_ids([int(i) for i in ids.aminmax()], rows, what)
 
 
 def check_dataset(data: Dataset, raw: Dataset, name: str, rows: int) -> None:

@@ -15,7 +15,7 @@ from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoding import encode_data
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
-from ..models.backbone import token_scale
+from ..layouts.traits import token_scale
 from ..models.initialization import made_again
 from ..models.load import load_prompt
 from ..models.soft_prompts import SoftPrompts

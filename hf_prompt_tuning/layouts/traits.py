@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..sharding import embedded
 from .masks import Reach
 
 REACHES: dict[str, Callable[[Any], Reach]] = {
@@ -17,6 +18,12 @@ REACHES: dict[str, Callable[[Any], Reach]] = {
 }
 ALIBI_BY_MASK = ("bloom", "falcon")
 """Models whose ALiBi counts a row's real tokens. Other models count columns."""
+
+
+SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
+"""Models whose encoder scales looked-up embeddings itself; in other models the embedding module does. The caller must
+scale the `inputs_embeds` of these models.
+"""
 
 
 def takes(backbone: PreTrainedModel, argument: str) -> bool:
@@ -92,6 +99,47 @@ def text_positions(backbone: PreTrainedModel, mask: Tensor, columns: int | None 
         return {}
     counted = (mask.long().cumsum(1) - 1).clamp(min=0)
     return {"position_ids": counted if columns is None else counted[:, mask.shape[1] - columns :]}
+
+
+def max_positions(backbone: PreTrainedModel) -> int | None:
+    """Return the backbone's maximum number of input positions, None without a limit (T5, ALiBi, recurrence)."""
+    config = backbone.config.get_text_config()
+    if getattr(config, "alibi", False) or hasattr(config, "relative_attention_num_buckets"):
+        return None
+    return getattr(config, "max_position_embeddings", None)
+
+
+def steady_positions(backbone: PreTrainedModel) -> int | None:
+    """Return the length up to which a token's rotary position does not depend on its batch; None without a limit.
+
+    Dynamic NTK and longrope switch to other frequencies as soon as one row is longer than the original context.
+    """
+    config = backbone.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    # A single set of parameters, or a set for each kind of layer.
+    limits = [
+        parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+        for parameters in (rope, *rope.values())
+        if isinstance(parameters, dict) and parameters.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=None)
+
+
+def token_scale(backbone: PreTrainedModel) -> float:
+    """Return the factor that the encoder applies to the embeddings of token ids, but not to `inputs_embeds`."""
+    if backbone.config.model_type not in SCALES_IDS or hasattr(backbone.get_input_embeddings(), "embed_scale"):
+        return 1.0
+    return backbone.get_encoder().embed_scale
+
+
+def has_per_layer_inputs(backbone: PreTrainedModel) -> bool:
+    """Tell whether every layer reads its own vector for each token id (Gemma 3n, Gemma 4)."""
+    return bool(getattr(backbone.config.get_text_config(), "hidden_size_per_layer_input", None))
+
+
+def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Return the per-layer vectors of all layers, side by side: [B, T, layers * D] for ids [B, T]."""
+    return embedded(backbone.get_per_layer_input_embeddings(), input_ids)
 
 
 def _layer_types(backbone: PreTrainedModel) -> list[str]:

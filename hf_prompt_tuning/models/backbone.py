@@ -9,13 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.quantization_config import QuantizationMethod
 
-from ..sharding import embedded
 from ..stand_ins import calling
-
-SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
-"""Models whose encoder scales looked-up embeddings itself; in other models the embedding module does. The caller must
-scale the `inputs_embeds` of these models.
-"""
 
 
 def keep_differentiable(backbone: PreTrainedModel) -> None:
@@ -42,48 +36,6 @@ def forget_gguf(backbone: PreTrainedModel) -> None:
         vars(backbone).pop(name, None)
     # Needed when another prompt is put in front of this backbone.
     backbone.dequantized_from = QuantizationMethod.GGUF.value
-
-
-def max_positions(backbone: PreTrainedModel) -> int | None:
-    """Return the backbone's maximum number of input positions, None without a limit (T5, ALiBi, recurrence)."""
-    config = backbone.config.get_text_config()
-    if getattr(config, "alibi", False) or hasattr(config, "relative_attention_num_buckets"):
-        return None
-    return getattr(config, "max_position_embeddings", None)
-
-
-def steady_positions(backbone: PreTrainedModel) -> int | None:
-    """Return the length up to which a token's rotary position does not depend on its batch; None without a limit.
-
-    Dynamic NTK and longrope switch to other frequencies as soon as one row is longer than the original context.
-    """
-    config = backbone.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    # A single set of parameters, or a set for each kind of layer.
-    found = [one for one in (rope, *rope.values()) if isinstance(one, dict) and "rope_type" in one]
-    limits = [
-        one.get("original_max_position_embeddings") or config.max_position_embeddings
-        for one in found
-        if one["rope_type"] in ("dynamic", "longrope")
-    ]
-    return min(limits, default=None)
-
-
-def token_scale(backbone: PreTrainedModel) -> float:
-    """Return the factor that the encoder applies to the embeddings of token ids, but not to `inputs_embeds`."""
-    if backbone.config.model_type not in SCALES_IDS or hasattr(backbone.get_input_embeddings(), "embed_scale"):
-        return 1.0
-    return backbone.get_encoder().embed_scale
-
-
-def has_per_layer_inputs(backbone: PreTrainedModel) -> bool:
-    """Tell whether every layer reads its own vector for each token id (Gemma 3n, Gemma 4)."""
-    return bool(getattr(backbone.config.get_text_config(), "hidden_size_per_layer_input", None))
-
-
-def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Return the per-layer vectors of all layers, side by side: [B, T, layers * D] for ids [B, T]."""
-    return embedded(backbone.get_per_layer_input_embeddings(), input_ids)
 
 
 def prepares_embeddings(backbone: PreTrainedModel, handed_on: bool) -> bool:

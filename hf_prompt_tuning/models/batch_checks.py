@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.token_ids import check_tensor
+from ..data.token_ids import check_ids
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..layouts.traits import with_own_positions
+
+BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+"""Arguments with the boundaries of a packed row's examples, as collators without padding return them."""
 
 
 def check_texts(
@@ -71,6 +74,27 @@ def check_labels(
         raise PromptTuningError(f"labels has dtype {labels.dtype}; give token ids in whole numbers (torch.long).")
     check_tensor(labels[labels != IGNORED], vocabulary(backbone), "labels have")
     return labels.long()
+
+
+def check_tensor(ids: Tensor, rows: int, what: str) -> None:
+    """Raise PromptTuningError if an id of a tensor of any shape is not a row of the embedding, as `check_ids` does."""
+    if ids.numel() and not ids.is_meta:
+        low, high = torch.stack(ids.aminmax()).tolist()
+        if low < 0 or high >= rows:
+            check_ids([low, high], rows, what)
+
+
+def check_unpacked(kwargs: dict[str, Any]) -> None:
+    """Raise an error for a packed row's boundaries: its examples would share one prompt, in front of the first.
+
+    Raises:
+        PromptTuningError: one of `BOUNDARIES` is given.
+    """
+    if given := [name for name in BOUNDARIES if kwargs.get(name) is not None]:
+        raise PromptTuningError(
+            f"{given[0]} is given, so several examples are packed into a row, and only the first would stand behind "
+            "the prompt. Turn packing and padding_free off; PromptTuningTrainer packs by itself."
+        )
 
 
 def check_candidates(candidates: Sequence[Sequence[int]]) -> None:

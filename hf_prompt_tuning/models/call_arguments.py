@@ -14,8 +14,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from ..errors import PromptTuningError, first_line
 from ..layouts import Examples, Prompts
 from ..layouts.padded import padded_rows
-from ..layouts.traits import takes, text_positions, with_own_positions
-from .backbone import has_per_layer_inputs
+from ..layouts.traits import has_per_layer_inputs, takes, text_positions, with_own_positions
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Arguments with a value for each token, where 0 means plain text. A prompt counts as plain text."""

@@ -18,13 +18,13 @@ from ..layouts.choose import judge
 from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
 from ..layouts.traits import state_of_choice, takes
 from ..sharding import in_step, is_sharded
-from .batch_checks import check_labels, check_positions, check_texts
+from .batch_checks import check_labels, check_positions, check_texts, check_unpacked
 from .call_arguments import MEDIA, fitted, kept, told_of
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
 from .continuous_batching import NoContinuousBatching
 from .generation import generate
 from .generation_options import from_inputs, inferred_mask
-from .labels import agreed_labels, check_fused, check_unpacked, from_shifted, fused_as_it_came
+from .labels import agreed_labels, check_fused, from_shifted, fused_as_it_came
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, routing_loss
 from .prompt_cache import ComputedPrompts, can_be_continued
 from .soft_prompts import SoftPrompts
@@ -144,7 +144,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelF
         """
         check_unpacked(kwargs)
         backbone, texts = self.base_model, input_ids if inputs_embeds is None else inputs_embeds
-        if columns_in(kwargs.get("past_key_values")):
+        if (cache := kwargs.get("past_key_values")) is not None and columns_in(cache):
             asked = {"labels": labels, "shift_labels": shift_labels, "candidates": candidates}
             check_alone(kwargs | asked | {"only_labelled": only_labelled, "fused_lm_head": fused_lm_head})
             check_texts(backbone, input_ids, inputs_embeds, None)

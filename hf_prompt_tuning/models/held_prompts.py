@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from ..errors import PromptTuningError
 from ..hub.backbones import commit_of
 from ..hub.names import hub_id
+from ..layouts.traits import token_scale
 from ..prompts.config import PromptTuningConfig
 from ..prompts.fingerprint import backbone_fingerprint, embedding_hash
 from ..prompts.info import PromptInfo
 from ..prompts.names import check_adapter_name
 from ..sharding import embedding_device
-from .backbone import token_scale
 from .initialization import can_be_made_again, initial_prompt
 from .labels import REFERENCE, add_reference
 from .merging import Unmergeable

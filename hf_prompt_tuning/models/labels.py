@@ -17,9 +17,6 @@ from ..layouts.base import IGNORED
 from ..layouts.padded import predicting_columns
 from ..prompts.config import PromptTuningConfig
 
-BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
-"""Arguments with the boundaries of a packed row's examples, as collators without padding return them."""
-
 REFERENCE = "ref"
 """TRL's name for the reference model: a copy of the prompt "default" from before the first step."""
 
@@ -178,19 +175,6 @@ def check_fused(labels: Tensor | None, smoothing: float, only_labelled: bool, ca
         raise PromptTuningError(f"{given[0]} is given with fused_lm_head, which knows none; leave one of them out.")
     if labels is None:
         raise PromptTuningError("fused_lm_head is given without labels, which it scores; give labels.")
-
-
-def check_unpacked(kwargs: dict[str, Any]) -> None:
-    """Raise an error for a packed row's boundaries: its examples would share one prompt, in front of the first.
-
-    Raises:
-        PromptTuningError: one of `BOUNDARIES` is given.
-    """
-    if given := [name for name in BOUNDARIES if kwargs.get(name) is not None]:
-        raise PromptTuningError(
-            f"{given[0]} is given, so several examples are packed into a row, and only the first would stand behind "
-            "the prompt. Turn packing and padding_free off; PromptTuningTrainer packs by itself."
-        )
 
 
 def add_reference(model: PeftModel, config: PromptTuningConfig) -> None:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.collator import beside_texts
 from ..data.template import PromptTemplate
 from ..layouts.base import IGNORED, nll_by_row, token_nll
 from ..prompts.info import numbers_of
@@ -34,11 +35,6 @@ def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
         logits, targets, rows = labelled_logits(model, batch)
     size = len(batch["input_ids"])
     return nll_by_row(token_nll(logits, targets), rows, size), torch.bincount(rows, minlength=size)
-
-
-def beside_texts(batch: dict[str, Any]) -> list[str]:
-    """Return a batch's columns other than text (images, token types, …). Only `forward` for whole rows takes them."""
-    return [name for name in batch if name not in ("input_ids", "attention_mask", "labels", "adapter_names", "label")]
 
 
 def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,22 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.template import PromptTemplate
-from ..data.token_ids import check_tensor
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, token_nll
+from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
 from ..prompts.info import PromptInfo
 from ..sharding import embedded, embedding_device
-from .backbone import (
-    has_per_layer_inputs,
-    max_positions,
-    per_layer_inputs,
-    steady_positions,
-    token_scale,
-)
-from .batch_checks import check_candidates
-from .contexts import ByContext
+from ..stand_ins import ByContext
+from .batch_checks import check_candidates, check_tensor
 from .held_prompts import HeldPrompts
 from .untrainable import untrainable
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
-from ..models.contexts import ByContext
 from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
+from ..stand_ins import ByContext
 from .row_order import RowOrderTrainer
 from .scorer import RowResults, Scorer
 from .token_rows import RowEncoder, with_labels

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 from transformers.utils import ModelOutput
 
+from ..data.collator import beside_texts
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..models.calibration import fit_calibration
 from ..models.scoring import (
-    beside_texts,
     classification_metrics,
     confusion_matrix,
     decode,

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..data.collator import DataCollatorForPromptTuning
+from ..data.collator import DataCollatorForPromptTuning, beside_texts
 from ..data.encoding import text_rows, with_label_words
 from ..data.template import PromptTemplate
 from ..data.token_ids import vocabulary_of
@@ -19,7 +19,6 @@ from ..layouts.base import IGNORED
 from ..models.create import with_prompt
 from ..models.metric_direction import check_direction
 from ..models.recording import describe_run
-from ..models.scoring import beside_texts
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
 from ..prompts.info import PromptInfo

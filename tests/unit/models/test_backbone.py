@@ -5,7 +5,7 @@ from transformers.trainer_utils import validate_quantization_for_training
 from transformers.utils.quantization_config import GgufConfig, QuantizationMethod
 
 from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
-from hf_prompt_tuning.models.backbone import max_positions
+from hf_prompt_tuning.layouts.traits import max_positions
 from tests.shared.tiny_models import tiny_model
 
 
