@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+from transformers import TrainingArguments
 
 from ..layouts.base import IGNORED
 from .streams import Stream
@@ -84,17 +85,25 @@ class EpochSteps(Sampler):
         return iter([step] for step in range(first, min(first + self.per_epoch, self.steps)))
 
 
-def mixed_dataloader(streams: Sequence[Stream], collator: Callable, **options: Any) -> DataLoader:
+def mixed_dataloader(streams: Sequence[Stream], collator: Callable, args: TrainingArguments) -> DataLoader:
     """Return a data loader whose batches are update steps; its `set_epoch` sets the epoch.
 
     Args:
         streams: one stream for each prompt.
         collator: turns rows into a batch.
-        **options: passed to `DataLoader` (`num_workers`, …).
+        args: the `dataloader_…` options.
     """
     batches = MixedBatches(streams, collator)
     sampler = EpochSteps(len(batches), max(stream.steps_per_epoch for stream in streams))
-    loader = DataLoader(batches, batch_sampler=sampler, collate_fn=_only, **options)
+    loader = DataLoader(
+        batches,
+        batch_sampler=sampler,
+        collate_fn=_only,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
     loader.set_epoch = sampler.set_epoch
     return loader
 

@@ -1,6 +1,6 @@
 """Check the arguments of a run with several prompts before anything changes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import PromptTuningError
@@ -72,3 +72,18 @@ def check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
                 f"the prompt {task.name!r} of the model has {length} virtual tokens, and the task's config asks for "
                 f"{wanted}; give the task the prompt's own config (model.peft_config[{task.name!r}])."
             )
+
+
+def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
+    """Return the data, a dict from task to data.
+
+    Raises:
+        PromptTuningError: the data is no such dict, or a task is unknown.
+    """
+    if not isinstance(data, dict) or not data:
+        raise PromptTuningError(
+            f"the data is a {type(data).__name__}; with several tasks give a dict of task name to data."
+        )
+    if unknown := [name for name in data if name not in names]:
+        raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, names))}.")
+    return data

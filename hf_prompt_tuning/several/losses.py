@@ -27,14 +27,12 @@ class PromptLosses:
     def add(
         self, predictions: LabelledOutput, prompts: Sequence[str], tokens: Tensor, label_smoothing: float
     ) -> Tensor:
-        """Return each prompt's share of its loss that a micro-batch adds, [G].
-
-        A prompt's loss is the mean over the tokens that it has to predict in the whole update step.
+        """Return what a micro-batch adds to each prompt's loss, a mean over its labelled tokens in the step, [G].
 
         Args:
             predictions: the predictions of the labelled tokens.
             prompts: the name of each row's prompt.
-            tokens: [B], the number of labelled tokens that the row's prompt has in the update step.
+            tokens: [B], the number of labelled tokens that the row's prompt has in the step.
             label_smoothing: as in `TrainingArguments`.
         """
         nll = token_nll(predictions.logits, predictions.targets, label_smoothing)

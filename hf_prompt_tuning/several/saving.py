@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptTuningError
-from ..hub.names import hub_id
 from ..models.scoring import loss_history
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import write_card
 from ..prompts.ensemble_info import EnsembleInfo
 from ..prompts.files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
-from ..prompts.plots import CURVES_FILE, save_curves, save_pictures
-from ..prompts.repository_card import write_repository_card
-from ..prompts.repository_files import PROMPT_FILES
+from ..prompts.plots import save_curves, save_pictures
 
 
 def history_of(name: str, log_history: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
@@ -26,26 +23,11 @@ def history_of(name: str, log_history: Iterable[Mapping[str, Any]]) -> dict[str,
 
 
 def save_prompts(model: SoftPrompts, names: Iterable[str], folder: Path, repo_id: str | None, card: bool) -> None:
-    """Save each prompt in a folder of its name, and one picture of all their losses.
-
-    Args:
-        model: has the prompts; their descriptions are complete.
-        names: the prompts to save.
-        folder: the folder to write to.
-        repo_id: the Hub repository that the cards name.
-        card: whether to write cards and pictures; a checkpoint has none.
-    """
+    """Save each prompt in a folder of its name. With `card`, also draw one picture of all their losses."""
     names = list(names)
     model.save_pretrained(folder, selected_adapters=names, repo_id=repo_id, card=card)
     if card:
         save_curves(folder, {name: model.prompt_info[name].history for name in names})
-
-
-def write_list(model: SoftPrompts, names: Iterable[str], folder: Path, repo_id: str | None) -> None:
-    """Write a card that lists the prompts into the folder that holds them."""
-    write_repository_card(
-        folder, repo_id, {name: hub_id(model.peft_config[name].base_model_name_or_path) for name in names}
-    )
 
 
 def save_best(model: SoftPrompts, ensemble: EnsembleInfo, folder: Path, repo_id: str | None) -> None:
@@ -61,14 +43,6 @@ def save_best(model: SoftPrompts, ensemble: EnsembleInfo, folder: Path, repo_id:
     save_pictures(folder, info)
     size = sum(p.numel() for p in model.base_model.parameters())
     write_card(folder, model.peft_config[ensemble.best], info, size, repo_id, ensemble)
-
-
-def files_of(names: Iterable[str]) -> list[str]:
-    """Return the paths of all files that a push of several prompts may contain.
-
-    The card at the root is left out: on the Hub it may be a card that a person wrote, and only a push checks that.
-    """
-    return [CURVES_FILE, *(f"{name}/{file}" for name in names for file in PROMPT_FILES)]
 
 
 def check_checkpoint(folder: str | Path, names: Iterable[str]) -> None:

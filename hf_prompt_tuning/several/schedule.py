@@ -1,30 +1,13 @@
-"""Give each of several prompts its own learning rate and schedule."""
+"""Give each of several prompts its own schedule."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from ..errors import PromptTuningError
 from ..training.arguments import PromptTuningArguments
-
-
-def parameter_groups(
-    weights: Mapping[str, Tensor], args_of: Mapping[str, PromptTuningArguments]
-) -> list[dict[str, Any]]:
-    """Return an optimizer's parameter group for each prompt.
-
-    Args:
-        weights: the prompts' vectors, by name.
-        args_of: each prompt's own training arguments, by name.
-    """
-    return [
-        {"params": [weight], "lr": args_of[name].learning_rate, "weight_decay": args_of[name].weight_decay}
-        for name, weight in weights.items()
-    ]
 
 
 def joint_schedule(optimizer: torch.optim.Optimizer, steps: Iterable[int], args: PromptTuningArguments) -> LambdaLR:

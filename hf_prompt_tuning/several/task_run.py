@@ -13,6 +13,7 @@ from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
+from .saving import history_of
 from .streams import Stream, read_stream
 from .task import PromptTask
 
@@ -67,6 +68,14 @@ class TaskRun:
             info.template = self.rows.tokenizer.template
             if self.task.train_dataset is not None:
                 info.example = self.rows.tokenizer.readable(self.task.train_dataset[0])
+
+    def describe(self, info: PromptInfo, log_history: list[dict[str, Any]], others: list[str]) -> None:
+        """Record the task's losses, its numbers of rows, and the tasks that it was trained with."""
+        seed = self.task.seed if self.task.seed is not None else self.args.seed
+        info.history = history_of(self.task.name, log_history)
+        info.training |= {"initialization_seed": seed, "trained_with": others}
+        rows = {"training_rows": self.task.train_dataset, "evaluation_rows": self.task.eval_dataset}
+        info.data |= {name: len(data) for name, data in rows.items() if data is not None}
 
 
 def with_template(task: PromptTask, model: Any) -> PromptTask:

@@ -12,18 +12,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from ..errors import PromptTuningError
+from ..hub.names import hub_id
 from ..models.recording import describe_run, to_record
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
+from ..prompts.plots import CURVES_FILE
+from ..prompts.repository_card import write_repository_card
+from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.scorer import Scorer
 from ..training.token_rows import ColumnCheck
 from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
-from .checks import check_arguments, check_callback, check_options, check_prompts
+from .checks import check_arguments, check_by_task, check_callback, check_options, check_prompts
 from .losses import PromptLosses
-from .saving import check_checkpoint, files_of, history_of, save_prompts, write_list
-from .schedule import joint_schedule, parameter_groups
+from .saving import check_checkpoint, save_prompts
+from .schedule import joint_schedule
 from .streams import Stream
 from .task import PromptTask, check_names, model_with_prompts
 from .task_run import TaskRun, with_template
@@ -123,15 +127,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         if len(self._streams) < len(self.tasks):
             without = next(name for name, task in self.tasks.items() if task.train_dataset is None)
             raise PromptTuningError(f"the task {without!r} has no training data; give it some, or leave the task out.")
-        args = self.args
-        return mixed_dataloader(
-            self._streams,
-            self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
+        return mixed_dataloader(self._streams, self.data_collator, self.args)
 
     def get_total_train_batch_size(self, args: PromptTuningArguments) -> int:
         """Return the mean number of rows in an update step, over all prompts together."""
@@ -144,9 +140,13 @@ class MultiPromptTrainer(PromptTuningTrainer):
             optimizer_cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, self.model
             )
-            self.optimizer = optimizer_cls(
-                parameter_groups(self.prompts, {name: run.args for name, run in self._runs.items()}), **kwargs
-            )
+            rates = [run.args.learning_rate for run in self._runs.values()]
+            decay = self.args.weight_decay
+            groups = [
+                {"params": [weight], "lr": rate, "weight_decay": decay}
+                for weight, rate in zip(self.prompts.values(), rates, strict=True)
+            ]
+            self.optimizer = optimizer_cls(groups, **kwargs)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
@@ -227,7 +227,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
         own = self._is_own(eval_dataset, metric_key_prefix)
         metrics: dict[str, float] = {}
         losses = []
-        for name, rows in self._by_task(eval_dataset).items():
+        for name, rows in check_by_task(
+            self.eval_dataset if eval_dataset is None else eval_dataset, self.tasks
+        ).items():
             prefix = f"{metric_key_prefix}_{name}"
             with self._using(name) as info:
                 scorer = self._make_scorer(info=info if own else None)
@@ -250,7 +252,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
         """
         own = self._is_own(eval_dataset, "eval")
         metrics: dict[str, float] = {}
-        for name, rows in self._by_task(eval_dataset).items():
+        for name, rows in check_by_task(
+            self.eval_dataset if eval_dataset is None else eval_dataset, self.tasks
+        ).items():
             with self._using(name) as info:
                 metrics_of_task = self._without_prompt(rows, "untuned")
                 if own:
@@ -301,33 +305,10 @@ class MultiPromptTrainer(PromptTuningTrainer):
             PromptTuningError: a task is unknown.
         """
         outputs = {}
-        for name, rows in self._by_task(test_datasets).items():
+        for name, rows in check_by_task(test_datasets, self.tasks).items():
             with self._using(name):
                 outputs[name] = self._predict_rows(rows, ignore_keys, f"test_{name}")
         return outputs
-
-    def _by_task(self, data: Any) -> dict[str, Any]:
-        data = self.eval_dataset if data is None else data
-        if not isinstance(data, dict) or not data:
-            raise PromptTuningError(
-                f"the data is a {type(data).__name__}; with several tasks give a dict of task name to data."
-            )
-        if unknown := [name for name in data if name not in self.tasks]:
-            raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, self.tasks))}.")
-        return data
-
-    def _describe_prompts(self) -> None:
-        """Record in each prompt its own arguments, losses and data."""
-        model = self.accelerator.unwrap_model(self.model)
-        for name, run in self._runs.items():
-            with self._using(name) as info:
-                describe_run(model, run.args, self.state, self.processing_class)
-            info.history = history_of(name, self.state.log_history)
-            info.training["initialization_seed"] = run.args.seed if run.task.seed is None else run.task.seed
-            info.training["trained_with"] = [other for other in self.tasks if other != name]
-            for key, data in (("training_rows", run.task.train_dataset), ("evaluation_rows", run.task.eval_dataset)):
-                if data is not None:
-                    info.data[key] = len(data)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
@@ -336,17 +317,22 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         """Save each prompt in a folder of its name. `card` also writes cards and pictures, which checkpoints lack."""
         model = self.accelerator.unwrap_model(self.model)
-        self._describe_prompts()
+        for name, run in self._runs.items():
+            with self._using(name) as info:
+                describe_run(model, run.args, self.state, self.processing_class)
+                run.describe(info, self.state.log_history, [other for other in self.tasks if other != name])
         save_prompts(model, self.tasks, folder, repo_id, card)
         if card:
             self._write_root(model, folder, repo_id)
 
     def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:
-        """Write what the folder of all prompts has beside the prompts' own folders."""
-        write_list(model, self.tasks, folder, repo_id)
+        """Write a card that lists the prompts into the folder that holds them."""
+        bases = {name: hub_id(model.peft_config[name].base_model_name_or_path) for name in self.tasks}
+        write_repository_card(folder, repo_id, bases)
 
     def _own_files(self) -> list[str]:
-        return files_of(self.tasks)
+        # Leave out the card at the root: on the Hub it may be a card that a person wrote, and only a push checks that.
+        return [CURVES_FILE, *(f"{name}/{file}" for name in self.tasks for file in PROMPT_FILES)]
 
     def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
         self._save_prompts(folder, repo_id, card=True)
