@@ -12,21 +12,12 @@ from typing import Any
 import numpy as np
 import transformers
 from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 
 from ..data.template import PromptTemplate
-from ..errors import CheckpointSaveError, PromptTuningError, first_line
-from ..hub.backbones import TOKENIZER_FILES, OnceMore, backbone_place, must_be_known, remember_commit, source
-from ..hub.errors import raise_fault
-from ..hub.files import named
+from ..errors import CheckpointSaveError, PromptTuningError
+from ..hub import backbones
 from ..several.ensemble_trainer import EnsembleTrainer
 from ..several.voting import label_record, text_record
 from ..training.arguments import PromptTuningArguments
@@ -59,34 +50,13 @@ def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedToke
     Raises:
         PromptTuningError: they are missing or could not be loaded, or the task type is invalid.
     """
-    hub = {"revision": args.model_revision, "token": args.token}
-    options = {} if args.attn_implementation is None else {"attn_implementation": args.attn_implementation}
-    gguf = {} if args.gguf_file is None else {"gguf_file": args.gguf_file}
     if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise PromptTuningError(f"task_type is {args.task_type!r}; give CAUSAL_LM or SEQ_2_SEQ_LM, or leave it out.")
-    place = backbone_place(args.model_name_or_path, args.gguf_file, **hub)
-    if args.gguf_file is None:
-        must_be_known(place, TOKENIZER_FILES)
-    # Never run code from the repository. Without this setting, transformers would ask the user.
-    origin = {"trust_remote_code": False} | source(place, **hub) | gguf
-    try:
-        config = AutoConfig.from_pretrained(args.model_name_or_path, **origin)
-        seq2seq = config.is_encoder_decoder if args.task_type is None else args.task_type == "SEQ_2_SEQ_LM"
-        auto_class = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-        backbone = auto_class.from_pretrained(
-            args.model_name_or_path, dtype=args.dtype, tqdm_class=OnceMore, **options, **origin
-        )
-        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **origin)
-    except PromptTuningError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        raise_fault(f"the backbone {args.model_name_or_path!r}", error)
-        raise PromptTuningError(
-            f"the backbone {args.model_name_or_path!r} cannot be loaded: {named(first_line(error))} "
-            "Check its name, its revision and your access to it."
-        ) from error
-    remember_commit(backbone, place)
-    return backbone, tokenizer
+    name, hub = args.model_name_or_path, {"revision": args.model_revision, "token": args.token}
+    advice, gguf = "Check its name, its revision and your access to it.", args.gguf_file
+    options = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
+    backbone, place = backbones.load_backbone(name, args.task_type, hub, advice, gguf_file=gguf, **options)
+    return backbone, backbones.load_tokenizer(name, place, hub, advice, gguf)
 
 
 def report(trainer: PromptTuningTrainer, split: str, metrics: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""Load a Hub backbone at one commit and record the commit. Find the commit of a backbone that the user loaded."""
+"""Load a backbone at one commit and record the commit. Find the commit of a backbone that the user loaded."""
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,18 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ..errors import HubUnavailableError
-from .files import HubFolder, Place, read_whole
+from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
+from .errors import raise_fault
+from .files import HubFolder, Place, named, read_whole
 from .names import hub_id
 from .tensors import open_tensors
 
@@ -24,6 +34,92 @@ MODEL_FILES, TOKENIZER_FILES = ("config.json", "generation_config.json"), ("toke
 """Files that transformers tries to load. It continues without them if they are missing."""
 COMPARED = 8
 """How many numbers of each tensor are compared to recognise a backbone's weights."""
+ONE_AT_A_TIME = threading.Lock()
+"""Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
+loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
+
+
+def load_backbone(
+    name: str,
+    task_type: str | None,
+    hub: Mapping[str, Any],
+    advice: str,
+    *,
+    gguf_file: str | None = None,
+    adapters: bool = True,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[PreTrainedModel, HubFolder | None]:
+    """Load a backbone without running code from its repository.
+
+    Args:
+        name: a Hub id or a folder.
+        task_type: CAUSAL_LM or SEQ_2_SEQ_LM; None reads it from the backbone's config.
+        hub: `revision`, `token`, `cache_dir` and `local_files_only`.
+        advice: the last sentence of an error's message: what the user can do.
+        gguf_file: the GGUF file that holds the whole backbone.
+        adapters: False raises an error for a repository that holds an adapter and names another backbone.
+        trust_remote_code: must be False; accepted so that the error names it.
+        **options: passed to `from_pretrained`. Options that are None are left out.
+
+    Returns:
+        The backbone, and its repository at one commit; None for a folder.
+
+    Raises:
+        PromptLoadError: the backbone could not be loaded.
+    """
+    what = f"the backbone {name!r}"
+    if trust_remote_code:
+        raise PromptLoadError(f"trust_remote_code is given for {what}, and no code from the Hub is run here. {advice}")
+    place = backbone_place(name, gguf_file, **hub)
+    if not adapters and place is not None and is_adapter(place):
+        raise PromptLoadError(f"{what} cannot be loaded: it is an adapter itself, of a backbone of its own. {advice}")
+    origin = _origin(place, gguf_file, hub)
+    options = {"dtype": "auto"} | {option: value for option, value in options.items() if value is not None}
+    with _readable(what, advice), ONE_AT_A_TIME:
+        if task_type is None:
+            task_type = (
+                "SEQ_2_SEQ_LM" if AutoConfig.from_pretrained(name, **origin).is_encoder_decoder else "CAUSAL_LM"
+            )
+        auto_class = AutoModelForSeq2SeqLM if task_type == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
+        backbone = auto_class.from_pretrained(name, tqdm_class=OnceMore, **options, **origin)
+    remember_commit(backbone, place)
+    return backbone, place
+
+
+def load_tokenizer(
+    name: str, place: HubFolder | None, hub: Mapping[str, Any], advice: str, gguf_file: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a backbone, from the same commit if its place is given.
+
+    Arguments are those of `load_backbone`, and the place that it returns.
+
+    Raises:
+        PromptLoadError: the tokenizer could not be loaded.
+    """
+    if gguf_file is None:  # a GGUF file contains the tokenizer, too
+        must_be_known(place, TOKENIZER_FILES)
+    with _readable(f"the tokenizer of {name!r}", advice):
+        return AutoTokenizer.from_pretrained(name, **_origin(place, gguf_file, hub))
+
+
+def _origin(place: HubFolder | None, gguf_file: str | None, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that make `from_pretrained` load from this place, and run no code from it."""
+    gguf = {} if gguf_file is None else {"gguf_file": gguf_file}
+    # Without `trust_remote_code`, transformers would ask the user.
+    return {"trust_remote_code": False} | source(place, **hub) | gguf
+
+
+@contextmanager
+def _readable(what: str, advice: str) -> Iterator[None]:
+    """Turn any error of transformers into one PromptLoadError within this context."""
+    try:
+        yield
+    except PromptTuningError:
+        raise
+    except Exception as error:  # an untrusted repository can raise any error
+        raise_fault(what, error)
+        raise PromptLoadError(f"{what} cannot be loaded: {named(first_line(error))} {advice}") from error
 
 
 def backbone_place(name: str, gguf_file: str | None = None, **hub: Any) -> HubFolder | None:

@@ -68,10 +68,16 @@ def open_place(prompt: str | Path, **hub: Any) -> Place:
             `hf_hub_download`.
 
     Raises:
-        PromptLoadError: the folder does not exist, and the name is not a valid Hub id.
+        PromptLoadError: the folder does not exist, and the name is not a valid Hub id; or a revision is given for a
+            folder.
     """
     hub = {name: value for name, value in hub.items() if name in OPTIONS and value is not None}
     if Path(prompt).is_dir():
+        if revision := hub.get("revision"):
+            raise PromptLoadError(
+                f"revision is {revision!r}, and {str(prompt)!r} is a folder on this machine, which has none; leave "
+                "it out."
+            )
         return Folder(prompt, hub.get("subfolder", ""))
     if hub_id(str(prompt)) is None:
         missing = "" if Path(prompt).exists() else ": there is no such file or folder"

@@ -12,11 +12,12 @@ Neither happens for this package's tasks. Only `load_prompt` reads the config, a
 from typing import TYPE_CHECKING, Any
 
 import transformers.pipelines
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig
 
-from ..errors import PromptLoadError, PromptTuningError, first_line
+from ..errors import PromptLoadError
 
 if TYPE_CHECKING:
+    from ..models.load import LoadedPrompt
     from ..models.soft_prompts import SoftPrompts
 
 TASKS = {
@@ -30,7 +31,7 @@ NOT_OURS = ("_from_pipeline", "code_revision")
 class NamedPrompt:
     """The model class of `pipeline(…, model="user/prompt")`: holds the loaded prompt, or the error of loading it."""
 
-    def __init__(self, loaded: tuple | None, error: Exception | None = None):
+    def __init__(self, loaded: "LoadedPrompt | None", error: Exception | None = None):
         self._loaded, self._error = loaded, error
 
     @classmethod
@@ -53,27 +54,7 @@ class NamedPrompt:
         """Return the model, and the given tokenizer or else the prompt's; raise the stored error, if any."""
         if self._error is not None:
             raise self._error
-        model, its_own, _ = self._loaded
-        return model, its_own if tokenizer is None else tokenizer
-
-
-def tokenizer_for(tokenizer: Any) -> PreTrainedTokenizerBase:
-    """Return the pipeline's tokenizer; load it if a name was given.
-
-    Raises:
-        PromptTuningError: there is no tokenizer.
-        PromptLoadError: the tokenizer could not be loaded.
-    """
-    if tokenizer is None:
-        raise PromptTuningError("tokenizer is not given; give it as tokenizer=…, the one that load_prompt returns.")
-    if not isinstance(tokenizer, str):
-        return tokenizer
-    try:
-        return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    except Exception as error:
-        raise PromptLoadError(
-            f"the tokenizer of {tokenizer!r} cannot be loaded: {first_line(error)} Give another as tokenizer=…."
-        ) from error
+        return self._loaded.model, self._loaded.tokenizer if tokenizer is None else tokenizer
 
 
 class Configs(AutoConfig):

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedTokenizerBase
 
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
+from ..hub.backbones import load_tokenizer
 from ..models.soft_prompts import SoftPrompts
-from .pipeline_loading import NamedPrompt, tokenizer_for
+from .pipeline_loading import NamedPrompt
 from .writing_options import OF_THE_TEXT, for_generate, is_greedy, new_tokens, parted, together
 
 
@@ -54,13 +55,8 @@ class PromptPipeline(Pipeline):
             raise PromptTuningError(
                 f"model is a {type(model).__name__}; give a prompt's Hub id or folder, or a model from load_prompt."
             )
-        tokenizer = tokenizer_for(tokenizer)
-        if tokenizer.pad_token_id is None:
-            # A batch needs a pad token. Padded positions are masked, so any token works.
-            tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.pad_token = tokenizer.eos_token
         self._coders: dict[str, PromptTokenizer] = {}
-        super().__init__(model=model, tokenizer=tokenizer, **kwargs)
+        super().__init__(model=model, tokenizer=_padding(tokenizer), **kwargs)
         self._coder(model.active_adapter)
 
     def __call__(self, inputs: Any, adapter_names: str | Sequence[str] | None = None, **kwargs: Any) -> Any:
@@ -143,6 +139,24 @@ class PromptPipeline(Pipeline):
 
     def _name(self, outputs: Mapping[str, Tensor]) -> str:
         return list(self.model.prompt_info)[int(outputs["which"])]
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase | str | None) -> PreTrainedTokenizerBase:
+    """Return the pipeline's tokenizer, with a pad token; load it if a name was given.
+
+    Raises:
+        PromptTuningError: there is no tokenizer.
+        PromptLoadError: the tokenizer could not be loaded.
+    """
+    if tokenizer is None:
+        raise PromptTuningError("tokenizer is not given; give it as tokenizer=…, the one that load_prompt returns.")
+    if isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(tokenizer, None, {}, "Give another as tokenizer=….")
+    if tokenizer.pad_token_id is None:
+        # A batch needs a pad token. Padded positions are masked, so any token works.
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _check_row(content: Any, columns: Sequence[str]) -> None:

@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
-from hf_prompt_tuning.models import load as hub
+from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningConfig, get_prompt_tuning_model, load_prompt
 from hf_prompt_tuning.prompts.files import read_prompt
 from tests.shared.reference import tiny_prompt_model, with_prompts
 from tests.shared.tiny_models import make_tokenizer, tiny_model
@@ -134,14 +133,38 @@ def test_a_pickled_backbone_is_not_read(tmp_path):
         load_prompt(tmp_path / "prompt", backbone=folder)
 
 
+def test_what_is_loaded_explains_itself(folder):
+    backbone = tiny_model("llama")
+    loaded = load_prompt(folder, backbone=backbone, tokenizer=make_tokenizer())
+    model, tokenizer, template = loaded
+    assert (loaded.model, loaded.tokenizer, loaded.template) == (model, tokenizer, template)
+    assert loaded[0] is model and model.get_base_model() is backbone
+    assert repr(load_prompt(folder, backbone=backbone)) == (
+        f"LoadedPrompt({str(folder)!r}: 3 virtual tokens on LlamaForCausalLM, no template, no tokenizer)"
+    )
+    template = PromptTemplate("A {message}", label_column="label", label_words={"1": "good", "2": "bad"})
+    named = tiny_prompt_model("llama", num_virtual_tokens=4)
+    named.info.template, backbone.name_or_path = template, "alice/llama"
+    named.save_pretrained(folder)
+    assert repr(load_prompt(folder, backbone=backbone, tokenizer=tokenizer)) == (
+        f"LoadedPrompt({str(folder)!r}: 4 virtual tokens on LlamaForCausalLM 'alice/llama', "
+        f"'A {{message}}' -> good | bad, {type(tokenizer).__name__})"
+    )
+
+
+def test_a_folder_has_no_revision(folder):
+    with pytest.raises(PromptLoadError, match=r"revision is 'v2', and '.*' is a folder on this machine"):
+        load_prompt(folder, revision="v2", backbone=tiny_model("llama"))
+
+
 def test_a_gguf_files_tokenizer_is_read_from_it(folder, monkeypatch):
     asked = {}
 
     def answer(kind, made):
         return lambda name, **kwargs: asked.setdefault(kind, kwargs) and made
 
-    monkeypatch.setattr(hub.AutoModelForCausalLM, "from_pretrained", answer("backbone", tiny_model("llama")))
-    monkeypatch.setattr(hub.AutoTokenizer, "from_pretrained", answer("tokenizer", make_tokenizer()))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", answer("backbone", tiny_model("llama")))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", answer("tokenizer", make_tokenizer()))
     load_prompt(folder, backbone="some/where", gguf_file="model.gguf")
     assert asked["backbone"]["gguf_file"] == asked["tokenizer"]["gguf_file"] == "model.gguf"
 
