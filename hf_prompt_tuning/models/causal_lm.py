@@ -21,7 +21,6 @@ from ..sharding import in_step, is_sharded
 from .batch_checks import check_labels, check_positions, check_texts, check_unpacked
 from .call_arguments import MEDIA, fitted, kept, told_of
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
-from .continuous_batching import NoContinuousBatching
 from .generation import generate
 from .generation_options import from_inputs, inferred_mask
 from .labels import agreed_labels, check_fused, from_shifted, fused_as_it_came
@@ -30,7 +29,7 @@ from .prompt_cache import ComputedPrompts, can_be_continued
 from .soft_prompts import SoftPrompts
 
 
-class PromptTuningModelForCausalLM(SoftPrompts, NoContinuousBatching, PeftModelForCausalLM):
+class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     """Causal language model with a soft prompt in front.
 
     Make it with `get_prompt_tuning_model` or `from_pretrained`. It behaves like a `peft.PeftModelForCausalLM`, except

@@ -21,8 +21,8 @@ from ..prompts.names import check_adapter_name
 from ..sharding import embedding_device
 from .initialization import can_be_made_again, initial_prompt
 from .labels import REFERENCE, add_reference
-from .merging import Unmergeable
 from .saving import SavedPrompts
+from .unsupported import Unsupported
 from .wrapping import check_backbone, check_dropout, freeze
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class PromptVectors(PromptEmbedding):
         return super()._apply(move_only, recurse)
 
 
-class HeldPrompts(Unmergeable, SavedPrompts):
+class HeldPrompts(Unsupported, SavedPrompts):
     """The part of `SoftPrompts` that holds prompts. Each is a PEFT adapter; all share one frozen backbone."""
 
     task_type: str

@@ -16,7 +16,6 @@ from ..sharding import is_sharded
 from .batch_checks import check_labels, check_texts
 from .call_arguments import DECODER, for_a_decoder
 from .continuing import Behind, for_both, mark
-from .continuous_batching import NoContinuousBatching
 from .generation_options import asked, from_inputs, model_arguments, with_encoder_ids
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
 from .soft_prompts import SoftPrompts
@@ -55,7 +54,7 @@ def _take_encoded(kwargs: dict[str, Any], prompts: Prompts, sources: Examples) -
     kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=as_padded(given[0], prompts, sources))
 
 
-class PromptTuningModelForSeq2SeqLM(SoftPrompts, NoContinuousBatching, PeftModelForSeq2SeqLM):
+class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
     """Encoder-decoder language model with a soft prompt in front of the encoder's input (as in the paper's T5)."""
 
     task_type = "SEQ_2_SEQ_LM"
