@@ -20,6 +20,7 @@ only if there are no such columns. Recurrent models use `anew`. All three ways g
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,9 +42,9 @@ from .continuing import Behind, checked, columns_in, mark
 from .generation_options import (
     DEFAULT_NEW_TOKENS,
     copies,
+    drafting_option,
+    in_new_tokens,
     model_arguments,
-    resolved,
-    speculative,
     with_encoder_ids,
     without_pads,
 )
@@ -52,6 +53,40 @@ from .prompt_cache import can_be_continued
 
 ONE_ROW_ONLY = ("rwkv",)
 """Models whose `generate` in transformers is wrong for more than one row."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Hold one call of `generate`.
+
+    Attributes:
+        backbone: a causal model.
+        prompts: of the B rows.
+        examples: the embedded batch.
+        ids: [B, N] long, each row's real tokens at the right; None if the caller embedded the texts. N is the longest
+            row's number of real tokens.
+        config: the resulting generation config.
+        options: options of `generate`.
+        arguments: arguments of the backbone's `forward`.
+    """
+
+    backbone: PreTrainedModel
+    prompts: Prompts
+    examples: Examples
+    ids: Tensor | None
+    config: GenerationConfig
+    options: dict[str, Any]
+    arguments: dict[str, Any]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Return the number of virtual and real tokens of each row, [B] long."""
+        return self.prompts.lengths() + self.examples.mask.sum(1)
+
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Tell whether images or token types are given, with which rows are computed as a whole."""
+        return bool(self.arguments.keys() - {"position_ids"})
 
 
 def generate(
@@ -77,63 +112,44 @@ def generate(
     """
     given, options = model_arguments(backbone, options)
     given = fitted(backbone, given, input_ids, prompts, examples, pads="left")
-    own = options.get("past_key_values")
-    if columns_in(own):
-        _check_own(own, prompts, examples)
-    config, options = resolved(backbone, options, examples.embeds.shape[1])
-    if not bool(row_mask(prompts, examples).all()):
-        check_even(config, backbone.config)
-    if backbone.config.model_type in ONE_ROW_ONLY and len(examples.mask) * copies(config) > 1:
-        raise PromptTuningError(
-            f"got {len(examples.mask)} rows and {copies(config)} sequences for each, and {type(backbone).__name__} "
-            "generates right for one alone. Give one row at a time, without beams."
-        )
-    if config.token_healing:
-        raise PromptTuningError(
-            "token_healing is on, which writes a text's last tokens anew after the texts were computed; leave it out."
-        )
-    width = int(examples.mask.sum(1).max())
-    ids = None if input_ids is None else _at_the_right(input_ids, examples, width)
-    if ids is not None:
+    cache = options.get("past_key_values")
+    if columns_in(cache):
+        _check_cache(cache, prompts, examples)
+    config, options = in_new_tokens(backbone, options, examples.embeds.shape[1])
+    ids, width = None, int(examples.mask.sum(1).max())
+    if input_ids is not None:
+        ids = _at_the_right(input_ids, examples, width)
         options = with_encoder_ids(options, config, ids, _mask_at_the_right(examples, width))
         options = without_pads(options, config, width - examples.mask.sum(1))
-    # With images or token types, rows are computed as a whole.
-    needs_rows = bool(given.keys() - {"position_ids"})
-    way = "anew" if needs_rows else _way(backbone, prompts, examples, ids, config, options, layout)
-    if way != "anew":
-        prompts = computed(prompts, examples)
-    elif name := speculative(config, options):
-        raise PromptTuningError(
-            f"{name} is given, and {type(backbone).__name__} cannot go on from a computed prompt here, "
-            "without which drafts are checked at the wrong places. Leave it out."
-        )
-    if way == "anew" and not prepares_embeddings(backbone, handed_on=not needs_rows):
-        raise PromptTuningError(
-            f"{type(backbone).__name__} takes no embedded tokens in its generate, and with "
-            f"{next(iter(given), 'these rows and settings')} a prompt's vectors are given so. Leave it out, or call "
-            "forward for each token."
-        )
-    if way == "packed":
-        result = _packed(backbone, layout, prompts, examples, ids, config, options)
-    elif way == "continued":
-        result = _continued(backbone, prompts, examples, ids, config, options)
+    call = _Call(backbone, prompts, examples, ids, config, options, given)
+    _check(call)
+    way = _way(call, layout)
+    if way == "anew":
+        result = _anew(call)
     else:
-        # Chunks would be cut from the ids, but rows are given as embeddings. The result without chunks is the same.
-        with told_of(backbone, given):
-            result = _anew(backbone, prompts, examples, ids, given | options | {"prefill_chunk_size": None})
-        if not isinstance(result, Tensor) and result.get("hidden_states"):
-            result.hidden_states = first_came_back(result.hidden_states, prompts, examples)
-    cache = own if isinstance(result, Tensor) else result.get("past_key_values")
-    lengths = prompts.lengths() + examples.mask.sum(1)
-    if not needs_rows and columns_in(cache) and bool((lengths == width + max(map(len, prompts.vectors))).all()):
-        # Rows without pads have the same columns in each of the three ways.
-        names = tuple(name for name in prompts.row_names() for _ in range(copies(config)))
-        seen = examples.mask.new_ones(len(names), columns_in(cache))
-        mark(cache, Behind(names, seen, max(map(len, prompts.vectors))))
+        call = replace(call, prompts=computed(prompts, examples))
+        result = _continued(call) if way == "continued" else _packed(call, layout)
+    _mark_cache(call, cache if isinstance(result, Tensor) else result.get("past_key_values"))
     return result if input_ids is None else _starting_with(input_ids, result, width)
 
 
-def _check_own(cache: Cache, prompts: Prompts, examples: Examples) -> None:
+def _check(call: _Call) -> None:
+    """Raise PromptTuningError for rows or settings with which no way gives the right tokens."""
+    if not bool(row_mask(call.prompts, call.examples).all()):
+        check_even(call.config, call.backbone.config)
+    rows, each = len(call.examples.mask), copies(call.config)
+    if call.backbone.config.model_type in ONE_ROW_ONLY and rows * each > 1:
+        raise PromptTuningError(
+            f"got {rows} rows and {each} sequences for each, and {type(call.backbone).__name__} "
+            "generates right for one alone. Give one row at a time, without beams."
+        )
+    if call.config.token_healing:
+        raise PromptTuningError(
+            "token_healing is on, which writes a text's last tokens anew after the texts were computed; leave it out."
+        )
+
+
+def _check_cache(cache: Cache, prompts: Prompts, examples: Examples) -> None:
     """Refuse a filled cache of other rows, and padded rows, whose columns may differ from those in the cache."""
     behind = checked(cache, prompts.row_names())
     lengths = prompts.lengths() + examples.mask.sum(1)
@@ -144,102 +160,103 @@ def _check_own(cache: Cache, prompts: Prompts, examples: Examples) -> None:
         )
 
 
-def _way(
-    backbone: PreTrainedModel,
-    prompts: Prompts,
-    examples: Examples,
-    ids: Tensor | None,
-    config: GenerationConfig,
-    options: dict[str, Any],
-    layout: PackedLayout | None,
-) -> str:
+def _mark_cache(call: _Call, cache: Cache | None) -> None:
+    """Mark a cache that this call filled, unless its rows have pads: their columns differ between the three ways."""
+    prompt_columns, rows = max(map(len, call.prompts.vectors)), call.examples.mask
+    if call.needs_whole_rows or not columns_in(cache):
+        return
+    if bool((call.lengths == prompt_columns + rows.sum(1).max()).all()):
+        names = tuple(name for name in call.prompts.row_names() for _ in range(copies(call.config)))
+        mark(cache, Behind(names, rows.new_ones(len(names), columns_in(cache)), prompt_columns))
+
+
+def _way(call: _Call, layout: PackedLayout | None) -> str:
     """Return the fastest way that gives the same result as `anew`, including hidden states and attentions."""
-    if ids is None or not can_be_continued(backbone) or not config.use_cache:
+    backbone, config, options = call.backbone, call.config, call.options
+    if call.needs_whole_rows or call.ids is None or not can_be_continued(backbone) or not config.use_cache:
         return "anew"
     if options.get("past_key_values") is not None or config.output_attentions or config.output_hidden_states:
         return "anew"
-    if config.cache_implementation not in (None, "dynamic", "static", "hybrid") or not bool(
-        examples.mask.any(1).all()
-    ):
+    if config.cache_implementation not in (None, "dynamic", "static", "hybrid"):
         return "anew"
-    one_call = not (config.prefill_chunk_size or speculative(config, options) or options.get("custom_generate"))
-    if layout is not None and one_call and len(ids) * copies(config) > 1 and config.cache_implementation != "static":
+    if not bool(call.examples.mask.any(1).all()):
+        return "anew"
+    one_pass = not (config.prefill_chunk_size or drafting_option(config, options) or options.get("custom_generate"))
+    many = len(call.ids) * copies(config) > 1
+    if layout is not None and one_pass and many and config.cache_implementation != "static":
         return "packed"
-    lengths = prompts.lengths() + examples.mask.sum(1)
-    if bool((lengths == lengths[0]).all()) and len(set(prompts.lengths().tolist())) == 1:
+    lengths, prompt_lengths = call.lengths, call.prompts.lengths()
+    if bool((lengths == lengths[0]).all()) and bool((prompt_lengths == prompt_lengths[0]).all()):
         return "continued"
-    columns = int(prompts.lengths().max() + examples.mask.sum(1).max())
-    columns += config.max_new_tokens or DEFAULT_NEW_TOKENS
+    columns = int(prompt_lengths.max()) + call.ids.shape[1] + (config.max_new_tokens or DEFAULT_NEW_TOKENS)
     return "continued" if ignores_masked_columns(backbone, columns) else "anew"
 
 
-def _packed(
-    backbone: PreTrainedModel,
-    layout: PackedLayout,
-    prompts: Prompts,
-    examples: Examples,
-    ids: Tensor,
-    config: GenerationConfig,
-    options: dict[str, Any],
-) -> Any:
-    states, logits, mask = layout.states(backbone, prompts, examples, copies(config))
+def _packed(call: _Call, layout: PackedLayout) -> Any:
+    states, logits, mask = layout.states(call.backbone, call.prompts, call.examples, copies(call.config))
     cache = cache_of(states)
-    options = options | {"past_key_values": cache}
-    if config.cache_implementation is not None:
-        options["cache_implementation"] = None  # transformers takes a cache or its name
-    known = CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
-    more = text_positions(backbone, mask) | options
-    return giving_first(backbone, known).generate(input_ids=ids, attention_mask=mask.long(), **more)
+    output = CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+    options = text_positions(call.backbone, mask) | _with_cache(call, cache)
+    return _giving_first(call.backbone, output).generate(input_ids=call.ids, attention_mask=mask.long(), **options)
 
 
-def giving_first(backbone: PreTrainedModel, output: ModelOutput) -> PreTrainedModel:
+def _giving_first(backbone: PreTrainedModel, output: ModelOutput) -> PreTrainedModel:
     """Return a stand-in for the backbone. Its first call returns an output that is already computed."""
-    known = [output]
+    outputs = [output]
 
     @functools.wraps(backbone.forward)
     def forward(*args: Any, **kwargs: Any) -> ModelOutput:
-        return known.pop() if known else backbone(*args, **kwargs)
+        return outputs.pop() if outputs else backbone(*args, **kwargs)
 
     return calling(backbone, forward)
 
 
-def _continued(
-    backbone: PreTrainedModel,
-    prompts: Prompts,
-    examples: Examples,
-    ids: Tensor,
-    config: GenerationConfig,
-    options: dict[str, Any],
-) -> Any:
-    mask = _mask_at_the_right(examples, ids.shape[1])
+def _continued(call: _Call) -> Any:
+    backbone, prompts, each = call.backbone, call.prompts, copies(call.config)
+    mask, options = _mask_at_the_right(call.examples, call.ids.shape[1]), call.options
     if any(prompt is not None for prompt in prompts.computed):
-        layers, seen = in_rows(prompts.computed, prompts.of_row.repeat_interleave(copies(config)))
-        mask = torch.cat([seen[:: copies(config)], mask], dim=1)
+        layers, seen = in_rows(prompts.computed, prompts.of_row.repeat_interleave(each))
+        mask = torch.cat([seen[::each], mask], dim=1)
         cache: Cache = cache_of(layers)
-        if config.cache_implementation == "static":
-            new = config.max_new_tokens or DEFAULT_NEW_TOKENS
+        if call.config.cache_implementation == "static":
+            new = call.config.max_new_tokens or DEFAULT_NEW_TOKENS
             cache = StaticCache(backbone.config, max_cache_len=mask.shape[1] + new)
             for i, (keys, values) in enumerate(layers):
                 cache.update(keys, values, i)
-        options = options | {"past_key_values": cache}
-        if config.cache_implementation is not None:
-            options["cache_implementation"] = None  # transformers takes a cache or its name
-    return backbone.generate(input_ids=ids, attention_mask=mask.long(), **text_positions(backbone, mask), **options)
+        options = _with_cache(call, cache)
+    options = text_positions(backbone, mask) | options
+    return backbone.generate(input_ids=call.ids, attention_mask=mask.long(), **options)
 
 
-def _anew(
-    backbone: PreTrainedModel,
-    prompts: Prompts,
-    examples: Examples,
-    ids: Tensor | None,
-    options: dict[str, Any],
-) -> Any:
-    embeds, mask = padded_rows(prompts, examples.select(torch.arange(len(examples.mask))), pads="left")
-    inputs = token_inputs(backbone, embeds)
-    if ids is not None:
-        options = options | {"input_ids": ids}
+def _with_cache(call: _Call, cache: Cache) -> dict[str, Any]:
+    """Return the options with a cache. transformers takes a cache or the name of one, not both."""
+    named = {} if call.config.cache_implementation is None else {"cache_implementation": None}
+    return call.options | {"past_key_values": cache} | named
+
+
+def _anew(call: _Call) -> Any:
+    backbone, examples, name = call.backbone, call.examples, type(call.backbone).__name__
+    if option := drafting_option(call.config, call.options):
+        raise PromptTuningError(
+            f"{option} is given, and {name} cannot go on from a computed prompt here, "
+            "without which drafts are checked at the wrong places. Leave it out."
+        )
+    if not prepares_embeddings(backbone, handed_on=not call.needs_whole_rows):
+        raise PromptTuningError(
+            f"{name} takes no embedded tokens in its generate, and with "
+            f"{next(iter(call.arguments), 'these rows and settings')} a prompt's vectors are given so. Leave it out, "
+            "or call forward for each token."
+        )
+    embeds, mask = padded_rows(call.prompts, examples.select(torch.arange(len(examples.mask))), pads="left")
+    inputs = token_inputs(backbone, embeds) | ({} if call.ids is None else {"input_ids": call.ids})
+    # Chunks would be cut from the ids, but rows are given as embeddings. The result without chunks is the same.
+    options = call.arguments | call.options | {"prefill_chunk_size": None}
     writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
-    return writer.generate(**inputs, attention_mask=mask, **options)
+    with told_of(backbone, call.arguments):
+        result = writer.generate(**inputs, attention_mask=mask, **options)
+    if not isinstance(result, Tensor) and result.get("hidden_states"):
+        result.hidden_states = first_came_back(result.hidden_states, call.prompts, examples)
+    return result
 
 
 def _mask_at_the_right(examples: Examples, width: int) -> Tensor:

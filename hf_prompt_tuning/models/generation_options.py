@@ -25,28 +25,28 @@ DEFAULT_NEW_TOKENS = 20
 SPECULATIVE = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
-def resolved(backbone: PreTrainedModel, options: dict[str, Any], columns: int) -> tuple[GenerationConfig, dict]:
+def in_new_tokens(backbone: PreTrainedModel, options: dict[str, Any], columns: int) -> tuple[GenerationConfig, dict]:
     """Return the resulting generation config, and the options with all lengths given as new tokens.
 
     The backbone gets other columns than the caller's T, so a length that counts columns would mean something else.
     """
-    config = asked(backbone, options)
+    config = generation_config(backbone, options)
     # Always set, because a finished Trainer leaves `use_cache` False in the config.
-    said = {"use_cache": options.get("use_cache", True)}
+    settings = {"use_cache": options.get("use_cache", True)}
     if config.max_new_tokens is None and config.max_length is not None:
         if config.max_length <= columns:
             raise PromptTuningError(
                 f"max_length is {config.max_length}, and input_ids have {columns} columns already. "
                 "Give max_new_tokens, or a larger max_length (a prompt's virtual tokens do not count)."
             )
-        said |= {"max_new_tokens": config.max_length - columns, "max_length": None}
+        settings |= {"max_new_tokens": config.max_length - columns, "max_length": None}
     if config.min_new_tokens is None and config.min_length:
-        said |= {"min_new_tokens": max(config.min_length - columns, 0) or None, "min_length": None}
-    config.update(**said)
-    return config, saying(options, **said)
+        settings |= {"min_new_tokens": max(config.min_length - columns, 0) or None, "min_length": None}
+    config.update(**settings)
+    return config, with_settings(options, **settings)
 
 
-def asked(backbone: PreTrainedModel, options: dict[str, Any]) -> GenerationConfig:
+def generation_config(backbone: PreTrainedModel, options: dict[str, Any]) -> GenerationConfig:
     """Return the config that `generate` would use: the caller's options first, then the model's own config.
 
     Raises:
@@ -72,7 +72,7 @@ def model_arguments(backbone: PreTrainedModel, options: dict[str, Any]) -> tuple
     Raises:
         PromptTuningError: a name is neither, or `logits_to_keep` is a tensor.
     """
-    config = asked(backbone, options)
+    config = generation_config(backbone, options)
     own = {*inspect.signature(backbone.generate).parameters, "tokenizer", "assistant_tokenizer", "past_key_values"}
     ours = {name: value for name, value in options.items() if name in own or hasattr(config, name)}
     if callable(options.get("custom_generate")):
@@ -111,7 +111,7 @@ def inferred_mask(backbone: PreTrainedModel, options: dict[str, Any], input_ids:
 
     It infers a mask if the ids contain the pad token and the pad token is not an end token.
     """
-    config = asked(backbone, options)
+    config = generation_config(backbone, options)
     ends = config.eos_token_id
     ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
     pad = config.pad_token_id if config.pad_token_id is not None else next(iter(ends), None)
@@ -127,7 +127,7 @@ def ends_of_text(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -
     return list(dict.fromkeys([*own, tokenizer.eos_token_id]))
 
 
-def speculative(config: GenerationConfig, options: dict[str, Any]) -> str:
+def drafting_option(config: GenerationConfig, options: dict[str, Any]) -> str:
     """Return the name of the option that asks for drafts, or an empty string."""
     return next((name for name in SPECULATIVE if options.get(name) or getattr(config, name, None)), "")
 
@@ -137,13 +137,13 @@ def copies(config: GenerationConfig) -> int:
     return max(config.num_beams or 1, config.num_return_sequences or 1)
 
 
-def saying(options: dict[str, Any], **values: Any) -> dict[str, Any]:
+def with_settings(options: dict[str, Any], **settings: Any) -> dict[str, Any]:
     """Change settings where the caller gave them: in the config if there is one, else in the options."""
     if options.get("generation_config") is None:
-        return options | values
+        return options | settings
     config = copy.deepcopy(options["generation_config"])
-    config.update(**values)
-    return {name: value for name, value in options.items() if name not in values} | {"generation_config": config}
+    config.update(**settings)
+    return {name: value for name, value in options.items() if name not in settings} | {"generation_config": config}
 
 
 def with_encoder_ids(options: dict[str, Any], config: GenerationConfig, ids: Tensor, real: Tensor) -> dict[str, Any]:
@@ -157,22 +157,22 @@ def with_encoder_ids(options: dict[str, Any], config: GenerationConfig, ids: Ten
         ids: [B, T], the text's ids.
         real: [B, T] bool, False on pads.
     """
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     order = real.long().argsort(dim=1, stable=True)
     ids, real, processors = ids.gather(1, order), real.gather(1, order), []
     doubled = torch.where(real, ids, ids[:, -1:])
     if (penalty := config.encoder_repetition_penalty) not in (None, 1.0):
         processors.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, doubled))
-        said["encoder_repetition_penalty"] = 1.0
+        settings["encoder_repetition_penalty"] = 1.0
     if size := config.encoder_no_repeat_ngram_size:
         # The id -1 is in no n-gram of real tokens.
         padded = doubled if size == 1 else ids.masked_fill(~real, -1)
         processors.append(EncoderNoRepeatNGramLogitsProcessor(size, padded))
-        said["encoder_no_repeat_ngram_size"] = 0
-    if not said:
+        settings["encoder_no_repeat_ngram_size"] = 0
+    if not settings:
         return options
     processors = LogitsProcessorList([*processors, *(options.get("logits_processor") or ())])
-    return saying(options, **said) | {"logits_processor": processors}
+    return with_settings(options, **settings) | {"logits_processor": processors}
 
 
 def without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor) -> dict[str, Any]:
@@ -187,4 +187,4 @@ def without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor
         config.repetition_penalty, prompt_ignore_length=pads.repeat_interleave(copies(config))
     )
     processors = LogitsProcessorList([penalty, *(options.get("logits_processor") or ())])
-    return saying(options, repetition_penalty=1.0) | {"logits_processor": processors}
+    return with_settings(options, repetition_penalty=1.0) | {"logits_processor": processors}
