@@ -6,6 +6,7 @@ shares weights, config and everything else with the module, except for the one t
 for one call. `ByContext` is for values of a model: a thread sets one within a `with` block, and only for itself.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from types import MethodType
 from typing import Any, Generic, TypeVar
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 Value = TypeVar("Value")
@@ -52,10 +54,33 @@ def with_part(module: Module, part: nn.Module, other: nn.Module) -> Module:
     first, *deeper = _path(module, part)
     twin, child = _twin(module), module._modules[first]
     vars(twin)["_modules"] = module._modules | {first: with_part(child, part, other) if deeper else other}
+    _rebind(twin, module)
+    return twin
+
+
+def of_all_parts(module: Module) -> Module:
+    """Return a stand-in for a module and for each module in it. They share weights, and nothing else that can be set.
+
+    The call may set its mode, change its configs, and let a library put hooks on it. It is not compiled.
+    """
+    twins, configs = {part: _twin(part) for part in module.modules()}, {}
+    for part, twin in twins.items():
+        own = vars(twin)
+        own |= {name: value.copy() for name, value in own.items() if name in CALL_HOOKS}
+        own |= {
+            name: copy.deepcopy(value, configs) for name, value in own.items() if isinstance(value, PreTrainedConfig)
+        }
+        own["_modules"] = {name: twins.get(child) for name, child in part._modules.items()}
+        own["_compiled_call_impl"] = None
+        _rebind(twin, part)
+    return twins[module]
+
+
+def _rebind(twin: nn.Module, module: nn.Module) -> None:
+    """Bind to a stand-in what was set as `forward` of its module."""
     for name in ("forward", "_old_forward"):  # Accelerate sets both on the modules that it sends to devices
         if name in vars(module):
             vars(twin)[name] = _bound_to(twin, module, vars(module)[name])
-    return twin
 
 
 def _twin(module: Module) -> Module:

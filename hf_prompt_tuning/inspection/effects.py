@@ -1,8 +1,7 @@
 """Measure the effect of each prompt vector: the attention that it gets, and loss and accuracy without it."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from ..errors import PromptTuningError, first_line
 from ..models.scoring import label_losses, label_nll, rank_labels
 from ..models.soft_prompts import SoftPrompts
+from ..stand_ins import of_all_parts
 
 
 class Quality(NamedTuple):
@@ -34,8 +34,7 @@ def attention_to_prompt(model: SoftPrompts, rows: Sequence[dict[str, Any]]) -> T
     gives to the prompt and to the text add up to 1. For an encoder-decoder model it is the encoder's self-attention.
 
     Args:
-        model: a model in eval mode. During the call it uses transformers' `eager` attention, because only that
-            returns attentions.
+        model: a model in eval mode. It is not changed.
         rows: token ids from the template (`input_ids`). Each row runs on its own, because attention takes
             layers · heads · (P+T)² numbers.
 
@@ -43,22 +42,30 @@ def attention_to_prompt(model: SoftPrompts, rows: Sequence[dict[str, Any]]) -> T
         PromptTuningError: there are no rows, the backbone returns no attentions, or its eager code computes other
             logits than its usual code.
     """
-    backbone, length = model.get_base_model(), len(model.prompt)
-    total: Tensor | None = None
+    if not rows:
+        raise PromptTuningError("there are no rows to look at; give some.")
+    length, eager = len(model.prompt), _in_eager(model)
+    shares = []
     for number, row in enumerate(rows):
-        expected = None if number else _run(model, row).logits
-        with _eager(backbone):
-            output = _run(model, row, output_attentions=True)
-        if expected is not None:
-            _check_agreement(backbone, output.logits, expected)
+        output = _run(eager, row, output_attentions=True)
+        if not number:
+            _check_agreement(model.get_base_model(), output.logits, _run(model, row).logits)
         layers = _layers(output, length + len(row["input_ids"]))
         if not layers:
-            raise PromptTuningError(f"{type(backbone).__name__} gives no attentions.")
-        share = torch.stack([layer[0, :, length:, :length].float().mean((0, 1)).cpu() for layer in layers])
-        total = share if total is None else total + share
-    if total is None:
-        raise PromptTuningError("there are no rows to look at; give some.")
-    return total / len(rows)
+            raise PromptTuningError(f"{type(model.get_base_model()).__name__} gives no attentions.")
+        shares.append(torch.stack([layer[0, :, length:, :length].float().mean((0, 1)).cpu() for layer in layers]))
+    return sum(shares) / len(rows)
+
+
+def _in_eager(model: SoftPrompts) -> SoftPrompts:
+    """Return a stand-in that computes attention by plain matrix products: only they return attentions."""
+    eager = of_all_parts(model)
+    backbone = eager.get_base_model()
+    try:
+        backbone.set_attn_implementation("eager")
+    except ValueError as error:
+        raise PromptTuningError(f"{type(backbone).__name__} gives no attentions: {first_line(error)}") from error
+    return eager
 
 
 def _run(model: SoftPrompts, row: dict[str, Any], **kwargs: Any) -> Any:
@@ -75,23 +82,6 @@ def _layers(output: Any, width: int) -> list[Tensor]:
     """Return the attentions of the layers, [1, heads, P+T, P+T] each. Some layers of hybrid models have none."""
     name = "encoder_attentions" if "encoder_last_hidden_state" in output else "attentions"
     return [layer for layer in getattr(output, name, None) or () if layer is not None and layer.shape[-1] == width]
-
-
-@contextmanager
-def _eager(backbone: PreTrainedModel) -> Iterator[None]:
-    """Within this context, compute attention by plain matrix products, so that it can be returned."""
-    before = backbone.config._attn_implementation
-    if before == "eager":
-        yield
-        return
-    try:
-        backbone.set_attn_implementation("eager")
-    except ValueError as error:
-        raise PromptTuningError(f"{type(backbone).__name__} gives no attentions: {first_line(error)}") from error
-    try:
-        yield
-    finally:
-        backbone.set_attn_implementation(before)
 
 
 def _check_agreement(backbone: PreTrainedModel, got: Tensor, expected: Tensor) -> None:

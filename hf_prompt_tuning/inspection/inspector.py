@@ -1,8 +1,21 @@
-"""Inspect one prompt, or several prompts on one backbone (`inspect_prompt`)."""
+"""Inspect one prompt, or several prompts on one backbone (`inspect_prompt`).
+
+From the vectors alone, these are computed:
+
+- the nearest words (Lester et al. 2021, section 7);
+- the norms, compared with the vocabulary's;
+- the cosines between positions;
+- the distance of each vector from its start;
+- the similarity of the prompts (SPoT, Vu et al. 2022).
+
+With rows of text, also:
+
+- the attention that each position gets;
+- loss and accuracy with each position removed.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +41,7 @@ from ..models.vocabulary import (
     vocabulary_size,
 )
 from ..prompts.card import start_in_words
+from ..stand_ins import of_all_parts
 from .comparison import compare_vectors
 from .effects import attention_to_prompt, quality, quality_without_each
 from .results import Inspection, Move, Position, PromptInspection, Word
@@ -49,23 +63,12 @@ def inspect_prompt(
 ) -> Inspection:
     """Inspect what prompts have learned, and what each of their vectors does.
 
-    From the vectors alone, these are computed:
-
-    - the nearest words (Lester et al. 2021, section 7);
-    - the norms, compared with the vocabulary's;
-    - the cosines between positions;
-    - the distance of each vector from its start;
-    - the similarity of the prompts (SPoT, Vu et al. 2022).
-
-    With rows of text, also:
-
-    - the attention that each position gets;
-    - loss and accuracy with each position removed.
+    The model and its backbone are not changed, not even during the call.
 
     Args:
         prompts: a prompt-tuning model (all its prompts are inspected), or folders or Hub ids of prompts.
         tokenizer: the backbone's tokenizer; required with a model.
-        data: rows with the columns of the prompt's template.
+        data: rows with the columns of the prompt's template. Without them, only the vectors are inspected.
         backbone: as in `load_prompt`, for folders and Hub ids. One backbone is loaded for all prompts.
         words: number of nearest words for each position.
         batch_size: rows in a batch when positions are removed.
@@ -77,11 +80,11 @@ def inspect_prompt(
             single prompt. With several prompts, a misfit is written to the prompt's notes instead.
         PromptLoadError: as in `load_prompt`.
     """
-    for name, value in (("words", words), ("batch_size", batch_size)):
+    for option, value in (("words", words), ("batch_size", batch_size)):
         if value < 1:
-            raise PromptTuningError(f"{name} is {value}; give 1 or more, in whole numbers.")
+            raise PromptTuningError(f"{option} is {value}; give 1 or more, in whole numbers.")
     if isinstance(prompts, SoftPrompts):
-        model, names = prompts, {name: name for name in prompts.peft_config}
+        model, names = of_all_parts(prompts).eval(), {name: name for name in prompts.peft_config}
     else:
         paths = [prompts] if isinstance(prompts, str | Path) else list(prompts)
         model, tokenizer, names = _loaded(paths, tokenizer, backbone, ignore_mismatch, load_kwargs)
@@ -89,24 +92,13 @@ def inspect_prompt(
         raise PromptTuningError("the backbone's tokenizer is not given; give it as tokenizer=….")
     if data is not None and not isinstance(data, Dataset):
         data = Dataset.from_list(list(data))
-    found = []
-    with _evaluating(model):
-        norms = vocabulary_norms(model.word_embeddings, vocabulary_size(model.word_embeddings, tokenizer))
-        for adapter, name in names.items():
-            model.set_adapter(adapter)
-            one = _of_vectors(model, name, tokenizer, norms, words)
-            if data is None:
-                one.notes |= dict.fromkeys(("attention", "without"), "no rows of text were given")
-            else:
-                try:
-                    _of_text(model, tokenizer, data, batch_size, one)
-                except PromptTuningError as error:
-                    if len(names) == 1:
-                        raise
-                    one.notes |= dict.fromkeys(("attention", "without"), str(error))
-            found.append(one)
+    norms, inspections = vocabulary_norms(model.word_embeddings, vocabulary_size(model.word_embeddings, tokenizer)), []
+    for adapter, name in names.items():
+        model.set_adapter(adapter)
+        inspections.append(_of_vectors(model, name, tokenizer, norms, words))
+        _add_effects(inspections[-1], model, tokenizer, data, batch_size, is_alone=len(names) == 1)
     vectors = {name: model.prompt_encoder[adapter].embedding.weight.detach() for adapter, name in names.items()}
-    return Inspection(found, compare_vectors(vectors) if len(names) > 1 else None)
+    return Inspection(inspections, compare_vectors(vectors) if len(names) > 1 else None)
 
 
 def _loaded(
@@ -122,27 +114,15 @@ def _loaded(
     if len({str(path) for path in paths}) < len(paths):
         raise PromptTuningError(f"a prompt is given twice: {', '.join(map(str, paths))}.")
     first, *others = paths
-    model, tokenizer, _ = load_prompt(
-        first, backbone=backbone, tokenizer=tokenizer, ignore_mismatch=ignore_mismatch, **load_kwargs
-    )
+    if isinstance(backbone, PreTrainedModel):
+        backbone = of_all_parts(backbone)
+    loaded = load_prompt(first, backbone=backbone, tokenizer=tokenizer, ignore_mismatch=ignore_mismatch, **load_kwargs)
     hub = {name: load_kwargs[name] for name in ("token", "cache_dir") if name in load_kwargs}
     names = {"default": str(first)}
     for number, path in enumerate(others, start=2):
         names[f"prompt_{number}"] = str(path)
-        model.load_adapter(path, f"prompt_{number}", ignore_mismatch=ignore_mismatch, **hub)
-    return model, tokenizer, names
-
-
-@contextmanager
-def _evaluating(model: SoftPrompts) -> Iterator[None]:
-    """Within this context, set the model to eval mode. Afterwards restore its mode and its active prompt."""
-    training, active = model.training, model.active_adapter
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-        model.set_adapter(active)
+        loaded.model.load_adapter(path, f"prompt_{number}", ignore_mismatch=ignore_mismatch, **hub)
+    return loaded.model, loaded.tokenizer, names
 
 
 def _of_vectors(
@@ -213,10 +193,33 @@ def _add_moves(found: PromptInspection, model: SoftPrompts, tokenizer: PreTraine
         )
 
 
-def _of_text(
-    model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, data: Dataset, batch_size: int, found: PromptInspection
+def _add_effects(
+    inspection: PromptInspection,
+    model: SoftPrompts,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Dataset | None,
+    batch_size: int,
+    is_alone: bool,
 ) -> None:
-    """Add the effects of the active prompt's vectors on rows of text."""
+    """Add what the active prompt's vectors do to rows of text, or write to the notes why it is unknown.
+
+    Raises:
+        PromptTuningError: the rows do not fit the template of a prompt that is inspected alone.
+    """
+    reason = "no rows of text were given"
+    if data is not None:
+        try:
+            return _add_effects_on_rows(inspection, model, tokenizer, data, batch_size)
+        except PromptTuningError as error:
+            if is_alone:
+                raise
+            reason = str(error)
+    inspection.notes |= dict.fromkeys(("attention", "without"), reason)
+
+
+def _add_effects_on_rows(
+    found: PromptInspection, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, data: Dataset, batch_size: int
+) -> None:
     template = model.info.template
     if template is None:
         raise PromptTuningError(f"{found.name} has no template, by which rows become text; leave the data out.")

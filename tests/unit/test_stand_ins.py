@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_prompt_tuning.layouts.base import predictions_at
-from hf_prompt_tuning.stand_ins import calling, with_part
+from hf_prompt_tuning.stand_ins import calling, of_all_parts, with_part
 from tests.shared.tiny_models import tiny_model
 
 
@@ -41,6 +41,23 @@ def test_a_part_deep_in_a_module_is_replaced_in_the_stand_in_alone():
     assert doubled.inner.head.weight is head.weight
     assert torch.equal(doubled(X), 2 * head(X) + 1)
     assert torch.equal(outer(X), head(X) + 1) and outer.inner.head is head
+
+
+def test_what_is_set_on_a_stand_in_of_all_parts_is_not_set_on_the_module():
+    backbone = tiny_model("llama").train()
+    backbone.model.layers[1].mlp = backbone.model.layers[0].mlp
+    twin = of_all_parts(backbone).eval()
+    twin.set_attn_implementation("eager")
+    twin.model.layers[0].mlp.register_forward_hook(lambda module, args, output: 2 * output)
+    assert twin.model.layers[1].mlp is twin.model.layers[0].mlp is not backbone.model.layers[0].mlp
+    assert twin.model.config is twin.config and twin.model.layers[0].self_attn.config is twin.config
+    assert twin.config._attn_implementation == "eager" and backbone.config._attn_implementation == "sdpa"
+    assert all(module.training for module in backbone.modules())
+    assert not any(module.training for module in twin.modules())
+    assert not any(module._forward_hooks for module in backbone.modules())
+    ids = torch.tensor([[5, 6, 7]])
+    assert not torch.equal(twin(ids).logits, backbone(ids).logits)
+    assert [id(p) for p in twin.parameters()] == [id(p) for p in backbone.parameters()]
 
 
 def test_the_modules_own_hooks_work_once_and_on_the_module_itself():

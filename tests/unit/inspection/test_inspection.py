@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 from hf_prompt_tuning import (
     PromptMismatchError,
@@ -189,15 +190,14 @@ def test_a_backbone_without_attention_says_so(tokenizer, messages):
 
 
 def test_eager_code_that_is_another_model_is_not_believed(tokenizer, messages, monkeypatch):
+    usual = modeling_llama.eager_attention_forward
+
+    def broken(*args, **kwargs):
+        output, attentions = usual(*args, **kwargs)
+        return 2 * output, attentions
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", broken)
     model = prompt_model(tokenizer)
-    backbone = model.get_base_model()
-    change = backbone.set_attn_implementation
-
-    def broken(name):
-        change(name)
-        backbone.model.norm.weight.data.mul_(2 if name == "eager" else 0.5)
-
-    monkeypatch.setattr(backbone, "set_attn_implementation", broken)
     (found,) = inspect_prompt(model, tokenizer, messages[:2]).prompts
     assert "LlamaForCausalLM predicts otherwise when its attention is computed" in found.notes["attention"]
     assert found.attention_by_layer == []
@@ -329,6 +329,27 @@ def test_all_prompts_of_a_model_and_the_model_as_it_was(tokenizer, messages):
     assert "other has no template" in found.prompts[1].notes["without"]
     assert model.training and model.active_adapter == "default" and model.prompt.requires_grad
     assert len(model.prompt) == 4
+
+
+def test_nothing_on_a_shared_backbone_changes_during_the_call(tokenizer, messages, tmp_path):
+    """Another thread may train on it meanwhile."""
+    model = prompt_model(tokenizer)
+    model.add_adapter("other", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+    model.train()
+    backbone, seen = model.get_base_model(), set()
+
+    def look(*_):
+        modes = (model.training, backbone.training, backbone.model.layers[0].training)
+        seen.add((modes, backbone.config._attn_implementation, model.active_adapter))
+
+    backbone.model.layers[0].mlp.register_forward_pre_hook(look)
+    (found, _) = inspect_prompt(model, tokenizer, messages).prompts
+    assert found.attention_by_layer and found.positions[0].loss_without
+    (loaded,) = inspect_prompt(tmp_path, tokenizer, messages, backbone=backbone).prompts
+    assert loaded.loss == found.loss
+    assert seen == {((True,) * 3, "sdpa", "default")}
+    assert not any(module._forward_hooks for module in backbone.modules())
 
 
 def test_what_cannot_be_inspected(tokenizer, tmp_path, messages):
