@@ -104,7 +104,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         labels: Tensor | None = None,
         only_labelled: bool = False,
         candidates: Sequence[Sequence[int]] | None = None,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: str | Sequence[str] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
         shift_labels: Tensor | None = None,
@@ -121,9 +121,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             only_labelled: return a `LabelledOutput` of the K labelled tokens, computed in the fastest layout, in place
                 of PEFT's logits [B, P+T, V]. Our trainer uses it.
             candidates: L sequences of token ids. Return a `RankingOutput` with their scores for each row.
-            adapter_names: a prompt for each row, "__base__" for none; default the active one. If the prompts' lengths
-                differ, P is the longest one's, and each row's prompt ends at column P-1. So the texts line up, and the
-                columns before a shorter prompt hold no meaningful values.
+            adapter_names: the prompt of all rows or of each row, "__base__" for none; default the active one. If the
+                prompts' lengths differ, P is the longest one's, and each row's prompt ends at column P-1. So the texts
+                line up, and the columns before a shorter prompt hold no meaningful values.
             num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
             shift_labels: in place of `labels`, each label in the column that predicts it: [B, T], or [B, T+1] with the
@@ -238,7 +238,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         attention_mask: Tensor | None,
-        adapter_names: Sequence[str] | None,
+        adapter_names: str | Sequence[str] | None,
         position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
@@ -263,7 +263,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate after the prompt, which is computed once and kept. Arguments and result are those of transformers.
@@ -275,7 +275,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 as in transformers.
             inputs_embeds: [B, T, H], in place of `input_ids`. The result is then only the new tokens, and the prompt
                 is computed again with them.
-            adapter_names: a prompt for each row, "__base__" for none; default the active one.
+            adapter_names: the prompt of all rows or of each row, "__base__" for none; default the active one.
 
         Raises:
             PromptTuningError: names are unknown, `max_length` leaves no room for a new token, or drafts

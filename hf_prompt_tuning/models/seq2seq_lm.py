@@ -16,7 +16,7 @@ from ..sharding import is_sharded
 from .batch_checks import check_labels, check_texts
 from .call_arguments import DECODER, for_a_decoder
 from .continuing import Behind, for_both, mark
-from .generation_options import asked, from_inputs, model_arguments, with_encoder_ids
+from .generation_options import from_inputs, generation_config, model_arguments, with_encoder_ids
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
 from .soft_prompts import SoftPrompts
 
@@ -67,7 +67,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         labels: Tensor | None = None,
         only_labelled: bool = False,
         candidates: Sequence[Sequence[int]] | None = None,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: str | Sequence[str] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
         **kwargs: Any,
@@ -151,7 +151,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate the target. Arguments and result are those of transformers' `generate`.
@@ -160,7 +160,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             input_ids: [B, T] long, the encoder's (also as the first positional argument, or `inputs`).
             attention_mask: [B, T]; pads may be at either side.
             inputs_embeds: [B, T, H], in place of `input_ids`.
-            adapter_names: a prompt for each row, "__base__" for none; default the active one.
+            adapter_names: the prompt of all rows or of each row, "__base__" for none; default the active one.
         """
         input_ids, backbone = from_inputs(input_ids, kwargs), self.base_model
         if kwargs.get("generation_config") is None and "generation_config" in vars(self):
@@ -174,7 +174,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         if (cache := for_both(options.get("past_key_values"), prompts, mask)) is not None:
             options["past_key_values"] = cache
         _take_encoded(given, prompts, sources)
-        config = asked(backbone, options)
+        config = generation_config(backbone, options)
         if config.return_dict_in_generate and is_moved(prompts, sources):
             check_has_place(config.output_attentions, backbone.config)
         if input_ids is not None:

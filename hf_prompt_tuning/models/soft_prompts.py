@@ -114,7 +114,7 @@ class SoftPrompts(HeldPrompts):
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             self.prompt_encoder[name].requires_grad_(requires_grad)
 
-    def _prompts(self, batch: int, adapter_names: Sequence[str] | None) -> Prompts:
+    def _prompts(self, batch: int, adapter_names: str | Sequence[str] | None) -> Prompts:
         """Return the prompts of `batch` rows: the active one, or the named ones (`"__base__"`: none, as in PEFT)."""
         if adapter_names is None:
             name = NO_PROMPT if self._adapters_disabled else self.active_adapter
@@ -122,7 +122,7 @@ class SoftPrompts(HeldPrompts):
             none = torch.zeros(batch, dtype=torch.long, device=vectors.device)
             return Prompts((self._as_tokens(vectors),), none, (name,))
         if isinstance(adapter_names, str):
-            raise PromptTuningError(f"adapter_names is {adapter_names!r}; give a list, with a name for each row.")
+            adapter_names = [adapter_names] * batch
         if len(adapter_names) != batch:
             raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {batch} rows; give one a row.")
         distinct = list(dict.fromkeys(adapter_names))

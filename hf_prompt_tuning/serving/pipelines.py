@@ -179,21 +179,26 @@ def _check_row(content: Any, columns: Sequence[str]) -> None:
 class PromptClassificationPipeline(PromptPipeline):
     """Return labels with their scores: `{"label", "score"}`, or with `top_k` a list of them, best first.
 
+    As in transformers' `text-classification`, `top_k` is a number of labels, or None for all of them. Without it, a
+    row gets its best label alone.
+
     Scores sum to 1. They are the softmax of the labels' log-likelihoods divided by a temperature. The temperature was
     fitted in the prompt's last evaluation (`PromptInfo.calibration`); for a prompt that was never evaluated it is 1.
     """
 
     classifies = True
 
-    def _sanitize_parameters(self, top_k: int | None = None, **others: Any) -> tuple[dict, dict, dict]:
-        """Check the options. `top_k` is the number of labels for each row; a number that is too large returns all."""
-        if others:
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        """Check the options. A `top_k` that is too large returns all labels."""
+        if others := [name for name in options if name != "top_k"]:
             raise PromptTuningError(
-                f"{next(iter(others))} is given, which the prompt-classification pipeline does not take; leave it out."
+                f"{others[0]} is given, which the prompt-classification pipeline does not take; leave it out."
             )
-        if top_k is not None and top_k < 1:
-            raise PromptTuningError(f"top_k is {top_k}; give 1 or more labels, or leave it out for the best alone.")
-        return {}, {}, {} if top_k is None else {"top_k": top_k}
+        if (top_k := options.get("top_k")) is not None and top_k < 1:
+            raise PromptTuningError(
+                f"top_k is {top_k}; give 1 or more labels, None for all, or leave it out for the best alone."
+            )
+        return {}, {}, options
 
     def _forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Rank all rows with the same labels in one call, even if their prompts differ.
@@ -213,15 +218,15 @@ class PromptClassificationPipeline(PromptPipeline):
             ).scores
         return {"scores": scores, "which": batch["which"]}
 
-    def postprocess(self, outputs: dict[str, Tensor], top_k: int | None = None) -> dict | list[dict]:
-        """Return one row's labels."""
+    def postprocess(self, outputs: dict[str, Tensor], **options: Any) -> dict | list[dict]:
+        """Return one row's labels: those that `top_k` asks for, or the best alone."""
         name = self._name(outputs)
         template, calibration = self._coder(name).template, self.model.prompt_info[name].calibration
         scores = outputs["scores"][0, : len(template.labels)] / calibration.get("temperature", 1.0)
         shares = scores.softmax(-1).tolist()
         ranked = sorted(zip(template.label_words.values(), shares, strict=True), key=lambda pair: -pair[1])
-        found = [{"label": words, "score": share} for words, share in ranked]
-        return found[0] if top_k is None else found[:top_k]
+        labels = [{"label": words, "score": share} for words, share in ranked]
+        return labels[: options["top_k"]] if options else labels[0]
 
 
 class PromptGenerationPipeline(PromptPipeline):

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
-from ..models.generation_options import ends_of_text, saying
+from ..models.generation_options import ends_of_text, with_settings
 
 NEW_TOKENS = 64
 """Default limit of new tokens."""
@@ -97,10 +97,15 @@ def new_tokens(said: Mapping[str, Any], of_template: int | None, of_model: Gener
     config = said.get("generation_config") or GenerationConfig()
     places = [said, vars(config), {"max_new_tokens": of_template}, vars(of_model), {"max_new_tokens": NEW_TOKENS}]
     length, name = next((place[n], n) for place in places for n in LENGTHS if place.get(n) is not None)
-    limit = length if name == "max_new_tokens" else length - before
+    if name == "max_new_tokens":
+        if length < 1:
+            raise PromptTuningError(f"max_new_tokens is {length}; give 1 or more.")
+        return length
+    limit = length - before
     if limit < 1:
         raise PromptTuningError(
-            f"{name} is {length}, and a row has {before} tokens already; give max_new_tokens, or a larger max_length."
+            f"max_length is {length}, and a row has {before} tokens already; give max_new_tokens, or a larger "
+            "max_length."
         )
     return limit
 
@@ -118,7 +123,7 @@ def for_generate(
     tokens = {
         name: token for name, token in tokens.items() if name not in options and getattr(config, name, None) is None
     }
-    return saying(options, max_new_tokens=limit, max_length=None, **tokens)
+    return with_settings(options, max_new_tokens=limit, max_length=None, **tokens)
 
 
 def is_greedy(said: Mapping[str, Any], of_model: GenerationConfig) -> bool:

@@ -22,7 +22,7 @@ BROKEN = {
     "an id below 0": r"input_ids have the token id -1",
     "an unknown name": r"adapter_names has 'nobody'; there are",
     "more names": r"adapter_names has \d names for \d rows",
-    "one name": r"adapter_names is 'default'; give a list",
+    "one name": r"adapter_names has 'nobody'; there are",
     "ids and embeddings": r"give either input_ids or inputs_embeds",
     "neither": r"give either input_ids or inputs_embeds",
     "an unknown argument": r"no_such_argument",

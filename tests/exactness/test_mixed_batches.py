@@ -1,5 +1,7 @@
 """A prompt for each row, of several lengths and none: row by row what each gives alone."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -124,6 +126,12 @@ def test_encoder_decoders(name):
     torch.testing.assert_close(logits, torch.cat(expected["logits"]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scores, torch.cat(expected["scores"]), rtol=1e-5, atol=1e-4)
     assert torch.equal(model.generate(**batch, adapter_names=NAMES, **options), torch.cat(expected["tokens"]))
+
+
+def test_one_name_is_for_all_rows():
+    model = with_prompts(tiny_prompt_model("llama"), other=3).eval()
+    for call in (lambda **names: model(**_inputs(ROWS), **names).logits, partial(model.generate, **_inputs(ROWS))):
+        assert torch.equal(call(adapter_names="other"), call(adapter_names=["other"] * 4))
 
 
 def test_refusals():

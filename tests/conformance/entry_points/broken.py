@@ -73,7 +73,7 @@ def _break(how: str, arguments: dict[str, Any], world: World) -> None:
     elif how == "more names":
         arguments["adapter_names"] = ["default"] * (len(ids) + 1)
     elif how == "one name":
-        arguments["adapter_names"] = "default"
+        arguments["adapter_names"] = "nobody"
     elif how == "ids and embeddings":
         arguments["inputs_embeds"] = world.backbone.get_input_embeddings()(ids)
     elif how == "neither":

@@ -66,6 +66,8 @@ class TestLengths:
         ) == [3]
         with pytest.raises(PromptTuningError, match=f"max_length is {before}, and a row has {before} tokens already"):
             pipe(ROWS[0], max_length=before)
+        with pytest.raises(PromptTuningError, match=r"max_new_tokens is 0; give 1 or more\."):
+            pipe(ROWS[0], max_new_tokens=0)
 
     def test_when_the_pipeline_is_made(self, pipe_of):
         pipe = pipe_of(TEXT, max_new_tokens=7)

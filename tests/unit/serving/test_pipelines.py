@@ -41,6 +41,9 @@ def test_labels_with_scores_that_sum_to_one(name, tokenizers):
     best = [max(scores, key=scores.get) for scores in expected]
     assert [row["label"] for row in pipe(ROWS, batch_size=3)] == best
     assert pipe(ROWS[0])["label"] == pipe({"message": ROWS[0]})["label"] == best[0]
+    assert pipe(ROWS[0], top_k=None) == pipe(ROWS[0], top_k=2)
+    all_labels = pipeline("prompt-classification", model=model, tokenizer=tokenizer, top_k=None)
+    assert all_labels(ROWS[0]) == pipe(ROWS[0], top_k=2) and len(all_labels(ROWS[0], top_k=1)) == 1
     assert [row["label"] for row in pipe(({"message": text} for text in ROWS), batch_size=2)] == best
     assert pipe([]) == []
 
