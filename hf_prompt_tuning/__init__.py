@@ -51,47 +51,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CheckpointSaveError",
-    "DataCollatorForPromptTuning",
-    "DivergenceCallback",
-    "EnsembleTrainer",
-    "FrozenBackboneCallback",
-    "HubUnavailableError",
-    "Inspection",
-    "MultiPromptTrainer",
-    "PromptCheckpointCallback",
-    "PromptClassificationPipeline",
-    "PromptEnsemble",
-    "PromptGenerationPipeline",
-    "PromptHubCallback",
-    "PromptLoadError",
-    "PromptMismatchError",
-    "PromptMonitorCallback",
-    "PromptPushError",
-    "PromptTask",
-    "PromptTemplate",
-    "PromptTokenizer",
-    "PromptTuningArguments",
-    "PromptTuningConfig",
-    "PromptTuningError",
-    "PromptTuningInit",
-    "PromptTuningModelForCausalLM",
-    "PromptTuningModelForSeq2SeqLM",
-    "PromptTuningTrainer",
-    "TrainingInterrupted",
-    "VllmPrompt",
-    "export_vllm",
-    "get_prompt_tuning_model",
-    "import_prompt",
-    "inspect_prompt",
-    "kept_prompts",
-    "load_ensemble",
-    "load_prompt",
-    "restore_prompt",
-    "strip_virtual_tokens",
-]
-
 # The same names as in the imports above, for use at run time. A test checks that both lists agree.
 _NAMES_OF = {
     ".data.collator": ["DataCollatorForPromptTuning"],
@@ -134,6 +93,7 @@ _NAMES_OF = {
     ".training.trainer": ["PromptTuningTrainer"],
 }
 _HOME = {name: home for home, names in _NAMES_OF.items() for name in names}
+__all__ = sorted(_HOME)
 _WINGS = ("data", "errors", "hub", "inspection", "layouts", "models", "prompts", "serving", "several", "training")
 
 

@@ -6,12 +6,12 @@ import json
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
@@ -27,67 +27,49 @@ from .splits import split_names
 class ModelArguments:
     """Arguments of the frozen backbone."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the backbone."})
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
-    gguf_file: str | None = field(default=None, metadata={"help": "GGUF file to load the backbone from."})
-    dtype: str = field(
+    model_name_or_path: str | None = HfArg(default=None, help="Hub id or folder of the backbone.")
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of the backbone.")
+    gguf_file: str | None = HfArg(default=None, help="GGUF file to load the backbone from.")
+    dtype: str = HfArg(
         default="auto",
-        metadata={"help": "dtype of the backbone: auto, float32, bfloat16 or float16. The prompt is always float32."},
+        help="dtype of the backbone: auto, float32, bfloat16 or float16. The prompt is always float32.",
     )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention of the backbone: sdpa, eager, flash_attention_2, …"}
+    attn_implementation: str | None = HfArg(default=None, help="Attention: sdpa, eager, flash_attention_2, …")
+    task_type: str | None = HfArg(
+        default=None, help="CAUSAL_LM or SEQ_2_SEQ_LM. Default: read from the backbone's config."
     )
-    task_type: str | None = field(
-        default=None, metadata={"help": "CAUSAL_LM or SEQ_2_SEQ_LM. Default: read from the backbone's config."}
-    )
-    token: str | None = field(default=None, metadata={"help": "Hub token for private repositories."})
+    token: str | None = HfArg(default=None, help="Hub token for private repositories.")
 
 
 @dataclass
 class PromptArguments:
     """Arguments of the soft prompt, or of several prompts."""
 
-    num_virtual_tokens: int | None = field(
-        default=None, metadata={"help": "P, the number of vectors. Default: 20, or the length of --init_prompt."}
+    num_virtual_tokens: int | None = HfArg(
+        default=None, help="P, the number of vectors. Default: 20, or the length of --init_prompt."
     )
-    prompt_tuning_init: str | None = field(
+    prompt_tuning_init: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Initialisation: TEXT, SAMPLE_VOCAB, FIRST_VOCAB, CLASS_LABELS, RANDOM or PROMPT. "
-            "Default: TEXT if a text is given, PROMPT if a prompt is given, else SAMPLE_VOCAB."
-        },
+        help="Initialisation: TEXT, SAMPLE_VOCAB, FIRST_VOCAB, CLASS_LABELS, RANDOM or PROMPT. "
+        "Default: TEXT if a text is given, PROMPT if a prompt is given, else SAMPLE_VOCAB.",
     )
-    prompt_tuning_init_text: str | None = field(default=None, metadata={"help": "Words to start from, for TEXT."})
-    random_range: float = field(default=0.5, metadata={"help": "RANDOM is uniform in ± this number."})
-    vocab_sample_size: int = field(
-        default=5000, metadata={"help": "SAMPLE_VOCAB draws from this number of most common tokens."}
+    prompt_tuning_init_text: str | None = HfArg(default=None, help="Words to start from, for TEXT.")
+    random_range: float = HfArg(default=0.5, help="RANDOM is uniform in ± this number.")
+    vocab_sample_size: int = HfArg(default=5000, help="SAMPLE_VOCAB draws from so many most common tokens.")
+    init_prompt: str | None = HfArg(default=None, help="Prompt to start from: a folder, a file or a Hub id.")
+    init_prompt_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --init_prompt.")
+    init_prompt_subfolder: str | None = HfArg(default=None, help="Folder of --init_prompt within its repository.")
+    backbone_dropout: bool = HfArg(default=False, help="Keep the backbone's dropout on in training.")
+    base_model_id: str | None = HfArg(
+        default=None, help="Hub id of the backbone for the card, if it was loaded from a folder."
     )
-    init_prompt: str | None = field(
-        default=None, metadata={"help": "Prompt to start from, for PROMPT: a folder, a file or a Hub id."}
+    num_prompts: int | None = HfArg(
+        default=None, help="Number of prompts to train as an ensemble. Default: the length of the lists below."
     )
-    init_prompt_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the repository of --init_prompt."}
-    )
-    init_prompt_subfolder: str | None = field(
-        default=None, metadata={"help": "Folder of --init_prompt in its repository or folder."}
-    )
-    backbone_dropout: bool = field(default=False, metadata={"help": "Keep the backbone's dropout on in training."})
-    base_model_id: str | None = field(
-        default=None, metadata={"help": "Hub id of the backbone for the card, if it was loaded from a folder."}
-    )
-
-    num_prompts: int | None = field(
-        default=None,
-        metadata={"help": "Number of prompts to train as an ensemble. Default: the length of the lists below."},
-    )
-    prompt_seeds: list[int] | None = field(
-        default=None, metadata={"help": "Seed of each prompt's initialisation. Default: seed, seed + 1, …"}
-    )
-    learning_rates: list[float] | None = field(default=None, metadata={"help": "Learning rate of each prompt."})
-    prompt_lengths: list[int] | None = field(default=None, metadata={"help": "num_virtual_tokens of each prompt."})
-    prompt_tuning_inits: list[str] | None = field(
-        default=None, metadata={"help": "prompt_tuning_init of each prompt."}
-    )
+    prompt_seeds: list[int] | None = HfArg(default=None, help="Seed of each prompt. Default: seed, seed + 1, …")
+    learning_rates: list[float] | None = HfArg(default=None, help="Learning rate of each prompt.")
+    prompt_lengths: list[int] | None = HfArg(default=None, help="num_virtual_tokens of each prompt.")
+    prompt_tuning_inits: list[str] | None = HfArg(default=None, help="prompt_tuning_init of each prompt.")
 
     def config(self, task_type: str | None, token: str | None = None) -> PromptTuningConfig:
         """Return the prompt's config; of several prompts, the config that they share.

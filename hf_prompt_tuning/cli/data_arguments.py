@@ -1,8 +1,10 @@
 """Define the command-line arguments of the data and the template."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from transformers.hf_argparser import HfArg
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
@@ -13,57 +15,41 @@ from ..hub.names import hub_id
 class DataArguments:
     """Arguments of the data and the template."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    dataset_revision: str | None = field(
+    dataset_name: str | None = HfArg(default=None, help="Hub id of a data set.")
+    dataset_config_name: str | None = HfArg(default=None, help="Configuration of the data set.")
+    dataset_revision: str | None = HfArg(
+        default=None, help="Revision of the data set. For one that is a script: refs/convert/parquet."
+    )
+    train_file: str | None = HfArg(default=None, help="Training rows: a csv, tsv, json, jsonl or parquet file.")
+    validation_file: str | None = HfArg(default=None, help="Validation rows.")
+    test_file: str | None = HfArg(default=None, help="Test rows, for --do_predict.")
+    transfer_file: list[str] | None = HfArg(
         default=None,
-        metadata={"help": "Revision of the data set. For one that is a script: refs/convert/parquet."},
+        help="NAME=FILE …: also evaluate on these files, without training on them.",
+        metadata={"action": "extend"},
     )
-    train_file: str | None = field(
-        default=None, metadata={"help": "File of training rows: csv, tsv, json, jsonl or parquet."}
-    )
-    validation_file: str | None = field(default=None, metadata={"help": "File of validation rows."})
-    test_file: str | None = field(default=None, metadata={"help": "File of test rows, for --do_predict."})
-    transfer_file: list[str] | None = field(
+    transfer_columns: list[str] | None = HfArg(
         default=None,
-        metadata={"help": "NAME=FILE …: also evaluate on these files, without training on them.", "action": "extend"},
+        help="NAME.COLUMN=FIELD …: read the template's FIELD from COLUMN of the transfer_file NAME.",
+        metadata={"action": "extend"},
     )
-    transfer_columns: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "NAME.COLUMN=FIELD …: read the template's FIELD from COLUMN of the transfer_file NAME.",
-            "action": "extend",
-        },
+    column_names: list[str] | None = HfArg(default=None, help="Columns of csv and tsv files without a header line.")
+    validation_split_percentage: int | None = HfArg(
+        default=None, help="Percentage of the training rows to use for validation, if there are no validation rows."
     )
-    column_names: list[str] | None = field(
-        default=None, metadata={"help": "Columns of csv and tsv files without a header line."}
+    max_train_samples: int | None = HfArg(default=None, help="Number of training rows to sample, by --seed.")
+    max_eval_samples: int | None = HfArg(default=None, help="Number of validation rows to sample, by --seed.")
+    source_template: str | None = HfArg(
+        default=None, help='Source text, e.g. "Tweet text : {Tweet text} Label :". Default: that of --init_prompt.'
     )
-    validation_split_percentage: int | None = field(
-        default=None,
-        metadata={"help": "Percentage of the training rows to use for validation, if there are no validation rows."},
+    target_template: str | None = HfArg(default=None, help='Target of free text, e.g. "{summary}".')
+    label_column: str | None = HfArg(default=None, help="Column of the labels, for classification.")
+    label_words: str | None = HfArg(
+        default=None, help='Words of each label as JSON, e.g. {"0": "negative", "1": "positive"}.'
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Number of training rows to sample, by --seed. Default: all."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Number of validation rows to sample, by --seed. Default: all."}
-    )
-    source_template: str | None = field(
-        default=None,
-        metadata={"help": 'Source text, e.g. "Tweet text : {Tweet text} Label :". Default: that of --init_prompt.'},
-    )
-    target_template: str | None = field(
-        default=None, metadata={"help": 'Target of free text, e.g. "{summary}". Exclusive with --label_column.'}
-    )
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels, for classification."})
-    label_words: str | None = field(
-        default=None, metadata={"help": 'Words of each label as JSON, e.g. {"0": "negative", "1": "positive"}.'}
-    )
-    max_source_length: int | None = field(
-        default=None, metadata={"help": "Cut longer sources to this number of tokens. Default: 512."}
-    )
-    max_target_length: int | None = field(
-        default=None, metadata={"help": "Refuse longer targets, and generate at most this number of tokens."}
+    max_source_length: int | None = HfArg(default=None, help="Cut longer sources to so many tokens. Default: 512.")
+    max_target_length: int | None = HfArg(
+        default=None, help="Refuse longer targets, and generate at most so many tokens."
     )
 
     def described(self) -> dict[str, str]:
