@@ -101,6 +101,10 @@ def test_refusals(values, message):
 def test_labels_that_cannot_be_known():
     with pytest.raises(PromptTuningError, match=r"holds \['0', '1'\], which say nothing"):
         labelled().with_label_words(rows([0, 1]))
+    with pytest.raises(PromptTuningError) as refused:
+        labelled().with_label_words(rows([3, 1, 2]))
+    assert 'label_words {"1": "…", "2": "…", "3": "…"}' in str(refused.value)
+    assert 'label_words {"1": "1", "2": "2", "3": "3"}' in str(refused.value)
     with pytest.raises(PromptTuningError, match="label_column 'Label' is no column of the data, which has 'text'"):
         labelled().with_label_words(Dataset.from_dict({"text": ["a"]}))
     with pytest.raises(PromptTuningError, match="neither data nor label_words"):

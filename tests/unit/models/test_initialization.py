@@ -117,6 +117,11 @@ def test_defaults():
         ({"prompt_tuning_init": "FIRST_VOCAB", "num_virtual_tokens": 401}, "rows of a vocabulary of 400"),
         ({"vocab_sample_size": 3}, "draws 20 different tokens from 3"),
         ({"init_prompt": "/nowhere.npy"}, "'/nowhere.npy' is neither a folder on this machine nor a Hub id"),
+        ({"init_prompt": "./outpts/x"}, r"'\./outpts/x' is neither .*: there is no such file or folder"),
+        (
+            {"init_prompt": "outpts/x"},
+            "there is no file or folder 'outpts/x' on this machine, and the prompt 'outpts/x'",
+        ),
     ],
 )
 def test_refusals(config, message):
