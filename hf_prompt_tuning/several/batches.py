@@ -86,13 +86,7 @@ class EpochSteps(Sampler):
 
 
 def mixed_dataloader(streams: Sequence[Stream], collator: Callable, args: TrainingArguments) -> DataLoader:
-    """Return a data loader whose batches are update steps; its `set_epoch` sets the epoch.
-
-    Args:
-        streams: one stream for each prompt.
-        collator: turns rows into a batch.
-        args: the `dataloader_…` options.
-    """
+    """Return a data loader, with the options of `args`, whose batches are update steps; `set_epoch` sets the epoch."""
     batches = MixedBatches(streams, collator)
     sampler = EpochSteps(len(batches), max(stream.steps_per_epoch for stream in streams))
     loader = DataLoader(

@@ -31,12 +31,7 @@ def check_arguments(args: PromptTuningArguments) -> None:
 
 
 def check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise PromptTuningError for an option of `PromptTuningTrainer` that fits only one prompt.
-
-    Args:
-        options: the options by name.
-        names: names of the tasks.
-    """
+    """Raise PromptTuningError for an option of `PromptTuningTrainer` that fits only one prompt."""
     if any(option is not None for option in options.get("optimizers") or ()):
         raise PromptTuningError(
             "optimizers are given, and each of several prompts has its rate and schedule; give "
@@ -75,11 +70,7 @@ def check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
 
 
 def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
-    """Return the data, a dict from task to data.
-
-    Raises:
-        PromptTuningError: the data is no such dict, or a task is unknown.
-    """
+    """Return the data; raise PromptTuningError if it is not a dict from the names of tasks to data."""
     if not isinstance(data, dict) or not data:
         raise PromptTuningError(
             f"the data is a {type(data).__name__}; with several tasks give a dict of task name to data."

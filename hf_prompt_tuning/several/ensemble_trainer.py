@@ -83,9 +83,8 @@ class EnsembleTrainer(MultiPromptTrainer):
         }
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
         self.members = list(self.tasks)
+        self._description = EnsembleInfo(self.members, best=self.members[0])
         self._refuse_twins()
-        self._vote_metrics: dict[str, float] = {}
-        self._vote_transfer: dict[str, dict[str, float]] = {}
 
     def _evaluation_data(self) -> Any:
         return next(iter(self.tasks.values())).eval_dataset
@@ -101,11 +100,9 @@ class EnsembleTrainer(MultiPromptTrainer):
                 )
 
     def _make_scorer(self, **options: Any) -> VotingScorer:
-        # The shortest room of all members is the one for their common rows.
-        rows = min(
-            (run.rows for run in self._runs.values()), key=lambda rows: math.inf if rows.limit is None else rows.limit
-        )
-        scorer = vars(self._scorer_of_prompt()) | {"rows": rows, "members": tuple(self.members)}
+        # The members have the same rows, so they have the room behind the longest prompt.
+        longest = max(self.members, key=lambda name: len(self.prompts[name]))
+        scorer = vars(self._scorer_of_prompt()) | {"rows": self._runs[longest].rows, "members": tuple(self.members)}
         return VotingScorer(**scorer | options)
 
     def evaluate(
@@ -120,16 +117,14 @@ class EnsembleTrainer(MultiPromptTrainer):
             ignore_keys: as in `Trainer`.
             metric_key_prefix: as in `Trainer`.
         """
-        infos, own = (
-            self.accelerator.unwrap_model(self.model).prompt_info,
-            self._is_own(eval_dataset, metric_key_prefix),
-        )
+        infos = self.accelerator.unwrap_model(self.model).prompt_info
+        own = self._is_own(eval_dataset, metric_key_prefix)
         scorer = self._make_scorer(infos=infos if own else {})
         metrics = self._evaluated(scorer, eval_dataset, ignore_keys, metric_key_prefix)
         if own:
             for name in self.members:
                 infos[name].metrics = _as_evaluation(scorer.of_members[name])
-            self._vote_metrics = _as_evaluation(scorer.of_vote)
+            self._description.metrics = _as_evaluation(scorer.of_vote)
             self._check_best(scorer.of_members)
         return metrics
 
@@ -158,7 +153,7 @@ class EnsembleTrainer(MultiPromptTrainer):
             metrics, rows = self._transferred(scorer, name, data)
             for member in self.members:
                 infos[member].transfer[name] = to_record(scorer.of_members[member]) | {"rows": rows}
-            self._vote_transfer[name] = to_record(scorer.of_vote) | {"rows": rows}
+            self._description.transfer[name] = to_record(scorer.of_vote) | {"rows": rows}
             transfer |= {f"transfer_{name}_{metric}": value for metric, value in metrics.items()}
         return transfer
 
@@ -204,8 +199,8 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:
         """Copy the best prompt into the ensemble's folder, with the description of the ensemble."""
-        ensemble = EnsembleInfo(self.members, self.best_member, self._vote_metrics, self._vote_transfer)
-        save_best(model, ensemble, folder, repo_id)
+        self._description.best = self.best_member
+        save_best(model, self._description, folder, repo_id)
 
 
 def _as_evaluation(metrics: dict[str, Any]) -> dict[str, float]:

@@ -10,11 +10,7 @@ from ..models.outputs import LabelledOutput
 
 
 class PromptLosses:
-    """The losses of several prompts.
-
-    Args:
-        names: the names of the prompts.
-    """
+    """The losses of the prompts with these names."""
 
     def __init__(self, names: Iterable[str]):
         self._place_of = {name: place for place, name in enumerate(names)}

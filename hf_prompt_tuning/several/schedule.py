@@ -11,12 +11,7 @@ from ..training.arguments import PromptTuningArguments
 
 
 def joint_schedule(optimizer: torch.optim.Optimizer, steps: Iterable[int], args: PromptTuningArguments) -> LambdaLR:
-    """Return a schedule in which each prompt's learning rate follows that prompt's own steps.
-
-    Args:
-        optimizer: has one parameter group for each prompt.
-        steps: the number of update steps of each prompt, in the order of the groups.
-        args: name the schedule and its warm-up.
+    """Return a schedule in which each parameter group of the optimizer follows its own number of update steps.
 
     Raises:
         PromptTuningError: the schedule depends on the loss instead of the steps.

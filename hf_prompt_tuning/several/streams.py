@@ -24,14 +24,7 @@ Step = list[list[int]]
 
 @dataclass(frozen=True)
 class Stream:
-    """The training rows of one prompt, in order.
-
-    Attributes:
-        name: name of the prompt's adapter.
-        data: rows of token ids.
-        steps: the rows of each update step.
-        steps_per_epoch: number of update steps in one pass over the data.
-    """
+    """The rows of token ids of the prompt `name`: those of each update step, and how many steps read all rows once."""
 
     name: str
     data: Any
@@ -40,14 +33,9 @@ class Stream:
 
 
 def read_stream(name: str, data: Any, args: PromptTuningArguments) -> Stream:
-    """Return a prompt's update steps, as a Trainer with these arguments makes them.
+    """Return a prompt's update steps, as a Trainer with its arguments makes them.
 
     The last step of an epoch may have fewer micro-batches than the others.
-
-    Args:
-        name: name of the prompt.
-        data: its rows of token ids.
-        args: its own training arguments.
 
     Raises:
         PromptTuningError: the sampling strategy is neither "random" nor "sequential", or there is no complete batch.
