@@ -173,7 +173,7 @@ def _words(found: NearestTokens, tokenizer: PreTrainedTokenizerBase) -> list[lis
 def _add_moves(found: PromptInspection, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
     """Add how far each vector has moved, if its start was saved or can be computed again."""
     vectors, embed = model.prompt.detach(), model.word_embeddings
-    start = model.prompt_starts[model.active_adapter]
+    start = model.prompt_encoder[model.active_adapter].start
     if start is None:
         start = made_again(model.info.initialization, len(vectors), embed, tokenizer, token_scale(model.base_model))
     if start is None:

@@ -1,6 +1,7 @@
-"""Check a caller's batch before anything is computed: shapes, dtypes, and the range of ids."""
+"""Hold the texts and the targets of a call, and check them before anything is computed: shapes, dtypes, ids."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,39 +16,106 @@ from ..layouts.traits import with_own_positions
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Arguments with the boundaries of a packed row's examples, as collators without padding return them."""
 
+NO_PROMPT = "__base__"
+"""PEFT's name for a row without an adapter."""
 
-def check_texts(
-    backbone: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None
-) -> None:
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a call, without their prompts.
+
+    Attributes:
+        input_ids: [B, T] long, or None.
+        attention_mask: [B, T], zero on pads, or None.
+        inputs_embeds: [B, T, H], in place of `input_ids`.
+        adapter_names: the prompt of all rows or of each row; None for the active one.
+    """
+
+    input_ids: Tensor | None
+    attention_mask: Tensor | None
+    inputs_embeds: Tensor | None
+    adapter_names: str | Sequence[str] | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Return [B, T]."""
+        return (self.input_ids if self.inputs_embeds is None else self.inputs_embeds).shape[:2]
+
+    def look_padded(self, backbone: PreTrainedModel) -> bool:
+        """Tell whether rows without a mask begin or end with the pad token."""
+        pad = getattr(backbone.config.get_text_config(), "pad_token_id", None)
+        if self.attention_mask is not None or self.input_ids is None or pad is None:
+            return False
+        return bool((self.input_ids[:, [-1, 0][: self.shape[1]]] == pad).any())
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a call of `forward` predicts, and how it scores that. See `forward` for the attributes."""
+
+    labels: Tensor | None = None
+    only_labelled: bool = False
+    candidates: Sequence[Sequence[int]] | None = None
+    num_items_in_batch: Tensor | int | None = None
+    label_smoothing: float = 0.0
+    shift_labels: Tensor | None = None
+    fused_lm_head: bool = False
+
+
+def check_texts(backbone: PreTrainedModel, texts: Texts, mask: Tensor | None) -> None:
     """Raise an error if the texts are not a batch of B rows and T columns.
 
     Args:
-        backbone: the ids must fit its embedding.
-        input_ids: [B, T] long, or None.
-        inputs_embeds: [B, T, H], in place of `input_ids`.
+        backbone: embeddings must have its width.
+        texts: the call's.
         mask: [B, T] of 0 and 1, or None.
 
     Raises:
         PromptTuningError: neither or both of ids and embeddings are given, or one of the arguments is invalid.
     """
-    if (input_ids is None) == (inputs_embeds is None):
+    if (texts.input_ids is None) == (texts.inputs_embeds is None):
         raise PromptTuningError("give either input_ids or inputs_embeds (of the text alone, without the prompt).")
-    if input_ids is not None:
-        _check_ids(input_ids)
+    if texts.input_ids is not None:
+        _check_ids(texts.input_ids)
     else:
-        _check_embeds(inputs_embeds, backbone.get_input_embeddings().embedding_dim)
-    texts = input_ids if inputs_embeds is None else inputs_embeds
+        _check_embeds(texts.inputs_embeds, backbone.get_input_embeddings().embedding_dim)
     if mask is None:
         return
-    if not isinstance(mask, Tensor) or mask.shape != texts.shape[:2]:
+    if not isinstance(mask, Tensor) or mask.shape != texts.shape:
         raise PromptTuningError(
-            f"attention_mask has shape {_shape(mask)}, and the texts are {list(texts.shape[:2])}; "
+            f"attention_mask has shape {_shape(mask)}, and the texts are {list(texts.shape)}; "
             "give one of [B, T]: the layout makes any other."
         )
     if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
         raise PromptTuningError(
             f"attention_mask holds {_first(mask, (mask != 0) & (mask != 1))}; give 1 on tokens and 0 on pads."
         )
+
+
+def check_adapter_names(adapter_names: Sequence[str], rows: int, prompts: Collection[str]) -> None:
+    """Raise an error if the names do not give each row a prompt.
+
+    Args:
+        adapter_names: the caller's.
+        rows: B.
+        prompts: the names of the model's prompts.
+
+    Raises:
+        PromptTuningError: there is not one name for each row, or a name is unknown.
+    """
+    if len(adapter_names) != rows:
+        raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {rows} rows; give one a row.")
+    if unknown := [name for name in adapter_names if name not in prompts and name != NO_PROMPT]:
+        raise PromptTuningError(
+            f"adapter_names has {unknown[0]!r}; there are {', '.join(map(repr, prompts))} "
+            f"and {NO_PROMPT!r} for no prompt."
+        )
+
+
+def check_has_labels(targets: Targets) -> None:
+    """Raise PromptTuningError if only labelled tokens are asked for, and there are no labels."""
+    if targets.only_labelled and targets.labels is None and targets.shift_labels is None:
+        raise PromptTuningError("only_labelled is given without labels; give labels, or leave it out.")
 
 
 def check_labels(

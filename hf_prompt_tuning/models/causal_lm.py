@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,6 @@ from peft import PeftModelForCausalLM
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
 from ..layouts.base import IGNORED, token_inputs
 from ..layouts.check import disagreement
@@ -18,15 +18,23 @@ from ..layouts.choose import judge
 from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
 from ..layouts.traits import state_of_choice, takes
 from ..sharding import in_step, is_sharded
-from .batch_checks import check_labels, check_positions, check_texts, check_unpacked
-from .call_arguments import MEDIA, fitted, kept, told_of
+from .batch_checks import (
+    Targets,
+    Texts,
+    check_has_labels,
+    check_labels,
+    check_positions,
+    check_texts,
+    check_unpacked,
+)
+from .call_arguments import MEDIA, check_left_out, fitted, kept, told_of
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
 from .generation import generate
-from .generation_options import from_inputs, inferred_mask
-from .labels import agreed_labels, check_fused, from_shifted, fused_as_it_came
+from .generation_options import inferred_mask
+from .labels import fused_as_it_came, labels_for_trainers
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, routing_loss
 from .prompt_cache import ComputedPrompts, can_be_continued
-from .soft_prompts import SoftPrompts
+from .soft_prompts import SoftPrompts, embed
 
 
 class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
@@ -34,6 +42,14 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
 
     Make it with `get_prompt_tuning_model` or `from_pretrained`. It behaves like a `peft.PeftModelForCausalLM`, except
     that results do not depend on where a batch is padded.
+
+    - Prompts of different lengths in a batch: P is the longest one's length, and each row's prompt ends at column P-1.
+      So the texts line up, and the columns before a shorter prompt hold no meaningful values.
+    - Arguments for the backbone: token types get 0 for the prompt, and `logits_to_keep` selects columns of
+      [B, P+T, V]. A `past_key_values` that `forward` has filled holds the prompt: give only the new tokens, with an
+      `attention_mask` of all of the text's columns, and get the logits of the new tokens.
+    - `forward` refuses a mask that is not [B, T], positions other than the default ones, packed rows, attentions of
+      rows that are padded at the left, and (without `only_labelled`) labels that `num_items_in_batch` does not count.
     """
 
     task_type = "CAUSAL_LM"
@@ -69,8 +85,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             if not dropout and not is_sharded(backbone):
                 # Without a prompt (`disable_adapter`), words take its place: later batches use this choice, too.
                 words = torch.arange(4, device=prompts.of_row.device)
-                vectors = tuple(filter(len, prompts.vectors))[:2] or (self._embed(words[None])[0],)
-                check = partial(disagreement, backbone=backbone, embed=self._embed, prompts=vectors)
+                vectors = tuple(filter(len, prompts.vectors))[:2] or (embed(backbone, words[None])[0],)
+                check = partial(disagreement, backbone=backbone, embed=partial(embed, backbone), prompts=vectors)
             chosen[state] = choose(name, backbone, max_packed_tokens, check, check_all)
         return chosen[state]
 
@@ -121,85 +137,82 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             only_labelled: return a `LabelledOutput` of the K labelled tokens, computed in the fastest layout, in place
                 of PEFT's logits [B, P+T, V]. Our trainer uses it.
             candidates: L sequences of token ids. Return a `RankingOutput` with their scores for each row.
-            adapter_names: the prompt of all rows or of each row, "__base__" for none; default the active one. If the
-                prompts' lengths differ, P is the longest one's, and each row's prompt ends at column P-1. So the texts
-                line up, and the columns before a shorter prompt hold no meaningful values.
+            adapter_names: the prompt of all rows or of each row, "__base__" for none; default the active one.
             num_items_in_batch: divide the summed loss by this (Trainer's gradient accumulation), not by K.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
-            shift_labels: in place of `labels`, each label in the column that predicts it: [B, T], or [B, T+1] with the
+            shift_labels: in place of `labels`, each in the column that predicts it: [B, T], or [B, T+1] with the
                 first token's label.
             fused_lm_head: return, in place of logits, the label scores that TRL has added to the backbone: [B, T-1] in
                 the columns of `labels[:, 1:]`, or as wide as `shift_labels`.
-            **kwargs: passed to the backbone. With `only_labelled` or `candidates` they raise an error. Token types get
-                0 for the prompt. `logits_to_keep` selects columns of [B, P+T, V]. A `past_key_values` that this method
-                has filled holds the prompt: give only the new tokens, with an `attention_mask` of all of the text's
-                columns, and get the logits of the new tokens.
+            **kwargs: passed to the backbone. With `only_labelled` or `candidates` they raise an error.
 
         Raises:
-            PromptTuningError: neither or both of ids and embeddings are given; the mask is not [B, T]; positions are
-                not the default ones; rows are packed; names are unknown; attentions are asked for with pads at the
-                left; without `only_labelled`, labels are given that `num_items_in_batch` does not count; or the
-                backbone does not take an argument, or the argument cannot be adapted to rows with a prompt.
+            PromptTuningError: an argument is invalid, or cannot be adapted to rows with a prompt.
         """
-        check_unpacked(kwargs)
-        backbone, texts = self.base_model, input_ids if inputs_embeds is None else inputs_embeds
-        if (cache := kwargs.get("past_key_values")) is not None and columns_in(cache):
-            asked = {"labels": labels, "shift_labels": shift_labels, "candidates": candidates}
-            check_alone(kwargs | asked | {"only_labelled": only_labelled, "fused_lm_head": fused_lm_head})
-            check_texts(backbone, input_ids, inputs_embeds, None)
-            return self._behind_a_cache(input_ids, inputs_embeds, attention_mask, adapter_names, **kwargs)
-        check_texts(backbone, input_ids, inputs_embeds, attention_mask)
-        if only_labelled and labels is None and shift_labels is None:
-            raise PromptTuningError("only_labelled is given without labels; give labels, or leave it out.")
-        if fused_lm_head:
-            check_fused(shift_labels if labels is None else labels, label_smoothing, only_labelled, candidates)
-        if shift_labels is not None:
-            labels = from_shifted(check_labels(backbone, shift_labels, None, len(texts)), texts.shape[1])
-        else:
-            labels = check_labels(backbone, labels, texts.shape[:2], len(texts))
-            if labels is not None and len(self.prompt) and not only_labelled:
-                counted = num_items_in_batch is not None
-                labels = agreed_labels(labels, attention_mask, backbone, counted, fused_lm_head)
-        prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, labels, adapter_names)
-        check_positions(backbone, kwargs, texts.shape[:2], attention_mask)
-        if only_labelled or candidates is not None:
-            if given := [name for name, value in kwargs.items() if value is not None]:
-                raise PromptTuningError(f"{given[0]} is given with only_labelled or candidates; leave it out.")
-            if candidates is not None:
-                words = self._candidates(candidates)
-                with self._in_step(prompts, examples):
-                    return RankingOutput(scores=self._rank(prompts, examples, words))
-            layout = self._layout(prompts)
-            if layout.name != "padded":
-                prompts = self._with_computed(prompts, examples)
-            with self._in_step(prompts, examples) as zeros:
-                found = layout.labelled_logits(self.base_model, prompts, examples)
-            loss = self._loss(found, num_items_in_batch, label_smoothing) + sum(zeros)
-            return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
-        arguments = fitted(backbone, kwargs, input_ids, prompts, examples)
-        if fused_lm_head:
-            arguments["num_items_in_batch"] = num_items_in_batch
-            shifted = None if shift_labels is None else shift_labels.shape[1]
-            return self._fused_outputs(prompts, examples, shifted, **arguments)
-        return self._outputs(prompts, examples, num_items_in_batch, label_smoothing, **arguments)
+        texts = Texts(input_ids, attention_mask, inputs_embeds, adapter_names)
+        scoring = num_items_in_batch, label_smoothing, shift_labels, fused_lm_head
+        return self._run(texts, Targets(labels, only_labelled, candidates, *scoring), kwargs)
+
+    def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
+        """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
+        check_unpacked(arguments)
+        if (cache := arguments.get("past_key_values")) is not None and columns_in(cache):
+            check_alone(arguments | vars(targets))
+            check_texts(self.base_model, texts, None)
+            return self._behind_a_cache(texts, **arguments)
+        check_texts(self.base_model, texts, texts.attention_mask)
+        check_has_labels(targets)
+        labels = check_labels(self.base_model, targets.labels, texts.shape, texts.shape[0])
+        if not targets.only_labelled or targets.shift_labels is not None or targets.fused_lm_head:
+            labels = labels_for_trainers(self.base_model, labels, texts, targets, has_prompt=len(self.prompt) > 0)
+        prompts, examples = self._inputs(texts, labels)
+        check_positions(self.base_model, arguments, texts.shape, texts.attention_mask)
+        if targets.only_labelled or targets.candidates is not None:
+            check_left_out(arguments)
+        if targets.candidates is not None:
+            return RankingOutput(scores=self._rank(prompts, examples, self._candidates(targets.candidates)))
+        if targets.only_labelled:
+            return self._labelled(prompts, examples, targets)
+        arguments = fitted(self.base_model, arguments, texts.input_ids, prompts, examples)
+        if targets.fused_lm_head:
+            return self._fused_outputs(prompts, examples, targets, **arguments)
+        return self._outputs(prompts, examples, targets, **arguments)
+
+    def _labelled(self, prompts: Prompts, examples: Examples, targets: Targets) -> LabelledOutput:
+        """Return the loss and the predictions of the labelled tokens, computed in the fastest layout."""
+        layout, prompts = self._layout_and_prompts(prompts, examples)
+        with self._in_step(prompts, examples) as zeros:
+            predictions = layout.labelled_logits(self.base_model, prompts, examples)
+        return LabelledOutput(loss=self._loss(predictions, targets) + sum(zeros), **vars(predictions))
+
+    def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
+        """Return the log-likelihood of each candidate after each source, [B, L], computed in the fastest layout."""
+        with self._in_step(prompts, sources):
+            layout, prompts = self._layout_and_prompts(prompts, sources)
+            return layout.candidate_scores(self.base_model, prompts, sources, candidates)
+
+    def _layout_and_prompts(self, prompts: Prompts, examples: Examples) -> tuple[Layout, Prompts]:
+        """Return the layout, and the prompts with what was computed of them before, if the layout uses it."""
+        layout = self._layout(prompts)
+        return layout, prompts if layout.name == "padded" else self._with_computed(prompts, examples)
 
     def _fused_outputs(
-        self, prompts: Prompts, examples: Examples, shifted: int | None, return_dict: bool | None = None, **kwargs: Any
+        self, prompts: Prompts, examples: Examples, targets: Targets, return_dict: bool | None = None, **kwargs: Any
     ) -> ModelOutput | tuple:
         """Return the label scores that TRL has added to the backbone in place of logits."""
         embeds, mask = padded_rows(prompts, examples)
         scored = {"attention_mask": mask, "shift_labels": labels_where_predicted(prompts, examples)} | kwargs
+        scored |= {"num_items_in_batch": targets.num_items_in_batch, "fused_lm_head": True}
         with told_of(self.base_model, kwargs):
-            outputs = self.base_model(**token_inputs(self.base_model, embeds), **scored, fused_lm_head=True)
-        result = fused_as_it_came(outputs, prompts, examples, shifted)
+            outputs = self.base_model(**token_inputs(self.base_model, embeds), **scored)
+        result = fused_as_it_came(outputs, prompts, examples, targets.shift_labels)
         return result.to_tuple() if return_dict is False else result
 
     def _outputs(
         self,
         prompts: Prompts,
         examples: Examples,
-        num_items_in_batch: Tensor | int | None,
-        label_smoothing: float,
+        targets: Targets,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -218,11 +231,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         values: dict[str, Any] = {}
         if examples.labels is not None:
             rows, columns = predicting_columns(prompts, examples.labels)
-            targets = examples.labels[examples.labels != IGNORED]
-            found = LabelledLogits(outputs.logits[rows, columns], targets, rows)
-            values["loss"] = self._loss(found, num_items_in_batch, label_smoothing) + routing_loss(
-                outputs, self.config
-            )
+            token_ids = examples.labels[examples.labels != IGNORED]
+            predictions = LabelledLogits(outputs.logits[rows, columns], token_ids, rows)
+            values["loss"] = self._loss(predictions, targets) + routing_loss(outputs, self.config)
         for name, value in outputs.items():
             values.setdefault(name, came_back(value, prompts, examples) if moved else value)
         # Select from the caller's columns. They differ from the backbone's if pads are at the left.
@@ -233,30 +244,16 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
 
-    def _behind_a_cache(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        adapter_names: str | Sequence[str] | None,
-        position_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> ModelOutput | tuple:
+    def _behind_a_cache(self, texts: Texts, position_ids: Tensor | None = None, **kwargs: Any) -> ModelOutput | tuple:
         """Return the backbone's output for tokens after `past_key_values`: [B, T, V] of the new tokens only."""
-        embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-        prompts, cache = self._prompts(len(embeds), adapter_names), kwargs["past_key_values"]
-        behind = checked(cache, prompts.row_names())
-        new = embeds.shape[1]
-        inputs, after = inputs_behind(self.base_model, behind, prompts.lengths(), new, attention_mask, position_ids)
+        batch, new = texts.shape
+        prompts, cache = self._prompts(batch, texts.adapter_names), kwargs["past_key_values"]
+        behind, embeds = checked(cache, prompts.row_names()), self._embedded(texts)
+        given = texts.attention_mask, position_ids
+        inputs, after = inputs_behind(self.base_model, behind, prompts.lengths(), new, *given)
         outputs = self.base_model(**token_inputs(self.base_model, embeds), **inputs, **kwargs)
         mark(cache, after)
         return outputs
-
-    def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
-        layout = self._layout(prompts)
-        if layout.name != "padded":
-            prompts = self._with_computed(prompts, sources)
-        return layout.candidate_scores(self.base_model, prompts, sources, candidates)
 
     def generate(
         self,
@@ -281,26 +278,20 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             PromptTuningError: names are unknown, `max_length` leaves no room for a new token, or drafts
                 (`assistant_model`, …) are asked for with a backbone that cannot continue from a computed prompt.
         """
-        input_ids = from_inputs(input_ids, kwargs)
-        if kwargs.get("generation_config") is None and "generation_config" in vars(self):
-            # A config set on this model applies, and not the backbone's, which other models may share.
-            kwargs["generation_config"] = vars(self)["generation_config"]
-        kwargs.setdefault("synced_gpus", is_sharded(self.base_model))
-        check_texts(self.base_model, input_ids, inputs_embeds, attention_mask)
-        texts = input_ids if inputs_embeds is None else inputs_embeds
-        if attention_mask is None and input_ids is not None:
-            attention_mask = inferred_mask(self.base_model, kwargs, input_ids)
-        check_positions(self.base_model, kwargs, texts.shape[:2], attention_mask)
+        texts = self._texts_to_generate(input_ids, attention_mask, inputs_embeds, adapter_names, kwargs)
+        if texts.attention_mask is None and texts.input_ids is not None:
+            texts = replace(texts, attention_mask=inferred_mask(self.base_model, kwargs, texts.input_ids))
+        check_positions(self.base_model, kwargs, texts.shape, texts.attention_mask)
         with torch.no_grad():
-            prompts, examples = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
+            prompts, examples = self._inputs(texts)
             layout = self._layout_for_texts()
-            return generate(self.base_model, prompts, examples, input_ids, kwargs, self._with_computed, layout)
+            return generate(self.base_model, prompts, examples, texts.input_ids, kwargs, self._with_computed, layout)
 
     def _layout_for_texts(self) -> PackedLayout | None:
         """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed."""
         name, max_packed_tokens, _ = self._layout_request
-        found = [layout.name for layout in list(self._chosen_layouts.values())]
-        if name not in ("auto", "packed") or any(layout != "packed" for layout in found):
+        chosen = [layout.name for layout in list(self._chosen_layouts.values())]
+        if name not in ("auto", "packed") or any(layout != "packed" for layout in chosen):
             return None
         layout = judge("packed", self.base_model, max_packed_tokens).layout
         return layout if isinstance(layout, PackedLayout) else None

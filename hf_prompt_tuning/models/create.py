@@ -77,7 +77,7 @@ def add_prompt(
     config.task_type = config.task_type or model.task_type
     model.add_adapter(adapter_name, config)
     if template is not None:
-        model.prompt_info[adapter_name].template = template
+        model.prompt_encoder[adapter_name].info.template = template
 
 
 def _completed(

@@ -1,57 +1,56 @@
-"""Make, name and remove the prompts of a model. All checks come first, and the backbone is changed last."""
+"""Make, name, remove, load, save and push the prompts of a model. The backbone is changed last, after all checks."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
 
 import torch
-from peft import PromptEmbedding
+from huggingface_hub import CommitInfo
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn.modules.module import _IncompatibleKeys
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import PromptTuningError
+from ..errors import PromptMismatchError, PromptTuningError
 from ..hub.backbones import commit_of
 from ..hub.names import hub_id
-from ..layouts.traits import token_scale
 from ..prompts.config import PromptTuningConfig
-from ..prompts.fingerprint import backbone_fingerprint, embedding_hash
+from ..prompts.files import SavedPrompt, read_prompt
+from ..prompts.fingerprint import backbone_fingerprint, check_match
 from ..prompts.info import PromptInfo
 from ..prompts.names import check_adapter_name
-from ..sharding import embedding_device
-from .initialization import can_be_made_again, initial_prompt
+from ..prompts.pushing import Destination, checked_subfolder
 from .labels import REFERENCE, add_reference
-from .saving import SavedPrompts
-from .unsupported import Unsupported
-from .wrapping import check_backbone, check_dropout, freeze
+from .prompt import completed_config, make_prompt
+from .saving import check_savable, config_to_fill, fill, folder_of, push_prompt, write_start_and_card
+from .unsupported import NO_SUM, NOTHING_TO_MERGE, NOTHING_TO_UNLOAD, WITHOUT_PROMPT, unsupported
+from .wrapping import check_backbone, freeze
 
 logger = logging.getLogger(__name__)
 
 
-class PromptVectors(PromptEmbedding):
-    """Hold a prompt's vectors in fp32, whatever dtype the model is cast to.
+class HeldPrompts:
+    """The part of `SoftPrompts` that holds prompts. Each is a PEFT adapter; all share one frozen backbone.
 
-    `model.half()`, and a Trainer's `--bf16_full_eval`, cast every parameter in place. A cast prompt would lose half of
-    its bits, and the next save would write the rest. The backbone loses nothing, because its weights are also on disk.
+    `prompt_encoder` holds them by name, each with its description and start (`SoftPrompt`).
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PromptVectors":
-        def move_only(vectors: Tensor) -> Tensor:
-            moved = fn(vectors)
-            return moved if moved.dtype == vectors.dtype else vectors.to(moved.device)
-
-        return super()._apply(move_only, recurse)
-
-
-class HeldPrompts(Unsupported, SavedPrompts):
-    """The part of `SoftPrompts` that holds prompts. Each is a PEFT adapter; all share one frozen backbone."""
-
     task_type: str
-    _fingerprint: dict[str, Any] | None = None
-    _asked_for_commit = False
-    _backbone_commit: str | None = None
-    _tokenizer: Any = None
     is_frozen = False
+    _tokenizer: Any = None
+
+    merge_and_unload = unsupported("merge_and_unload", NOTHING_TO_MERGE)
+    merge_adapter = unsupported("merge_adapter", NOTHING_TO_MERGE)
+    unmerge_adapter = unsupported("unmerge_adapter", NOTHING_TO_MERGE)
+    unload = unsupported("unload", NOTHING_TO_UNLOAD)
+    add_weighted_adapter = unsupported("add_weighted_adapter", NO_SUM)
+    # A PeftModel would pass these on to its backbone.
+    generate_batch = unsupported("generate_batch", WITHOUT_PROMPT)
+    init_continuous_batching = unsupported("init_continuous_batching", WITHOUT_PROMPT)
+    continuous_batching_context_manager = unsupported("continuous_batching_context_manager", WITHOUT_PROMPT)
 
     def __init__(
         self,
@@ -74,13 +73,36 @@ class HeldPrompts(Unsupported, SavedPrompts):
             **kwargs: as in PEFT.
         """
         check_backbone(model, self.task_type)
-        self._fingerprint = known_fingerprint
+        if known_fingerprint is not None:
+            self.fingerprint = known_fingerprint
         parallel = getattr(model.config, "pretraining_tp", None)
         super().__init__(model, PromptTuningConfig.from_peft(peft_config), adapter_name, **kwargs)
         if parallel is not None:
             model.config.pretraining_tp = parallel  # PEFT writes 1 into the backbone's config
         if frozen:
             self.freeze_backbone()
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the backbone's fingerprint, as it was when the first prompt was made."""
+        return backbone_fingerprint(self.base_model)
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """Return the backbone's commit. Warn if it is unknown."""
+        commit, name = commit_of(self.base_model), hub_id(self.base_model.name_or_path)
+        if name is not None and commit is None:
+            logger.warning(
+                "At which commit the backbone %s was loaded cannot be told, so prompts do not name it, and are "
+                "loaded with the newest. Give the commit to PromptTuningConfig as revision=….",
+                name,
+            )
+        return commit
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        """Return the backbone's input embeddings, as in PEFT."""
+        return self.base_model.get_input_embeddings()
 
     def freeze_backbone(self) -> None:
         """Freeze the backbone, and turn its dropout off unless the config keeps it."""
@@ -103,94 +125,24 @@ class HeldPrompts(Unsupported, SavedPrompts):
         check_adapter_name(adapter_name, self.peft_config)
         if adapter_name == REFERENCE and peft_config is self.peft_config.get("default"):
             return add_reference(self, peft_config)
-        config = self._checked_config(peft_config)
-        # Set here because PEFT guesses them. It takes the hidden size for the embeddings' width (wrong for a projected
-        # OPT), and fails without a number of heads (MPT, xglm, mamba), which no prompt needs.
-        backbone_config = self.base_model.config.get_text_config()
-        config.token_dim = self.base_model.get_input_embeddings().embedding_dim
-        config.num_layers = getattr(backbone_config, "num_hidden_layers", None) or 1
-        config.num_attention_heads = getattr(backbone_config, "num_attention_heads", None) or 1
-        # One prompt, in the encoder. PEFT's default for encoder-decoders adds a second half that is never trained.
-        config.num_transformer_submodules = 1
-        # A local folder means nothing on another machine, so the backbone is named by its Hub id or not at all.
-        config.base_model_name_or_path = hub_id(config.base_model_name_or_path or self.base_model.name_or_path)
+        config = completed_config(peft_config, self.base_model, self.task_type, self.peft_config.values())
+        if config.tokenizer is None and config.tokenizer_name_or_path is None:
+            config.tokenizer = self._tokenizer
         if config.revision is None and config.base_model_name_or_path == hub_id(self.base_model.name_or_path):
-            config.revision = self._commit()
+            config.revision = self._commit
         super().add_adapter(adapter_name, config, *args, **kwargs)
         self._tokenizer = self._tokenizer or config.tokenizer
         if self.is_frozen:
             self.freeze_backbone()
 
-    def _commit(self) -> str | None:
-        """Return the backbone's commit, or None if it is unknown."""
-        if not self._asked_for_commit:
-            self._asked_for_commit, self._backbone_commit = True, commit_of(self.base_model)
-            name = hub_id(self.base_model.name_or_path)
-            if name is not None and self._backbone_commit is None:
-                logger.warning(
-                    "At which commit the backbone %s was loaded cannot be told, so prompts do not name it, and are "
-                    "loaded with the newest. Give the commit to PromptTuningConfig as revision=….",
-                    name,
-                )
-        return self._backbone_commit
-
-    def _checked_config(self, given: PeftPromptTuningConfig) -> PromptTuningConfig:
-        """Check and copy a prompt's config. If it has no tokenizer, use that of the model's other prompts."""
-        config = PromptTuningConfig.from_peft(given)
-        if config.task_type not in (None, self.task_type):
-            raise PromptTuningError(
-                f"task_type is {getattr(config.task_type, 'value', config.task_type)}, and this model is a "
-                f"{self.task_type} model; leave task_type out."
-            )
-        width = self.base_model.get_input_embeddings().embedding_dim
-        if config.token_dim not in (None, width):
-            raise PromptTuningError(
-                f"token_dim is {config.token_dim}, and the backbone's embeddings have width {width}; leave it out."
-            )
-        others = [one.backbone_dropout for one in self.peft_config.values()]
-        before = others[0] if others else getattr(self.base_model, "dropout_for_prompts", config.backbone_dropout)
-        if config.inference_mode:
-            config.backbone_dropout = before  # dropout does not matter to a prompt that is not trained
-        check_dropout(before, config.backbone_dropout)
-        if config.tokenizer is None and config.tokenizer_name_or_path is None:
-            config.tokenizer = self._tokenizer
-        return config
-
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
         # PEFT calls this from `add_adapter`. PEFT's version guesses the embedding from the parameters' shapes and has
         # only its own three initialisations.
-        config = self.peft_config[adapter_name]
-        words = self.base_model.get_input_embeddings()
-        if config.inference_mode:
-            vectors = torch.zeros(config.num_virtual_tokens, config.token_dim)
-        else:
-            vectors = initial_prompt(config, words, token_scale(self.base_model))
-        vectors = vectors.to(embedding_device(words), torch.float32)
+        prompt = make_prompt(self.peft_config[adapter_name], self.base_model, self.fingerprint)
         if not hasattr(self, "prompt_encoder"):
-            self.prompt_encoder = nn.ModuleDict()
-            self.prompt_tokens = {}
-            self.prompt_info: dict[str, PromptInfo] = {}
-            self.prompt_starts: dict[str, Tensor | None] = {}
-        self.word_embeddings = words
-        if self._fingerprint is None:
-            self._fingerprint = backbone_fingerprint(self.base_model)
-        encoder = PromptVectors(PeftPromptTuningConfig(**config.to_dict() | {"prompt_tuning_init": "RANDOM"}), None)
-        encoder.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
-        self.prompt_encoder[adapter_name] = encoder
-        self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)
-        start = None if config.inference_mode else vectors.detach().cpu().clone()
-        self.prompt_starts[adapter_name] = start
-        initialization = config.initialization()
-        if start is not None and not can_be_made_again(initialization):
-            initialization["hash"] = embedding_hash(start)
-        self.prompt_info[adapter_name] = PromptInfo(
-            initialization=initialization,
-            backbone=self._fingerprint
-            | {
-                "name_or_path": config.base_model_name_or_path,
-                "revision": config.revision,
-            },
-        )
+            self.prompt_encoder, self.prompt_tokens = nn.ModuleDict(), {}
+        self.prompt_encoder[adapter_name] = prompt
+        self.prompt_tokens[adapter_name] = torch.arange(len(prompt.embedding.weight))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove a prompt.
@@ -200,7 +152,6 @@ class HeldPrompts(Unsupported, SavedPrompts):
         """
         self._check_known(adapter_name)
         super().delete_adapter(adapter_name)
-        del self.prompt_info[adapter_name], self.prompt_starts[adapter_name]
 
     def set_adapter(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Make a prompt the active one.
@@ -216,3 +167,220 @@ class HeldPrompts(Unsupported, SavedPrompts):
             raise PromptTuningError(
                 f"this model has no prompt {name!r:.80}; its prompts are {', '.join(map(repr, self.peft_config))}."
             )
+
+    def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
+        """Make the named prompts trainable, or not."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self.prompt_encoder[name].requires_grad_(requires_grad)
+
+    @property
+    def info(self) -> PromptInfo:
+        """Return the active prompt's description (template, metrics, …), which is saved with it."""
+        return self.prompt_encoder[self.active_adapter].info
+
+    @property
+    def prompt_info(self) -> Mapping[str, PromptInfo]:
+        """Return the description of each prompt by name."""
+        return MappingProxyType({name: prompt.info for name, prompt in self.prompt_encoder.items()})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        ignore_mismatch: bool = False,
+        **hub: Any,
+    ) -> Self:
+        """Load a saved prompt on a backbone.
+
+        Args:
+            model: the backbone, already loaded.
+            model_id: the prompt's folder or Hub id; PEFT's prompt-tuning adapters too.
+            adapter_name: the prompt's name.
+            is_trainable: make the prompt trainable.
+            ignore_mismatch: warn about another backbone than the prompt was trained on, instead of raising an error.
+            **hub: `revision`, `token`, `cache_dir`, `subfolder`.
+
+        Raises:
+            PromptLoadError: a file is missing, damaged or unsafe.
+            PromptMismatchError: the prompt was trained on another backbone.
+        """
+        return cls.from_saved(model, read_prompt(model_id, **hub), adapter_name, is_trainable, ignore_mismatch)
+
+    @classmethod
+    def from_saved(
+        cls,
+        model: PreTrainedModel,
+        saved: SavedPrompt,
+        adapter_name: str,
+        is_trainable: bool,
+        ignore_mismatch: bool,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Self:
+        """Load a prompt that was already read, as `from_pretrained`. The tokenizer is for prompts added later."""
+        check_backbone(model)
+        if saved.config.task_type not in (None, cls.task_type):
+            raise PromptMismatchError(
+                f"{saved.source} is a prompt of task type {saved.config.task_type}, and {cls.__name__} is for "
+                f"{cls.task_type}; load it with the other class."
+            )
+        fingerprint = backbone_fingerprint(model)
+        check_match(saved, model.get_input_embeddings().embedding_dim, fingerprint, ignore_mismatch)
+        prompt_model = cls(model, config_to_fill(saved, tokenizer), adapter_name, known_fingerprint=fingerprint)
+        prompt_model._fill(saved, adapter_name, is_trainable, is_new=True)
+        return prompt_model
+
+    def load_adapter(
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        is_trainable: bool = False,
+        ignore_mismatch: bool = False,
+        **kwargs: Any,
+    ) -> _IncompatibleKeys:
+        """Load a saved prompt under `adapter_name`. A prompt with that name is replaced.
+
+        Arguments and errors are those of `from_pretrained`.
+        """
+        hub, _ = self._split_kwargs(kwargs)
+        saved = read_prompt(model_id, **hub)
+        check_match(saved, self.word_embeddings.embedding_dim, self.fingerprint, ignore_mismatch)
+        is_new = adapter_name not in self.peft_config
+        if is_new:
+            self.add_adapter(adapter_name, config_to_fill(saved))
+        self._fill(saved, adapter_name, is_trainable, is_new)
+        return _IncompatibleKeys([], [])
+
+    def _fill(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool, is_new: bool) -> None:
+        """Replace a prompt by a saved one. A new prompt becomes trainable or not."""
+        config = self.peft_config[adapter_name]
+        fill(self.prompt_encoder[adapter_name], saved, adapter_name)
+        # The revision of the backbone that the prompt was trained on, not of the current one.
+        config.revision = saved.backbone["revision"]
+        if not is_trainable:
+            self.eval()
+        if is_new:
+            config.inference_mode = not is_trainable
+            self.set_requires_grad(adapter_name, is_trainable)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        is_main_process: bool = True,
+        repo_id: str | None = None,
+        card: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Save prompts as PEFT does, each with its `prompt_tuning.json`, results, pictures and card.
+
+        The prompt named "default" is saved in `save_directory` itself, the others in a folder with their name.
+
+        Args:
+            save_directory: created if it does not exist.
+            safe_serialization: must be True; accepted for compatibility with PEFT.
+            selected_adapters: the prompts to save; default all.
+            is_main_process: whether this process writes.
+            repo_id: the Hub repository that the card's code names.
+            card: also save pictures, the card and the start vectors. Use False for checkpoints, which are saved often
+                and are not read by people.
+            **kwargs: as in PEFT.
+
+        Raises:
+            PromptTuningError: `safe_serialization=False`; a prompt is never pickled.
+            FloatingPointError: a prompt holds NaN or infinity; nothing is written.
+        """
+        if not safe_serialization:
+            raise PromptTuningError(
+                "safe_serialization is False; prompts are saved as safetensors only. Leave it out."
+            )
+        names = selected_adapters or list(self.peft_config)
+        check_savable({name: self.prompt_encoder[name] for name in names}, card)
+        # The embedding layers belong to the backbone, and PEFT's check for them asks the Hub. The same for the
+        # backbone's weights: PEFT would gather a sharded backbone's and then drop them.
+        kwargs |= {"save_embedding_layers": False, "state_dict": {}}
+        super().save_pretrained(
+            str(save_directory), selected_adapters=names, is_main_process=is_main_process, **kwargs
+        )
+        for name in names if is_main_process else ():
+            folder = folder_of(name, save_directory)
+            self.prompt_encoder[name].info.write(folder)
+            if card:
+                self._write_card(folder, name, repo_id, None if name == "default" else name)
+
+    def _write_card(self, folder: Path, name: str, repo_id: str | None, subfolder: str | None) -> None:
+        prompt, config = self.prompt_encoder[name], self.peft_config[name]
+        write_start_and_card(folder, prompt, config, self.base_model, repo_id, subfolder)
+
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
+        """Return a prompt's vectors, [P, H], on the CPU."""
+        # PEFT calls the module here. We do not: only one process saves, and ZeRO-3 counts calls.
+        return self.prompt_encoder[adapter_name].embedding.weight.detach().cpu()
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Do nothing. PEFT calls this in every save; `save_pretrained` writes the card, once all its data is known."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload prompt",
+        commit_description: str | None = None,
+        create_pr: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter_name: str | None = None,
+        subfolder: str | None = None,
+    ) -> CommitInfo:
+        """Push one prompt to the Hub, with its description, card and pictures, and nothing else.
+
+        Files of an earlier push in the same place are deleted in the same commit. No other file is deleted.
+
+        Args:
+            repo_id: created if it does not exist.
+            private: whether a new repository is private. An existing repository keeps its visibility.
+            token: default the token of `hf auth login`.
+            revision: the branch; created from the main branch if it does not exist.
+            commit_message: of the commit.
+            commit_description: of the commit.
+            create_pr: open a pull request with it.
+            tokenizer: push the tokenizer, too.
+            adapter_name: the prompt; default the active one.
+            subfolder: of the repository, if it holds several prompts; default its root.
+
+        Raises:
+            PromptPushError: the Hub refuses the push or cannot be reached. The message contains the Hub's answer.
+            PromptTuningError: there is no such prompt; the name of the repository, branch or folder is invalid; or the
+                prompt should be private and the repository is public.
+        """
+        name = adapter_name if adapter_name is not None else self.active_adapter
+        if name not in self.peft_config:
+            raise PromptTuningError(
+                f"adapter_name is {name!r}; the model has {', '.join(map(repr, self.peft_config))}: give one of them."
+            )
+        to, place = Destination(repo_id, revision, private, token), checked_subfolder(subfolder)
+        save = partial(self.save_for_hub, tokenizer=tokenizer, adapter_name=name, subfolder=place)
+        return push_prompt(save, to, place or "", commit_message, commit_description, create_pr)
+
+    def save_for_hub(
+        self,
+        folder: str | Path,
+        repo_id: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter_name: str | None = None,
+        subfolder: str | None = None,
+    ) -> Path:
+        """Save one prompt as it is pushed, with a card for `repo_id`, and return the folder of its files."""
+        name = adapter_name if adapter_name is not None else self.active_adapter
+        self.save_pretrained(folder, selected_adapters=[name], repo_id=repo_id)
+        path = folder_of(name, folder)  # goes to the root of the repository, or to `subfolder`
+        if name != "default" or subfolder is not None:
+            self._write_card(path, name, repo_id, subfolder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
+        return path

@@ -16,6 +16,7 @@ from ..layouts import Examples, Prompts
 from ..layouts.base import IGNORED
 from ..layouts.padded import predicting_columns
 from ..prompts.config import PromptTuningConfig
+from .batch_checks import Targets, Texts, check_labels
 
 REFERENCE = "ref"
 """TRL's name for the reference model: a copy of the prompt "default" from before the first step."""
@@ -62,32 +63,42 @@ def strip_virtual_tokens(logits: Any, labels: Tensor | None) -> Any:
     return cut(logits)
 
 
-def agreed_labels(
-    labels: Tensor, mask: Tensor | None, backbone: PreTrainedModel, counted: bool, fused: bool | None
-) -> Tensor:
-    """Return the labels that the caller of `forward` means.
+def labels_for_trainers(
+    backbone: PreTrainedModel, labels: Tensor | None, texts: Texts, targets: Targets, has_prompt: bool
+) -> Tensor | None:
+    """Return the labels that a trainer means who does not know about prompts, [B, T], or None.
 
     A `transformers.Trainer` divides the loss by its own count of labels. If the backbone's own loss shifts the labels,
     Trainer counts from the second column on, because without a prompt no token stands before a row's first token.
+    TRL's fused head never counts a text's first token.
 
     Args:
-        labels: [B, T].
-        mask: [B, T] or None.
         backbone: Trainer reads its loss type.
-        counted: whether the loss is divided by Trainer's count.
-        fused: whether TRL sums and divides the loss itself. A text's first token is then never a target.
-
-    Returns:
-        [B, T]; for TRL without the labels that it does not count.
+        labels: [B, T], checked.
+        texts: the call's.
+        targets: the call's.
+        has_prompt: whether a prompt is active.
 
     Raises:
-        PromptTuningError: a row's first token has a label that was not counted, or a pad has a label that was.
+        PromptTuningError: `shift_labels` is invalid, a row's first token has a label that was not counted, or a pad
+            has a label that was.
     """
-    shifts = LOSS_MAPPING.get(getattr(backbone, "loss_type", None)) is ForCausalLMLoss
-    if fused:
-        return pad(labels[:, 1:], (1, 0), value=IGNORED) if shifts else labels
-    if not counted:
+    if targets.fused_lm_head:
+        _check_fused(targets)
+    if targets.shift_labels is not None:
+        return from_shifted(check_labels(backbone, targets.shift_labels, None, texts.shape[0]), texts.shape[1])
+    if labels is None or not has_prompt or targets.only_labelled:
         return labels
+    shifts = LOSS_MAPPING.get(getattr(backbone, "loss_type", None)) is ForCausalLMLoss
+    if targets.fused_lm_head:
+        return pad(labels[:, 1:], (1, 0), value=IGNORED) if shifts else labels
+    if targets.num_items_in_batch is not None:
+        _check_counted(labels, texts.attention_mask, shifts)
+    return labels
+
+
+def _check_counted(labels: Tensor, mask: Tensor | None, shifts: bool) -> None:
+    """Raise an error for labels that Trainer counts and we do not, or that we count and Trainer does not."""
     given = labels != IGNORED
     if mask is not None and bool((given & ~mask.bool()).any()):
         raise PromptTuningError("labels are given on pads, where attention_mask is 0; make them -100 there.")
@@ -98,7 +109,6 @@ def agreed_labels(
             "shift_labels = torch.nn.functional.pad(labels, (0, 1), value=-100) beside labels; or use "
             "PromptTuningTrainer."
         )
-    return labels
 
 
 def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
@@ -124,7 +134,9 @@ def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
     return labels if columns > length else pad(labels, (1, 0), value=IGNORED)
 
 
-def fused_as_it_came(outputs: ModelOutput, prompts: Prompts, examples: Examples, shifted: int | None) -> ModelOutput:
+def fused_as_it_came(
+    outputs: ModelOutput, prompts: Prompts, examples: Examples, shift_labels: Tensor | None
+) -> ModelOutput:
     """Move TRL's outputs from the columns of padded rows to those of the caller's batch.
 
     A TRL trainer takes the last N-1 columns as the predictions of columns 1 … N-1 of its labels.
@@ -133,7 +145,7 @@ def fused_as_it_came(outputs: ModelOutput, prompts: Prompts, examples: Examples,
         outputs: of a backbone with TRL's fused head. Values of tokens are [B, P+T], and 0 without a label.
         prompts: the prompts in front of the rows.
         examples: [B, T], with labels.
-        shifted: the number of columns of `shift_labels`, or None if it was not given.
+        shift_labels: the caller's, or None.
 
     Raises:
         PromptTuningError: the backbone has no fused head.
@@ -151,29 +163,26 @@ def fused_as_it_came(outputs: ModelOutput, prompts: Prompts, examples: Examples,
     if examples.order is not None:
         places = examples.order[rows, places]
     length = examples.labels.shape[1]
-    from_first = shifted == length + 1 if shifted is not None else bool((places == 0).any())
+    shifted = shift_labels is not None
+    from_first = shift_labels.shape[1] == length + 1 if shifted else bool((places == 0).any())
 
     def moved(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() != 2:
             return value
-        found = value.new_zeros(examples.labels.shape)
-        found[rows, places] = value[rows, columns]
-        found = found if shifted is None else pad(found, (0, 1))
-        return found if from_first else found[:, 1:]
+        scores = value.new_zeros(examples.labels.shape)
+        scores[rows, places] = value[rows, columns]
+        scores = pad(scores, (0, 1)) if shifted else scores
+        return scores if from_first else scores[:, 1:]
 
     return type(outputs)(**{name: moved(value) for name, value in outputs.items()})
 
 
-def check_fused(labels: Tensor | None, smoothing: float, only_labelled: bool, candidates: Any) -> None:
-    """Raise an error for arguments that TRL's fused head would ignore.
-
-    Raises:
-        PromptTuningError: there are no labels to score, or another argument says how to score them.
-    """
-    others = {"label_smoothing": smoothing, "only_labelled": only_labelled, "candidates": candidates}
-    if given := [name for name, value in others.items() if value]:
-        raise PromptTuningError(f"{given[0]} is given with fused_lm_head, which knows none; leave one of them out.")
-    if labels is None:
+def _check_fused(targets: Targets) -> None:
+    """Raise an error for arguments that TRL's fused head would ignore."""
+    for name in ("label_smoothing", "only_labelled", "candidates"):
+        if getattr(targets, name):
+            raise PromptTuningError(f"{name} is given with fused_lm_head, which knows none; leave one of them out.")
+    if targets.labels is None and targets.shift_labels is None:
         raise PromptTuningError("fused_lm_head is given without labels, which it scores; give labels.")
 
 
@@ -193,6 +202,6 @@ def add_reference(model: PeftModel, config: PromptTuningConfig) -> None:
             "against. Call the prompt that trains 'default', or give ref_model."
         )
     model.add_adapter(REFERENCE, replace(config, inference_mode=True))
-    model.prompt_encoder[REFERENCE].load_state_dict(model.prompt_encoder["default"].state_dict())
-    model.prompt_info[REFERENCE] = deepcopy(model.prompt_info["default"])
-    model.prompt_starts[REFERENCE] = model.prompt_starts["default"]
+    reference, prompt = model.prompt_encoder[REFERENCE], model.prompt_encoder["default"]
+    reference.load_state_dict(prompt.state_dict())
+    reference.info, reference.start = deepcopy(prompt.info), prompt.start

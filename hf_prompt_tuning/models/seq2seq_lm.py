@@ -13,12 +13,14 @@ from ..layouts import Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, predictions_at
 from ..layouts.padded import as_padded, is_moved, padded_rows
 from ..sharding import is_sharded
-from .batch_checks import check_labels, check_texts
-from .call_arguments import DECODER, for_a_decoder
+from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_texts
+from .call_arguments import DECODER, check_left_out, for_a_decoder
 from .continuing import Behind, for_both, mark
-from .generation_options import from_inputs, generation_config, model_arguments, with_encoder_ids
+from .generation_options import generation_config, model_arguments, with_encoder_ids
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
 from .soft_prompts import SoftPrompts
+
+DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
 def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
@@ -54,6 +56,15 @@ def _take_encoded(kwargs: dict[str, Any], prompts: Prompts, sources: Examples) -
     kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=as_padded(given[0], prompts, sources))
 
 
+def _check_decoder_has_input(targets: Targets, given: dict[str, Any]) -> None:
+    """Raise an error if there is nothing for the decoder to predict, or to predict it from."""
+    check_has_labels(targets)
+    if targets.labels is None and not given.keys() & DECODER_INPUTS:
+        raise PromptTuningError(
+            "neither labels nor decoder_input_ids are given, behind which an encoder-decoder predicts; give one."
+        )
+
+
 class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
     """Encoder-decoder language model with a soft prompt in front of the encoder's input (as in the paper's T5)."""
 
@@ -77,56 +88,68 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         Labels that begin with -100 are moved to the decoder's first positions, and the outputs are moved back. With
         the caller's own `decoder_input_ids` or `decoder_inputs_embeds`, labels are not moved.
         """
-        backbone, texts = self.base_model, input_ids if inputs_embeds is None else inputs_embeds
-        check_texts(backbone, input_ids, inputs_embeds, attention_mask)
-        labels = check_labels(backbone, labels, None, len(texts))
-        prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
-        given = for_a_decoder(backbone, kwargs, labels, len(texts))
+        texts = Texts(input_ids, attention_mask, inputs_embeds, adapter_names)
+        targets = Targets(labels, only_labelled, candidates, num_items_in_batch, label_smoothing)
+        return self._run(texts, targets, kwargs)
+
+    def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
+        """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
+        backbone = self.base_model
+        check_texts(backbone, texts, texts.attention_mask)
+        labels = check_labels(backbone, targets.labels, None, texts.shape[0])
+        prompts, sources = self._inputs(texts)
+        given = for_a_decoder(backbone, arguments, labels, texts.shape[0])
         embeds, mask = padded_rows(prompts, sources)
         if (cache := for_both(given.get("past_key_values"), prompts, mask)) is not None:
             given["past_key_values"] = cache
-        if candidates is not None or only_labelled:
-            known = DECODER if candidates is None else ()
-            if others := [name for name in given if name not in known]:
-                raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
-        if candidates is not None:
-            return RankingOutput(scores=self._rank(embeds, mask, self._candidates(candidates).ids))
-        alone = not given.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
-        if not only_labelled and labels is None and alone:
-            raise PromptTuningError(
-                "neither labels nor decoder_input_ids are given, behind which an encoder-decoder predicts; give one."
-            )
+        if targets.candidates is not None:
+            check_left_out(given)
+            return RankingOutput(scores=self._rank(embeds, mask, self._candidates(targets.candidates).ids))
+        if targets.only_labelled:
+            check_left_out(given, known=DECODER)
+        _check_decoder_has_input(targets, given)
         _take_encoded(given, prompts, sources)
         labels, given, order = _at_the_start(labels, given)
-        if only_labelled:
-            if labels is None:
-                raise PromptTuningError("only_labelled is given without labels; give labels, or leave it out.")
-            found = self._labelled_logits(labels, inputs_embeds=embeds, attention_mask=mask, use_cache=False, **given)
-            loss = self._loss(found, num_items_in_batch, label_smoothing)
-            return LabelledOutput(loss=loss, logits=found.logits, targets=found.targets, rows=found.rows)
-        if labels is not None and alone and bool((labels == IGNORED).all(1).any()):
+        given |= {"inputs_embeds": embeds, "attention_mask": mask}
+        if targets.only_labelled:
+            predictions = self._labelled_logits(labels, use_cache=False, **given)
+            return LabelledOutput(loss=self._loss(predictions, targets), **vars(predictions))
+        return self._outputs(prompts, sources, labels, order, targets, **given)
+
+    def _outputs(
+        self,
+        prompts: Prompts,
+        sources: Examples,
+        labels: Tensor | None,
+        order: Tensor | None,
+        targets: Targets,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """Return the backbone's outputs, with our loss of `labels`, which were moved as `order` says."""
+        backbone, mask = self.base_model, kwargs["attention_mask"].bool()
+        if labels is not None and not kwargs.keys() & DECODER_INPUTS and bool((labels == IGNORED).all(1).any()):
             # Not left to the backbone: mBART looks for the last token of a row that has none.
-            given["decoder_input_ids"] = decoder_inputs(backbone, labels)
-        return_dict = given.pop("return_dict", None)
+            kwargs["decoder_input_ids"] = decoder_inputs(backbone, labels)
         if order is not None or is_moved(prompts, sources):
-            check_has_place(given.get("output_attentions"), backbone.config)
-        outputs = backbone(inputs_embeds=embeds, attention_mask=mask, labels=labels, return_dict=True, **given)
+            check_has_place(kwargs.get("output_attentions"), backbone.config)
+        outputs = backbone(labels=labels, return_dict=True, **kwargs)
         if labels is not None:
             rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-            found = LabelledLogits(outputs.logits[rows, columns], labels[rows, columns], rows)
-            outputs.loss = self._loss(found, num_items_in_batch, label_smoothing)
+            predictions = LabelledLogits(outputs.logits[rows, columns], labels[rows, columns], rows)
+            outputs.loss = self._loss(predictions, targets)
         for name, value in outputs.items():
             if name.startswith("encoder_"):
                 outputs[name] = came_back(value, prompts, sources)
             elif order is not None and name in ("logits", "decoder_hidden_states"):
                 outputs[name] = targets_came_back(value, order)
-        mark(outputs.get("past_key_values"), Behind(prompts.row_names(), mask.bool(), max(map(len, prompts.vectors))))
+        mark(outputs.get("past_key_values"), Behind(prompts.row_names(), mask, max(map(len, prompts.vectors))))
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
         """Return the decoder's predictions of `labels` [B, T'], [K, V]."""
         rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        if not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+        if not inputs.keys() & DECODER_INPUTS:
             inputs["decoder_input_ids"] = decoder_inputs(self.base_model, labels)
         outputs = predictions_at(self.base_model, rows, columns, **inputs)
         return LabelledLogits(outputs.logits[0], labels[rows, columns], rows)
@@ -142,8 +165,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         scores = []
         for words in candidates:
             labels = words.to(embeds.device).expand(len(embeds), -1)
-            found = self._labelled_logits(labels, **source, attention_mask=mask, use_cache=False)
-            scores.append(found.log_likelihood(len(embeds)))
+            predictions = self._labelled_logits(labels, **source, attention_mask=mask, use_cache=False)
+            scores.append(predictions.log_likelihood(len(embeds)))
         return torch.stack(scores, dim=1)
 
     def generate(
@@ -162,12 +185,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             inputs_embeds: [B, T, H], in place of `input_ids`.
             adapter_names: the prompt of all rows or of each row, "__base__" for none; default the active one.
         """
-        input_ids, backbone = from_inputs(input_ids, kwargs), self.base_model
-        if kwargs.get("generation_config") is None and "generation_config" in vars(self):
-            # A config set on this model applies, and not the backbone's, which other models may share.
-            kwargs["generation_config"] = vars(self)["generation_config"]
-        check_texts(backbone, input_ids, inputs_embeds, attention_mask)
-        prompts, sources = self._inputs(input_ids, inputs_embeds, attention_mask, adapter_names=adapter_names)
+        backbone = self.base_model
+        texts = self._texts_to_generate(input_ids, attention_mask, inputs_embeds, adapter_names, kwargs)
+        prompts, sources = self._inputs(texts)
         given, options = model_arguments(backbone, kwargs)
         given = for_a_decoder(backbone, given, None, len(sources.mask))
         embeds, mask = padded_rows(prompts, sources)
@@ -177,11 +197,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         config = generation_config(backbone, options)
         if config.return_dict_in_generate and is_moved(prompts, sources):
             check_has_place(config.output_attentions, backbone.config)
-        if input_ids is not None:
-            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            options = with_encoder_ids(options, config, input_ids, real.bool())
+        if texts.input_ids is not None:
+            options = with_encoder_ids(options, config, texts.input_ids, sources.caller_mask())
         options.setdefault("use_cache", True)
-        options.setdefault("synced_gpus", is_sharded(backbone))
         result = backbone.generate(inputs_embeds=embeds, attention_mask=mask, **given, **options)
         if not isinstance(result, Tensor) and result.get("encoder_hidden_states") is not None:
             result.encoder_hidden_states = came_back(result.encoder_hidden_states, prompts, sources)
@@ -193,7 +211,7 @@ def _at_the_start(labels: Tensor | None, given: dict[str, Any]) -> tuple[Tensor 
 
     A collator may have padded labels at the left, which would shift the decoder's positions.
     """
-    if labels is None or given.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+    if labels is None or given.keys() & DECODER_INPUTS:
         return labels, given, None
     started = (labels != IGNORED).cumsum(1) > 0
     moved = Examples.align(labels.unsqueeze(-1), started, labels)

@@ -43,7 +43,7 @@ class DistributedTrainer(Trainer):
         prompts = [{name: parameter.detach().cpu() for name, parameter in named.items()}]
         backbones: list[Any] = [None] * dist.get_world_size()
         dist.broadcast_object_list(prompts, src=0)
-        dist.all_gather_object(backbones, model._fingerprint)
+        dist.all_gather_object(backbones, model.fingerprint)
         for rank, backbone in enumerate(backbones):
             if backbone != backbones[0]:
                 raise PromptTuningError(

@@ -51,7 +51,7 @@ def started(name: str, share: Callable) -> dict:
         model = get_prompt_tuning_model(backbone, config, make_tokenizer(), CLASSES)
         facts[init] = model.prompt.tolist()
     kinds = {type(parameter).__name__ for parameter in model.base_model.parameters()}
-    return facts | {"fingerprint": model._fingerprint, "kinds": sorted(kinds), "prompt": type(model.prompt).__name__}
+    return facts | {"fingerprint": model.fingerprint, "kinds": sorted(kinds), "prompt": type(model.prompt).__name__}
 
 
 def computed(name: str, share: Callable, layout: str, dtype: torch.dtype = torch.float32) -> list[dict]:
@@ -106,7 +106,7 @@ def prepared(folder: Path, name: str, sharded: bool) -> dict:
             raise OSError("the Hub is down")  # on one process alone
 
     before = plain(run.evaluate_untuned())
-    with patch("hf_prompt_tuning.models.saving.SavedPrompts.push_to_hub", push):
+    with patch("hf_prompt_tuning.models.soft_prompts.SoftPrompts.push_to_hub", push):
         facts = curve(run) | {"before": before, "after": plain(run.evaluate())}
     dist.barrier()
     kept = {step: prompt.vectors.tolist() for step, prompt in kept_prompts(folder).items()}

@@ -43,7 +43,7 @@ def offloaded(request, tmp_path):
 def test_a_prompt_starts_from_an_offloaded_embedding(init, offloaded):
     got, expected = (prompted(backbone, **init) for backbone in offloaded)
     assert got.prompt.device.type == "cpu" and torch.equal(got.prompt, expected.prompt)
-    assert got._fingerprint == expected._fingerprint
+    assert got.fingerprint == expected.fingerprint
     assert offloaded[0].get_input_embeddings().weight.is_meta  # it went back
 
 
@@ -106,4 +106,4 @@ def zero3(monkeypatch):
 def test_a_prompt_starts_from_an_embedding_that_zero3_shares_out(init, zero3):
     got, expected = prompted(zero3(tiny_model("gemma")), **init), prompted(tiny_model("gemma"), **init)
     assert got.word_embeddings.weight.numel() == 0
-    assert torch.equal(got.prompt, expected.prompt) and got._fingerprint == expected._fingerprint
+    assert torch.equal(got.prompt, expected.prompt) and got.fingerprint == expected.fingerprint

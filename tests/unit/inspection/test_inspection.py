@@ -130,7 +130,7 @@ def test_how_far_each_has_moved(tokenizer):
 
 def test_a_start_that_is_not_known_is_said_to_be(tokenizer):
     model = prompt_model(tokenizer)
-    model.prompt_starts["default"], model.info.initialization = None, {}
+    model.prompt_encoder["default"].start, model.info.initialization = None, {}
     inspection = inspect_prompt(model, tokenizer)
     assert inspection.prompts[0].positions[0].moved is None
     assert "How far the vectors moved is not known: the vectors that the prompt started from are not known." in (

@@ -70,7 +70,7 @@ class TestHub:
     def pushed(self, monkeypatch):
         made = []
         monkeypatch.setattr(
-            "hf_prompt_tuning.models.saving.SavedPrompts.push_to_hub",
+            "hf_prompt_tuning.models.soft_prompts.SoftPrompts.push_to_hub",
             lambda model, repo_id, **kwargs: made.append(kwargs["commit_message"].split(":")[0]),
         )
         return made

@@ -43,7 +43,7 @@ def test_what_none_tells_is_kept_in_a_file(tokenizer, tmp_path, init):
     model, start = trained(tokenizer, num_virtual_tokens=3, prompt_tuning_init=init, label_words=["great", "awful"])
     model.save_pretrained(tmp_path / "a")
     loaded, *_ = load_prompt(tmp_path / "a", backbone=tiny_model("gemma"), is_trainable=True)
-    torch.testing.assert_close(loaded.prompt_starts["default"], start, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.prompt_encoder["default"].start, start, rtol=0, atol=0)
     loaded.save_pretrained(tmp_path / "b")  # as after further training
     assert torch.equal(load_file(tmp_path / "b" / START_FILE)["prompt_embeddings"], start)
     assert made_again(loaded.info.initialization, 3, loaded.word_embeddings, tokenizer) is None
@@ -64,10 +64,10 @@ def test_a_checkpoint_leaves_it_to_the_model_that_resumes(tokenizer, tmp_path):
     for seed, expected in ((1, start), (2, None)):
         resumed = fresh(seed)
         resumed.load_adapter(tmp_path, "default", is_trainable=True)
-        found = resumed.prompt_starts["default"]
+        found = resumed.prompt_encoder["default"].start
         assert (found is None) == (expected is None) and (found is None or torch.equal(found, expected))
     loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
-    assert loaded.prompt_starts["default"] is None
+    assert loaded.prompt_encoder["default"].start is None
 
 
 def test_a_file_of_another_start_is_not_believed(tokenizer, tmp_path):
@@ -75,7 +75,7 @@ def test_a_file_of_another_start_is_not_believed(tokenizer, tmp_path):
     model.save_pretrained(tmp_path)
     save_file({"prompt_embeddings": start + 1}, tmp_path / START_FILE)
     loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
-    assert loaded.prompt_starts["default"] is None
+    assert loaded.prompt_encoder["default"].start is None
 
 
 def test_a_prompt_from_another_starts_where_that_ended(tokenizer, tmp_path):
@@ -98,7 +98,7 @@ def test_pefts_own_prompt_has_no_known_start(tokenizer, tmp_path):
     config = PeftPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     get_peft_model(tiny_model("gemma"), config).save_pretrained(tmp_path)
     model, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
-    assert model.prompt_starts == {"default": None}
+    assert model.prompt_encoder["default"].start is None
     assert model.info.initialization == {}  # not RANDOM, as which PEFT's config is read
     model.save_pretrained(tmp_path / "again")
     assert "| started from | vectors that are not recorded |" in (tmp_path / "again" / "README.md").read_text()
@@ -107,9 +107,9 @@ def test_pefts_own_prompt_has_no_known_start(tokenizer, tmp_path):
 def test_a_deleted_prompt_leaves_no_start(tokenizer):
     model, _ = trained(tokenizer, num_virtual_tokens=3)
     model.add_adapter("other", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
-    assert model.prompt_starts.keys() == {"default", "other"}
+    assert model.prompt_encoder.keys() == {"default", "other"}
     model.delete_adapter("other")
-    assert model.prompt_starts.keys() == {"default"}
+    assert model.prompt_encoder.keys() == {"default"}
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ class TestHub:
     def pushes(self, monkeypatch):
         made = []
         monkeypatch.setattr(
-            "hf_prompt_tuning.models.saving.SavedPrompts.push_to_hub",
+            "hf_prompt_tuning.models.soft_prompts.SoftPrompts.push_to_hub",
             lambda model, repo_id, **kwargs: made.append((repo_id, kwargs, dict(model.info.metrics))),
         )
         return made
@@ -151,7 +151,7 @@ class TestHub:
             raise OSError("the Hub is down")
 
         trainer, callback = vanilla(tmp_path, tokenizer), PromptHubCallback("alice/prompt")
-        monkeypatch.setattr("hf_prompt_tuning.models.saving.SavedPrompts.push_to_hub", down)
+        monkeypatch.setattr("hf_prompt_tuning.models.soft_prompts.SoftPrompts.push_to_hub", down)
         with caplog.at_level(logging.WARNING):
             self.evaluated(callback, trainer, 0.6, 0.7)
         said = [record.getMessage() for record in caplog.records]
@@ -191,7 +191,7 @@ class TestPartitionedPrompts:
     def test_every_rank_enters_and_whole_prompts_are_kept_and_pushed(self, rank, model, tmp_path, monkeypatch):
         pushed = []
         monkeypatch.setattr(
-            "hf_prompt_tuning.models.saving.SavedPrompts.push_to_hub",
+            "hf_prompt_tuning.models.soft_prompts.SoftPrompts.push_to_hub",
             lambda model, repo_id, **kwargs: pushed.append(model.prompt.detach().clone()),
         )
         arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
