@@ -103,10 +103,10 @@ def for_a_decoder(
     if not given.get("fused_lm_head"):
         given.pop("fused_lm_head", None)
     if wrong := [name for name in given if name in OF_THE_WHOLE or MEDIA.search(name)]:
-        raise PromptTuningError(
-            f"{wrong[0]} is given, which leaves a prompt in the encoder no place; give input_ids, attention_mask, "
-            "labels and what the decoder takes."
-        )
+        fix = "give input_ids, attention_mask, labels and what the decoder takes."
+        if wrong[0] == "fused_lm_head":
+            fix = "TRL's trainers that give it are for causal models. Use PromptTuningTrainer or Seq2SeqTrainer."
+        raise PromptTuningError(f"{wrong[0]} is given, which leaves a prompt in the encoder no place; {fix}")
     ids, embeds = given.get("decoder_input_ids"), given.get("decoder_inputs_embeds")
     targets = [value.shape[:2] for value in (labels, ids, embeds) if isinstance(value, Tensor)]
     for name in DECODER:

@@ -31,7 +31,7 @@ from .call_arguments import MEDIA, check_left_out, fitted, kept, told_of
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
 from .generation import generate
 from .generation_options import inferred_mask
-from .labels import fused_as_it_came, labels_for_trainers
+from .labels import check_fused_head, fused_as_it_came, labels_for_trainers
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, routing_loss
 from .prompt_cache import ComputedPrompts, can_be_continued
 from .soft_prompts import SoftPrompts, embed
@@ -205,6 +205,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         scored |= {"num_items_in_batch": targets.num_items_in_batch, "fused_lm_head": True}
         with told_of(self.base_model, kwargs):
             outputs = self.base_model(**token_inputs(self.base_model, embeds), **scored)
+        check_fused_head(self.base_model, outputs)
         result = fused_as_it_came(outputs, prompts, examples, targets.shift_labels)
         return result.to_tuple() if return_dict is False else result
 

@@ -24,7 +24,7 @@ from ..prompts.info import PromptInfo
 from ..prompts.names import check_adapter_name
 from ..prompts.pushing import Destination, checked_subfolder
 from .labels import REFERENCE, add_reference
-from .prompt import completed_config, make_prompt
+from .prompt import PromptConfigs, completed_config, make_prompt
 from .saving import check_savable, config_to_fill, fill, folder_of, push_prompt, write_start_and_card
 from .unsupported import NO_SUM, NOTHING_TO_MERGE, NOTHING_TO_UNLOAD, WITHOUT_PROMPT, unsupported
 from .wrapping import check_backbone, freeze
@@ -77,6 +77,7 @@ class HeldPrompts:
             self.fingerprint = known_fingerprint
         parallel = getattr(model.config, "pretraining_tp", None)
         super().__init__(model, PromptTuningConfig.from_peft(peft_config), adapter_name, **kwargs)
+        self.peft_config = PromptConfigs(self.peft_config)
         if parallel is not None:
             model.config.pretraining_tp = parallel  # PEFT writes 1 into the backbone's config
         if frozen:
@@ -150,7 +151,7 @@ class HeldPrompts:
         Raises:
             PromptTuningError: there is no such prompt.
         """
-        self._check_known(adapter_name)
+        self.peft_config.check(adapter_name)
         super().delete_adapter(adapter_name)
 
     def set_adapter(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -159,14 +160,8 @@ class HeldPrompts:
         Raises:
             PromptTuningError: there is no such prompt.
         """
-        self._check_known(adapter_name)
+        self.peft_config.check(adapter_name)
         super().set_adapter(adapter_name, *args, **kwargs)
-
-    def _check_known(self, name: Any) -> None:
-        if not isinstance(name, str) or name not in self.peft_config:
-            raise PromptTuningError(
-                f"this model has no prompt {name!r:.80}; its prompts are {', '.join(map(repr, self.peft_config))}."
-            )
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
         """Make the named prompts trainable, or not."""

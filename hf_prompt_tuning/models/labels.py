@@ -1,5 +1,7 @@
 """Adapt labels, logits and packed rows for trainers that do not know about prompts."""
 
+import inspect
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -147,17 +149,9 @@ def fused_as_it_came(
         examples: [B, T], with labels.
         shift_labels: the caller's, or None.
 
-    Raises:
-        PromptTuningError: the backbone has no fused head.
-
     Returns:
         As `outputs`: [B, T-1]; [B, T] if a label in the first column counts; as wide as `shift_labels` if given.
     """
-    if "log_probs" not in outputs:
-        raise PromptTuningError(
-            "fused_lm_head is given, and the backbone has none; let the trainer add it (trl.trainer.utils."
-            "add_fused_lm_head), or leave the argument out."
-        )
     rows, columns = predicting_columns(prompts, examples.labels)
     places = (examples.labels != IGNORED).nonzero(as_tuple=True)[1]
     if examples.order is not None:
@@ -175,6 +169,36 @@ def fused_as_it_came(
         return scores if from_first else scores[:, 1:]
 
     return type(outputs)(**{name: moved(value) for name, value in outputs.items()})
+
+
+def check_fused_head(backbone: PreTrainedModel, outputs: ModelOutput) -> None:
+    """Raise an error if a call of TRL's fused head did not return what TRL reads.
+
+    Raises:
+        PromptTuningError: the backbone has no fused head; or it is also TRL's `ref_model`, to which TRL adds a head
+            that returns only log-probabilities.
+    """
+    if "log_probs" not in outputs:
+        raise PromptTuningError(
+            "fused_lm_head is given, and the backbone has none; let the trainer add it (trl.trainer.utils."
+            "add_fused_lm_head), or leave the argument out."
+        )
+    if outputs.get("entropy") is None and any("entropy" in head for head in _fused_heads(backbone)):
+        raise PromptTuningError(
+            "the backbone is also the ref_model, and TRL has written into it for both. Leave ref_model out, or load "
+            "it a second time."
+        )
+
+
+def _fused_heads(backbone: PreTrainedModel) -> Iterator[tuple[str, ...]]:
+    """Yield what each fused head returns that TRL has added to the backbone, from the last one to the first."""
+    forward = backbone.forward
+    while inspect.isfunction(function := getattr(forward, "__func__", forward)):
+        variables = inspect.getclosurevars(function).nonlocals
+        if not variables.keys() >= {"original_forward", "outputs"}:
+            return
+        yield variables["outputs"]
+        forward = variables["original_forward"]
 
 
 def _check_fused(targets: Targets) -> None:

@@ -1,7 +1,7 @@
 """Make a prompt: one record of its vectors, of what they started from, and of its description."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from peft import PromptEmbedding
@@ -44,6 +44,27 @@ class SoftPrompt(PromptEmbedding):
             return moved if moved.dtype == vectors.dtype else vectors.to(moved.device)
 
         return super()._apply(move_only, recurse)
+
+
+class PromptConfigs(dict[str, PromptTuningConfig]):
+    """The configs of a model's prompts by name: PEFT's `peft_config`. A missing name is an error that says more."""
+
+    def check(self, name: Any) -> None:
+        """Raise PromptTuningError if there is no such prompt."""
+        if not isinstance(name, str) or name not in self:
+            self.__missing__(name)
+
+    def __missing__(self, name: Any) -> NoReturn:
+        """Raise PromptTuningError: there is no such prompt."""
+        hint = ""
+        if name == "default":
+            hint = (
+                " TRL's trainers copy 'default' as what they measure training against: make the prompt with "
+                "adapter_name='default', or give ref_model."
+            )
+        raise PromptTuningError(
+            f"this model has no prompt {name!r:.80}; its prompts are {', '.join(map(repr, self))}.{hint}"
+        )
 
 
 def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerprint: dict[str, Any]) -> SoftPrompt:

@@ -266,10 +266,31 @@ def test_kto_raises_what_is_wanted(judged, tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("train", [dpo, kto])
+def test_a_prompt_of_another_name_is_refused_by_name(train, pairs, judged, tmp_path, tokenizer):
+    config = PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM")
+    model = get_prompt_tuning_model(tiny_model("llama"), config, adapter_name="mine")
+    message = "this model has no prompt 'default'; its prompts are 'mine'. TRL's trainers copy 'default' as what they"
+    with pytest.raises(PromptTuningError, match=message):
+        train(tmp_path, tokenizer, model, pairs if train is dpo else judged)
+    assert [*model.peft_config] == ["mine"] and model.peft_config.get("default") is None
+
+
+@pytest.mark.parametrize("train", [dpo, kto])
+def test_the_same_backbone_as_reference_is_refused_by_name(train, pairs, judged, tmp_path, tokenizer):
+    model = tiny_prompt_model("llama")
+    trainer = train(tmp_path, tokenizer, model, pairs if train is dpo else judged, model.get_base_model())
+    with pytest.raises(PromptTuningError, match=r"the backbone is also the ref_model, .* load it a second time"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("train", [dpo, kto])
 def test_encoder_decoders_are_refused(train, pairs, judged, tmp_path, tokenizer):
     model = tiny_prompt_model("t5")
     start = model.prompt.detach().clone()
     trainer = train(tmp_path, tokenizer, model, pairs if train is dpo else judged)
-    with pytest.raises(PromptTuningError, match="fused_lm_head is given, which leaves a prompt in the encoder no"):
+    with pytest.raises(
+        PromptTuningError, match="fused_lm_head is given, which leaves a prompt in the encoder no"
+    ) as no:
         trainer.train()
+    assert "TRL's trainers that give it are for causal models" in str(no.value)
     assert torch.equal(model.prompt, start)
