@@ -22,22 +22,22 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     flags = argparse.ArgumentParser(
         prog="hf-prompt-tuning inspect",
-        description="Shows what soft prompts have learned, as text, and as JSON or a page where a file is named.",
+        description="Show what soft prompts have learned: as text, and as JSON or a page if a file is named.",
     )
     flags.add_argument(
-        "prompts", nargs="+", metavar="PROMPT", help="a prompt's folder or Hub id; several are compared"
+        "prompts", nargs="+", metavar="PROMPT", help="folder or Hub id of a prompt; several are compared"
     )
-    flags.add_argument("--backbone", help="its folder or Hub id, where the prompt does not name it")
-    flags.add_argument("--gguf_file", help="load this GGUF file of the backbone")
-    flags.add_argument("--dtype", help="float32, bfloat16 or float16 for the backbone; default its own")
-    flags.add_argument("--ignore_mismatch", action="store_true", help="go on with another backbone than the prompt's")
-    flags.add_argument("--data", help="rows of text (csv, tsv, json, jsonl or parquet) with the template's columns")
-    flags.add_argument("--column_names", nargs="+", help="the columns of a csv or tsv file that has no header line")
-    flags.add_argument("--max_rows", type=int, default=100, help="look at so many rows, drawn at random (default 100)")
-    flags.add_argument("--words", type=int, default=5, help="nearest words for each position (default 5)")
-    flags.add_argument("--batch_size", type=int, default=32, help="rows at a time (default 32)")
-    flags.add_argument("--json", metavar="FILE", help="write all numbers here")
-    flags.add_argument("--html", metavar="FILE", help="write a page here")
+    flags.add_argument("--backbone", help="folder or Hub id of the backbone (default: the one that the prompt names)")
+    flags.add_argument("--gguf_file", help="GGUF file to load the backbone from")
+    flags.add_argument("--dtype", help="float32, bfloat16 or float16 for the backbone (default: its own)")
+    flags.add_argument("--ignore_mismatch", action="store_true", help="accept another backbone than the prompt's")
+    flags.add_argument("--data", help="rows with the template's columns: a csv, tsv, json, jsonl or parquet file")
+    flags.add_argument("--column_names", nargs="+", help="columns of a csv or tsv file without a header line")
+    flags.add_argument("--max_rows", type=int, default=100, help="number of rows to sample (default: 100)")
+    flags.add_argument("--words", type=int, default=5, help="number of nearest words for each position (default: 5)")
+    flags.add_argument("--batch_size", type=int, default=32, help="rows in a batch (default: 32)")
+    flags.add_argument("--json", metavar="FILE", help="write all numbers to this file")
+    flags.add_argument("--html", metavar="FILE", help="write a page to this file")
     return flags
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise PromptTuningError(f"max_rows is {args.max_rows}; give 1 or more.")
     for file in filter(None, (args.json, args.html)):  # fail before the work, not after it
         if not Path(file).absolute().parent.is_dir():
-            raise PromptTuningError(f"{file!r} cannot be written: there is no such folder. Make it first.")
+            raise PromptTuningError(f"{file!r} cannot be written: there is no such folder. Create it first.")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     data = None
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = read_file(args.data, args.column_names)
         data = data.shuffle(seed=0).select(range(min(args.max_rows, len(data))))
     loading = {name: getattr(args, name) for name in ("gguf_file", "dtype") if getattr(args, name) is not None}
-    found = inspect_prompt(
+    inspection = inspect_prompt(
         args.prompts,
         data=data,
         backbone=args.backbone,
@@ -69,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ignore_mismatch=args.ignore_mismatch,
         **loading,
     )
-    for file, render in ((args.json, found.to_json), (args.html, found.to_html)):
+    for file, render in ((args.json, inspection.to_json), (args.html, inspection.to_html)):
         if file is not None:
             Path(file).write_text(render(), encoding="utf-8")
-    print(found.to_text(), end="")
+    print(inspection.to_text(), end="")
 
 
 if __name__ == "__main__":
