@@ -108,7 +108,7 @@ def quality(
         label_token_ids: token ids of the L labels; empty for free text.
     """
     device = model.prompt.device
-    lost, tokens, right, rows = 0.0, 0, 0, 0
+    nll_sum, tokens, right, rows = 0.0, 0, 0, 0
     for batch in batches:
         inputs = {name: value.to(device) for name, value in batch.items()}
         gold = inputs.pop("label", None)
@@ -118,8 +118,8 @@ def quality(
             right += int((scores.argmax(1) == gold).sum())
         else:
             nll, counted = label_nll(model, inputs)
-        lost, tokens, rows = lost + float(nll.double().sum()), tokens + int(counted.sum()), rows + len(nll)
-    return Quality(lost / tokens, right / rows if label_token_ids else None)
+        nll_sum, tokens, rows = nll_sum + float(nll.double().sum()), tokens + int(counted.sum()), rows + len(nll)
+    return Quality(nll_sum / tokens, right / rows if label_token_ids else None)
 
 
 def quality_without_each(
@@ -136,8 +136,8 @@ def quality_without_each(
         batches: as in `quality`.
         label_token_ids: as in `quality`.
     """
-    found, vectors = [], model.prompt.detach()
+    results, vectors = [], model.prompt.detach()
     for left_out in range(len(vectors)):
         with model.replaced_prompt(torch.cat([vectors[:left_out], vectors[left_out + 1 :]])):
-            found.append(quality(model, batches, label_token_ids))
-    return found
+            results.append(quality(model, batches, label_token_ids))
+    return results

@@ -134,18 +134,10 @@ def _of_vectors(
     lengths = vectors.norm(dim=1).cpu()
     by_cosine = nearest_tokens(vectors, embed, len(norms), how_many)
     by_distance = nearest_tokens(vectors, embed, len(norms), how_many, by_distance=True)
-    positions = [
-        Position(i + 1, *both, float(lengths[i]), float(share))
-        for i, (both, share) in enumerate(
-            zip(
-                zip(_words(by_cosine, tokenizer), _words(by_distance, tokenizer), strict=True),
-                percentiles(lengths, norms),
-                strict=True,
-            )
-        )
-    ]
+    values = (lengths.tolist(), percentiles(lengths, norms).tolist())
+    rows = zip(_words(by_cosine, tokenizer), _words(by_distance, tokenizer), *values, strict=True)
     counts, edges = torch.histogram(norms, BINS)
-    found = PromptInspection(
+    inspection = PromptInspection(
         name=name,
         backbone=str(known.get("name_or_path") or known.get("architecture") or type(model.get_base_model()).__name__),
         width=vectors.shape[1],
@@ -153,7 +145,7 @@ def _of_vectors(
         targets=[] if template is None else list((template.label_words or {}).values()) or [template.target or ""],
         started_as=start_in_words(info),
         recorded={key.removeprefix("eval_"): float(v) for key, v in info.metrics.items() if math.isfinite(v)},
-        positions=positions,
+        positions=[Position(number, *row) for number, row in enumerate(rows, start=1)],
         similarity=cosine_matrix(vectors, vectors).tolist(),
         vocabulary_norms={
             "quantiles": {str(q): float(norms[round(q / 100 * (len(norms) - 1))]) for q in QUANTILES},
@@ -161,29 +153,31 @@ def _of_vectors(
             "counts": counts.tolist(),
         },
     )
-    _add_moves(found, model, tokenizer, len(norms))
-    return found
+    _add_moves(inspection, model, tokenizer, len(norms))
+    return inspection
 
 
-def _words(found: NearestTokens, tokenizer: PreTrainedTokenizerBase) -> list[list[Word]]:
-    rows = zip(found.ids.tolist(), found.cosines.tolist(), found.distances.tolist(), strict=True)
+def _words(nearest: NearestTokens, tokenizer: PreTrainedTokenizerBase) -> list[list[Word]]:
+    rows = zip(nearest.ids.tolist(), nearest.cosines.tolist(), nearest.distances.tolist(), strict=True)
     return [[Word(tokenizer.decode([i]), i, c, d) for i, c, d in zip(*row, strict=True)] for row in rows]
 
 
-def _add_moves(found: PromptInspection, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+def _add_moves(
+    inspection: PromptInspection, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, size: int
+) -> None:
     """Add how far each vector has moved, if its start was saved or can be computed again."""
     vectors, embed = model.prompt.detach(), model.word_embeddings
     start = model.prompt_encoder[model.active_adapter].start
     if start is None:
         start = made_again(model.info.initialization, len(vectors), embed, tokenizer, token_scale(model.base_model))
     if start is None:
-        found.notes["moved"] = "the vectors that the prompt started from are not known"
+        inspection.notes["moved"] = "the vectors that the prompt started from are not known"
         return
     start = start.to(vectors.device)
     words = _words(nearest_tokens(start, embed, size, 1), tokenizer)
     distances, norms = (vectors - start).norm(dim=1), start.norm(dim=1).clamp(min=1e-12)
     cosines = torch.nn.functional.cosine_similarity(vectors, start, dim=1)
-    for i, position in enumerate(found.positions):
+    for i, position in enumerate(inspection.positions):
         position.moved = Move(
             distance=float(distances[i]),
             relative=float(distances[i] / norms[i]),
@@ -218,32 +212,35 @@ def _add_effects(
 
 
 def _add_effects_on_rows(
-    found: PromptInspection, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase, data: Dataset, batch_size: int
+    inspection: PromptInspection,
+    model: SoftPrompts,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Dataset,
+    batch_size: int,
 ) -> None:
     template = model.info.template
     if template is None:
-        raise PromptTuningError(f"{found.name} has no template, by which rows become text; leave the data out.")
+        raise PromptTuningError(f"{inspection.name} has no template, by which rows become text; leave the data out.")
     encoder = model.row_encoder(tokenizer)
     rows = encode_data(data, "given", encoder, model.room(), require_target=False)
-    found.rows = len(rows)
+    inspection.rows = len(rows)
     try:
         by_layer = attention_to_prompt(model, rows)
     except PromptTuningError as error:
-        found.notes["attention"] = str(error)
+        inspection.notes["attention"] = str(error)
     else:
-        found.attention_by_layer = by_layer.tolist()
-        for position, share in zip(found.positions, by_layer.mean(0).tolist(), strict=True):
+        inspection.attention_by_layer = by_layer.tolist()
+        for position, share in zip(inspection.positions, by_layer.mean(0).tolist(), strict=True):
             position.attention = share
     labelled = [row for row in rows if any(i != IGNORED for i in row["labels"])]
     labelled.sort(key=lambda row: row["length"])  # for little padding in a batch
-    found.labelled_rows = len(labelled)
+    inspection.labelled_rows = len(labelled)
     if not labelled:
-        found.notes["without"] = "the rows have no labels"
+        inspection.notes["without"] = "the rows have no labels"
         return
     collate = DataCollatorForPromptTuning(tokenizer)
     batches = [collate(labelled[i : i + batch_size]) for i in range(0, len(labelled), batch_size)]
-    found.loss, found.accuracy = quality(model, batches, encoder.label_token_ids)
-    for position, one in zip(
-        found.positions, quality_without_each(model, batches, encoder.label_token_ids), strict=True
-    ):
-        position.loss_without, position.accuracy_without = one
+    inspection.loss, inspection.accuracy = quality(model, batches, encoder.label_token_ids)
+    without_each = quality_without_each(model, batches, encoder.label_token_ids)
+    for position, without in zip(inspection.positions, without_each, strict=True):
+        position.loss_without, position.accuracy_without = without

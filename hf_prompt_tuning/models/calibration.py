@@ -26,8 +26,8 @@ def fit_calibration(scores: np.ndarray, references: np.ndarray) -> dict[str, Any
     from scipy.optimize import minimize_scalar  # of the extra `train`
     from scipy.special import log_softmax
 
-    known = references >= 0
-    scores, references = scores[known].astype(np.float64), references[known]
+    labelled = references >= 0
+    scores, references = scores[labelled].astype(np.float64), references[labelled]
     rows, labels = scores.shape
     if not rows or not np.isfinite(scores).all():
         return {}

@@ -33,7 +33,7 @@ from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
 from ..layouts.computed import cache_of, in_rows
-from ..layouts.padded import padded_rows, row_mask
+from ..layouts.padded import padded_rows
 from ..layouts.traits import ignores_masked_columns, text_positions
 from ..stand_ins import calling
 from .backbone import generating_with, prepares_embeddings
@@ -84,6 +84,12 @@ class _Call:
         return self.prompts.lengths() + self.examples.mask.sum(1)
 
     @property
+    def has_pads(self) -> bool:
+        """Tell whether rows `[prompt | text]` differ in length."""
+        columns = max(map(len, self.prompts.vectors)) + self.examples.mask.shape[1]
+        return not bool((self.lengths == columns).all())
+
+    @property
     def needs_whole_rows(self) -> bool:
         """Tell whether images or token types are given, with which rows are computed as a whole."""
         return bool(self.arguments.keys() - {"position_ids"})
@@ -113,7 +119,7 @@ def generate(
     given, options = model_arguments(backbone, options)
     given = fitted(backbone, given, input_ids, prompts, examples, pads="left")
     cache = options.get("past_key_values")
-    if columns_in(cache):
+    if cache is not None and columns_in(cache):
         _check_cache(cache, prompts, examples)
     config, options = in_new_tokens(backbone, options, examples.embeds.shape[1])
     ids, width = None, int(examples.mask.sum(1).max())
@@ -129,13 +135,15 @@ def generate(
     else:
         call = replace(call, prompts=computed(prompts, examples))
         result = _continued(call) if way == "continued" else _packed(call, layout)
-    _mark_cache(call, cache if isinstance(result, Tensor) else result.get("past_key_values"))
+    cache = cache if isinstance(result, Tensor) else result.get("past_key_values")
+    if cache is not None and columns_in(cache) and not call.needs_whole_rows:
+        _mark_cache(call, cache)
     return result if input_ids is None else _starting_with(input_ids, result, width)
 
 
 def _check(call: _Call) -> None:
     """Raise PromptTuningError for rows or settings with which no way gives the right tokens."""
-    if not bool(row_mask(call.prompts, call.examples).all()):
+    if call.has_pads:
         check_even(call.config, call.backbone.config)
     rows, each = len(call.examples.mask), copies(call.config)
     if call.backbone.config.model_type in ONE_ROW_ONLY and rows * each > 1:
@@ -160,11 +168,9 @@ def _check_cache(cache: Cache, prompts: Prompts, examples: Examples) -> None:
         )
 
 
-def _mark_cache(call: _Call, cache: Cache | None) -> None:
+def _mark_cache(call: _Call, cache: Cache) -> None:
     """Mark a cache that this call filled, unless its rows have pads: their columns differ between the three ways."""
     prompt_columns, rows = max(map(len, call.prompts.vectors)), call.examples.mask
-    if call.needs_whole_rows or not columns_in(cache):
-        return
     if bool((call.lengths == prompt_columns + rows.sum(1).max()).all()):
         names = tuple(name for name in call.prompts.row_names() for _ in range(copies(call.config)))
         mark(cache, Behind(names, rows.new_ones(len(names), columns_in(cache)), prompt_columns))

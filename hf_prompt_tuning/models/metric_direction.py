@@ -7,23 +7,9 @@ from typing import Any
 from ..errors import PromptTuningError
 
 LOWER = {
-    *(
-        "loss",
-        "perplexity",
-        "ppl",
-        "nll",
-        "entropy",
-        "kl",
-        "divergence",
-        "error",
-        "errors",
-        "wer",
-        "cer",
-        "ter",
-        "mer",
-    ),
-    *("der", "mse", "mae", "rmse", "msle", "mape", "ece", "brier", "bpb", "bpc", "fid", "runtime", "latency", "bit"),
-    *("bits", "logloss", "crossentropy"),
+    *("loss", "perplexity", "ppl", "nll", "entropy", "kl", "divergence", "error", "errors", "wer", "cer", "ter"),
+    *("mer", "der", "mse", "mae", "rmse", "msle", "mape", "ece", "brier", "bpb", "bpc", "fid", "runtime", "latency"),
+    *("bit", "bits", "logloss", "crossentropy"),
 }
 HIGHER = {
     *("accuracy", "acc", "f", "fbeta", "precision", "recall", "sensitivity", "specificity", "match", "em", "rouge"),
@@ -39,25 +25,24 @@ QUALIFIERS = {
 """Words after a metric's own name that do not change its direction ("f1_macro", "error_rate")."""
 
 
-def greater_is_better(metric: str, asked: bool | None = None) -> bool:
-    """Tell whether a higher value of a metric is better: as asked, else by the last known word of its name.
+def greater_is_better(metric: str, answer: bool | None = None) -> bool:
+    """Tell whether a higher value of a metric is better: the caller's answer, else by the last known word of its name.
 
     Args:
         metric: with or without `eval_`, and with or without the name of a task or data set.
-        asked: the caller's answer, or None.
+        answer: the caller's, or None.
 
     Raises:
         PromptTuningError: the name has no known word, and the caller gave no answer.
     """
-    if asked is not None:
-        return asked
-    known = by_name(metric)
-    if known is None:
+    if answer is None:
+        answer = by_name(metric)
+    if answer is None:
         raise PromptTuningError(
             f"the metric {metric!r} is not one whose better direction is known, such as loss, perplexity, accuracy or "
             "f1; give greater_is_better, True or False."
         )
-    return known
+    return answer
 
 
 def by_name(metric: str) -> bool | None:

@@ -114,21 +114,21 @@ def classification_metrics(scores: np.ndarray, references: np.ndarray) -> dict[s
         scores: [N, L].
         references: [N], -1 for a row without a label.
     """
-    known = references >= 0
-    if not known.any():
+    labelled = references >= 0
+    if not labelled.any():
         return {}
     metric = _metric("classification.py")
-    return metric.compute(predictions=scores[known].argmax(1), references=references[known])
+    return metric.compute(predictions=scores[labelled].argmax(1), references=references[labelled])
 
 
 def confusion_matrix(scores: np.ndarray, references: np.ndarray, template: PromptTemplate) -> dict[str, Any]:
     """Return `labels` (words) and `counts` [L, L], with a row for each right label; empty without labelled rows."""
-    known = references >= 0
-    if not known.any():
+    labelled = references >= 0
+    if not labelled.any():
         return {}
     words = [template.label_words[label] for label in template.labels]
     counts = np.zeros((len(words), len(words)), dtype=int)
-    np.add.at(counts, (references[known], scores[known].argmax(1)), 1)
+    np.add.at(counts, (references[labelled], scores[labelled].argmax(1)), 1)
     return {"labels": words, "counts": counts.tolist()}
 
 
@@ -215,16 +215,16 @@ def generate_within(
     tight = left < max_new_tokens
     parts = [((~tight).nonzero()[:, 0], max_new_tokens)] if not tight.all() else []
     parts += [(row, max(1, int(left[row]))) for row in tight.nonzero()]
-    found = []
+    generated = []
     for rows, limit in parts:
         part = {
             name: values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
             for name, values in batch.items()
         }
-        found.append((rows, generate_targets(model, part, tokenizer, limit)))
-    ids = left.new_full((len(left), max(part.shape[1] for _, part in found)), IGNORED)
-    for rows, part in found:
-        ids[rows, : part.shape[1]] = part
+        generated.append((rows, generate_targets(model, part, tokenizer, limit)))
+    ids = left.new_full((len(left), max(new.shape[1] for _, new in generated)), IGNORED)
+    for rows, new in generated:
+        ids[rows, : new.shape[1]] = new
     return ids
 
 

@@ -48,10 +48,10 @@ def nearest_words(
     Returns:
         P lists of [text, cosine], nearest first.
     """
-    found = nearest_tokens(vectors, embed, vocabulary_size(embed, tokenizer), how_many)
+    nearest = nearest_tokens(vectors, embed, vocabulary_size(embed, tokenizer), how_many)
     return [
         [[tokenizer.decode([i]), round(cosine, 4)] for i, cosine in zip(ids, cosines, strict=True)]
-        for ids, cosines in zip(found.ids.tolist(), found.cosines.tolist(), strict=True)
+        for ids, cosines in zip(nearest.ids.tolist(), nearest.cosines.tolist(), strict=True)
     ]
 
 
