@@ -20,7 +20,7 @@ from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
 from ..models.soft_prompts import SoftPrompts
 from .pipeline_loading import NamedPrompt
-from .writing_options import OF_THE_TEXT, for_generate, is_greedy, new_tokens, parted, together
+from .writing_options import OF_THE_TEXT, generate_options, is_greedy, merge_options, new_tokens, split_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +137,10 @@ class PromptPipeline(Pipeline):
         which = torch.tensor([list(self.model.prompt_info).index(row.adapter_name)])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "which": which}
 
-    def _name(self, outputs: Mapping[str, Tensor]) -> str:
-        return list(self.model.prompt_info)[int(outputs["which"])]
+    def _names(self, batch: Mapping[str, Tensor]) -> list[str]:
+        """Return the prompt's name for each row."""
+        names = list(self.model.prompt_info)
+        return [names[i] for i in batch["which"].tolist()]
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase | str | None) -> PreTrainedTokenizerBase:
@@ -202,9 +204,7 @@ class PromptClassificationPipeline(PromptPipeline):
 
     def _forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         # Rank all rows with the same labels in one call, even if their prompts differ.
-        known = list(self.model.prompt_info)
-        names = [known[g] for g in batch["which"].tolist()]
-        by_labels: dict[tuple, list[int]] = {}
+        names, by_labels = self._names(batch), {}
         for row, name in enumerate(names):
             by_labels.setdefault(tuple(map(tuple, self._coder(name).label_token_ids)), []).append(row)
         ids = batch["input_ids"]
@@ -220,7 +220,7 @@ class PromptClassificationPipeline(PromptPipeline):
 
     def postprocess(self, outputs: dict[str, Tensor], **options: Any) -> dict | list[dict]:
         """Return one row's labels: those that `top_k` asks for, or the best alone."""
-        name = self._name(outputs)
+        (name,) = self._names(outputs)
         template, calibration = self._coder(name).template, self.model.prompt_info[name].calibration
         scores = outputs["scores"][0, : len(template.labels)] / calibration.get("temperature", 1.0)
         shares = scores.softmax(-1).tolist()
@@ -236,40 +236,38 @@ class PromptGenerationPipeline(PromptPipeline):
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         """Split the options: those of transformers' `generate` with `stop_sequence`, and those of decoding."""
-        said, decoding = parted(options, self.tokenizer)
-        return {}, {"said": said} if said else {}, decoding
+        settings, decoding = split_options(options, self.tokenizer)
+        return {}, {"settings": settings} if settings else {}, decoding
 
-    def _forward(self, batch: dict[str, Tensor], said: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-        made = self._forward_params.get("said", {})
-        said = made if said is None or said is made else together(made, said)
-        which, known, mask = batch["which"], list(self.model.prompt_info), batch["attention_mask"]
-        names, own = [known[g] for g in which.tolist()], self.model.generation_config
-        decoder = self.model.config.is_encoder_decoder
-        before = [1] * len(names) if decoder else mask.sum(1).tolist()
+    def _forward(self, batch: dict[str, Tensor], settings: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+        made = self._forward_params.get("settings", {})
+        settings = made if settings is None or settings is made else merge_options(made, settings)
+        names, model_config = self._names(batch), self.model.generation_config
+        is_decoder_only = not self.model.config.is_encoder_decoder
+        lengths = batch["attention_mask"].sum(1).tolist() if is_decoder_only else [1] * len(names)
         limits = [
-            new_tokens(said, self._coder(name).template.max_target_length, own, count)
-            for name, count in zip(names, before, strict=True)
+            new_tokens(settings, self._coder(name).template.max_target_length, model_config, length)
+            for name, length in zip(names, lengths, strict=True)
         ]
         # A greedy text that is cut to a limit equals the text generated with that limit, so one pass is enough. The
         # result of a search depends on its limit, so each limit needs its own pass.
-        passes = [max(limits)] if is_greedy(said, own) else sorted(set(limits))
-        found: list[Tensor] = [torch.empty(0)] * len(names)
-        for limit in passes:
-            rows = [b for b in range(len(names)) if len(passes) == 1 or limits[b] == limit]
+        is_cut = is_greedy(settings, model_config)
+        texts: list[Tensor] = [torch.empty(0)] * len(names)
+        for limit in [max(limits)] if is_cut else sorted(set(limits)):
+            rows = [row for row in range(len(names)) if is_cut or limits[row] == limit]
             sequences = self.model.generate(
                 input_ids=batch["input_ids"][rows],
-                attention_mask=mask[rows],
-                adapter_names=[names[b] for b in rows],
-                **for_generate(said, limit, self.tokenizer, own),
+                attention_mask=batch["attention_mask"][rows],
+                adapter_names=[names[row] for row in rows],
+                **generate_options(settings, limit, self.tokenizer, model_config),
             )
             # The first token of an encoder-decoder's output is the start token and not text.
-            new = sequences[:, 1 if decoder else batch["input_ids"].shape[1] :].unflatten(0, (len(rows), -1))
-            for b, texts in zip(rows, new, strict=True):
-                found[b] = texts[:, : limits[b]]
-        width = max(texts.shape[1] for texts in found)
-        pad = self.tokenizer.pad_token_id
-        padded = [torch.nn.functional.pad(texts, (0, width - texts.shape[1]), value=pad) for texts in found]
-        return {"sequences": torch.stack(padded), "which": which}
+            new = sequences[:, batch["input_ids"].shape[1] if is_decoder_only else 1 :]
+            for row, ids in zip(rows, new.unflatten(0, (len(rows), -1)), strict=True):
+                texts[row] = ids[:, : limits[row]]
+        width, pad = max(ids.shape[1] for ids in texts), self.tokenizer.pad_token_id
+        padded = [torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=pad) for ids in texts]
+        return {"sequences": torch.stack(padded), "which": batch["which"]}
 
     def postprocess(self, outputs: dict[str, Tensor], **decoding: Any) -> dict | list[dict]:
         """Return one row's texts."""

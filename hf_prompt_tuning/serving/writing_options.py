@@ -39,7 +39,9 @@ NOT_OURS = {
 """Options of other pipelines and of `generate` that this pipeline refuses, each with the value that is harmless."""
 
 
-def parted(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(
+    options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split options into those of `generate` and those of decoding.
 
     Raises:
@@ -51,12 +53,12 @@ def parted(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tu
                 f"{name} is {options[name]!r}, which the prompt-generation pipeline does not take: it gives the text "
                 "behind a row, as the prompt's template makes it. Leave it out."
             )
-    said = {name: value for name, value in options.items() if name not in NOT_OURS and name not in OF_THE_TEXT}
-    if (stop := said.pop("stop_sequence", None)) is not None:
-        said["stop_strings"] = stop
-    if said.get("stop_strings") is not None:
-        said.setdefault("tokenizer", tokenizer)
-    config = said.get("generation_config")
+    settings = {name: value for name, value in options.items() if name not in NOT_OURS and name not in OF_THE_TEXT}
+    if (stop := settings.pop("stop_sequence", None)) is not None:
+        settings["stop_strings"] = stop
+    if settings.get("stop_strings") is not None:
+        settings.setdefault("tokenizer", tokenizer)
+    config = settings.get("generation_config")
     if config is not None and not isinstance(config, GenerationConfig):
         raise PromptTuningError(
             f"generation_config is a {type(config).__name__}; give the pipeline a transformers GenerationConfig."
@@ -66,10 +68,10 @@ def parted(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tu
             "generation_config asks for more than text (return_dict_in_generate, output_scores), and the "
             "prompt-generation pipeline gives text alone. Leave it out."
         )
-    return said, {name: options[name] for name in OF_THE_TEXT if name in options}
+    return settings, {name: options[name] for name in OF_THE_TEXT if name in options}
 
 
-def together(made: Mapping[str, Any], called: Mapping[str, Any]) -> dict[str, Any]:
+def merge_options(made: Mapping[str, Any], called: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the options of a call into those of the pipeline's construction.
 
     As in transformers, a call's `generation_config` replaces all options of the construction. A call's length option
@@ -82,11 +84,11 @@ def together(made: Mapping[str, Any], called: Mapping[str, Any]) -> dict[str, An
     return {**made, **called}
 
 
-def new_tokens(said: Mapping[str, Any], of_template: int | None, of_model: GenerationConfig, before: int) -> int:
+def new_tokens(settings: Mapping[str, Any], of_template: int | None, of_model: GenerationConfig, before: int) -> int:
     """Return the limit of new tokens for one row: the first one set by the call, the template or the model.
 
     Args:
-        said: options of `generate`.
+        settings: options of `generate`.
         of_template: the template's `max_target_length`.
         of_model: the backbone's generation config.
         before: number of existing tokens that count in `max_length`.
@@ -94,8 +96,8 @@ def new_tokens(said: Mapping[str, Any], of_template: int | None, of_model: Gener
     Raises:
         PromptTuningError: there is no room for new tokens.
     """
-    config = said.get("generation_config") or GenerationConfig()
-    places = [said, vars(config), {"max_new_tokens": of_template}, vars(of_model), {"max_new_tokens": NEW_TOKENS}]
+    config = settings.get("generation_config") or GenerationConfig()
+    places = [settings, vars(config), {"max_new_tokens": of_template}, vars(of_model), {"max_new_tokens": NEW_TOKENS}]
     length, name = next((place[n], n) for place in places for n in LENGTHS if place.get(n) is not None)
     if name == "max_new_tokens":
         if length < 1:
@@ -110,14 +112,14 @@ def new_tokens(said: Mapping[str, Any], of_template: int | None, of_model: Gener
     return limit
 
 
-def for_generate(
-    said: Mapping[str, Any], limit: int, tokenizer: PreTrainedTokenizerBase, of_model: GenerationConfig
+def generate_options(
+    settings: Mapping[str, Any], limit: int, tokenizer: PreTrainedTokenizerBase, of_model: GenerationConfig
 ) -> dict[str, Any]:
     """Return the options of `generate` for rows that end after `limit` tokens or at an end-of-text token.
 
     The end-of-text tokens are those of the backbone and of the tokenizer.
     """
-    options = {name: value for name, value in said.items() if name not in LENGTHS}
+    options = {name: value for name, value in settings.items() if name not in LENGTHS}
     config = options.get("generation_config")
     tokens = {"eos_token_id": ends_of_text(of_model, tokenizer), "pad_token_id": tokenizer.pad_token_id}
     tokens = {
@@ -126,16 +128,17 @@ def for_generate(
     return with_settings(options, max_new_tokens=limit, max_length=None, **tokens)
 
 
-def is_greedy(said: Mapping[str, Any], of_model: GenerationConfig) -> bool:
+def is_greedy(settings: Mapping[str, Any], of_model: GenerationConfig) -> bool:
     """Tell whether each token depends only on the tokens before it.
 
     If so, a text that is cut to a limit equals the text generated with that limit.
     """
-    config = said.get("generation_config")
+    config = settings.get("generation_config")
 
-    def asked(name: str) -> Any:
-        found = (said.get(name), getattr(config, name, None), getattr(of_model, name, None))
-        return next((value for value in found if value is not None), None)
+    def value_of(name: str) -> Any:
+        values = (settings.get(name), getattr(config, name, None), getattr(of_model, name, None))
+        return next((value for value in values if value is not None), None)
 
-    plain = not asked("do_sample") and (asked("num_beams") or 1) == 1
-    return plain and not any(asked(name) for name in ("forced_eos_token_id", "exponential_decay_length_penalty"))
+    if value_of("do_sample") or (value_of("num_beams") or 1) > 1:
+        return False
+    return not any(value_of(name) for name in ("forced_eos_token_id", "exponential_decay_length_penalty"))
