@@ -99,6 +99,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
         """Return the tasks' evaluation data as `Trainer` keeps it."""
         return {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None} or None
 
+    def _prompts_to_train(self, model: SoftPrompts) -> list[str]:
+        return list(self.tasks)
+
     def add_callback(self, callback: Any) -> None:
         """Add a callback as `Trainer` does.
 
@@ -312,7 +315,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            self._save_prompts(Path(output_dir or self.args.output_dir), self._card_repo_id, not self._unfinished)
+            self._save_prompts(Path(output_dir or self.args.output_dir), self.publisher.repo_id, not self._unfinished)
 
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         """Save each prompt in a folder of its name. `card` also writes cards and pictures, which checkpoints lack."""

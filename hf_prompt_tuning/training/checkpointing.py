@@ -1,111 +1,159 @@
-"""Save complete checkpoints and resume runs exactly, even after a kill."""
+"""Run on one or several processes, save complete checkpoints, and resume runs exactly, even after a kill."""
 
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length, rotate_checkpoints
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
 from ..errors import PromptTuningError, TrainingInterrupted
-from ..models.soft_prompts import SoftPrompts
+from ..stand_ins import ByContext
+from . import distributed
 from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, publish, saving, seal, tidy
-from .distributed import DistributedTrainer
+from .pickle_free import with_pickles
 from .resume_checks import check_like, check_states
-from .signals import SignalWatch
-from .trainer_checks import check_trains
+from .sampling import SeededLengthGroupedSampler
+from .signals import Signals
 
 logger = logging.getLogger(__name__)
 
+_SAVING: ByContext[bool] = ByContext("saving a checkpoint", False)
 
-class ResumingTrainer(DistributedTrainer):
-    """Trainer that saves and resumes; a base class of `PromptTuningTrainer`."""
 
-    _unfinished = False  # True while a checkpoint is being written
-    _watch: SignalWatch | None = None
+class CheckpointMixin:
+    """Let a `Trainer` run on several processes, save checkpoints atomically, end after a signal, and resume exactly.
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
+    Attributes:
+        signals: the signals that its runs have received.
+    """
+
+    def __init__(self, *, args: Any, **kwargs: Any):
+        self.signals = Signals(args)
+        distributed.set_defaults(args)
+        super().__init__(args=args, **kwargs)
         self._own_optimizer = self.optimizer is not None  # whether the caller passed an optimizer
+        if self.accelerator.is_fsdp2:
+            # The prompt and its optimizer state are not sharded, so Trainer saves and loads them as without FSDP.
+            self.is_fsdp_enabled = False
+        if args.world_size > 1:
+            distributed.share_prompts(self.model)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as `Trainer` does, and resume exactly.
-
-        A resumed run ends with the same prompt, bit for bit, as a run that was never interrupted.
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        """Return the folder to resume from, after a look at what the output folder and the checkpoint hold.
 
         Args:
-            resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`. If there
-                is none, training starts from the beginning and logs a warning.
-            *args: as in `Trainer`.
-            **kwargs: as in `Trainer`.
+            wanted: a checkpoint folder, True for the newest complete one, or None.
 
         Raises:
-            PromptTuningError: the checkpoint folder is missing or damaged, the prompt was loaded without
-                `is_trainable=True`, or the checkpoint was saved with another optimizer, schedule or precision.
-            CheckpointSaveError: a checkpoint could not be written.
-            TrainingInterrupted: SIGTERM or SIGINT arrived with `save_on_signal` on; the run is saved.
+            PromptTuningError: the folder is missing or damaged, or is of another optimizer, schedule or precision.
         """
-        self._check_trains()
         if self.args.should_save:
             tidy(self.args.output_dir)
         self.accelerator.wait_for_everyone()
-        checkpoint = self._checkpoint(resume_from_checkpoint)
+        checkpoint = self._find_checkpoint(wanted)
         if checkpoint is not None and not self.is_deepspeed_enabled:
             scales = self.accelerator.scaler is not None
             own = self.optimizer_cls_and_kwargs is not None or self._own_optimizer
             check_like(checkpoint, self.args, scales, own)
-        with self._noting_signals("saving after this step"):
-            return super().train(checkpoint, *args, **kwargs)
+        return checkpoint
 
-    @contextmanager
-    def _noting_signals(self, then: str) -> Iterator[None]:
-        """Within this context, record a first SIGTERM or SIGINT in `_watch` and go on; only with `save_on_signal`."""
-        if not getattr(self.args, "save_on_signal", False):
-            yield
-            return
-        try:
-            with SignalWatch(then) as self._watch:
-                yield
-        finally:
-            self._watch = None
-
-    def _check_trains(self) -> None:
-        model = self.accelerator.unwrap_model(self.model) if self.model is not None else None
-        if isinstance(model, SoftPrompts):  # otherwise `model_init` makes the model later
-            check_trains(model, list(getattr(self, "tasks", None) or [model.active_adapter]))
-
-    def _checkpoint(self, asked: str | bool | None) -> str | None:
+    def _find_checkpoint(self, wanted: str | bool | None) -> str | None:
         """Return the folder to resume from, the same on every process."""
-        if asked is True:
-            found = [newest_whole(self.args.output_dir) if self.is_world_process_zero() else None]
-            checkpoint = broadcast_object_list(found)[0]
+        if wanted is True:
+            newest = [newest_whole(self.args.output_dir) if self.is_world_process_zero() else None]
+            checkpoint = broadcast_object_list(newest)[0]
             if self.is_world_process_zero():
                 logger.warning(
                     "Resuming from %s." if checkpoint else "No whole checkpoint in %s: training starts afresh.",
                     checkpoint or self.args.output_dir,
                 )
             return checkpoint
-        if not asked:
+        if not wanted:
             return None
-        wrong = (damage(asked) or missing_state(asked)) if os.path.isdir(asked) else "is no folder"
-        if wrong:
+        fault = (damage(wanted) or missing_state(wanted)) if os.path.isdir(wanted) else "is no folder"
+        if fault:
             raise PromptTuningError(
-                f"resume_from_checkpoint is {str(asked)!r}, which {wrong}. Give another checkpoint's folder, or true "
+                f"resume_from_checkpoint is {str(wanted)!r}, which {fault}. Give another checkpoint's folder, or true "
                 "for the newest whole one."
             )
-        return str(asked)
+        return str(wanted)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator as `Trainer` does. FSDP2 shards the backbone but not the prompts.
+
+        Raises:
+            PromptTuningError: `fsdp_cpu_ram_efficient_loading` is on.
+        """
+        super().create_accelerator_and_postprocess()
+        distributed.keep_prompts_whole(self)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        distributed.keep_backbone_local(self.accelerator.unwrap_model(self.model))
+        distributed.forget_evaluation(self)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.accelerator.is_fsdp2:
+            register_fsdp_forward_method(self.model, "generate")
+            # FSDP2 does not average the gradients of parameters that it does not shard.
+            self._sync_replicated_trainable_parameters(self.model)
+        return prepared
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as `Trainer` does, with FSDP2 also before training.
+
+        FSDP2 accepts a model only together with its optimizer, so both are prepared here.
+
+        Raises:
+            PromptTuningError: the data is streamed and there are several processes, which would count rows twice.
+        """
+        distributed.check_evaluation_data(dataloader, self.args)
+        if self.accelerator.is_fsdp2 and not self.accelerator._models:
+            self.create_optimizer()
+            self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+            self.model_wrapped = self.model
+            register_fsdp_forward_method(self.model, "generate")
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            size = sampler.batch_size * self.args.world_size
+            sampler = SeededLengthGroupedSampler(size, sampler.lengths, seed)
+        return sampler
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """Count the labelled tokens as `Trainer` does, without the rows that fill up the last batch."""
+        if batch_samples and self.accelerator.gradient_state.end_of_dataloader:
+            distributed.unlabel_repeated_rows(batch_samples[-1]["labels"], self.train_dataset, self.args)
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and not self.is_deepspeed_enabled:
-            check_states(checkpoint, self.optimizer, self.lr_scheduler)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with with_pickles(checkpoint) as folder:
+            if folder is not None and not self.is_deepspeed_enabled:
+                check_states(folder, self.optimizer, self.lr_scheduler)
+            super()._load_optimizer_and_scheduler(folder)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with with_pickles(checkpoint) as folder:
+            super()._load_scaler(folder)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with with_pickles(checkpoint) as folder:
+            super()._load_rng_state(folder)
+
+    @property
+    def _unfinished(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return _SAVING.of(self)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -119,11 +167,8 @@ class ResumingTrainer(DistributedTrainer):
         folder, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         staged = Path(folder, UNFINISHED, name)
         with saving(folder, name):
-            self._unfinished = True
-            try:
+            with _SAVING.set_to(True, self):
                 super()._save_checkpoint(model, trial)
-            finally:
-                self._unfinished = False
             # super() searched for the best checkpoint in the folder of unfinished ones. Set the right path.
             best = os.path.join(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
             if self.state.best_global_step == self.state.global_step or os.path.isdir(best):
@@ -153,7 +198,7 @@ class ResumingTrainer(DistributedTrainer):
         # After a signal, first do everything that is due at this step. In the last step of an epoch this includes the
         # evaluation at the end of the epoch.
         due_later = self.state.epoch % 1 == 0 or self.control.should_training_stop or self.control.should_epoch_stop
-        ends = not due_later and self._signum() is not None
+        ends = not due_later and self.signals.agreed(self.args.device) is not None
         self.control.should_log |= ends
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if ends:
@@ -169,7 +214,7 @@ class ResumingTrainer(DistributedTrainer):
                 # the sampler.
                 kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
-        if self._signum() is not None:
+        if self.signals.agreed(self.args.device) is not None:
             self._end(kwargs["model"], kwargs["trial"])
 
     def _is_over(self) -> bool:
@@ -178,9 +223,6 @@ class ResumingTrainer(DistributedTrainer):
         return self.state.global_step >= self.state.max_steps or any(
             c.early_stopping_patience_counter >= c.early_stopping_patience for c in patience
         )
-
-    def _signum(self) -> int | None:
-        return None if self._watch is None else self._watch.noted(self.args.device)
 
     def _end(self, model: nn.Module, trial: Any) -> None:
         """Save this step if it is not saved yet, and end the run.
@@ -196,7 +238,7 @@ class ResumingTrainer(DistributedTrainer):
             logger.warning("Interrupted; go on with --resume_from_checkpoint true (from %s).", checkpoint)
         self._finish_current_push()
         self.accelerator.wait_for_everyone()  # a launcher kills all processes when the first one exits
-        raise TrainingInterrupted(self._watch.signum, checkpoint)
+        raise TrainingInterrupted(self.signals.signum, checkpoint)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         if skip_scheduler and self.state.global_step > 0:
@@ -216,8 +258,8 @@ class ResumingTrainer(DistributedTrainer):
         if checkpoint is not None and self.state.best_global_step:
             # Search beside the checkpoint, because the folder may have been moved since.
             best = Path(checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
-            wrong = damage(best) if best.is_dir() else "is not there"
-            self.state.best_model_checkpoint = None if wrong else str(best)
-            if wrong:
-                logger.warning("The best prompt so far is lost: %s %s. Only a better one will be kept.", best, wrong)
+            fault = damage(best) if best.is_dir() else "is not there"
+            self.state.best_model_checkpoint = None if fault else str(best)
+            if fault:
+                logger.warning("The best prompt so far is lost: %s %s. Only a better one will be kept.", best, fault)
         return place

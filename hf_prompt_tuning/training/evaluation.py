@@ -3,6 +3,7 @@
 The results do not depend on the batch size.
 """
 
+import copy
 import logging
 import math
 from contextlib import AbstractContextManager
@@ -11,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from transformers import EvalPrediction
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer_utils import PredictionOutput, has_length
 
 from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
 from ..stand_ins import ByContext
-from .row_order import RowOrderTrainer
 from .scorer import RowResults, Scorer
 from .token_rows import RowEncoder, with_labels
 
@@ -27,13 +28,28 @@ logger = logging.getLogger(__name__)
 _IN_USE: ByContext[Scorer | None] = ByContext("scorer", None)
 
 
-class EvaluatingTrainer(RowOrderTrainer):
-    """Trainer that evaluates and predicts; a base class of `PromptTuningTrainer`."""
+class EvaluationMixin:
+    """Let a `Trainer` evaluate and predict with a `Scorer`, row by row in order, and record metrics in the prompt.
 
-    _rows: RowEncoder
-    _extra_metrics: Any
-    _preprocess: Any = None  # `preprocess_logits_for_metrics`
-    _alone = True  # whether only one prompt trains
+    Args:
+        rows: turns the prompt's data into token ids.
+        compute_metrics: the caller's function.
+        preprocess_logits_for_metrics: the caller's function.
+        **kwargs: as in `Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: RowEncoder,
+        compute_metrics: Any = None,
+        preprocess_logits_for_metrics: Any = None,
+        **kwargs: Any,
+    ):
+        self._rows = rows
+        self._extra_metrics, self._preprocess_logits = compute_metrics, preprocess_logits_for_metrics
+        super().__init__(compute_metrics=self._compute_metrics, **kwargs)
+        self._eval_dataloaders: dict[str, DataLoader] = {}
 
     def _make_scorer(self, **options: Any) -> Scorer:
         """Return the scorer for an evaluation of the trainer's data; `options` are fields of `Scorer`."""
@@ -57,7 +73,7 @@ class EvaluatingTrainer(RowOrderTrainer):
         if writes and getattr(self.args, "predict_with_generate", True):
             options["max_new_tokens"] = template.max_target_length or longest_target(data)
         return Scorer(
-            rows, self.args, compute_metrics=self._extra_metrics, preprocess_logits=self._preprocess, **options
+            rows, self.args, compute_metrics=self._extra_metrics, preprocess_logits=self._preprocess_logits, **options
         )
 
     @property
@@ -69,13 +85,16 @@ class EvaluatingTrainer(RowOrderTrainer):
         """Score with this scorer within the context."""
         return _IN_USE.set_to(scorer, self)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Return the evaluation data loader as `Trainer` does. A dataset of raw columns is tokenized."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._scorer.rows(eval_dataset, "evaluation", require_target=False)
-        return super().get_eval_dataloader(eval_dataset)
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the evaluation data loader as `Trainer` does. A dataset of raw columns is tokenized.
 
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        With persistent workers, `Trainer` would reuse the loader of its own data for a dataset that is passed in.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        return super().get_test_dataloader(self._scorer.rows(eval_dataset, "evaluation", require_target=False))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Return the test data loader as `Trainer` does.
 
         A dataset of raw columns is tokenized. Rows of token ids may have no labels.
@@ -83,6 +102,24 @@ class EvaluatingTrainer(RowOrderTrainer):
         rows = self._scorer.rows
         test_dataset = test_dataset if rows.tokenizer is not None else with_labels(test_dataset)
         return super().get_test_dataloader(rows(test_dataset, "test", require_target=False))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler | None:
+        # Trainer's sampler groups evaluation rows by length if training does. With several processes, Accelerate
+        # distributes the rows.
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) and self.args.world_size <= 1 else None
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """Return a data loader as `Trainer` does. One for evaluation reads all rows in their order."""
+        if is_training:
+            return super()._get_dataloader(dataset, *args, is_training=True, **kwargs)
+        # `Trainer` reads its arguments here: let a copy of this trainer, with others, make the loader.
+        reader = copy.copy(self)
+        reader.args = copy.copy(self.args)
+        reader.args.dataloader_drop_last, reader.args.dataloader_in_order = False, True
+        if isinstance(dataset, IterableDataset):
+            # Several workers would each read a part of the stream and return batches in turn, which mixes up the rows.
+            reader.args.dataloader_num_workers = min(1, self.args.dataloader_num_workers)
+        return super(EvaluationMixin, reader)._get_dataloader(dataset, *args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

@@ -1,97 +1,64 @@
 """Search for hyperparameters: all trials share one backbone, each gets a new prompt, and the best prompt is kept."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerState
-from transformers.trainer_utils import BestRun, TrainOutput
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from ..models.metric_direction import greater_is_better, value_of
-from .evaluation import EvaluatingTrainer
+from ..models.soft_prompts import SoftPrompts
 
 STATE_FILE = "trainer_state.json"
 
 
-class SearchingTrainer(EvaluatingTrainer):
-    """Trainer that searches for hyperparameters; a base class of `PromptTuningTrainer`."""
+def objective_of(args: TrainingArguments) -> Callable[[dict[str, float]], float]:
+    """Return the default objective: an evaluation's value of `metric_for_best_model`, or its loss."""
+    return partial(value_of, metric=args.metric_for_best_model or "loss")
 
-    _trial_folders: dict[str, Path]
 
-    def _introduced(self, model: nn.Module) -> nn.Module:
-        """Set the trainer's template, layout and example row on a new model; return the model."""
-        raise NotImplementedError
+def direction_of(args: TrainingArguments) -> str:
+    """Return the direction of `metric_for_best_model`: "minimize" or "maximize"."""
+    greater = greater_is_better(args.metric_for_best_model or "loss", args.greater_is_better)
+    return "maximize" if greater else "minimize"
 
-    def train(self, *args: Any, trial: Any = None, **kwargs: Any) -> TrainOutput:
-        """Train as `Trainer` does. A trial of a search saves its prompt (some kilobytes) in `run-<number>`."""
-        output = super().train(*args, trial=trial, **kwargs)
-        number = getattr(trial, "number", None)
-        if number is not None:
-            if self.objective is None or self.args.load_best_model_at_end:
-                # The kept prompt was not the one in the last evaluation, so evaluate it.
-                self.objective = self.compute_objective(self.evaluate())
-            folder = Path(self._get_output_dir(trial))
-            self.save_model(str(folder), _internal_call=True)
-            if self.is_world_process_zero():
-                self.state.save_to_json(str(folder / STATE_FILE))
-            self._trial_folders[str(number)] = folder
-        return output
 
-    def hyperparameter_search(
-        self,
-        hp_space: Callable[[Any], dict[str, Any]] | None = None,
-        compute_objective: Callable[[dict[str, float]], float] | None = None,
-        n_trials: int = 20,
-        direction: str | list[str] | None = None,
-        **kwargs: Any,
-    ) -> BestRun | list[BestRun]:
-        """Search as `Trainer` does. Afterwards the trainer holds the best trial's prompt, metrics and hyperparameters.
+def keep_trial(trainer: Trainer, trial: Any) -> Path:
+    """Save a trial's prompt (some kilobytes) in `run-<number>`, and return that folder."""
+    if trainer.objective is None or trainer.args.load_best_model_at_end:
+        # The kept prompt was not the one in the last evaluation, so evaluate it.
+        trainer.objective = trainer.compute_objective(trainer.evaluate())
+    folder = Path(trainer._get_output_dir(trial))
+    trainer.save_model(str(folder), _internal_call=True)
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(folder / STATE_FILE))
+    return folder
 
-        `model_init(trial)` makes each trial's prompt, always on the same backbone. It is also called once with None,
-        before the search. It suggests the properties of the prompt (`trial.suggest_int("num_virtual_tokens", …)`);
-        `hp_space` suggests the training arguments.
 
-        Args:
-            hp_space: function that returns a trial's `TrainingArguments` values by name.
-            compute_objective: function from an evaluation's metrics to the objective; default: the value of
-                `metric_for_best_model`, or the loss. (`Trainer`'s default is the sum of all metrics.)
-            n_trials: number of trials.
-            direction: "minimize" or "maximize"; default: the direction of the metric, from `greater_is_better` or its
-                name. Pass it if you pass `compute_objective`.
-            **kwargs: passed to `optuna.create_study` (`sampler`, `pruner`, `storage`, …) and `Study.optimize`.
+def load_trial(model: SoftPrompts, folder: Path) -> SoftPrompts:
+    """Return a model with the prompt of a trial, on the backbone of `model`."""
+    return type(model).from_pretrained(model.get_base_model(), folder, is_trainable=True)
 
-        Raises:
-            PromptTuningError: the evaluation does not return the metric.
-        """
-        name = self.args.metric_for_best_model or "loss"
 
-        def metric(metrics: dict[str, float]) -> float:
-            return value_of(metrics, name)
+def restore_trial(trainer: Trainer, model: nn.Module, folder: Path, hyperparameters: dict[str, Any]) -> None:
+    """Set a trainer's model, state and arguments as if this trial had been trained last.
 
-        self._trial_folders = {}
-        if direction is None:
-            direction = "maximize" if greater_is_better(name, self.args.greater_is_better) else "minimize"
-        best = super().hyperparameter_search(
-            hp_space, compute_objective or metric, n_trials, direction=direction, **kwargs
-        )
-        if isinstance(best, BestRun) and best.run_id in self._trial_folders:
-            self._take(self._trial_folders[best.run_id], best.hyperparameters)
-        return best
-
-    def _take(self, folder: Path, hyperparameters: dict[str, Any]) -> None:
-        """Load a trial's prompt into the trainer, as if that trial had been trained last."""
-        # After a search there is no model. Only the backbone of this new one is used.
-        model = super().call_model_init()
-        for name, value in hyperparameters.items():
-            if hasattr(self.args, name):
-                setattr(self.args, name, value)
-        best = type(model).from_pretrained(model.get_base_model(), folder, is_trainable=True)
-        self.model = self.model_wrapped = self._introduced(best)
-        if self.place_model_on_device:
-            self._move_model_to_device(self.model, self.args.device)
-        self.state = TrainerState.load_from_json(str(folder / STATE_FILE))
-        # These still refer to the last trial's prompt.
-        self.optimizer = self.lr_scheduler = None
-        handler = self.callback_handler
-        handler.model, handler.optimizer, handler.lr_scheduler = self.model, None, None
+    Args:
+        trainer: the trainer.
+        model: the model with the trial's prompt.
+        folder: folder of the trial.
+        hyperparameters: the trial's suggestions, by name.
+    """
+    for name, value in hyperparameters.items():
+        if hasattr(trainer.args, name):
+            setattr(trainer.args, name, value)
+    trainer.model = trainer.model_wrapped = model
+    if trainer.place_model_on_device:
+        trainer._move_model_to_device(model, trainer.args.device)
+    trainer.state = TrainerState.load_from_json(str(folder / STATE_FILE))
+    # These still refer to the last trial's prompt.
+    trainer.optimizer = trainer.lr_scheduler = None
+    handler = trainer.callback_handler
+    handler.model, handler.optimizer, handler.lr_scheduler = model, None, None

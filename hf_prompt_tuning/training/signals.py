@@ -3,12 +3,15 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+from transformers import TrainingArguments
 
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..hub.background import drop_folders
@@ -80,3 +83,40 @@ class SignalWatch:
         if agreed and self.signum is None:
             self.signum, self._noted_at = agreed, time.monotonic()
         return agreed or None
+
+
+class Signals:
+    """The signals that come during a trainer's runs and pushes. They are recorded only with `save_on_signal`.
+
+    Args:
+        args: the run's arguments.
+    """
+
+    def __init__(self, args: TrainingArguments):
+        self._args = args
+        self._watch: SignalWatch | None = None
+
+    @contextmanager
+    def recorded(self, then: str) -> Iterator[None]:
+        """Within this context, record a first SIGTERM or SIGINT and go on.
+
+        Args:
+            then: what happens next, for the message that the signal prints. Within such a context, the outer one's.
+        """
+        if self._watch is not None or not getattr(self._args, "save_on_signal", False):
+            yield
+            return
+        try:
+            with SignalWatch(then) as self._watch:
+                yield
+        finally:
+            self._watch = None
+
+    @property
+    def signum(self) -> int | None:
+        """Return the signal that this process has received, or None."""
+        return None if self._watch is None else self._watch.signum
+
+    def agreed(self, device: torch.device) -> int | None:
+        """Return the signal that any process has received, or None. All processes must call this in the same step."""
+        return None if self._watch is None else self._watch.noted(device)

@@ -1,37 +1,46 @@
 """Trainer for soft prompts."""
 
+from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import EarlyStoppingCallback, set_seed
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import Trainer, set_seed
+from transformers.trainer_utils import BestRun, TrainOutput
 
 from ..data.collator import DataCollatorForPromptTuning, beside_texts
-from ..data.encoding import text_rows, with_label_words
 from ..data.template import PromptTemplate
 from ..data.token_ids import vocabulary_of
-from ..errors import PromptTuningError
 from ..extras import check_installed
 from ..layouts import check_layout_name
 from ..layouts.base import IGNORED
-from ..models.create import with_prompt
 from ..models.metric_direction import check_direction
 from ..models.recording import describe_run
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
+from ..prompts.ensemble_info import ENSEMBLE_FILE
 from ..prompts.info import PromptInfo
+from ..prompts.plots import CURVES_FILE
+from ..prompts.repository_files import PROMPT_FILES
 from ..sharding import whole
-from ..training.arguments import PromptTuningArguments
-from .callbacks import DivergenceCallback
-from .sampling import SeededLengthGroupedSampler
-from .search import SearchingTrainer
+from . import search
+from .arguments import PromptTuningArguments
+from .checkpointing import CheckpointMixin
+from .evaluation import EvaluationMixin
+from .hooks import check_hooks
+from .publishing import Publisher
+from .push_arguments import destination
+from .setup import all_callbacks, choose_template, prompt_model
 from .token_rows import ColumnCheck, RowEncoder
-from .trainer_checks import check_devices, check_options, check_together, warn_of_template
+from .trainer_checks import check_devices, check_options, check_together, check_trains
+
+check_hooks()
 
 
-class PromptTuningTrainer(SearchingTrainer):
+class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     """Train a soft prompt on raw columns (with a template) or on rows of token ids.
 
     Args:
@@ -55,6 +64,8 @@ class PromptTuningTrainer(SearchingTrainer):
         PromptTuningError: the model, the template, the data or an argument is invalid.
     """
 
+    _alone = True  # whether only one prompt trains
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -72,54 +83,47 @@ class PromptTuningTrainer(SearchingTrainer):
     ):
         check_installed("training")
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
-        check_together(model, model_init, prompt_config, args, callbacks or ())
-        if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps <= 0:
-            raise PromptTuningError(
-                f"the training data is a stream and max_steps is {args.max_steps}; a stream has no length to count "
-                "epochs by: give max_steps, 1 or more."
-            )
+        check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset)
         check_direction(args)
         self.model_init = model_init
         if model_init is not None:
             model = super().call_model_init()
         check_devices(model, args)
-        template = self._made_by(template, model, processing_class, train_dataset, eval_dataset)
+        template = choose_template(template, model, processing_class, train_dataset, eval_dataset)
         check_options(args, kwargs, compute_metrics, template)
-        self._preprocess = kwargs.pop("preprocess_logits_for_metrics", None)
         if prompt_config is not None:
             set_seed(args.seed)  # before the prompt's vectors are drawn
-        model = self._wrapped(model, prompt_config, processing_class, template)
-        self._extra_metrics = compute_metrics
-        self._rows = RowEncoder(
+        model = prompt_model(model, prompt_config, processing_class, template)
+        rows = RowEncoder(
             None if template is None else model.row_encoder(processing_class, template),
             self._room(model),
             vocabulary_of(model),
             ColumnCheck.of_run(model.get_base_model(), args, data_collator, self._alone),
         )
-        callbacks = list(callbacks or [])
-        if getattr(args, "early_stopping_patience", None):
-            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-        kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks]
-        if not any(issubclass(kind, DivergenceCallback) for kind in kinds):
-            callbacks.append(DivergenceCallback())
-        train_dataset = self._rows(train_dataset, "training", require_target=True)
-        eval_dataset = self._rows(eval_dataset, "evaluation", require_target=False)
+        train_dataset = rows(train_dataset, "training", require_target=True)
+        eval_dataset = rows(eval_dataset, "evaluation", require_target=False)
         check_layout_name(getattr(args, "layout", "auto"))
-        if isinstance(model, SoftPrompts) and not model.is_frozen:
+        if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
+        self.publisher = Publisher(self, self._copy_for_hub, self._own_files)
+        self._trial_folders: dict[str, Path] = {}
         super().__init__(
+            rows=rows,
             model=model,
             args=args,
             data_collator=data_collator or DataCollatorForPromptTuning(processing_class),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=self._compute_metrics,
-            callbacks=callbacks,
+            compute_metrics=compute_metrics,
+            callbacks=all_callbacks(callbacks, args),
             **kwargs,
         )
-        # Do not pass it to super(), which would call it again.
-        self.model_init = model_init
+        self._leave_loss_to_the_model()
+        self.model_init = model_init  # not passed to super(), which would call it again
+        self._adopt(self.model)
+
+    def _leave_loss_to_the_model(self) -> None:
         # Our `forward` divides by `num_items_in_batch`, whether or not the backbone's does. The label of the first
         # token counts, because the prompt's last vector predicts it. `forward` also smooths the labels.
         self.model_accepts_loss_kwargs = True
@@ -129,25 +133,13 @@ class PromptTuningTrainer(SearchingTrainer):
         if self._rows.tokenizer is not None:
             # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
             self._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
-        self._introduced(self.model)
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a model as `Trainer` does, set its template, and check that the data fits behind its prompt.
-
-        Raises:
-            PromptTuningError: `model_init` does not return a prompt-tuning model, or a row is too long for its prompt.
-        """
-        model = self._introduced(self._wrapped(super().call_model_init(trial), None, None, None))
+    def _adopt(self, model: SoftPrompts) -> SoftPrompts:
+        """Give a model the trainer's layout, template and example row, and give its rows the room that it has."""
+        names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
+        model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
         self._rows = replace(self._rows, limit=self._room(model), vocabulary=vocabulary_of(model))
-        for name, data in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
-            self._rows(data, name, require_target=False)
-        return model
-
-    def _introduced(self, model: nn.Module) -> nn.Module:
-        if hasattr(model, "use_layout"):
-            names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
-            model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
-        if self._rows.tokenizer is not None and isinstance(model, SoftPrompts):
+        if self._rows.tokenizer is not None:
             model.info.template = self._rows.tokenizer.template
             if isinstance(self.train_dataset, Dataset):
                 # Set here and not in each save, so that a user who may not publish a row can remove it.
@@ -155,46 +147,92 @@ class PromptTuningTrainer(SearchingTrainer):
         return model
 
     @staticmethod
-    def _made_by(template: Any, model: Any, tokenizer: Any, train: Any, evaluation: Any) -> PromptTemplate | None:
-        """Return the template for the data: the given one, or the prompt's; None if all data are token ids.
+    def _room(model: SoftPrompts) -> int | None:
+        """Return how many text tokens fit behind the prompt; None if there is no limit."""
+        return model.room()
+
+    def call_model_init(self, trial: Any = None) -> SoftPrompts:
+        """Make a model as `Trainer` does, set its template, and check that the data fits behind its prompt.
 
         Raises:
-            PromptTuningError: the data is text and there is no tokenizer.
+            PromptTuningError: `model_init` does not return a prompt-tuning model, or a row is too long for its prompt.
         """
-        own = model.info.template if isinstance(model, SoftPrompts) else None
-        warn_of_template(own, template)
-        known = template if template is not None else own
-        if known is None or tokenizer is not None:
-            return with_label_words(known, train, evaluation)
-        data = [rows for rows in (train, evaluation) if rows is not None]
-        if template is not None or not data or any(text_rows(rows, known) is not None for rows in data):
-            raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
-        return None
+        model = self._adopt(prompt_model(super().call_model_init(trial)))
+        for name, data in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
+            self._rows(data, name, require_target=False)
+        return model
 
-    @staticmethod
-    def _wrapped(model: Any, config: PromptTuningConfig | None, tokenizer: Any, template: Any) -> Any:
-        """Return the model with its prompt. A plain backbone gets a prompt from `prompt_config`."""
-        if model is None or isinstance(model, SoftPrompts):
-            return model
-        if config is None:
-            raise PromptTuningError(
-                f"model is a {type(model).__name__}; give one from get_prompt_tuning_model, "
-                "or a transformers backbone together with prompt_config."
-            )
-        return with_prompt(model, config, tokenizer, template, "default", frozen=False)
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train as `Trainer` does, and resume exactly.
 
-    @staticmethod
-    def _room(model: Any) -> int | None:
-        """Return how many text tokens fit behind the prompt; None if there is no limit."""
-        return model.room() if isinstance(model, SoftPrompts) else None
+        A resumed run ends with the same prompt, bit for bit, as a run that was never interrupted.
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            size = sampler.batch_size * self.args.world_size
-            sampler = SeededLengthGroupedSampler(size, sampler.lengths, seed)
-        return sampler
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`. If there
+                is none, training starts from the beginning and logs a warning.
+            trial: as in `Trainer`. A trial of a search saves its prompt (some kilobytes) in `run-<number>`.
+            ignore_keys_for_eval: as in `Trainer`.
+
+        Raises:
+            PromptTuningError: the checkpoint folder is missing or damaged, the prompt was loaded without
+                `is_trainable=True`, or the checkpoint was saved with another optimizer, schedule or precision.
+            CheckpointSaveError: a checkpoint could not be written.
+            TrainingInterrupted: SIGTERM or SIGINT arrived with `save_on_signal` on; the run is saved.
+        """
+        if self.model is not None:  # otherwise `model_init` makes the model later
+            model = self.accelerator.unwrap_model(self.model)
+            check_trains(model, self._prompts_to_train(model))
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        with self.signals.recorded("saving after this step"):
+            output = super().train(checkpoint, trial, ignore_keys_for_eval)
+        if getattr(trial, "number", None) is not None:
+            self._trial_folders[str(trial.number)] = search.keep_trial(self, trial)
+        return output
+
+    def _prompts_to_train(self, model: SoftPrompts) -> list[str]:
+        return [model.active_adapter]
+
+    def hyperparameter_search(
+        self,
+        hp_space: Any = None,
+        compute_objective: Any = None,
+        n_trials: int = 20,
+        direction: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """Search as `Trainer` does. Afterwards the trainer holds the best trial's prompt, metrics and hyperparameters.
+
+        `model_init(trial)` makes each trial's prompt, always on the same backbone. It is also called once with None,
+        before the search. It suggests the properties of the prompt (`trial.suggest_int("num_virtual_tokens", …)`);
+        `hp_space` suggests the training arguments.
+
+        Args:
+            hp_space: function that returns a trial's `TrainingArguments` values by name.
+            compute_objective: function from an evaluation's metrics to the objective; default: the value of
+                `metric_for_best_model`, or the loss. (`Trainer`'s default is the sum of all metrics.)
+            n_trials: number of trials.
+            direction: "minimize" or "maximize"; default: the direction of the metric, from `greater_is_better` or its
+                name. Pass it if you pass `compute_objective`.
+            **kwargs: passed to `optuna.create_study` (`sampler`, `pruner`, `storage`, …) and `Study.optimize`.
+
+        Raises:
+            PromptTuningError: the evaluation does not return the metric.
+        """
+        self._trial_folders = {}
+        direction = search.direction_of(self.args) if direction is None else direction
+        compute_objective = compute_objective or search.objective_of(self.args)
+        best = super().hyperparameter_search(hp_space, compute_objective, n_trials, direction=direction, **kwargs)
+        if isinstance(best, BestRun) and best.run_id in self._trial_folders:
+            folder = self._trial_folders[best.run_id]
+            # After a search there is no model. Only the backbone of the new one is used.
+            model = self._adopt(search.load_trial(super().call_model_init(), folder))
+            search.restore_trial(self, model, folder, best.hyperparameters)
+        return best
 
     def set_initial_training_values(self, args: PromptTuningArguments, dataloader: Any) -> tuple:
         """Return the values as `Trainer` does, but run no step with `max_steps=0`, where `Trainer` runs one."""
@@ -229,4 +267,68 @@ class PromptTuningTrainer(SearchingTrainer):
             self._describe(model.info)
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir
-                model.save_pretrained(folder, repo_id=self._card_repo_id, card=not self._unfinished)
+                model.save_pretrained(folder, repo_id=self.publisher.repo_id, card=not self._unfinished)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the Hub repository as `Trainer` does, for all processes.
+
+        If the Hub is unreachable, the first push creates the repository.
+
+        Raises:
+            PromptTuningError: the token, the namespace, the branch or the visibility is invalid.
+        """
+        self.publisher.create_repository(token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        tokenizer: bool = False,
+        **kwargs: Any,
+    ) -> CommitInfo | Future | None:
+        """Push the prompt with its description, card and pictures to `hub_model_id`.
+
+        If the Hub does not accept the push, nothing is raised, because the prompt is saved in `output_dir`. A warning
+        gives the command that pushes it later.
+
+        Args:
+            commit_message: message of the commit.
+            blocking: whether to wait until the push is finished.
+            token: default: `hub_token` of the training arguments.
+            revision: branch, created if missing; default: `hub_revision` of the training arguments.
+            private: whether a new repository is private; default: `hub_private_repo` of the training arguments.
+            tokenizer: whether to push the tokenizer, too.
+            **kwargs: `language`, `license` and `tags` for the card. Other arguments of `Trainer`'s model card are
+                accepted and ignored, because the prompt's card fills them in by itself.
+
+        Raises:
+            PromptTuningError: the repository or branch name is invalid, an argument is unknown, or `private` is set
+                and the repository is public.
+            TrainingInterrupted: SIGTERM or SIGINT arrived with `save_on_signal` on; the push is finished or given up.
+        """
+        to = destination(self.args, token=token, revision=revision, private=private)
+        return self.publisher.push(to, commit_message or "End of training", blocking, tokenizer, kwargs)
+
+    def _own_files(self) -> list[str]:
+        """Return the paths in `output_dir` of all files that a push may contain.
+
+        A single prompt replaces the files in the root of a run with several prompts.
+        """
+        return [*PROMPT_FILES, ENSEMBLE_FILE, CURVES_FILE]
+
+    def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
+        """Save the files to push in `folder`; return the folder that holds them."""
+        return self.accelerator.unwrap_model(self.model).save_for_hub(folder, repo_id, tokenizer)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Do not call super(), which pushes everything in the output folder, including pickles.
+        self.publisher.push_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        self.publisher.finish()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the prompt is saved with its own card."""

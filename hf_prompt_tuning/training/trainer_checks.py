@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_together(
-    model: Any, model_init: Any, config: Any, args: TrainingArguments, callbacks: Sequence[Any]
+    model: Any, model_init: Any, config: Any, args: TrainingArguments, callbacks: Sequence[Any], train_dataset: Any
 ) -> None:
     """Raise PromptTuningError for conflicting arguments, or if neither `model` nor `model_init` is given."""
     if model is None and model_init is None:
@@ -31,6 +31,11 @@ def check_together(
     if patience and any(_kind(callback) is EarlyStoppingCallback for callback in callbacks):
         raise PromptTuningError(
             f"an EarlyStoppingCallback is given beside early_stopping_patience, {patience}; give one of them."
+        )
+    if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps <= 0:
+        raise PromptTuningError(
+            f"the training data is a stream and max_steps is {args.max_steps}; a stream has no length to count "
+            "epochs by: give max_steps, 1 or more."
         )
 
 

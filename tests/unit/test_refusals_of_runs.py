@@ -8,14 +8,19 @@ import torch
 from safetensors.torch import save_file
 from transformers import Trainer
 
-from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
+from hf_prompt_tuning import (
+    PromptLoadError,
+    PromptTuningConfig,
+    PromptTuningError,
+    PromptTuningTrainer,
+    get_prompt_tuning_model,
+)
 from hf_prompt_tuning.inspection.effects import attention_to_prompt
 from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
 from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
 from hf_prompt_tuning.several.checks import check_arguments, check_prompts
 from hf_prompt_tuning.several.ensemble import load_ensemble
 from hf_prompt_tuning.several.task import PromptTask, model_with_prompts
-from hf_prompt_tuning.training.distributed import DistributedTrainer
 from tests.shared.ensembles import make
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.several_prompts import random_prompt
@@ -84,7 +89,7 @@ def test_loading_that_would_shard_the_prompt(monkeypatch):
         self.accelerator = SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", made)
-    trainer = DistributedTrainer.__new__(DistributedTrainer)
+    trainer = PromptTuningTrainer.__new__(PromptTuningTrainer)
     with pytest.raises(PromptTuningError, match="fsdp_cpu_ram_efficient_loading is on"):
         trainer.create_accelerator_and_postprocess()
 

@@ -88,7 +88,7 @@ def test_a_persons_own_card_is_left_alone(door, hub, tmp_path, tokenizer, tasks)
         trainer.train()
         if door == "end":
             trainer.push_to_hub()
-        assert " README.md" not in trainer._later(Destination("alice/p"))
+        assert " README.md" not in trainer.publisher.later_command(Destination("alice/p"))
         assert (tmp_path / "README.md").read_bytes() == own
     files = hub.files("alice/p")
     assert files["README.md"] == own and "complaints/README.md" in files

@@ -213,6 +213,6 @@ class TestPartitionedPrompts:
         model.prompt_encoder["default"].embedding.weight.data = model.vectors[:0]
         model.entered, lengths = [], []
         trainer.is_world_process_zero, trainer.push_in_progress = (lambda: rank == 0), None
-        trainer._start_pushes = lambda folder: lengths.append(len(model.prompt)) or []
+        trainer.publisher._start_pushes = lambda folder: lengths.append(len(model.prompt)) or []
         trainer._push_from_checkpoint(str(tmp_path))
         assert model.entered == [True] and lengths == [3] * (rank == 0)

@@ -1,0 +1,52 @@
+"""The private hooks of Trainer that we rely on are in a table, and a hook that is gone is an error at import."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+from transformers import Trainer
+
+import hf_prompt_tuning
+from hf_prompt_tuning.training import trainer as module
+from hf_prompt_tuning.training.hooks import ATTRIBUTES, METHODS, check_hooks
+
+PACKAGE = Path(hf_prompt_tuning.__file__).parent
+TRAINER = next(Path(importlib.import_module(Trainer.__module__).__file__).parent.glob("trainer.py"))
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """Private methods that are defined, and private attributes of a trainer that are used."""
+    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner = node.value.func if isinstance(node.value, ast.Call) else node.value
+            if isinstance(owner, ast.Name) and owner.id in ("self", "super", "trainer", "reader"):
+                names.add(node.attr)
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def test_the_table_is_complete():
+    """What our trainers define or use and Trainer has, too, is meant, and is in the table."""
+    files = [*(PACKAGE / "training").glob("*.py"), *(PACKAGE / "several").glob("*.py")]
+    ours = set().union(*(private_names(ast.parse(file.read_text())) for file in files))
+    theirs = private_names(ast.parse(TRAINER.read_text()))
+    listed = {hook.name for hook in (*METHODS, *ATTRIBUTES)}
+    assert ours & theirs - listed == set()
+    unused = {name for name in listed if name.startswith("_")} - ours
+    assert unused == set()
+
+
+@pytest.mark.parametrize("name", ["_run_epoch", "create_accelerator_and_postprocess"])
+def test_a_renamed_method_is_an_error_at_import(name, monkeypatch):
+    monkeypatch.delattr(Trainer, name)
+    with pytest.raises(ImportError, match=f"has no {name}, which .* Install the version of transformers"):
+        importlib.reload(module)
+
+
+def test_a_renamed_attribute_is_an_error():
+    class Renamed(Trainer):
+        pass
+
+    with pytest.raises(ImportError, match="_signature_columns, which keeps only the columns"):
+        check_hooks(Renamed)
