@@ -64,10 +64,7 @@ class TaskRun:
 
     def describe_data(self, info: PromptInfo) -> None:
         """Record the template and an example row, which a user who may not publish a row can remove."""
-        if self.rows.tokenizer is not None:
-            info.template = self.rows.tokenizer.template
-            if self.task.train_dataset is not None:
-                info.example = self.rows.tokenizer.readable(self.task.train_dataset[0])
+        self.rows.describe(info, self.task.train_dataset)
 
     def describe(self, info: PromptInfo, log_history: list[dict[str, Any]], others: list[str]) -> None:
         """Record the task's losses, its numbers of rows, and the tasks that it was trained with."""

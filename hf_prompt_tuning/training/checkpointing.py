@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, 
 from .pickle_free import with_pickles
 from .resume_checks import check_like, check_states
 from .sampling import SeededLengthGroupedSampler
-from .signals import Signals
+from .signals import SignalWatch
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,11 @@ class CheckpointMixin:
     """Let a `Trainer` run on several processes, save checkpoints atomically, end after a signal, and resume exactly.
 
     Attributes:
-        signals: the signals that its runs have received.
+        signals: records the signals that come during its runs.
     """
 
     def __init__(self, *, args: Any, **kwargs: Any):
-        self.signals = Signals(args)
+        self.signals = SignalWatch()
         distributed.set_defaults(args)
         super().__init__(args=args, **kwargs)
         self._own_optimizer = self.optimizer is not None  # whether the caller passed an optimizer
@@ -65,6 +66,10 @@ class CheckpointMixin:
             own = self.optimizer_cls_and_kwargs is not None or self._own_optimizer
             check_like(checkpoint, self.args, scales, own)
         return checkpoint
+
+    def _watching_signals(self, then: str) -> AbstractContextManager:
+        """Within this context, record a first SIGTERM or SIGINT, and do `then` next; only with `save_on_signal`."""
+        return self.signals.watching(then) if getattr(self.args, "save_on_signal", False) else nullcontext()
 
     def _find_checkpoint(self, wanted: str | bool | None) -> str | None:
         """Return the folder to resume from, the same on every process."""
@@ -198,7 +203,7 @@ class CheckpointMixin:
         # After a signal, first do everything that is due at this step. In the last step of an epoch this includes the
         # evaluation at the end of the epoch.
         due_later = self.state.epoch % 1 == 0 or self.control.should_training_stop or self.control.should_epoch_stop
-        ends = not due_later and self.signals.agreed(self.args.device) is not None
+        ends = not due_later and self.signals.noted(self.args.device) is not None
         self.control.should_log |= ends
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if ends:
@@ -214,7 +219,7 @@ class CheckpointMixin:
                 # the sampler.
                 kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
-        if self.signals.agreed(self.args.device) is not None:
+        if self.signals.noted(self.args.device) is not None:
             self._end(kwargs["model"], kwargs["trial"])
 
     def _is_over(self) -> bool:

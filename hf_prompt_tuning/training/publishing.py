@@ -49,6 +49,7 @@ class Publisher:
         copy_files: saves the files to push in a folder; takes the folder, the repository's name, and the tokenizer to
             push or None, and returns the folder that holds them.
         file_names: returns the paths in `output_dir` of all files that a push may contain.
+        watching_signals: returns a context that records signals; takes what happens next, for a message.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Publisher:
         trainer: Trainer,
         copy_files: Callable[[Path, str, Any], Path],
         file_names: Callable[[], list[str]],
+        watching_signals: Callable[[str], AbstractContextManager],
     ):
         self._trainer, self._copy_files, self._file_names = trainer, copy_files, file_names
+        self._watching_signals = watching_signals
         self._last_push: Future | None = None
         self._wanted_repo_id: str | None = None
         self._card_fields: dict[str, Any] = {}
@@ -68,11 +71,7 @@ class Publisher:
         return self._trainer.hub_model_id or self._wanted_repo_id
 
     def create_repository(self, token: str | None, private: bool | None) -> None:
-        """Create the repository, for all processes. If the Hub is unreachable, the first push creates it.
-
-        Raises:
-            PromptTuningError: the token, the namespace, the branch or the visibility is invalid.
-        """
+        """Create the repository, for all processes. If the Hub is unreachable, the first push creates it."""
         trainer = self._trainer
         to = destination(trainer.args, token=token, private=private)
         made = on_all_processes(trainer.args, to.repo_id, partial(make_repository, to))
@@ -82,19 +81,7 @@ class Publisher:
     def push(
         self, to: Destination, commit_message: str, blocking: bool, tokenizer: bool, card_fields: dict[str, Any]
     ) -> CommitInfo | Future | None:
-        """Save the prompt and push it, with its description, card and pictures.
-
-        Args:
-            to: the destination.
-            commit_message: message of the commit.
-            blocking: whether to wait until the push is finished.
-            tokenizer: whether to push the tokenizer, too.
-            card_fields: arguments for the card.
-
-        Raises:
-            PromptTuningError: a field of the card is unknown, or `private` is set and the repository is public.
-            TrainingInterrupted: SIGTERM or SIGINT arrived with `save_on_signal` on; the push is finished or given up.
-        """
+        """Save the prompt and push it, as `PromptTuningTrainer.push_to_hub` says."""
         if unknown := [name for name in card_fields if name not in (*CARD_FIELDS, *IGNORED_FIELDS)]:
             raise PromptTuningError(
                 f"push_to_hub has no argument {unknown[0]!r}; it has commit_message, blocking, token, revision, "
@@ -103,7 +90,9 @@ class Publisher:
         trainer = self._trainer
         self._card_fields = {name: value for name, value in card_fields.items() if name in CARD_FIELDS}
         failed, self._wanted_repo_id = partial(self._warn_of_failure, to), to.repo_id
-        with self._recorded_signals():
+        # In other threads, Python handles no signals.
+        in_main = threading.current_thread() is threading.main_thread()
+        with self._watching_signals("ending after this push") if in_main else nullcontext():
             self._begin()
             trainer.save_model(_internal_call=True)
             with self._whole_prompt():
@@ -151,11 +140,6 @@ class Publisher:
         trainer = self._trainer
         trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
 
-    def _recorded_signals(self) -> AbstractContextManager[None]:
-        # In other threads, Python handles no signals.
-        in_main = threading.current_thread() is threading.main_thread()
-        return self._trainer.signals.recorded("ending after this push") if in_main else nullcontext()
-
     def _whole_prompt(self) -> AbstractContextManager[None]:
         """Within this context, gather the prompt's vectors, which ZeRO-3 shards; every process must enter it."""
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
@@ -178,11 +162,7 @@ class Publisher:
     ) -> CommitInfo | Future:
         """Push the prompt as it is now. Its files are copied first, so training can go on during the push.
 
-        Args:
-            commit_message: message of the commit.
-            to: destination of the push.
-            failed: callback for a push in the background that fails. Without it, wait for the push and raise errors.
-            tokenizer: whether to push the tokenizer, too.
+        `failed` is called if a push in the background fails. Without it, wait for the push and raise its errors.
         """
         to = self._with_namespace(to)
         pushed_tokenizer = self._trainer.processing_class if tokenizer else None
@@ -245,7 +225,7 @@ class Publisher:
         trainer = self._trainer
         busy = trainer.push_in_progress is not None and not trainer.push_in_progress.is_done()
         # A checkpoint that is saved because of a signal is always pushed: another machine resumes from it.
-        if busy and not trainer.args.hub_always_push and self._trainer.signals.signum is None:
+        if busy and not trainer.args.hub_always_push and trainer.signals.signum is None:
             return
         self._begin()
         try:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from ..data.encoding import text_rows, with_label_words
 from ..data.template import PromptTemplate
@@ -40,8 +40,11 @@ def prompt_model(
     config: PromptTuningConfig | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: PromptTemplate | None = None,
+    seed: int = 0,
 ) -> SoftPrompts:
     """Return the model with its prompt. A plain backbone gets a prompt from the config, and is not frozen yet.
+
+    The prompt's vectors are drawn after `set_seed(seed)`.
 
     Raises:
         PromptTuningError: a plain backbone has no config, or the prompt cannot be made.
@@ -53,6 +56,7 @@ def prompt_model(
             f"model is a {type(model).__name__}; give one from get_prompt_tuning_model, "
             "or a transformers backbone together with prompt_config."
         )
+    set_seed(seed)
     return with_prompt(model, config, tokenizer, template, "default", frozen=False)
 
 

@@ -3,15 +3,13 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainingArguments
 
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..hub.background import drop_folders
@@ -26,19 +24,29 @@ A scheduler sends the signal to every process, and launchers forward it, so that
 class SignalWatch:
     """Within this context, record the first SIGTERM or SIGINT; a second one ends the process at once.
 
-    Args:
-        then: what happens next, for the message that the first signal prints.
+    Attributes:
+        signum: the signal that came, or None.
 
     Raises:
         PromptTuningError: on entering, outside the main thread, where Python handles no signals.
         TrainingInterrupted: on leaving, if a signal was recorded and nothing has handled it.
     """
 
-    def __init__(self, then: str = "saving after this step"):
-        self.then = then
+    def __init__(self) -> None:
         self.signum: int | None = None
-        self._noted_at = 0.0
+        self._active, self._then, self._noted_at = False, "saving after this step", 0.0
         self._before: dict[int, Any] = {}
+
+    def watching(self, then: str) -> AbstractContextManager:
+        """Return this context; within it, one that does nothing.
+
+        Args:
+            then: what happens next, for the message that the first signal prints.
+        """
+        if self._active:
+            return nullcontext()
+        self._then = then
+        return self
 
     def __enter__(self) -> "SignalWatch":
         try:
@@ -51,6 +59,7 @@ class SignalWatch:
                 "save_on_signal is True outside the main thread, where Python handles no signals. "
                 "Train in the main thread, or leave it out."
             ) from error
+        self._active = True
         return self
 
     def __exit__(
@@ -58,65 +67,32 @@ class SignalWatch:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        if kind is None and self.signum is not None:
-            raise TrainingInterrupted(self.signum, None)
+        came = self.signum
+        self._active, self.signum, self._before = False, None, {}
+        if kind is None and came is not None:
+            raise TrainingInterrupted(came, None)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._noted_at = signum, now
             # `logging` and `print` are not safe here: the signal may have arrived while they were writing.
-            os.write(2, f"{signal.Signals(signum).name}: {self.then}; once more ends at once.\n".encode())
+            os.write(2, f"{signal.Signals(signum).name}: {self._then}; once more ends at once.\n".encode())
         elif now - self._noted_at > ECHO_SECONDS:
             drop_folders()
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 
     def noted(self, device: torch.device) -> int | None:
-        """Return the signal that any process of the run has received, or None.
+        """Return the signal that any process of the run has received, or None; None outside the context.
 
         All processes must call this in the same step. They all get the same answer.
         """
+        if not self._active:
+            return None
         if PartialState().num_processes == 1:
             return self.signum  # do not synchronize with the device
         agreed = int(reduce(torch.tensor(self.signum or 0, device=device), reduction="max"))
         if agreed and self.signum is None:
             self.signum, self._noted_at = agreed, time.monotonic()
         return agreed or None
-
-
-class Signals:
-    """The signals that come during a trainer's runs and pushes. They are recorded only with `save_on_signal`.
-
-    Args:
-        args: the run's arguments.
-    """
-
-    def __init__(self, args: TrainingArguments):
-        self._args = args
-        self._watch: SignalWatch | None = None
-
-    @contextmanager
-    def recorded(self, then: str) -> Iterator[None]:
-        """Within this context, record a first SIGTERM or SIGINT and go on.
-
-        Args:
-            then: what happens next, for the message that the signal prints. Within such a context, the outer one's.
-        """
-        if self._watch is not None or not getattr(self._args, "save_on_signal", False):
-            yield
-            return
-        try:
-            with SignalWatch(then) as self._watch:
-                yield
-        finally:
-            self._watch = None
-
-    @property
-    def signum(self) -> int | None:
-        """Return the signal that this process has received, or None."""
-        return None if self._watch is None else self._watch.signum
-
-    def agreed(self, device: torch.device) -> int | None:
-        """Return the signal that any process has received, or None. All processes must call this in the same step."""
-        return None if self._watch is None else self._watch.noted(device)

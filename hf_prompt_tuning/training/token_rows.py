@@ -18,6 +18,7 @@ from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from ..prompts.info import PromptInfo
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,16 @@ class RowEncoder:
         """
         self.columns(data, name, None if self.tokenizer is None else self.tokenizer.template)
         return encode_data(data, name, self.tokenizer, self.limit, require_target, self.vocabulary)
+
+    def describe(self, info: PromptInfo, data: Any) -> None:
+        """Record the template and an example row in a prompt's description.
+
+        They are recorded once and not in each save, so that a user who may not publish a row can remove it.
+        """
+        if self.tokenizer is not None:
+            info.template = self.tokenizer.template
+            if isinstance(data, Dataset):
+                info.example = self.tokenizer.readable(data[0])
 
 
 def with_labels(data: Any) -> Any:

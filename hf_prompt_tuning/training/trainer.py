@@ -8,16 +8,14 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import Trainer, set_seed
+from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
 from ..data.collator import DataCollatorForPromptTuning, beside_texts
 from ..data.template import PromptTemplate
 from ..data.token_ids import vocabulary_of
 from ..extras import check_installed
-from ..layouts import check_layout_name
 from ..layouts.base import IGNORED
-from ..models.metric_direction import check_direction
 from ..models.recording import describe_run
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
@@ -84,16 +82,13 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         check_installed("training")
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
         check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset)
-        check_direction(args)
         self.model_init = model_init
         if model_init is not None:
             model = super().call_model_init()
         check_devices(model, args)
         template = choose_template(template, model, processing_class, train_dataset, eval_dataset)
         check_options(args, kwargs, compute_metrics, template)
-        if prompt_config is not None:
-            set_seed(args.seed)  # before the prompt's vectors are drawn
-        model = prompt_model(model, prompt_config, processing_class, template)
+        model = prompt_model(model, prompt_config, processing_class, template, args.seed)
         rows = RowEncoder(
             None if template is None else model.row_encoder(processing_class, template),
             self._room(model),
@@ -102,10 +97,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         )
         train_dataset = rows(train_dataset, "training", require_target=True)
         eval_dataset = rows(eval_dataset, "evaluation", require_target=False)
-        check_layout_name(getattr(args, "layout", "auto"))
         if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
-        self.publisher = Publisher(self, self._copy_for_hub, self._own_files)
+        self.publisher = Publisher(self, self._copy_for_hub, self._own_files, self._watching_signals)
         self._trial_folders: dict[str, Path] = {}
         super().__init__(
             rows=rows,
@@ -139,11 +133,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
         model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
         self._rows = replace(self._rows, limit=self._room(model), vocabulary=vocabulary_of(model))
-        if self._rows.tokenizer is not None:
-            model.info.template = self._rows.tokenizer.template
-            if isinstance(self.train_dataset, Dataset):
-                # Set here and not in each save, so that a user who may not publish a row can remove it.
-                model.info.example = self._rows.tokenizer.readable(self.train_dataset[0])
+        self._rows.describe(model.info, self.train_dataset)
         return model
 
     @staticmethod
@@ -188,7 +178,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             model = self.accelerator.unwrap_model(self.model)
             check_trains(model, self._prompts_to_train(model))
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        with self.signals.recorded("saving after this step"):
+        with self._watching_signals("saving after this step"):
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         if getattr(trial, "number", None) is not None:
             self._trial_folders[str(trial.number)] = search.keep_trial(self, trial)

@@ -8,6 +8,8 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
+from ..layouts import check_layout_name
+from ..models.metric_direction import check_direction
 from ..models.soft_prompts import SoftPrompts
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ def check_together(
             f"the training data is a stream and max_steps is {args.max_steps}; a stream has no length to count "
             "epochs by: give max_steps, 1 or more."
         )
+    check_direction(args)
+    check_layout_name(getattr(args, "layout", "auto"))
 
 
 def check_devices(model: Any, args: TrainingArguments) -> None:
