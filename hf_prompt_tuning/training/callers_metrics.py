@@ -35,21 +35,21 @@ def mean_losses(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return nll / (tokens if nll.ndim == 1 else tokens[:, None])
 
 
-def plain_metrics(found: Any, best: str | None) -> dict[str, Any]:
+def plain_metrics(metrics: Any, best: str | None) -> dict[str, Any]:
     """Return the metrics as plain Python numbers, lists, dicts and strings, which any log can store.
 
     Args:
-        found: what `compute_metrics` returned; may contain arrays, tensors and NumPy numbers.
+        metrics: what `compute_metrics` returned; may contain arrays, tensors and NumPy numbers.
         best: `metric_for_best_model`.
 
     Raises:
-        PromptTuningError: `found` is not a dict, or the value of `metric_for_best_model` is not a number.
+        PromptTuningError: `metrics` is not a dict, or the value of `metric_for_best_model` is not a number.
     """
-    if not isinstance(found, Mapping):
+    if not isinstance(metrics, Mapping):
         raise PromptTuningError(
-            f"compute_metrics returned a {type(found).__name__}; return a dict of each metric's name and value."
+            f"compute_metrics returned a {type(metrics).__name__}; return a dict of each metric's name and value."
         )
-    metrics = {str(name): _plain(value) for name, value in found.items()}
+    metrics = {str(name): _plain(value) for name, value in metrics.items()}
     for name, value in metrics.items():
         decides = best is not None and (best == name or best.endswith(f"_{name}"))
         if decides and not isinstance(value, int | float):

@@ -43,8 +43,8 @@ def seal(folder: Path) -> None:
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"saved_at": time.time(), "files": files}, indent=1) + "\n", encoding="utf-8")
     _flush(manifest)
-    for made in (*(f for f in folder.rglob("*") if f.is_dir()), folder):
-        _flush(made)
+    for subfolder in (*(f for f in folder.rglob("*") if f.is_dir()), folder):
+        _flush(subfolder)
 
 
 def publish(staged: Path, final: Path) -> None:
@@ -77,13 +77,13 @@ def damage(folder: str | Path) -> str:
         return ""
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        for name, told in files.items():
+        for name, recorded in files.items():
             file = Path(folder) / name
             if not file.is_file():
                 return f"lacks {name}"
-            if file.stat().st_size != told["bytes"]:
-                return f"has {file.stat().st_size} bytes of {name}, not {told['bytes']}"
-            if _digest(file) != told["sha256"]:
+            if file.stat().st_size != recorded["bytes"]:
+                return f"has {file.stat().st_size} bytes of {name}, not {recorded['bytes']}"
+            if _digest(file) != recorded["sha256"]:
                 return f"has another {name} than was saved"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"cannot be read: {first_line(error)}"
@@ -114,18 +114,17 @@ def newest_whole(output_dir: str | Path) -> str | None:
     Damaged checkpoints are skipped. One warning names all of them.
     """
     folder = Path(output_dir)
-    found = [f for f in folder.iterdir() if f.is_dir() and NAME.fullmatch(f.name)] if folder.is_dir() else []
-    passed_over = []
-    for checkpoint in sorted(found, key=_age, reverse=True):
-        wrong = fault(checkpoint)
-        if not wrong:
+    checkpoints = [f for f in folder.iterdir() if f.is_dir() and NAME.fullmatch(f.name)] if folder.is_dir() else []
+    skipped, newest = [], None
+    for checkpoint in sorted(checkpoints, key=_age, reverse=True):
+        problem = fault(checkpoint)
+        if not problem:
+            newest = str(checkpoint)
             break
-        passed_over.append(f"{checkpoint.name} {wrong}")
-    else:
-        checkpoint = None
-    if passed_over:
-        logger.warning("Not resumed from in %s, not being whole: %s.", output_dir, "; ".join(passed_over))
-    return None if checkpoint is None else str(checkpoint)
+        skipped.append(f"{checkpoint.name} {problem}")
+    if skipped:
+        logger.warning("Not resumed from in %s, not being whole: %s.", output_dir, "; ".join(skipped))
+    return newest
 
 
 @contextmanager

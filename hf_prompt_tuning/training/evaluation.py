@@ -215,12 +215,12 @@ class EvaluationMixin:
         Returns:
             All metrics, named `transfer_<name>_<metric>`.
         """
-        info, found = self.accelerator.unwrap_model(self.model).info, {}
+        info, transfer = self.accelerator.unwrap_model(self.model).info, {}
         for name, data in datasets.items():
             metrics, rows = self._transferred(self._make_scorer(), name, data)
             info.transfer[name] = to_record(metrics) | {"rows": rows}
-            found |= {f"transfer_{name}_{metric}": value for metric, value in metrics.items()}
-        return found
+            transfer |= {f"transfer_{name}_{metric}": value for metric, value in metrics.items()}
+        return transfer
 
     def _transferred(self, scorer: Scorer, name: str, data: Any) -> tuple[dict[str, float], int]:
         """Return the metrics on a data set, without prefix, and its number of rows."""

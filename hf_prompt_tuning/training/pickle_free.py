@@ -79,16 +79,16 @@ def with_pickles(checkpoint: str | Path | None) -> Iterator[str | None]:
     Raises:
         PromptTuningError: a file is damaged.
     """
-    found = [] if checkpoint is None else Path(checkpoint).glob("*.json")
-    made = [file for file in found if Path(file.stem).suffix in PICKLES]
-    if not made:
+    files = [] if checkpoint is None else Path(checkpoint).glob("*.json")
+    converted = [file for file in files if Path(file.stem).suffix in PICKLES]
+    if not converted:
         yield checkpoint
         return
     with TemporaryDirectory() as folder:
         for file in Path(checkpoint).iterdir():
             if file.is_file():
                 shutil.copy(file, folder)
-        for file in made:
+        for file in converted:
             try:
                 pairs = file.with_name(f"{file.stem}.safetensors")
                 tensors = load_file(pairs) if pairs.exists() else {}

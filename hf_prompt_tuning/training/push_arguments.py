@@ -29,9 +29,9 @@ def destination(args: TrainingArguments, **changes: Any) -> Destination:
     Raises:
         PromptTuningError: the name of the repository or branch is invalid.
     """
-    said = {"revision": args.hub_revision, "private": args.hub_private_repo, "token": args.hub_token}
-    said |= {name: value for name, value in changes.items() if value is not None}
-    return Destination(args.hub_model_id or Path(args.output_dir).absolute().name, **said)
+    options = {"revision": args.hub_revision, "private": args.hub_private_repo, "token": args.hub_token}
+    options |= {name: value for name, value in changes.items() if value is not None}
+    return Destination(args.hub_model_id or Path(args.output_dir).absolute().name, **options)
 
 
 def check_hub(args: TrainingArguments) -> None:
@@ -47,26 +47,26 @@ def check_hub(args: TrainingArguments) -> None:
         on_all_processes(args, to.repo_id, lambda: check_access(to))
 
 
-def on_all_processes(args: TrainingArguments, repo_id: str, ask: Callable[[], Any]) -> Any:
-    """Ask the Hub on process 0 and return its answer.
+def on_all_processes(args: TrainingArguments, repo_id: str, request: Callable[[], Any]) -> Any:
+    """Send a request to the Hub on process 0 and return its answer.
 
     Return None on the other processes, or if the Hub is unreachable.
 
     Raises:
         PromptTuningError: the Hub refuses. Raised on all processes, so that none waits for another.
     """
-    answer, refused = None, [None]
+    answer, refusal = None, [None]
     if args.process_index == 0:
         try:
             with explained(repo_id):
-                answer = within(CHECK_SECONDS, ask)
+                answer = within(CHECK_SECONDS, request)
         except PromptTuningError as error:
             if getattr(error, "temporary", False):
                 logger.warning("Training goes on, and the run says at its end how to push later: %s", error)
             else:
-                refused = [str(error)]
+                refusal = [str(error)]
     if args.world_size > 1:
-        refused = broadcast_object_list(refused)
-    if refused[0] is not None:
-        raise PromptTuningError(f"push_to_hub is on, and {refused[0]}")
+        refusal = broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise PromptTuningError(f"push_to_hub is on, and {refusal[0]}")
     return answer

@@ -15,7 +15,7 @@ from ..prompts.info import INFO_FILE
 
 logger = logging.getLogger(__name__)
 
-GOES_ON = ("learning_rate", "weight_decay", "warmup_steps")
+RESUMED = ("learning_rate", "weight_decay", "warmup_steps")
 """Arguments whose values are restored from the checkpoint's optimizer and schedule, even if they have changed."""
 
 
@@ -31,16 +31,16 @@ def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optim
     folder = Path(checkpoint)
     if not any(folder.glob(f"{OPTIMIZER_NAME}*")):
         return  # it holds only the prompt: optimizer and schedule start from the beginning
-    before = _recorded(folder)
-    differ = {} if own_optimizer else {"optim": str(args.optim.value)}
-    differ["lr_scheduler_type"] = str(args.lr_scheduler_type.value)
-    for name, now in differ.items():
-        then = before.get(name)
+    recorded = _recorded(folder)
+    required = {} if own_optimizer else {"optim": str(args.optim.value)}
+    required["lr_scheduler_type"] = str(args.lr_scheduler_type.value)
+    for name, value in required.items():
+        before = recorded.get(name)
         # The fused version of an optimizer computes the same updates.
-        if then is not None and str(then).removesuffix("_fused") != now.removesuffix("_fused"):
+        if before is not None and str(before).removesuffix("_fused") != value.removesuffix("_fused"):
             raise PromptTuningError(
-                f"{checkpoint} is of a run with {name}={then}, and this one has {now}; resume with the same, or start "
-                "anew from its prompt (init_prompt)."
+                f"{checkpoint} is of a run with {name}={before}, and this one has {value}; resume with the same, or "
+                "start anew from its prompt (init_prompt)."
             )
     scaled = any(folder.glob(f"{SCALER_NAME}*"))
     if scaled != scales:
@@ -48,13 +48,13 @@ def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optim
             f"{checkpoint} is of a run {'with' if scaled else 'without'} fp16, and this one is "
             f"{'with' if scales else 'without'}; resume with the same, or start anew from its prompt (init_prompt)."
         )
-    for name in GOES_ON:
-        if name in before and before[name] != getattr(args, name):
+    for name in RESUMED:
+        if name in recorded and recorded[name] != getattr(args, name):
             logger.warning(
                 "%s is %s, and the checkpoint's %s goes on: optimizer and schedule are resumed as they were.",
                 name,
                 getattr(args, name),
-                before[name],
+                recorded[name],
             )
 
 
@@ -63,9 +63,9 @@ def _recorded(folder: Path) -> dict[str, Any]:
     file = folder / INFO_FILE
     if not file.is_file():
         # Several prompts may have different learning rates. The other values are equal, so read any prompt.
-        found = sorted(folder.glob(f"*/{INFO_FILE}"))
-        values = json.loads(found[0].read_text(encoding="utf-8")).get("training", {}) if found else {}
-        return {name: value for name, value in values.items() if name not in GOES_ON}
+        files = sorted(folder.glob(f"*/{INFO_FILE}"))
+        values = json.loads(files[0].read_text(encoding="utf-8")).get("training", {}) if files else {}
+        return {name: value for name, value in values.items() if name not in RESUMED}
     return json.loads(file.read_text(encoding="utf-8")).get("training", {})
 
 
@@ -80,10 +80,10 @@ def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
     saved = _state(Path(checkpoint, OPTIMIZER_NAME))
     inner = getattr(optimizer, "optimizer", optimizer)
     if saved is not None and saved.get("param_groups"):
-        lacking = sorted(set(inner.defaults) - set(saved["param_groups"][0]))
-        if lacking:
+        missing = sorted(set(inner.defaults) - set(saved["param_groups"][0]))
+        if missing:
             raise PromptTuningError(
-                f"{checkpoint} is of a run with another optimizer: it knows no {lacking[0]!r} of "
+                f"{checkpoint} is of a run with another optimizer: it knows no {missing[0]!r} of "
                 f"{type(inner).__name__}; resume with the same one."
             )
     saved = _state(Path(checkpoint, SCHEDULER_NAME))

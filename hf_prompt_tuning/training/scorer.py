@@ -180,17 +180,17 @@ class Scorer:
         """Return the caller's metrics of the rows that have a reference; an empty dict if no row has one."""
         if self.compute_metrics is None or outputs is None:
             return {}
-        known = labelled_rows(references)
-        if not known.any():
+        rows = labelled_rows(references)
+        if not rows.any():
             return {}
         if self.encoder is None:
-            known[:] = True  # rows of token ids always have labels, even if all are -100
-        given = {}
+            rows[:] = True  # rows of token ids always have labels, even if all are -100
+        included = {}
         if "inputs" in self.args.include_for_metrics:
-            given["inputs"] = of_rows(prediction.inputs, known)
+            included["inputs"] = of_rows(prediction.inputs, rows)
         if "loss" in self.args.include_for_metrics:
             results = prediction.predictions
-            given["losses"] = of_rows(mean_losses(results.nll, results.tokens), known)
-        outputs, references = of_rows(outputs, known), of_rows(references, known)
-        metrics = self.compute_metrics(EvalPrediction(predictions=outputs, label_ids=references, **given))
+            included["losses"] = of_rows(mean_losses(results.nll, results.tokens), rows)
+        outputs, references = of_rows(outputs, rows), of_rows(references, rows)
+        metrics = self.compute_metrics(EvalPrediction(predictions=outputs, label_ids=references, **included))
         return plain_metrics(metrics, self.args.metric_for_best_model)

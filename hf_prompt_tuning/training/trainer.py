@@ -83,8 +83,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
         check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset)
         self.model_init = model_init
-        if model_init is not None:
-            model = super().call_model_init()
+        model = super().call_model_init() if model_init is not None else model
         check_devices(model, args)
         template = choose_template(template, model, processing_class, train_dataset, eval_dataset)
         check_options(args, kwargs, compute_metrics, template)
@@ -100,7 +99,6 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
         self.publisher = Publisher(self, self._copy_for_hub, self._own_files, self._watching_signals)
-        self._trial_folders: dict[str, Path] = {}
         super().__init__(
             rows=rows,
             model=model,
@@ -130,8 +128,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
     def _adopt(self, model: SoftPrompts) -> SoftPrompts:
         """Give a model the trainer's layout, template and example row, and give its rows the room that it has."""
-        names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
-        model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
+        if not model.config.is_encoder_decoder:
+            names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
+            model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
         self._rows = replace(self._rows, limit=self._room(model), vocabulary=vocabulary_of(model))
         self._rows.describe(model.info, self.train_dataset)
         return model
@@ -213,7 +212,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         Raises:
             PromptTuningError: the evaluation does not return the metric.
         """
-        self._trial_folders = {}
+        self._trial_folders: dict[str, Path] = {}
         direction = search.direction_of(self.args) if direction is None else direction
         compute_objective = compute_objective or search.objective_of(self.args)
         best = super().hyperparameter_search(hp_space, compute_objective, n_trials, direction=direction, **kwargs)
