@@ -57,14 +57,14 @@ class PromptCheckpointCallback(TrainerCallback):
     ) -> None:
         """Save the current prompt. A second evaluation in the same step adds its metrics."""
         model = watched(model, self)
-        found = _by_prompt(numbers_of(metrics), model)
+        metrics_by_prompt = _by_prompt(numbers_of(metrics), model)
         # Run on every process, because ZeRO-3 gathers the prompt.
-        vectors = {name: prompt_vectors(model, name).float().cpu() for name in found}
+        vectors = {name: prompt_vectors(model, name).float().cpu() for name in metrics_by_prompt}
         if not state.is_world_process_zero:
             return
         file = Path(self.file) if self.file is not None else Path(args.output_dir) / FILE
         kept = _read(file) if file.exists() else {}
-        for name, numbers in found.items():
+        for name, numbers in metrics_by_prompt.items():
             key = _key(state.global_step, name if len(model.prompt_encoder) > 1 else None)
             before = kept[key].metrics if key in kept else {}
             kept[key] = KeptPrompt(vectors[name], before | numbers)
@@ -78,15 +78,15 @@ def _by_prompt(metrics: dict[str, float], model: SoftPrompts) -> dict[str, dict[
     A metric belongs to the prompt whose name follows its prefix. If any metric names a prompt, metrics without a name
     belong to no prompt and are dropped. If none does, all metrics belong to the active prompt.
     """
-    found: dict[str, dict[str, float]] = {}
+    by_prompt: dict[str, dict[str, float]] = {}
     names = sorted(model.prompt_encoder, key=len, reverse=True) if len(model.prompt_encoder) > 1 else []
     for key, value in metrics.items():
         prefix, _, rest = key.partition("_")
         # Try the longest name first, because one name may be the beginning of another.
         name = next((name for name in names if rest.startswith(f"{name}_")), None)
         if name is not None:
-            found.setdefault(name, {})[f"{prefix}_{rest.removeprefix(f'{name}_')}"] = value
-    return found or {model.active_adapter: metrics}
+            by_prompt.setdefault(name, {})[f"{prefix}_{rest.removeprefix(f'{name}_')}"] = value
+    return by_prompt or {model.active_adapter: metrics}
 
 
 def _key(step: int, name: str | None) -> str:
@@ -126,14 +126,14 @@ def kept_prompts(file: str | Path, adapter_name: str | None = None) -> dict[int,
     file = Path(file) / FILE if Path(file).is_dir() else Path(file)
     if not file.exists():
         raise PromptLoadError(f"{file} is not there; PromptCheckpointCallback writes it at the first evaluation.")
-    found = _read(file)
-    names = sorted({key.partition("/")[2] for key in found} - {""})
+    prompts = _read(file)
+    names = sorted({key.partition("/")[2] for key in prompts} - {""})
     if names and adapter_name not in names:
         raise PromptLoadError(
             f"{file} has prompts called {', '.join(map(repr, names))}, and adapter_name is {adapter_name!r}; name one."
         )
     suffix = f"/{adapter_name}" if names else ""
-    own = {int(key.removesuffix(suffix)): prompt for key, prompt in found.items() if key.endswith(suffix)}
+    own = {int(key.removesuffix(suffix)): prompt for key, prompt in prompts.items() if key.endswith(suffix)}
     return dict(sorted(own.items()))
 
 

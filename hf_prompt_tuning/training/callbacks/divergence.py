@@ -45,14 +45,14 @@ class DivergenceCallback(TrainerCallback):
         self.max_norm = max_norm
         self.min_move = min_move
         self._hook: Any = None
-        self._said: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()
         self._collapsed: dict[str, bool] = {}
         self._confusion: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Store the prompts' starting vectors, and reset all checks."""
         model = watched(model, self)
-        self._said, self._collapsed = set(), {}
+        self._warned, self._collapsed = set(), {}
         self._confusion = {name: info.confusion_matrix for name, info in model.prompt_info.items()}
         self._starts = {name: prompt_vectors(model, name) for name in model.prompt_encoder}
         self._word_norm = mean_word_norm(model.word_embeddings)
@@ -63,20 +63,20 @@ class DivergenceCallback(TrainerCallback):
         self._bad_step, self._bad_loss = torch.tensor(NEVER, device=device), torch.tensor(0.0, device=device)
         self._unhook()
         # Callbacks only get the logged loss, and `Trainer` filters NaN out of it. So read each loss with a hook.
-        self._hook = model.register_forward_hook(self._note_loss)
+        self._hook = model.register_forward_hook(self._record_loss)
 
     def _unhook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
         self._hook = None
 
-    def _note_loss(self, model: nn.Module, inputs: tuple, output: Any) -> None:
+    def _record_loss(self, model: nn.Module, inputs: tuple, output: Any) -> None:
         loss = getattr(output, "loss", None)
         if model.training and isinstance(loss, Tensor):
             loss = loss.detach().to(self._bad_step.device).float()
-            self._note(~torch.isfinite(loss), loss)
+            self._record(~torch.isfinite(loss), loss)
 
-    def _note(self, bad: Tensor, loss: Tensor | float = 0.0) -> None:
+    def _record(self, bad: Tensor, loss: Tensor | float = 0.0) -> None:
         """Store the step and its loss if `bad` (0-dim bool) is true for the first time, without device sync."""
         first = bad & torch.isinf(self._bad_step)
         self._bad_step = torch.where(first, float(self._step), self._bad_step)
@@ -93,45 +93,45 @@ class DivergenceCallback(TrainerCallback):
         model = watched(model, self)
         weights = {name: prompt.embedding.weight for name, prompt in model.prompt_encoder.items()}
         # If several prompts train together, check all of them. DeepSpeed stores its gradients elsewhere.
-        taught = {name: weight for name, weight in weights.items() if weight.grad is not None}
-        gradients = [weight.grad for weight in taught.values()]
+        trained = {name: weight for name, weight in weights.items() if weight.grad is not None}
+        gradients = [weight.grad for weight in trained.values()]
         bad: Any = False
         if gradients:
             bad = ~torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
         # With a gradient scaler, overflows are normal: it skips the step and lowers the scale.
         # (`step_was_skipped` does not report the steps that a fused optimizer skips internally.)
-        for name, weight in (taught or {model.active_adapter: model.prompt}).items():
+        for name, weight in (trained or {model.active_adapter: model.prompt}).items():
             rate = group_of(optimizer, weight)["lr"]
             self._rates[name] = self._rates.get(name, 0.0) + (rate * ~bad if gradients else rate)
         if gradients and getattr(optimizer, "scaler", None) is None:
-            self._note(bad)
+            self._record(bad)
             for gradient in gradients:
                 gradient.masked_fill_(bad, 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read the results before the Trainer logs, evaluates or saves."""
         if control.should_log or control.should_evaluate or control.should_save:
-            self._look(args, state, **kwargs)
+            self._check(args, state, **kwargs)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read the results before the Trainer evaluates or saves."""
-        self._look(args, state, **kwargs)
+        self._check(args, state, **kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove the hook from the model."""
         self._unhook()
 
-    def _look(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, **kwargs: Any) -> None:
+    def _check(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, **kwargs: Any) -> None:
         model = watched(model, self)
         names = [name for name in self._starts if name in self._rates] or [model.active_adapter]
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             # All processes must stop together, but an infinite loss may occur on only one of them.
             torch.distributed.all_reduce(self._bad_step, torch.distributed.ReduceOp.MIN)
-        seen = [self._bad_step, self._bad_loss]
+        numbers_on_device = [self._bad_step, self._bad_loss]
         for name in names:
             vectors = prompt_vectors(model, name)
-            seen += [vectors.norm(dim=1).mean(), (vectors - self._starts[name]).norm(dim=1).mean()]
-        bad_step, bad_loss, *numbers = torch.stack(seen).tolist()
+            numbers_on_device += [vectors.norm(dim=1).mean(), (vectors - self._starts[name]).norm(dim=1).mean()]
+        bad_step, bad_loss, *numbers = torch.stack(numbers_on_device).tolist()
         scaler = getattr(optimizer, "scaler", None)
         if bad_step != NEVER:
             what = "the loss's gradient is not finite" if math.isfinite(bad_loss) else f"the loss is {bad_loss}"
@@ -141,14 +141,14 @@ class DivergenceCallback(TrainerCallback):
             which = "the prompt" if len(names) == 1 else f"the prompt {name}"
             if not math.isfinite(length):
                 self._stop(f"{which}'s norm is {length}", state.global_step, args, state)
-            self._judge_norm(name, which, length, state)
-            self._judge_rate(
+            self._check_norm(name, which, length, state)
+            self._check_rate(
                 name, which, group_of(optimizer, model.prompt_encoder[name].embedding.weight), moved, state
             )
         if scaler is not None and scaler.get_scale() < 1:
             self._stop("the gradient overflows in fp16 at any loss scale", state.global_step, args, state)
 
-    def _judge_norm(self, name: str, which: str, length: float, state: TrainerState) -> None:
+    def _check_norm(self, name: str, which: str, length: float, state: TrainerState) -> None:
         if length > self.max_norm * self._word_norm:
             self._warn(
                 ("norm", name),
@@ -158,13 +158,13 @@ class DivergenceCallback(TrainerCallback):
                 "from anything that the backbone was trained on. Lower learning_rate.",
             )
 
-    def _judge_rate(self, name: str, which: str, group: dict[str, Any], moved: float, state: TrainerState) -> None:
+    def _check_rate(self, name: str, which: str, group: dict[str, Any], moved: float, state: TrainerState) -> None:
         """Warn if the learning rate is too low.
 
         That is, if the prompt would hardly move even if all steps had the peak rate and the same direction. Checked
         once per prompt.
         """
-        if ("rate", name) in self._said:
+        if ("rate", name) in self._warned:
             return
         rates = float(self._rates.get(name, 0.0))
         peak = float(group.get("initial_lr", group["lr"]))
@@ -180,7 +180,7 @@ class DivergenceCallback(TrainerCallback):
                 f"mean norm of {self._word_norm:.2g}, so it ends where it started. Raise learning_rate; with AdamW, "
                 "3e-2 is a good start.",
             )
-        self._said.add(("rate", name))
+        self._warned.add(("rate", name))
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, Any], **kwargs: Any
@@ -198,9 +198,9 @@ class DivergenceCallback(TrainerCallback):
             if confusion and confusion is not self._confusion.get(name):
                 which = "the evaluation" if len(infos) == 1 else f"the evaluation of {name}"
                 self._confusion[name] = confusion
-                self._judge_classes(name, which, confusion["labels"], torch.tensor(confusion["counts"]), state)
+                self._check_classes(name, which, confusion["labels"], torch.tensor(confusion["counts"]), state)
 
-    def _judge_classes(self, name: str, which: str, words: list[str], counts: Tensor, state: TrainerState) -> None:
+    def _check_classes(self, name: str, which: str, words: list[str], counts: Tensor, state: TrainerState) -> None:
         """Warn if all predictions are of one class. `counts` is [L, L]; each row of it belongs to a true label."""
         predicted, right = counts.sum(0).nonzero()[:, 0].tolist(), counts.sum(1)
         collapsed = state.global_step > 0 and len(predicted) == 1 and int((right > 0).sum()) > 1
@@ -218,9 +218,9 @@ class DivergenceCallback(TrainerCallback):
         self._collapsed[name] = collapsed
 
     def _warn(self, kind: tuple[str, str], state: TrainerState, message: str) -> None:
-        if kind not in self._said and state.is_world_process_zero:
+        if kind not in self._warned and state.is_world_process_zero:
             logger.warning(message)
-        self._said.add(kind)
+        self._warned.add(kind)
 
     def _stop(self, what: str, step: int, args: TrainingArguments, state: TrainerState) -> None:
         self._unhook()
@@ -235,4 +235,4 @@ class DivergenceCallback(TrainerCallback):
 def group_of(optimizer: Any, weight: Tensor) -> dict[str, Any]:
     """Return the optimizer's group that holds a prompt's weight; the first group if it holds a copy of the weight."""
     groups = optimizer.param_groups
-    return next((group for group in groups if any(one is weight for one in group["params"])), groups[0])
+    return next((group for group in groups if any(parameter is weight for parameter in group["params"])), groups[0])

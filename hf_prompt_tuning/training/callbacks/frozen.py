@@ -30,9 +30,9 @@ class FrozenBackboneCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Compare the checksums."""
-        found = backbone_checksums(watched(model, self))
-        names = found.keys() | self._checksums.keys()
-        if moved := sorted(name for name in names if found.get(name) != self._checksums.get(name)):
+        checksums = backbone_checksums(watched(model, self))
+        names = checksums.keys() | self._checksums.keys()
+        if moved := sorted(name for name in names if checksums.get(name) != self._checksums.get(name)):
             others = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
             raise PromptTuningError(
                 f"the backbone's {moved[0]}{others} of {len(names)} weights and buffers moved by step "

@@ -63,17 +63,17 @@ class PromptHubCallback(TrainerCallback):
         self.token = token
         self.best: float | None = None
         self._over = False
-        self._other: list[str] | None = None  # the metrics of an evaluation without the metric
+        self._other_metrics: list[str] | None = None  # of an evaluation without the metric
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start to watch the evaluations."""
-        self._over, self._other = False, None
+        self._over, self._other_metrics = False, None
         self._metric(args)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raise PromptTuningError if all data sets have been evaluated and none has the metric."""
-        if self._other is not None and self.best is None:
-            raise self._missing(self._metric(args)[0], self._other)
+        if self._other_metrics is not None and self.best is None:
+            raise self._missing(self._metric(args)[0], self._other_metrics)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop watching the evaluations."""
@@ -86,7 +86,7 @@ class PromptHubCallback(TrainerCallback):
         """Push the prompt if this evaluation is the best so far."""
         name, greater = self._metric(args)
         if self._over or name not in metrics:
-            self._pass_over(name, metrics)
+            self._ignore_or_refuse(name, metrics)
             return
         value = metrics[name]
         if not isinstance(value, int | float):
@@ -110,15 +110,15 @@ class PromptHubCallback(TrainerCallback):
     def _metric(self, args: TrainingArguments) -> tuple[str, bool]:
         """Return the metric to compare, with its prefix, and whether a greater value is better."""
         name = self.metric or args.metric_for_best_model or "loss"
-        asked, runs = self.greater_is_better, args.metric_for_best_model
-        if asked is None and runs is not None and name.removeprefix("eval_") == runs.removeprefix("eval_"):
+        greater, runs_metric = self.greater_is_better, args.metric_for_best_model
+        if greater is None and runs_metric and name.removeprefix("eval_") == runs_metric.removeprefix("eval_"):
             # transformers treats every name that does not end in "loss" as a score.
-            guessed = args.greater_is_better == (not runs.endswith("loss"))
+            guessed = args.greater_is_better == (not runs_metric.endswith("loss"))
             if isinstance(args, PromptTuningArguments) or not guessed or by_name(name) is None:
-                asked = args.greater_is_better
-        return name if name.startswith("eval_") else f"eval_{name}", direction(name, asked)
+                greater = args.greater_is_better
+        return name if name.startswith("eval_") else f"eval_{name}", direction(name, greater)
 
-    def _pass_over(self, name: str, metrics: dict[str, float]) -> None:
+    def _ignore_or_refuse(self, name: str, metrics: dict[str, float]) -> None:
         """Handle an evaluation without the metric: ignore it, or raise if it should have the metric.
 
         With several data sets, only one has the metric. Evaluations under other prefixes are ignored.
@@ -128,12 +128,12 @@ class PromptHubCallback(TrainerCallback):
             return
         if any(name.startswith(f"{prefix}_") for prefix in prefixes):
             raise self._missing(name, sorted(metrics))
-        self._other = sorted(metrics)
+        self._other_metrics = sorted(metrics)
 
     @staticmethod
-    def _missing(name: str, there: list[str]) -> PromptTuningError:
+    def _missing(name: str, metrics: list[str]) -> PromptTuningError:
         return PromptTuningError(
-            f"PromptHubCallback goes by {name!r}, and the evaluation has {', '.join(there)}; give it another metric."
+            f"PromptHubCallback goes by {name!r}, and the evaluation has {', '.join(metrics)}; give it another metric."
         )
 
     def _push(self, model: SoftPrompts, state: TrainerState, message: str) -> bool:

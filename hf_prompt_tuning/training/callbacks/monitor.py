@@ -86,6 +86,6 @@ class PromptMonitorCallback(TrainerCallback):
         if name in self._gradient_norms:
             values["gradient_norm"] = self._gradient_norms[name].item()
         if self.tokenizer is not None:
-            found = nearest_words(vectors, model.word_embeddings, self.tokenizer, how_many=1)
-            values["nearest_words"] = " | ".join(words[0][0].strip() for words in found)
+            words_by_position = nearest_words(vectors, model.word_embeddings, self.tokenizer, how_many=1)
+            values["nearest_words"] = " | ".join(words[0][0].strip() for words in words_by_position)
         return values
