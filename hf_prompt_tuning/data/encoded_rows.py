@@ -29,7 +29,7 @@ def is_of_token_ids(data: Dataset | IterableDataset) -> bool:
 def is_encoded(data: Dataset | IterableDataset) -> bool:
     """Tell whether rows have exactly the columns and types that `PromptTokenizer.encode_dataset` returns."""
     optional = {"label": FEATURES["label"], "was_cut": Value("bool")}
-    features, known = dict(data.features or {}), FEATURES | optional
+    features, types = dict(data.features or {}), FEATURES | optional
     return FEATURES.keys() - optional <= features.keys() and all(
-        feature == known.get(name) for name, feature in features.items()
+        feature == types.get(name) for name, feature in features.items()
     )

@@ -35,9 +35,9 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     """
     for anchor in ANCHORS:
         head = tokenizer(anchor, add_special_tokens=False)["input_ids"]
-        both = tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
-        if both[: len(head)] == head:
-            return both[len(head) :]
+        joined = tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
+        if joined[: len(head)] == head:
+            return joined[len(head) :]
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -127,9 +127,10 @@ class PromptTokenizer:
                 return ids, False
         # Find the largest limit on each field's characters at which the source fits: double it, then bisect.
         ids_at = cache(lambda characters: self._source_ids(self.template.source_text(row, characters)))
-        if (own := len(ids_at(0))) > limit:
+        if (words := len(ids_at(0))) > limit:
             raise PromptTuningError(
-                f"the template's own words take {own} tokens and max_source_length is {limit}; raise it above {own}."
+                f"the template's own words take {words} tokens and max_source_length is {limit}; "
+                f"raise it above {words}."
             )
         low, high = 0, limit
         while len(ids_at(high)) <= limit:

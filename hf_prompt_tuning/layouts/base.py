@@ -152,6 +152,10 @@ class Candidates:
     ids: tuple[Tensor, ...]
     embeds: tuple[Tensor, ...]
 
+    def first_scores(self, logits: Tensor) -> Tensor:
+        """Return the log-likelihood of each label's first token at each of M positions, [M, L]; `logits` is [M, V]."""
+        return logits.float().log_softmax(-1)[:, torch.stack([ids[0] for ids in self.ids])]
+
 
 @dataclass(frozen=True)
 class LabelledLogits:

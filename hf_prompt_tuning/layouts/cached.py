@@ -107,8 +107,7 @@ class CachedLayout:
     def _behind(backbone: nn.Module, before: int, logits: Tensor, cache: object, candidates: Candidates) -> Tensor:
         """Return each candidate's score after a cache of B' rows of `before` tokens, [B', L]."""
         batch, many = len(logits), len(candidates.ids)
-        firsts = torch.stack([ids[0] for ids in candidates.ids])
-        scores = logits.float().log_softmax(-1)[:, firsts]
+        scores = candidates.first_scores(logits)
         width = max(len(ids) for ids in candidates.ids) - 1
         if not width:
             return scores
@@ -123,8 +122,8 @@ class CachedLayout:
         )
         rows, columns = (group.labels != IGNORED).nonzero(as_tuple=True)
         logits, _ = _text_pass(backbone, before, group, cache, rows, columns)
-        rest = LabelledLogits(logits, group.labels[rows, columns], rows).log_likelihood(batch * many)
-        return scores + rest.view(batch, many)
+        later = LabelledLogits(logits, group.labels[rows, columns], rows).log_likelihood(batch * many)
+        return scores + later.view(batch, many)
 
 
 def _text_pass(

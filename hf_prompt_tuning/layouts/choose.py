@@ -1,8 +1,7 @@
 """Choose a backbone's layout from its config and signature, and check it with the first batch."""
 
 import logging
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
@@ -22,63 +21,42 @@ MAX_PACKED_TOKENS = 2048
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 
-class Check(Protocol):
-    """Return how a layout differs from `padded` for this batch, or an empty string if it does not."""
+def why_inexact(name: str, backbone: PreTrainedModel) -> str:
+    """Return why a layout cannot be exact for a backbone with its current attention implementation and checkpointing.
 
-    def __call__(self, layout: Layout, thorough: bool) -> str: ...
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Hold the verdict on one layout for a backbone.
-
-    Attributes:
-        layout: the layout, or None if it cannot be exact.
-        reason: why it cannot be exact.
-        certain: whether config and signature prove it exact. If not, it is used only after a check.
+    The result is an empty string if config and signature tell nothing against it.
     """
-
-    layout: Layout | None
-    reason: str = ""
-    certain: bool = True
-
-
-def judge(name: str, backbone: PreTrainedModel, max_packed_tokens: int | None = None) -> Verdict:
-    """Judge whether a layout is exact for a backbone with its current attention implementation and checkpointing."""
-    if name == "padded":
-        return Verdict(PaddedLayout())
-    return _cached(backbone) if name == "cached" else _packed(backbone, max_packed_tokens)
-
-
-def _cached(backbone: PreTrainedModel) -> Verdict:
-    if not takes(backbone, "past_key_values"):
-        return Verdict(None, "the model has no key-value cache")
-    if backbone.is_activation_checkpointing:
-        return Verdict(None, "activation checkpointing computes layers again, and a cache would be filled twice")
-    # Some recurrent models start every sequence from an empty state, whatever the cache holds.
-    return Verdict(CachedLayout(), certain=not is_recurrent(backbone))
+    config, attention = backbone.config.get_text_config(), backbone.config._attn_implementation
+    reasons = {
+        "cached": {
+            "the model has no key-value cache": not takes(backbone, "past_key_values"),
+            "activation checkpointing computes layers again, and a cache would be filled twice": (
+                backbone.is_activation_checkpointing
+            ),
+        },
+        "packed": {
+            "the model takes no position_ids": not takes(backbone, "position_ids"),
+            "the model is recurrent: no mask keeps one example's state from the next": is_recurrent(backbone),
+            "the model's ALiBi counts columns, not positions": getattr(config, "alibi", False),
+            "the model's local attention counts columns, not positions": has_local_layers(backbone),
+            f"{attention} takes no mask of our own": attention not in MASKED_ATTENTION,
+        },
+        "padded": {},
+    }
+    return next((reason for reason, holds in reasons[name].items() if holds), "")
 
 
-def _packed(backbone: PreTrainedModel, max_packed_tokens: int | None) -> Verdict:
-    config = backbone.config.get_text_config()
-    if not takes(backbone, "position_ids"):
-        return Verdict(None, "the model takes no position_ids")
-    if is_recurrent(backbone):
-        return Verdict(None, "the model is recurrent: no mask keeps one example's state from the next")
-    if getattr(config, "alibi", False):
-        return Verdict(None, "the model's ALiBi counts columns, not positions")
-    if has_local_layers(backbone):
-        return Verdict(None, "the model's local attention counts columns, not positions")
-    if backbone.config._attn_implementation not in MASKED_ATTENTION:
-        return Verdict(None, f"{backbone.config._attn_implementation} takes no mask of our own")
-    kinds = reaches(backbone)
+def make_layout(name: str, backbone: PreTrainedModel, max_packed_tokens: int | None = None) -> Layout:
+    """Return a layout that `why_inexact` tells nothing against."""
+    if name != "packed":
+        return PaddedLayout() if name == "padded" else CachedLayout()
     budget = max_packed_tokens or MAX_PACKED_TOKENS
-    if (limit := getattr(config, "max_position_embeddings", None)) is not None:
+    if (limit := getattr(backbone.config.get_text_config(), "max_position_embeddings", None)) is not None:
         # Some models (GPT-J, CodeGen) slice their causal mask from a buffer with that many columns.
         budget = min(budget, limit)
+    kinds = reaches(backbone)
     # One mask for each kind of layer, unless full attention is the only kind.
-    as_dict = list(kinds) != ["full_attention"]
-    return Verdict(PackedLayout(budget, kinds, as_dict))
+    return PackedLayout(budget, kinds, as_dict=list(kinds) != ["full_attention"])
 
 
 def check_layout_name(name: str) -> None:
@@ -91,7 +69,7 @@ def choose(
     name: str,
     backbone: PreTrainedModel,
     max_packed_tokens: int | None,
-    check: Check | None,
+    check: Callable[..., str] | None,
     check_all: bool = True,
 ) -> Layout:
     """Return the layout with that name, or for "auto" the fastest exact layout.
@@ -100,7 +78,8 @@ def choose(
         name: "auto", or one of `NAMES`.
         backbone: a causal model.
         max_packed_tokens: a packed row's token budget, default `MAX_PACKED_TOKENS`.
-        check: returns how a layout differs from `padded`; None if no check is possible.
+        check: takes a layout and `thorough`, and returns how the layout differs from `padded`, or an empty string.
+            None if no check is possible.
         check_all: also check layouts that config and signature prove exact.
 
     Raises:
@@ -108,19 +87,21 @@ def choose(
     """
     check_layout_name(name)
     for candidate in NAMES if name == "auto" else (name,):
-        verdict = judge(candidate, backbone, max_packed_tokens)
-        reason = verdict.reason
-        if verdict.layout is not None and candidate != "padded" and (check_all or not verdict.certain):
+        reason = why_inexact(candidate, backbone)
+        layout = None if reason else make_layout(candidate, backbone, max_packed_tokens)
+        # Some recurrent models start every sequence from an empty state, whatever the cache holds.
+        certain = not is_recurrent(backbone)
+        if layout is not None and candidate != "padded" and (check_all or not certain):
             if check is not None:
-                reason = check(verdict.layout, thorough=not verdict.certain)
-            elif not verdict.certain:
+                reason = check(layout, thorough=not certain)
+            elif not certain:
                 reason = "it has to be checked, which dropout, or a backbone in shards, does not allow"
         if not reason:
-            return verdict.layout
+            return layout
         if name != "auto":
             raise PromptTuningError(
                 f"layout {name!r} is not exact for {type(backbone).__name__}: {reason}. Use layout 'auto' or 'padded'."
             )
-        log = logger.info if verdict.layout is None else logger.warning
+        log = logger.info if layout is None else logger.warning
         log("The %s layout is not used for %s: %s.", candidate, type(backbone).__name__, reason)
     raise AssertionError("padded is exact for every model")

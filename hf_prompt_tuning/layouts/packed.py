@@ -80,14 +80,20 @@ class PackedLayout:
         scores = torch.empty(len(sources.mask), len(candidates.ids), device=sources.embeds.device)
         lengths = sources.mask.sum(1).tolist()
         words = [embeds[:-1].to(sources.embeds.dtype) for embeds in candidates.embeds]
-        added = sum(map(len, words))
-        for members in self._rows(prompts, [length + added for length in lengths], list(range(len(lengths)))):
+        label_of = torch.tensor([label for label, tokens in enumerate(words) for _ in tokens], dtype=torch.long)
+        targets = torch.cat([ids[1:] for ids in candidates.ids])
+        longer = [length + len(targets) for length in lengths]
+        for members in self._rows(prompts, longer, list(range(len(lengths)))):
             row, text_of = _packed(prompts, sources, members, lengths)
             # A source's last token predicts every candidate's first word. It is projected once and used L times.
             ends: list[Column] = [text_of[b].path()[-1] for b in members]
             inner: list[Column] = [column for b in members for w in words for column in row.add(w, text_of[b]).columns]
-            logp = self._predictions(backbone, row, ends + inner).float().log_softmax(-1)
-            scores[members] = _label_scores(logp[: len(members)], logp[len(members) :], candidates)
+            logits = self._predictions(backbone, row, ends + inner)
+            count = len(members)
+            # Each source has a row of scores, and each of its L labels a place in it.
+            place_of = (torch.arange(count)[:, None] * len(words) + label_of).flatten().to(logits.device)
+            later = LabelledLogits(logits[count:], targets.repeat(count), place_of).log_likelihood(count * len(words))
+            scores[members] = candidates.first_scores(logits[:count]) + later.view(count, -1)
         return scores
 
     def states(
@@ -155,9 +161,9 @@ class PackedLayout:
             logits = row.embeds[0].new_zeros(0, backbone.config.get_text_config().vocab_size)
         if len(queries) == len(columns):
             return logits
-        known = row.predictions()
-        logits = torch.cat([*(known[column] for column in columns if column < past), logits])
-        # The known ones are first now: put each back into its column's place.
+        computed = row.predictions()
+        logits = torch.cat([*(computed[column] for column in columns if column < past), logits])
+        # Those of computed prompts are first now. Put each into its column's place.
         order = sorted(range(len(columns)), key=lambda i: columns[i] >= past)
         return logits[torch.tensor(order, device=logits.device).argsort()]
 
@@ -223,21 +229,6 @@ def _packed(
         for b in group:
             text_of[b] = row.add(examples.embeds[b, shared : lengths[b]], head)
     return row, text_of
-
-
-def _label_scores(first: Tensor, rest: Tensor, candidates: Candidates) -> Tensor:
-    """Return each candidate's log-likelihood after each of M sources, [M, L].
-
-    Args:
-        first: [M, V], the log-probabilities of the words after each source.
-        rest: [M * W, V], those after each of the candidates' words but the last, W in all.
-        candidates: the labels' words.
-    """
-    firsts = torch.stack([ids[0] for ids in candidates.ids])
-    later = torch.cat([ids[1:] for ids in candidates.ids])
-    label_of = torch.cat([torch.full_like(ids[1:], label) for label, ids in enumerate(candidates.ids)])
-    rest = rest.view(len(first), len(later), rest.shape[1]).gather(2, later.expand(len(first), -1)[..., None])[..., 0]
-    return first[:, firsts].index_add(1, label_of, rest)
 
 
 def _shared_tokens(embeds: Tensor, group: list[int], lengths: list[int]) -> int:

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
 from ..layouts.base import IGNORED, token_inputs
 from ..layouts.check import disagreement
-from ..layouts.choose import judge
+from ..layouts.choose import make_layout, why_inexact
 from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
 from ..layouts.traits import state_of_choice, takes
 from ..sharding import in_step, is_sharded
@@ -294,5 +294,6 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         chosen = [layout.name for layout in list(self._chosen_layouts.values())]
         if name not in ("auto", "packed") or any(layout != "packed" for layout in chosen):
             return None
-        layout = judge("packed", self.base_model, max_packed_tokens).layout
-        return layout if isinstance(layout, PackedLayout) else None
+        if why_inexact("packed", self.base_model):
+            return None
+        return make_layout("packed", self.base_model, max_packed_tokens)

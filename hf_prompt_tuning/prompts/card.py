@@ -84,8 +84,8 @@ def add_to_card(file: Path, language: Any = None, license: str | None = None, ta
     """Add language, license and tags to a card's metadata. They are not recorded with a prompt."""
     card = ModelCard(file.read_text(encoding="utf-8"))
     card.data.language, card.data.license = language or card.data.language, license or card.data.license
-    more = [tags] if isinstance(tags, str) else list(tags or ())
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *more]))
+    added = [tags] if isinstance(tags, str) else list(tags or ())
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *added]))
     card.save(file)
 
 

@@ -88,8 +88,9 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         try:
             init = PromptTuningInit(init)
         except ValueError:
-            known = ", ".join(i.value for i in PromptTuningInit)
-            raise PromptTuningError(f"prompt_tuning_init is {init!r}; use one of {known}.") from None
+            raise PromptTuningError(
+                f"prompt_tuning_init is {init!r}; use one of {', '.join(PromptTuningInit)}."
+            ) from None
         if init == PromptTuningInit.TEXT and not self.prompt_tuning_init_text and not self.inference_mode:
             raise PromptTuningError(
                 f"prompt_tuning_init is TEXT and prompt_tuning_init_text is {self.prompt_tuning_init_text!r}. "
@@ -138,11 +139,11 @@ class PromptTuningConfig(peft.PromptTuningConfig):
 
     def initialization(self) -> dict[str, Any]:
         """Return the initialisation as written to `prompt_tuning.json`."""
-        known = {"num_virtual_tokens": self.num_virtual_tokens, "prompt_tuning_init": self.prompt_tuning_init.value}
+        values = {"num_virtual_tokens": self.num_virtual_tokens, "prompt_tuning_init": self.prompt_tuning_init.value}
         detail = {
             PromptTuningInit.TEXT: "prompt_tuning_init_text",
             PromptTuningInit.RANDOM: "random_range",
             PromptTuningInit.SAMPLE_VOCAB: "vocab_sample_size",
             PromptTuningInit.CLASS_LABELS: "label_words",
         }.get(self.prompt_tuning_init)
-        return known | ({detail: getattr(self, detail)} if detail else {})
+        return values | ({detail: getattr(self, detail)} if detail else {})

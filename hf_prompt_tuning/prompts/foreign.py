@@ -44,21 +44,21 @@ def import_prompt(path: str | Path, format: str | None = None) -> Tensor:
     if not path.exists():
         raise PromptLoadError(f"{path} is not there; give a file or folder (a Hub id goes to load_prompt).")
     if format is None:
-        format = _recognised(path)
+        format = _detected_format(path)
     if format not in FORMATS:
         raise PromptLoadError(f"format is {format!r}; give one of {', '.join(FORMATS)}, or leave it out.")
     return FORMATS[format](path)
 
 
-def _recognised(path: Path) -> str:
+def _detected_format(path: Path) -> str:
     if path.is_dir():
         if (path / CONFIG_FILE).exists():
             return "peft"
         if (path / RUPROMPTS_WEIGHTS).exists():
             return "ruprompts"
-        found = sorted(file.name for file in path.iterdir())[:5]
+        files = sorted(file.name for file in path.iterdir())[:5]
         raise PromptLoadError(
-            f"{path} holds no prompt that is known here, but {found}; give format=… or the file itself."
+            f"{path} holds no prompt that is known here, but {files}; give format=… or the file itself."
         )
     if path.suffix == ".npy":
         return "google"
@@ -164,9 +164,9 @@ def _choice(dimensions: Mapping[str, int], path: Path) -> str:
     if len(dimensions) == 1:
         return next(iter(dimensions))
     for name in NAMES:
-        found = [key for key in dimensions if key == name or key.endswith(f".{name}")]
-        if len(found) == 1:
-            return found[0]
+        keys = [key for key in dimensions if key == name or key.endswith(f".{name}")]
+        if len(keys) == 1:
+            return keys[0]
     matrices = [key for key, number in dimensions.items() if number == 2]
     if len(matrices) == 1:
         return matrices[0]

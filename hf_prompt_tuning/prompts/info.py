@@ -270,8 +270,8 @@ def _backbone(name: str, value: Any) -> None:
         for key in ("dtype", "quantized", "hash"):
             _expect(isinstance(embedding.get(key), str | None), f"{name}.{key}", embedding.get(key), "a text")
         # A dtype of null is a missing one. The others may be null.
-        given = embedding if embedding.get("dtype") is not None else {}
-        _has(name, given, "dtype", "quantized", "hash", "sample")
+        not_null = embedding if embedding.get("dtype") is not None else {}
+        _has(name, not_null, "dtype", "quantized", "hash", "sample")
         _matrix(f"{name}.sample", embedding["sample"])
 
 

@@ -141,8 +141,8 @@ def check_access(to: Destination) -> None:
             raise PromptPushError(
                 f"the token of {who['name']!r} may only read; give one that may write (hf auth login, or hub_token)."
             )
-        own = {who["name"], *(org["name"] for org in who.get("orgs", []))}
-        if "/" in to.repo_id and to.repo_id.split("/")[0] not in own:
+        namespaces = {who["name"], *(org["name"] for org in who.get("orgs", []))}
+        if "/" in to.repo_id and to.repo_id.split("/")[0] not in namespaces:
             make_repository(to)  # only the Hub knows whether the user may push there
 
 
@@ -163,13 +163,14 @@ class _Change:
     def __init__(self, to: Destination, folder: Path, path_in_repo: str):
         self.to = to
         self.api = HfApi(token=to.token)
-        self.there = set(self.api.list_repo_files(to.repo_id, revision=to.revision))
-        found = (file for file in sorted(folder.rglob("*")) if file.is_file())
+        self.present = set(self.api.list_repo_files(to.repo_id, revision=to.revision))
         self.files: dict[str, Path | bytes] = {
-            inside(path_in_repo, file.relative_to(folder).as_posix()): file for file in found
+            inside(path_in_repo, file.relative_to(folder).as_posix()): file
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
         }
         former = self._former_members(path_in_repo)
-        self.gone = obsolete_files(set(self.files), self.there, path_in_repo, former)
+        self.obsolete = obsolete_files(set(self.files), self.present, path_in_repo, former)
         if folders := folders_of_prompts(self.files):
             self._list_prompts(folders)
 
@@ -183,7 +184,7 @@ class _Change:
     def _former_members(self, path_in_repo: str) -> list[str] | None:
         """Return the members of the ensemble that this push replaces, or None if there is no ensemble."""
         file = inside(path_in_repo, ENSEMBLE_FILE)
-        if file not in self.there or inside(path_in_repo, CONFIG_FILE) not in self.files:
+        if file not in self.present or inside(path_in_repo, CONFIG_FILE) not in self.files:
             return None
         try:
             return EnsembleInfo.from_json(json.loads(self._read(file))).members
@@ -192,13 +193,13 @@ class _Change:
 
     def _list_prompts(self, pushed: set[str]) -> None:
         """Update the list of prompts in the repository's card, unless a prompt is at the root or a person wrote it."""
-        folders = folders_of_prompts(self.there - self.gone | set(self.files))
+        folders = folders_of_prompts(self.present - self.obsolete | set(self.files))
         if "" in pushed:
             return
         if "" in folders:  # an earlier push put a prompt at the root; keep its card
             self.files.pop(CARD_FILE, None)
             return
-        before = self._read(CARD_FILE) if CARD_FILE in self.there else None
+        before = self._read(CARD_FILE) if CARD_FILE in self.present else None
         if not is_ours(before):
             self.files.pop(CARD_FILE, None)
             return
@@ -214,7 +215,7 @@ class _Change:
             if addition.path_in_repo.endswith(LARGE):
                 # Upload one file at a time: for several the client starts threads, which fails while a process ends.
                 self.api.preupload_lfs_files(additions=[addition], **where)
-        deleted = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in sorted(self.gone)]
+        deleted = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in sorted(self.obsolete)]
         return self.api.create_commit(
             operations=[*deleted, *added],
             commit_message=message,

@@ -30,8 +30,8 @@ def repository_card(
         bases: by prompt folder, the Hub id of the backbone, as far as it is known.
         before: the present card. The backbones of the other prompts are read from it.
     """
-    known = {row["name"]: row["base"] for row in ROW.finditer(before or "")} | dict(bases)
-    prompts = {folder: known.get(folder) for folder in sorted(folders)}
+    base_of = {row["name"]: row["base"] for row in ROW.finditer(before or "")} | dict(bases)
+    prompts = {folder: base_of.get(folder) for folder in sorted(folders)}
     models = sorted({base for base in prompts.values() if base})
     data = ModelCardData(library_name="peft", base_model=models or None, tags=TAGS)
     body = read_template(TEMPLATE).render(

@@ -31,8 +31,8 @@ CHECKPOINT = re.compile(r"(?:last-checkpoint|checkpoint-\d+)(?:/.*)?")
 
 def folders_of_prompts(files: Iterable[str]) -> set[str]:
     """Return the folders that hold a prompt ("" is the root), without checkpoints."""
-    found = {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == CONFIG_FILE}
-    return {folder for folder in found if not CHECKPOINT.fullmatch(folder)}
+    folders = {name.rpartition("/")[0] for name in files if name.rpartition("/")[2] == CONFIG_FILE}
+    return {folder for folder in folders if not CHECKPOINT.fullmatch(folder)}
 
 
 def inside(folder: str, name: str) -> str:
@@ -40,24 +40,23 @@ def inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def obsolete_files(new: set[str], there: set[str], folder: str, former_members: Iterable[str] | None) -> set[str]:
+def obsolete_files(new: set[str], present: set[str], folder: str, former_members: Iterable[str] | None) -> set[str]:
     """Return the files to delete: those of the earlier prompt, ensemble or checkpoint that this push replaces.
 
     Files in another prompt's folder, and files that this package does not write, are never deleted.
 
     Args:
         new: the paths of the pushed files.
-        there: the paths in the repository.
+        present: the paths in the repository.
         folder: the folder that the push goes to; "" is the root.
         former_members: the members of the ensemble that is replaced, else None.
     """
     if inside(folder, STATE) in new:
-        own = {name for name in there if name.startswith(f"{folder}/")}
-        return {name for name in own - new if OF_CHECKPOINTS.fullmatch(name.removeprefix(f"{folder}/"))}
+        in_folder = {name for name in present if name.startswith(f"{folder}/")}
+        return {name for name in in_folder - new if OF_CHECKPOINTS.fullmatch(name.removeprefix(f"{folder}/"))}
     prompts = folders_of_prompts(new)
-    own = {inside(prompt, name) for prompt in prompts for name in PROMPT_FILES}
-    own.add(inside(folder, CURVES_FILE))
+    written = {inside(prompt, name) for prompt in prompts for name in PROMPT_FILES} | {inside(folder, CURVES_FILE)}
     if former_members is not None:
-        own.add(inside(folder, ENSEMBLE_FILE))
-        own |= {inside(inside(folder, member), name) for member in former_members for name in PROMPT_FILES}
-    return own & there - new
+        written.add(inside(folder, ENSEMBLE_FILE))
+        written |= {inside(inside(folder, member), name) for member in former_members for name in PROMPT_FILES}
+    return written & present - new
