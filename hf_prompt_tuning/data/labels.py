@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -100,13 +100,18 @@ def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str)
     return numbered
 
 
-def check_label_column(data: Dataset | IterableDataset, column: str) -> None:
-    """Raise PromptTuningError if the label column is missing, or its type cannot be a label (lists, bytes)."""
-    if column not in data.column_names:
+def check_is_column(column: str, names: Iterable[str]) -> None:
+    """Raise PromptTuningError if the label column is not one of the data's columns."""
+    if column not in names:
         raise PromptTuningError(
             f"label_column {column!r} is no column of the data, "
-            f"which has {', '.join(repr(c) for c in data.column_names if c != ORIGIN)}. Mend its name."
+            f"which has {', '.join(repr(name) for name in names if name != ORIGIN)}. Mend its name."
         )
+
+
+def check_label_column(data: Dataset | IterableDataset, column: str) -> None:
+    """Raise PromptTuningError if the label column is missing, or its type cannot be a label (lists, bytes)."""
+    check_is_column(column, data.column_names)
     feature = (data.features or {}).get(column)
     if feature is None or isinstance(feature, ClassLabel):
         return

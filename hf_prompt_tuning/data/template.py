@@ -13,6 +13,7 @@ from datasets import Dataset
 from ..errors import PromptTuningError
 from .labels import (
     LabelReader,
+    check_is_column,
     check_label_column,
     checked_words,
     class_names,
@@ -127,11 +128,8 @@ class PromptTemplate:
                 f"the template's field {{{missing[0]}}} is no column of the {data} data, "
                 f"which has {', '.join(map(repr, column_names))}. Mend the template or the column's name."
             )
-        if labelled and self.is_classification and self.label_column not in column_names:
-            raise PromptTuningError(
-                f"label_column {self.label_column!r} is no column of the data, "
-                f"which has {', '.join(map(repr, column_names))}. Mend its name."
-            )
+        if labelled and self.is_classification:
+            check_is_column(self.label_column, column_names)
 
     def check_fields(self, row: Mapping[str, Any]) -> None:
         """Raise PromptTuningError if every field of the source is missing: such a row has nothing to learn from."""

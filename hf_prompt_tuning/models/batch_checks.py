@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.token_ids import check_ids
+from ..data.encoding import check_ids
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..layouts.traits import with_own_positions

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..data.token_ids import check_ids
+from ..data.encoding import check_ids
 from ..data.tokenization import continuation_ids
 from ..errors import PromptTuningError
 from ..hub.errors import words

@@ -5,8 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import with_label_words
-from ..data.token_ids import vocabulary_of
+from ..data.encoding import vocabulary_of, with_label_words
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts

@@ -12,8 +12,8 @@ from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
 from ..data.collator import DataCollatorForPromptTuning, beside_texts
+from ..data.encoding import vocabulary_of
 from ..data.template import PromptTemplate
-from ..data.token_ids import vocabulary_of
 from ..extras import check_installed
 from ..layouts.base import IGNORED
 from ..models.recording import describe_run
