@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 
-from ..data.template import PromptTemplate
 from ..errors import CheckpointSaveError, PromptTuningError
 from ..hub import backbones
 from ..several.ensemble_trainer import EnsembleTrainer
@@ -65,41 +64,35 @@ def report(trainer: PromptTuningTrainer, split: str, metrics: dict[str, Any]) ->
     trainer.save_metrics(split, metrics, combined=split != "untuned")
 
 
-def save_predictions(trainer: PromptTuningTrainer, output: PredictionOutput, data: Dataset) -> Path | None:
+def save_predictions(
+    trainer: PromptTuningTrainer, output: PredictionOutput, data: Dataset, task: str | None = None
+) -> Path | None:
     """Write `predictions.jsonl`: each row's number, input, prediction, score of every label, and reference.
 
     Rows are numbered from 0, so row 0 is `data[0]`. A score is the log-likelihood of a label's words and EOS. The
-    reference is null for a row without a label.
+    reference is null for a row without a label. For an ensemble, a row has each member's vote.
 
     Args:
         trainer: the trainer that made the predictions.
         output: the predictions.
         data: the raw rows, in the same order.
+        task: the task that the rows are of, in a run of several; the file is written to its folder.
 
     Returns:
         The file, or None on all processes but the first.
     """
     if not trainer.is_world_process_zero():
         return None
+    info = trainer.model.info if task is None else trainer.model.prompt_info[task]
     members = trainer.members if isinstance(trainer, EnsembleTrainer) else []
-    file = Path(trainer.args.output_dir) / "predictions.jsonl"
-    write_predictions(file, trainer.model.info.template, output, data, members)
-    return file
-
-
-def write_predictions(
-    file: Path, template: PromptTemplate, output: PredictionOutput, data: Dataset, members: Sequence[str] = ()
-) -> None:
-    """Write predictions to any file, as `save_predictions` does. For an ensemble, include the vote of each member."""
-    words = [template.label_words[label] for label in template.labels]
+    words = [info.template.label_words[label] for label in info.template.labels]
+    file = Path(trainer.args.output_dir, task or "", "predictions.jsonl")
     with file.open("w", encoding="utf-8") as lines:
         rows = enumerate(zip(data, output.predictions, output.label_ids, strict=True))
         for number, (row, predicted, reference) in rows:
-            record: dict[str, Any] = {"row": number, "input": template.source_text(row)}
-            if members and words:
-                record |= label_record(template, members, predicted)
-            elif members:
-                record |= text_record(members, predicted)
+            record: dict[str, Any] = {"row": number, "input": info.template.source_text(row)}
+            if members:
+                record |= label_record(info.template, members, predicted) if words else text_record(members, predicted)
             elif words:
                 record["prediction"] = words[int(np.argmax(predicted))]
                 record["scores"] = dict(zip(words, map(float, predicted), strict=True))
@@ -108,6 +101,7 @@ def write_predictions(
             if words:
                 reference = words[reference] if reference >= 0 else None
             lines.write(json.dumps(record | {"reference": reference}, ensure_ascii=False) + "\n")
+    return file
 
 
 def run(main: Callable[[], None]) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
@@ -24,7 +23,7 @@ from .arguments import (
     read_command_line,
 )
 from .data_arguments import DataArguments
-from .main import load_backbone, report, set_up_logging, write_predictions
+from .main import load_backbone, report, save_predictions, set_up_logging
 from .splits import load_splits
 
 OF_TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
@@ -118,8 +117,7 @@ def train_tasks(config: TasksConfig) -> None:
         outputs = trainer.predict_tasks({name: data for name, data in tests.items() if data is not None})
         report(trainer, "test", {k: v for output in outputs.values() for k, v in output.metrics.items()})
         for name, output in outputs.items():
-            template = trainer.model.prompt_info[name].template
-            write_predictions(Path(args.output_dir) / name / "predictions.jsonl", template, output, tests[name])
+            save_predictions(trainer, output, tests[name], name)
 
 
 def _task(name: str, splits: DatasetDict, arguments: Arguments, of_run: PromptTuningArguments) -> PromptTask:
