@@ -1,4 +1,4 @@
-"""Says what a run reached: accuracy before and after, and three predictions.
+"""Show what a run reached: accuracy before and after, and three predictions.
 
 python examples/show_results.py OUTPUT_DIR
 """
