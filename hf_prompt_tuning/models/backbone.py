@@ -1,15 +1,124 @@
-"""Read properties of the frozen model behind a prompt, and prepare it for training and generation."""
+"""Check that a model can be a prompt's backbone, and freeze it."""
 
-import functools
+import copy
 import inspect
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.quantization_config import QuantizationMethod
 
-from ..stand_ins import calling
+from ..errors import PromptTuningError
+
+CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
+
+
+def check_backbone(backbone: Any, task_type: str | None = None) -> str:
+    """Return the task type of a model that a prompt can be put in front of.
+
+    Args:
+        backbone: what the caller gave as backbone.
+        task_type: the task type that it must have; None for any.
+
+    Raises:
+        PromptTuningError: it already has a prompt or adapters, is not a language model of transformers, is wrapped, or
+            has another task type.
+    """
+    if isinstance(backbone, PeftModel):
+        raise _is_peft(backbone)
+    if not isinstance(backbone, PreTrainedModel):
+        raise _is_no_model(backbone)
+    if any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
+        raise _has_adapters(backbone, "adapters")
+    name, is_seq2seq = type(backbone).__name__, bool(backbone.config.is_encoder_decoder)
+    if not type(backbone).can_generate():
+        raise PromptTuningError(
+            f"the backbone is a {name}, which is no language model that writes text (a model without a head, or with "
+            "one for classes or masks). Load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+        )
+    if not is_seq2seq and _looks_ahead(backbone):
+        raise PromptTuningError(
+            f"the backbone is a {name} whose config says is_decoder=False, so it looks at what comes after a token; "
+            "load it with is_decoder=True, if it was trained so, or use another backbone."
+        )
+    found = SEQ2SEQ if is_seq2seq else CAUSAL
+    if task_type not in (None, found):
+        raise PromptTuningError(
+            f"task_type is {getattr(task_type, 'value', task_type)}, and {name} is a {found} model; "
+            "leave task_type out, or load the backbone with the other Auto class."
+        )
+    if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
+        raise PromptTuningError(
+            f"{name} takes no inputs_embeds, through which a prompt is given; use another backbone."
+        )
+    return found
+
+
+def _looks_ahead(backbone: PreTrainedModel) -> bool:
+    """Tell whether is_decoder=False in a config makes attention see later tokens (in BERT, but not in GPT-NeoX)."""
+    if getattr(backbone.config, "is_decoder", True) is not False:
+        return False
+    return any(vars(module).get("is_decoder") is False for module in backbone.modules())
+
+
+def _is_peft(model: PeftModel) -> PromptTuningError:
+    if model.active_peft_config.is_prompt_learning:
+        return PromptTuningError(
+            f"the backbone is a {type(model).__name__}, which has a prompt already. Give model.get_base_model(), the "
+            "backbone in it, or put one more prompt beside its own with model.add_adapter(name, config)."
+        )
+    return _has_adapters(model, model.active_peft_config.peft_type.value)
+
+
+def _has_adapters(model: nn.Module, kind: str) -> PromptTuningError:
+    return PromptTuningError(
+        f"the backbone is a {type(model).__name__} with {kind} in its layers, which a saved prompt has no name for. "
+        "Give model.merge_and_unload(), saved under a name of its own, so that the prompt can be loaded on it again."
+    )
+
+
+def _is_no_model(given: Any) -> PromptTuningError:
+    what = f"the backbone is a {type(given).__name__}"
+    if isinstance(given, str | Path):
+        return PromptTuningError(
+            f"{what} ({str(given)!r:.80}); give a loaded model, e.g. from AutoModelForCausalLM.from_pretrained (or "
+            "load_prompt, for a saved prompt with its backbone)."
+        )
+    for inner in ("module", "_orig_mod"):  # of DataParallel and similar wrappers, and of torch.compile
+        if isinstance(given, nn.Module) and isinstance(getattr(given, inner, None), nn.Module):
+            return PromptTuningError(
+                f"{what}, a model that is wrapped already; give what it wraps (its .{inner}), and wrap the model with "
+                "the prompt."
+            )
+    return PromptTuningError(f"{what}; give a language model of transformers, e.g. from AutoModelForCausalLM.")
+
+
+def check_dropout(before: bool, wanted: bool) -> None:
+    """Raise PromptTuningError if a prompt needs another dropout of its backbone than the backbone's other prompts."""
+    if before != wanted:
+        raise PromptTuningError(
+            f"backbone_dropout is {wanted}, and this backbone has a prompt whose backbone_dropout is {before}; they "
+            "share its dropout. Give both the same, or load the backbone once more for this one."
+        )
+
+
+def freeze(backbone: PreTrainedModel, keep_dropout: bool) -> None:
+    """Freeze a backbone. All changes to it are made here.
+
+    Its parameters need no gradient, and its dropout is off unless it is kept. Marks and shortcuts of quantized models
+    that prevent training are removed. Weights and config do not change, except for the mark of a GGUF file.
+    """
+    for parameter in backbone.parameters():
+        parameter.requires_grad = False
+    forget_gguf(backbone)
+    keep_differentiable(backbone)
+    if not keep_dropout:
+        turn_off_dropout(backbone)
+    backbone.dropout_for_prompts = keep_dropout
 
 
 def keep_differentiable(backbone: PreTrainedModel) -> None:
@@ -38,44 +147,65 @@ def forget_gguf(backbone: PreTrainedModel) -> None:
     backbone.dequantized_from = QuantizationMethod.GGUF.value
 
 
-def prepares_embeddings(backbone: PreTrainedModel, handed_on: bool) -> bool:
-    """Tell whether the model's `prepare_inputs_for_generation` takes embeddings.
+def turn_off_dropout(backbone: PreTrainedModel) -> None:
+    """Set every dropout probability in a model's modules to 0, and every one that they read from a config when called.
 
-    Args:
-        backbone: the model.
-        handed_on: also accept a method that passes on all its keyword arguments.
+    The model's own config is not changed, because the caller may save it.
+    The model can then stay in train mode (which activation checkpointing requires) and still be deterministic.
     """
-    names = inspect.signature(backbone.prepare_inputs_for_generation).parameters
-    return "inputs_embeds" in names or (handed_on and "kwargs" in names)
+    views: dict[int, PreTrainedConfig] = {}
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name in _probabilities(vars(module)):
+            setattr(module, name, 0.0)
+        config = vars(module).get("config")
+        # The backbone's own config is not replaced: it is the one that is saved and shown, and the backbone's
+        # `forward` reads no probability from it.
+        if module is not backbone and isinstance(config, PreTrainedConfig) and any(_probabilities(vars(config))):
+            module.config = views.setdefault(id(config), without_dropout(config))
 
 
-def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> PreTrainedModel:
-    """Return a model whose `generate` takes embeddings: the backbone itself, or a stand-in for it.
+def _probabilities(values: dict[str, Any]) -> Iterator[str]:
+    return (name for name, value in list(values.items()) if "drop" in name and isinstance(value, float) and value)
 
-    `generate` passes on only the arguments that the outermost `forward` names, and Gemma 3n's does not name the
-    per-layer vectors. `generate` also refuses embeddings for models (Bamba, Falcon-H1, Nemotron-H, Zamba2) whose
-    `prepare_inputs_for_generation` does not name them, although it passes them on.
 
-    Args:
-        backbone: any model.
-        per_layer_inputs: [B, N, layers, D], or None.
+def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a view of a config in which every dropout probability is 0.
+
+    All other values are shared: a change in either config is seen in both (above all a changed attention
+    implementation).
     """
-    named = prepares_embeddings(backbone, handed_on=False)
-    if per_layer_inputs is None and named:
-        return backbone
+    if isinstance(config, _View):
+        return config
+    kind = type(config)
+    members: dict[str, Any] = {name: property(_zero, _ignore) for name in _probabilities(vars(config))}
+    view = object.__new__(type(kind.__name__, (_View, kind), members | {"__module__": kind.__module__, "of": config}))
+    object.__setattr__(view, "__dict__", vars(config))
+    return view
 
-    @functools.wraps(backbone.forward)
-    def forward(*args: Any, **kwargs: Any) -> ModelOutput:
-        embeds = kwargs.get("inputs_embeds")
-        if embeds is not None and per_layer_inputs is not None:
-            copies = len(embeds) // len(per_layer_inputs)  # beams, or several returned sequences
-            kwargs["per_layer_inputs"] = per_layer_inputs.repeat_interleave(copies, dim=0)
-        return backbone(*args, **kwargs)
 
-    def prepare(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
-        return backbone.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+class _View:
+    """Mixin for a view of the config `of`. A view that is copied with deepcopy or pickled stays a view."""
 
-    writer = calling(backbone, forward)
-    if not named:
-        vars(writer)["prepare_inputs_for_generation"] = prepare
-    return writer
+    of: PreTrainedConfig
+
+    def __init_subclass__(cls) -> None:
+        """Do nothing: otherwise a subclass of a config would become a dataclass of its own."""
+
+    def __reduce__(self) -> tuple:
+        return without_dropout, (self.of,)
+
+    def __copy__(self) -> PreTrainedConfig:
+        """Return an independent config with the view's values."""
+        alone = copy.copy(self.of)
+        vars(alone).update({name: 0.0 for name, value in vars(type(self)).items() if isinstance(value, property)})
+        return alone
+
+
+def _zero(view: PreTrainedConfig) -> float:
+    return 0.0
+
+
+def _ignore(view: PreTrainedConfig, value: Any) -> None:
+    """Ignore the new value: dropout stays off."""

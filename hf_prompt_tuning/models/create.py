@@ -5,10 +5,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.template import PromptTemplate
 from ..prompts.config import PromptTuningConfig
+from .backbone import SEQ2SEQ, check_backbone
 from .causal_lm import PromptTuningModelForCausalLM
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .soft_prompts import SoftPrompts
-from .wrapping import SEQ2SEQ, check_backbone
 
 
 def get_prompt_tuning_model(

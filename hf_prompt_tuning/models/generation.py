@@ -36,15 +36,16 @@ from ..layouts.computed import cache_of, in_rows
 from ..layouts.padded import padded_rows
 from ..layouts.traits import ignores_masked_columns, text_positions
 from ..stand_ins import calling
-from .backbone import generating_with, prepares_embeddings
 from .call_arguments import fitted, told_of
 from .continuing import Behind, checked, columns_in, mark
 from .generation_options import (
     DEFAULT_NEW_TOKENS,
     copies,
     drafting_option,
+    generating_with,
     in_new_tokens,
     model_arguments,
+    prepares_embeddings,
     with_encoder_ids,
     without_pads,
 )

@@ -1,6 +1,7 @@
-"""Read the caller's `generate` options and translate them for rows with a prompt in front."""
+"""Adapt `generate` to rows with a prompt in front: its options, and a backbone that takes no embedded tokens."""
 
 import copy
+import functools
 import inspect
 from typing import Any
 
@@ -15,9 +16,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
 )
+from transformers.utils import ModelOutput
 
 from ..errors import PromptTuningError
 from ..layouts.traits import takes
+from ..stand_ins import calling
 
 DEFAULT_NEW_TOKENS = 20
 """The number of tokens that transformers generates by default."""
@@ -188,3 +191,46 @@ def without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor
     )
     processors = LogitsProcessorList([penalty, *(options.get("logits_processor") or ())])
     return with_settings(options, repetition_penalty=1.0) | {"logits_processor": processors}
+
+
+def prepares_embeddings(backbone: PreTrainedModel, handed_on: bool) -> bool:
+    """Tell whether the model's `prepare_inputs_for_generation` takes embeddings.
+
+    Args:
+        backbone: the model.
+        handed_on: also accept a method that passes on all its keyword arguments.
+    """
+    names = inspect.signature(backbone.prepare_inputs_for_generation).parameters
+    return "inputs_embeds" in names or (handed_on and "kwargs" in names)
+
+
+def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> PreTrainedModel:
+    """Return a model whose `generate` takes embeddings: the backbone itself, or a stand-in for it.
+
+    `generate` passes on only the arguments that the outermost `forward` names, and Gemma 3n's does not name the
+    per-layer vectors. `generate` also refuses embeddings for models (Bamba, Falcon-H1, Nemotron-H, Zamba2) whose
+    `prepare_inputs_for_generation` does not name them, although it passes them on.
+
+    Args:
+        backbone: any model.
+        per_layer_inputs: [B, N, layers, D], or None.
+    """
+    named = prepares_embeddings(backbone, handed_on=False)
+    if per_layer_inputs is None and named:
+        return backbone
+
+    @functools.wraps(backbone.forward)
+    def forward(*args: Any, **kwargs: Any) -> ModelOutput:
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is not None and per_layer_inputs is not None:
+            copies = len(embeds) // len(per_layer_inputs)  # beams, or several returned sequences
+            kwargs["per_layer_inputs"] = per_layer_inputs.repeat_interleave(copies, dim=0)
+        return backbone(*args, **kwargs)
+
+    def prepare(input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+        return backbone.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    writer = calling(backbone, forward)
+    if not named:
+        vars(writer)["prepare_inputs_for_generation"] = prepare
+    return writer

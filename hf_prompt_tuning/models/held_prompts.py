@@ -23,11 +23,11 @@ from ..prompts.fingerprint import backbone_fingerprint, check_match
 from ..prompts.info import PromptInfo
 from ..prompts.names import check_adapter_name
 from ..prompts.pushing import Destination, checked_subfolder
+from .backbone import check_backbone, freeze
 from .labels import REFERENCE, add_reference
 from .prompt import PromptConfigs, completed_config, make_prompt
 from .saving import check_savable, config_to_fill, fill, folder_of, push_prompt, write_start_and_card
 from .unsupported import NO_SUM, NOTHING_TO_MERGE, NOTHING_TO_UNLOAD, WITHOUT_PROMPT, unsupported
-from .wrapping import check_backbone, freeze
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from ..errors import PromptLoadError
 from ..hub.backbones import commit_of, load_backbone, load_tokenizer
 from ..hub.names import hub_id
 from ..prompts.files import SavedPrompt, read_prompt
+from .backbone import check_backbone
 from .causal_lm import PromptTuningModelForCausalLM
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
-from .wrapping import check_backbone
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from ..prompts.config import PromptTuningConfig
 from ..prompts.fingerprint import embedding_hash
 from ..prompts.info import PromptInfo
 from ..sharding import embedding_device
+from .backbone import check_dropout
 from .initialization import can_be_made_again, initial_prompt
-from .wrapping import check_dropout
 
 
 class SoftPrompt(PromptEmbedding):

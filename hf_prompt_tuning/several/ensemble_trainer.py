@@ -14,10 +14,10 @@ from ..data.encoding import with_label_words
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
+from ..models.backbone import check_backbone
 from ..models.metric_direction import greater_is_better
 from ..models.recording import to_record
 from ..models.soft_prompts import SoftPrompts
-from ..models.wrapping import check_backbone
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
