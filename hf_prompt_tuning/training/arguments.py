@@ -1,11 +1,12 @@
 """Define the training arguments, with defaults for prompt tuning."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import SchedulerType, TrainingArguments
+from transformers.hf_argparser import HfArg
 
 from ..errors import PromptTuningError
 from ..models.metric_direction import greater_is_better
@@ -19,36 +20,26 @@ class PromptTuningArguments(TrainingArguments):
     fine-tuning.
     """
 
-    learning_rate: float = field(default=3e-2, metadata={"help": "The peak learning rate of the prompt."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training data."})
-    logging_steps: float = field(
-        default=10, metadata={"help": "Log every so many update steps (below 1: a share of the run)."}
+    learning_rate: float = HfArg(default=3e-2, help="Peak learning rate of the prompt.")
+    num_train_epochs: float = HfArg(default=10.0, help="Passes over the training data.")
+    logging_steps: float = HfArg(default=10, help="Update steps between two logs; below 1, a share of the run.")
+    early_stopping_patience: int | None = HfArg(
+        default=None, help="Stop after so many evaluations without a better metric, and keep the best prompt."
     )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={"help": "Stop after so many evaluations without a better metric, and keep the best prompt."},
+    layout: str = HfArg(
+        default="auto", help="Layout of prompts and examples: auto, packed, cached or padded. Changes the cost only."
     )
-    layout: str = field(
-        default="auto",
-        metadata={"help": "auto, packed, cached or padded: how prompts and examples are laid out. Changes cost only."},
+    max_packed_tokens: int | None = HfArg(default=None, help="Maximum tokens of a packed row. Default: 2048.")
+    check_layout: bool = HfArg(default=True, help="Compare the layout with padded on two rows before the first batch.")
+    predict_with_generate: bool = HfArg(
+        default=True, help="Evaluate free text by generating it (exact match, ROUGE-L), not only by its loss."
     )
-    max_packed_tokens: int | None = field(
-        default=None, metadata={"help": "A packed row's token budget; more examples make more rows. Default 2048."}
-    )
-    check_layout: bool = field(
-        default=True, metadata={"help": "Compare the layout with padded on two rows of the first batch."}
-    )
-    predict_with_generate: bool = field(
-        default=True,
-        metadata={"help": "Evaluate free text by generating it (exact match, ROUGE-L), not by loss alone."},
-    )
-
-    save_on_signal: bool = field(
+    save_on_signal: bool = HfArg(
         default=False,
-        metadata={"help": "SIGTERM and Ctrl-C finish the step, save and end the run. The command's default is True."},
+        help="On SIGTERM and Ctrl-C, finish the step, save and end the run. The command's default is True.",
     )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run goes on with early stopping's counters, and other callbacks'."}
+    restore_callback_states_from_checkpoint: bool = HfArg(
+        default=True, help="Resume early stopping's counters, and the states of other callbacks."
     )
 
     def __post_init__(self):
