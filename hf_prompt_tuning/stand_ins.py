@@ -20,18 +20,8 @@ from transformers import PreTrainedConfig
 Module = TypeVar("Module", bound=nn.Module)
 Value = TypeVar("Value")
 
-CALL_HOOKS = tuple(
-    f"_{name}"
-    for name in (
-        "forward_pre_hooks",
-        "forward_pre_hooks_with_kwargs",
-        "forward_hooks",
-        "forward_hooks_with_kwargs",
-        "forward_hooks_always_called",
-        "backward_pre_hooks",
-        "backward_hooks",
-    )
-)
+CALL_HOOKS = [name for name, value in vars(nn.Module()).items() if "ward" in name and isinstance(value, dict)]
+"""The attributes that hold a module's hooks of forward and backward passes."""
 
 
 def calling(module: Module, forward: Callable[..., Any]) -> Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -114,18 +115,18 @@ class Prompts:
     names: tuple[str, ...] = ()
     computed: tuple[ComputedPrompt | None, ...] = ()
 
-    @classmethod
-    def one(cls, vectors: Tensor, batch: int) -> "Prompts":
-        """Use the same prompt for all `batch` examples."""
-        return cls((vectors,), torch.zeros(batch, dtype=torch.long, device=vectors.device))
-
     def lengths(self) -> Tensor:
         """Return the number of virtual tokens in front of each example, [B] long."""
         return torch.tensor([len(v) for v in self.vectors], device=self.of_row.device)[self.of_row]
 
+    @cached_property
+    def prompt_of(self) -> list[int]:
+        """`of_row` as plain numbers. They are copied from the device once."""
+        return self.of_row.tolist()
+
     def row_names(self) -> tuple[str, ...]:
         """Return the prompt's name for each example."""
-        return tuple(self.names[g] for g in self.of_row.tolist())
+        return tuple(self.names[g] for g in self.prompt_of)
 
     def groups(self) -> Iterator[tuple[int, Tensor]]:
         """Yield each prompt (0 … G-1) that is used, with its examples ([B_g] long)."""
@@ -133,11 +134,6 @@ class Prompts:
             rows = (self.of_row == g).nonzero()[:, 0]
             if len(rows):
                 yield g, rows
-
-    def select(self, rows: Tensor) -> "Prompts":
-        """Return the prompts of the examples `rows`. Prompts that none of these examples uses are dropped."""
-        used, of_row = self.of_row[rows].unique(return_inverse=True)
-        return Prompts(tuple(self.vectors[g] for g in used.tolist()), of_row)
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,8 @@ class PackedLayout:
         rows: list[list[Example]] = []
         used: set[int] = set()
         queries = keys = 0
-        prompt_of = prompts.of_row.tolist()
         for b in order:
-            g = prompt_of[b]
+            g = prompts.prompt_of[b]
             length, new = len(prompts.vectors[g]), g not in used
             # A computed prompt adds keys but no queries.
             computed_now = 0 if prompts.computed and prompts.computed[g] is not None else length
@@ -216,13 +215,13 @@ def _packed(
 
     Tokens that all members of a prompt start with (the template's first words) are laid out only once.
     """
-    row, text_of, prompt_of = Row(), {}, prompts.of_row.tolist()
-    used = list(dict.fromkeys([prompt_of[b] for b in members] or [0]))
+    row, text_of = Row(), {}
+    used = list(dict.fromkeys([prompts.prompt_of[b] for b in members] or [0]))
     computed = {g: prompts.computed[g] for g in used if prompts.computed and prompts.computed[g] is not None}
     roots = {g: row.add_computed(prompt) for g, prompt in computed.items()}
     for g in used:
         head = roots[g] if g in roots else row.add(prompts.vectors[g].to(examples.embeds.dtype))
-        group = [b for b in members if prompt_of[b] == g]
+        group = [b for b in members if prompts.prompt_of[b] == g]
         shared = _shared_tokens(examples.embeds, group, lengths)
         if shared:
             head = row.add(examples.embeds[group[0], :shared], head)

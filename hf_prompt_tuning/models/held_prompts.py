@@ -19,7 +19,7 @@ from ..hub.backbones import commit_of
 from ..hub.names import hub_id
 from ..prompts.config import PromptTuningConfig
 from ..prompts.files import SavedPrompt, read_prompt
-from ..prompts.fingerprint import backbone_fingerprint, check_match
+from ..prompts.fingerprint import check_match, fingerprint
 from ..prompts.info import PromptInfo
 from ..prompts.names import check_adapter_name
 from ..prompts.pushing import Destination, checked_subfolder
@@ -86,7 +86,7 @@ class HeldPrompts:
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Return the backbone's fingerprint, as it was when the first prompt was made."""
-        return backbone_fingerprint(self.base_model)
+        return fingerprint(self.base_model)
 
     @cached_property
     def _commit(self) -> str | None:
@@ -221,9 +221,9 @@ class HeldPrompts:
                 f"{saved.source} is a prompt of task type {saved.config.task_type}, and {cls.__name__} is for "
                 f"{cls.task_type}; load it with the other class."
             )
-        fingerprint = backbone_fingerprint(model)
-        check_match(saved, model.get_input_embeddings().embedding_dim, fingerprint, ignore_mismatch)
-        prompt_model = cls(model, config_to_fill(saved, tokenizer), adapter_name, known_fingerprint=fingerprint)
+        present = fingerprint(model)
+        check_match(saved, model.get_input_embeddings().embedding_dim, present, ignore_mismatch)
+        prompt_model = cls(model, config_to_fill(saved, tokenizer), adapter_name, known_fingerprint=present)
         prompt_model._fill(saved, adapter_name, is_trainable, is_new=True)
         return prompt_model
 

@@ -40,7 +40,8 @@ def fingerprint(backbone: PreTrainedModel, quantized: str | None = None) -> dict
     Args:
         backbone: a model. Sharded and offloaded embeddings are gathered for this. An embedding on the meta device
             gives no `embedding` entry.
-        quantized: the quantization method of its embedding, or None.
+        quantized: the quantization method of its embedding. Default: GGUF for a backbone from a GGUF file, else None.
+            Only GGUF quantizes the embedding; it is dequantized on loading.
     """
     text_config = backbone.config.get_text_config()
     embed = backbone.get_input_embeddings()
@@ -56,18 +57,11 @@ def fingerprint(backbone: PreTrainedModel, quantized: str | None = None) -> dict
             return values
         values["embedding"] = {
             "dtype": str(embed.weight.dtype).removeprefix("torch."),
-            "quantized": quantized,
+            "quantized": quantized or ("gguf" if quantization(backbone) == "gguf" else None),
             "hash": embedding_hash(embed.weight),
             "sample": [[float(f"{x:.6g}") for x in row] for row in _sample(embed).tolist()],
         }
     return values
-
-
-def backbone_fingerprint(backbone: PreTrainedModel) -> dict[str, Any]:
-    """Return the fingerprint of a loaded backbone."""
-    # Only GGUF quantizes the embedding; it is dequantized on loading. Other methods do not change it.
-    method = quantization(backbone)
-    return fingerprint(backbone, method if method == "gguf" else None)
 
 
 def embedding_hash(weight: Tensor) -> str | None:

@@ -1,7 +1,8 @@
 """Draw a prompt's loss curves and confusion matrix."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..extras import check_installed
 from .info import PromptInfo
@@ -25,7 +26,8 @@ def save_pictures(folder: str | Path, info: PromptInfo) -> None:
     for name in (LOSS_FILE, CONFUSION_FILE):
         (Path(folder) / name).unlink(missing_ok=True)
     if any(info.history.values()):
-        _loss(info.history).savefig(Path(folder) / LOSS_FILE, dpi=120)
+        curves = [(points, {"label": name}) for name, points in info.history.items()]
+        _losses(curves, 6, 4).savefig(Path(folder) / LOSS_FILE, dpi=120)
     if info.confusion_matrix:
         _confusion(info.confusion_matrix).savefig(Path(folder) / CONFUSION_FILE, dpi=120)
 
@@ -40,15 +42,16 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _loss(history: dict[str, list[list[float]]]) -> "Figure":
-    figure = new_figure(6, 4)
+def _losses(curves: Iterable[tuple[list[list[float]], dict[str, Any]]], width: float, height: float) -> "Figure":
+    """Draw loss curves: the points of each, [update step, loss], and the options of its line."""
+    figure = new_figure(width, height)
     axes = figure.subplots()
-    for name, points in history.items():
+    for points, options in curves:
         if points:
-            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+            axes.plot(*zip(*points, strict=True), marker=".", **options)
     axes.set(xlabel="update step", ylabel="loss per token")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return figure
 
@@ -81,15 +84,9 @@ def save_curves(folder: str | Path, histories: dict[str, dict[str, list[list[flo
     """
     if not any(points for history in histories.values() for points in history.values()):
         return
-    figure = new_figure(8, 5)
-    axes = figure.subplots()
-    for i, (name, history) in enumerate(histories.items()):
-        for key, style in (("loss", "-"), ("eval_loss", "--")):
-            if points := history.get(key):
-                label = name if key == "loss" else f"{name}, evaluation"
-                axes.plot(*zip(*points, strict=True), style, color=f"C{i % 10}", marker=".", label=label)
-    axes.set(xlabel="update step", ylabel="loss per token")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    figure.savefig(Path(folder) / CURVES_FILE, dpi=120)
+    curves = [
+        (history.get(key, []), {"label": f"{name}{ending}", "linestyle": style, "color": f"C{i % 10}"})
+        for i, (name, history) in enumerate(histories.items())
+        for key, ending, style in (("loss", "", "-"), ("eval_loss", ", evaluation", "--"))
+    ]
+    _losses(curves, 8, 5).savefig(Path(folder) / CURVES_FILE, dpi=120)

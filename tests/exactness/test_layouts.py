@@ -17,6 +17,10 @@ from tests.shared.reference import (
 from tests.shared.tiny_models import DECODERS
 
 
+def one_prompt(vectors: torch.Tensor, batch: int) -> Prompts:
+    return Prompts((vectors,), torch.zeros(batch, dtype=torch.long))
+
+
 def column(*values: float) -> torch.Tensor:
     return torch.tensor(values).reshape(1, -1, 1)
 
@@ -26,19 +30,19 @@ def test_rows_are_prompt_text_pads_whichever_side_was_padded():
     right = Examples.align(column(7.0, 8.0, 0.0), torch.tensor([[1, 1, 0]]), torch.tensor([[7, 8, IGNORED]]))
     left = Examples.align(column(0.0, 7.0, 8.0), torch.tensor([[0, 1, 1]]), torch.tensor([[IGNORED, 7, 8]]))
     for examples in (right, left):
-        embeds, mask = padded_rows(Prompts.one(prompt, 1), examples)
+        embeds, mask = padded_rows(one_prompt(prompt, 1), examples)
         assert embeds[0, :, 0].tolist() == [1, 2, 7, 8, 0]
         assert mask.tolist() == [[1, 1, 1, 1, 0]]
         assert examples.labels.tolist() == [[7, 8, IGNORED]]
-    embeds, mask = padded_rows(Prompts.one(prompt, 1), left, pads="left")
+    embeds, mask = padded_rows(one_prompt(prompt, 1), left, pads="left")
     assert embeds[0, :, 0].tolist() == [0, 1, 2, 7, 8]
     assert mask.tolist() == [[0, 1, 1, 1, 1]]
 
 
 def test_outputs_return_to_the_columns_they_came_from():
     left = Examples.align(column(0.0, 7.0, 8.0), torch.tensor([[0, 1, 1]]))
-    rows, _ = padded_rows(Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)
-    assert in_caller_columns(rows, Prompts.one(torch.tensor([[1.0], [2.0]]), 1), left)[0, :, 0].tolist() == [
+    rows, _ = padded_rows(one_prompt(torch.tensor([[1.0], [2.0]]), 1), left)
+    assert in_caller_columns(rows, one_prompt(torch.tensor([[1.0], [2.0]]), 1), left)[0, :, 0].tolist() == [
         1,
         2,
         0,
@@ -74,7 +78,7 @@ class Counter(torch.nn.Module):
 def test_each_label_is_predicted_by_the_column_before_it():
     labels = torch.tensor([[3, IGNORED, 4], [IGNORED, 5, IGNORED]])
     examples = Examples.align(torch.zeros(2, 3, 1), torch.tensor([[1, 1, 1], [1, 1, 0]]), labels)
-    found = PaddedLayout().labelled_logits(Counter(), Prompts.one(torch.zeros(2, 1), 2), examples)
+    found = PaddedLayout().labelled_logits(Counter(), one_prompt(torch.zeros(2, 1), 2), examples)
     assert found.logits[:, 0].tolist() == [1, 3, 2]  # the first label by the prompt's last vector
     assert found.targets.tolist() == [3, 4, 5]
     assert found.rows.tolist() == [0, 0, 1]
