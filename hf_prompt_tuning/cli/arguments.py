@@ -168,11 +168,11 @@ def make_arguments(from_file: dict[str, Any], flags: Sequence[str]) -> Arguments
 def _defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Return the defaults that depend on the data. The splits of a Hub data set are requested from the Hub."""
     hub = (values.get(name) for name in ("dataset_name", "dataset_config_name", "dataset_revision", "token"))
-    given = {f"{split}_file" for split in split_names(*hub)} | set(values)
+    names = {f"{split}_file" for split in split_names(*hub)} | set(values)
     defaults: dict[str, Any] = {"save_on_signal": True}
-    if "train_file" in given:
+    if "train_file" in names:
         defaults["do_train"] = True
-    if given & {"validation_file", "validation_split_percentage"}:
+    if names & {"validation_file", "validation_split_percentage"}:
         defaults["do_eval"] = True
         if (defaults | values).get("do_train"):
             defaults |= {"eval_strategy": "epoch", "save_strategy": "epoch", "eval_on_start": True}
@@ -218,7 +218,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         what = " ".join(str(error).split())  # YAML's errors have several lines
         raise PromptTuningError(
-            f"the config {str(file)!r} is not {file.suffix[1:]}: {what}. Mend it there."
+            f"the config {str(file)!r} is not {file.suffix[1:]}: {what}. Correct it there."
         ) from error
     if not isinstance(values, dict):
         raise PromptTuningError(

@@ -86,22 +86,22 @@ def load_transfer(args: DataArguments, template: PromptTemplate, token: str | No
             cannot be read, a column is missing, a label has no words, or no row has a label.
     """
     files: dict[str, str] = {}
-    for given in args.transfer_file or ():
-        name, _, file = given.partition("=")
+    for entry in args.transfer_file or ():
+        name, _, file = entry.partition("=")
         if not re.fullmatch(r"[\w-]+", name) or not file or name in files:
             raise PromptTuningError(
-                f"transfer_file has {given!r}; give NAME=FILE, each NAME (letters, digits, _ and -) once."
+                f"transfer_file has {entry!r}; give NAME=FILE, each NAME (letters, digits, _ and -) once."
             )
         files[name] = file
     renamed: dict[str, dict[str, str]] = {name: {} for name in files}
-    for given in args.transfer_columns or ():
-        found = re.fullmatch(r"([\w-]+)\.(.+)=(.+)", given)
-        if found is None or found[1] not in files:
+    for entry in args.transfer_columns or ():
+        parts = re.fullmatch(r"([\w-]+)\.(.+)=(.+)", entry)
+        if parts is None or parts[1] not in files:
             raise PromptTuningError(
-                f"transfer_columns has {given!r}; give NAME.COLUMN=FIELD, with a NAME of transfer_file "
+                f"transfer_columns has {entry!r}; give NAME.COLUMN=FIELD, with a NAME of transfer_file "
                 f"({', '.join(files) or 'which is not given'})."
             )
-        renamed[found[1]][found[2]] = found[3]
+        renamed[parts[1]][parts[2]] = parts[3]
     return {
         name: _with_origin(_for_template(read_file(file, None, token), name, renamed[name], template), file)
         for name, file in files.items()
@@ -137,7 +137,7 @@ def _with_origin(data: Dataset, file: str) -> Dataset:
 
 
 def _not_loaded(dataset_name: str, error: Exception) -> PromptTuningError:
-    mend = "Check the name, its configuration and your access to it."
+    advice = "Check the name, its configuration and your access to it."
     if "script" in str(error).lower():
-        mend = "It is a script, which datasets no longer runs: give dataset_revision refs/convert/parquet."
-    return PromptTuningError(f"the data set {dataset_name!r} cannot be loaded: {words(error)} {mend}")
+        advice = "It is a script, which datasets no longer runs: give dataset_revision refs/convert/parquet."
+    return PromptTuningError(f"the data set {dataset_name!r} cannot be loaded: {words(error)} {advice}")
