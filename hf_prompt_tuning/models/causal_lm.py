@@ -72,6 +72,11 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         self._layout_request = (name, max_packed_tokens, check)
         self._chosen_layouts: dict[tuple, Layout] = {}
 
+    @property
+    def chosen_layouts(self) -> list[str]:
+        """Names of the layouts of the calls since `use_layout`: one for each state of the backbone."""
+        return [layout.name for layout in list(self._chosen_layouts.values())]
+
     def _layout(self, prompts: Prompts) -> Layout:
         chosen = self._chosen_layouts  # read first, because `use_layout` in another thread writes it last
         name, max_packed_tokens, check_all = self._layout_request
@@ -291,8 +296,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def _layout_for_texts(self) -> PackedLayout | None:
         """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed."""
         name, max_packed_tokens, _ = self._layout_request
-        chosen = [layout.name for layout in list(self._chosen_layouts.values())]
-        if name not in ("auto", "packed") or any(layout != "packed" for layout in chosen):
+        if name not in ("auto", "packed") or any(layout != "packed" for layout in self.chosen_layouts):
             return None
         if why_inexact("packed", self.base_model):
             return None

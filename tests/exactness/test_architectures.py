@@ -32,7 +32,7 @@ def test_the_layout_that_a_backbone_gets_is_exact(name):
         loss, gradient = loss_and_gradient(model, model(**pad(rows, side), only_labelled=True).loss)
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert relative_error(gradient, expected) < 1e-5
-    assert [layout.name for layout in model._chosen_layouts.values()] == [LAYOUTS.get(name, "packed")]
+    assert model.chosen_layouts == [LAYOUTS.get(name, "packed")]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,12 +1,10 @@
 """Cached and packed against each example alone: loss, gradient, ranking, several prompts, windows."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError
-from hf_prompt_tuning.layouts import ComputedPrompt, Examples, Prompts, blocks, packed
+from hf_prompt_tuning.layouts import blocks, packed
 from hf_prompt_tuning.layouts.masks import Reach, ancestors, tree_mask
 from tests.shared.reference import (
     loss_and_gradient,
@@ -15,6 +13,7 @@ from tests.shared.reference import (
     reference_loss,
     relative_error,
     tiny_prompt_model,
+    with_prompts,
 )
 from tests.shared.tiny_models import DECODERS
 
@@ -55,8 +54,7 @@ def test_the_default_layout_is_exact(name, batch, block_size):
         loss, gradient = loss_and_gradient(model, model(**pad(rows, side), only_labelled=True).loss)
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert relative_error(gradient, expected) < 1e-5
-    chosen = {layout.name for layout in model._chosen_layouts.values()}
-    assert chosen == {EXPECTED.get(name, "packed")}
+    assert set(model.chosen_layouts) == {EXPECTED.get(name, "packed")}
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "mamba"])
@@ -65,7 +63,7 @@ def test_a_first_batch_without_the_prompt_changes_no_choice(name):
     model = tiny_prompt_model(name)
     with torch.no_grad(), model.disable_adapter():
         model(**pad(BATCHES["ragged"], "right"), only_labelled=True)
-    assert [layout.name for layout in model._chosen_layouts.values()] == [EXPECTED.get(name, "packed")]
+    assert model.chosen_layouts == [EXPECTED.get(name, "packed")]
 
 
 @pytest.mark.parametrize("layout", ["cached", "packed"])
@@ -136,14 +134,20 @@ def test_a_block_looks_at_one_prompts_keys(monkeypatch):
 
 
 def test_computed_prompts_leave_a_row_room_for_texts():
-    """Four prompts of 6 vectors with a text of 2 tokens each: a mask of 8 * 32 is under 20 * 20."""
-    texts = Examples(torch.zeros(4, 2, 8), torch.ones(4, 2, dtype=torch.bool))
-    prompts = Prompts((torch.zeros(6, 8),) * 4, torch.arange(4))
-    kept = ComputedPrompt([(torch.zeros(1, 1, 6, 4),) * 2], torch.zeros(1, 9))
-    layout, lengths = packed.PackedLayout(20), texts.mask.sum(1).tolist()
-    assert layout._rows(prompts, lengths, [0, 1, 2, 3]) == [[0, 1], [2, 3]]
-    prompts = dataclasses.replace(prompts, computed=(kept,) * 4)
-    assert layout._rows(prompts, lengths, [0, 1, 2, 3]) == [[0, 1, 2, 3]]
+    """Four prompts of 6 vectors with a text of 2 tokens each: a mask of 8 * 32 is under 20 * 20.
+
+    The first text has two labelled tokens and each other one.
+    """
+    model = with_prompts(tiny_prompt_model("llama", 6), a=6, b=6, c=6)
+    model.use_layout("packed", max_packed_tokens=20, check=False)
+    batch = pad(ragged_rows([2, 2, 2, 2]), "right") | {"adapter_names": ["default", "a", "b", "c"]}
+    labelled = []  # of each pass
+    model.get_base_model().register_forward_hook(lambda *call: labelled.append(call[-1].logits.shape[1]))
+    model(**batch, only_labelled=True)
+    assert labelled == [3, 2]
+    with torch.no_grad():
+        model(**batch, only_labelled=True)
+    assert labelled[2:] == [1, 1, 1, 1, 4]  # the prompts alone, one of which predicts a first token, and all texts
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "bloom", "mpt"])
@@ -226,7 +230,7 @@ def test_activation_checkpointing_takes_packed_and_refuses_cached():
     loss, gradient = loss_and_gradient(model, model(**pad(rows, "right"), only_labelled=True).loss)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert relative_error(gradient, expected) < 1e-5
-    assert [layout.name for layout in model._chosen_layouts.values()] == ["packed"]
+    assert model.chosen_layouts == ["packed"]
     model.use_layout("cached")
     with pytest.raises(PromptTuningError, match="activation checkpointing"):
         model(**pad(rows, "right"), only_labelled=True)

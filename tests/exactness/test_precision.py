@@ -61,8 +61,7 @@ def test_the_check_of_a_layout_allows_for_rounding(name, dtype, caplog):
     model = tiny_prompt_model(name)
     model.get_base_model().to(dtype)
     model(**pad(ROWS, "right"), only_labelled=True)
-    chosen = [layout.name for layout in model._chosen_layouts.values()]
-    assert chosen == ["cached" if name == "bloom" else "packed"]
+    assert model.chosen_layouts == ["cached" if name == "bloom" else "packed"]
     assert not caplog.records
 
 

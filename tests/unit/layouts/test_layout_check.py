@@ -78,11 +78,11 @@ FIRST = [without_labels, one_token_rows, two_token_rows, ranking, without_a_prom
 def test_a_state_that_is_lost_is_found_whatever_the_first_batch_is(name, first):
     model, rows = stateful(name), ragged_rows([9, 2, 1, 6])
     first(model)
-    assert [layout.name for layout in model._chosen_layouts.values()] == [CHOSEN[name]]
+    assert model.chosen_layouts == [CHOSEN[name]]
     expected_loss, expected = loss_and_gradient(model, reference_loss(model, rows))
     loss, gradient = loss_and_gradient(model, model(**pad(rows, "left"), only_labelled=True).loss)
     assert loss == pytest.approx(expected_loss, rel=1e-5) and relative_error(gradient, expected) < 1e-5
-    assert [layout.name for layout in model._chosen_layouts.values()] == [CHOSEN[name]]
+    assert model.chosen_layouts == [CHOSEN[name]]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -112,13 +112,13 @@ def test_what_cannot_be_checked_is_not_used(monkeypatch):
     model.active_peft_config.backbone_dropout = True
     model.train()
     without_labels(model)
-    assert [layout.name for layout in model._chosen_layouts.values()] == ["padded"]
+    assert model.chosen_layouts == ["padded"]
     model.use_layout("cached", check=False)
     with pytest.raises(PromptTuningError, match="it has to be checked, which dropout"):
         without_labels(model)
     model.active_peft_config.backbone_dropout = False
     without_labels(model)  # a state of its own: nothing was kept of the refusal
-    assert [layout.name for layout in model._chosen_layouts.values()] == ["cached"]
+    assert model.chosen_layouts == ["cached"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -126,7 +126,7 @@ def test_training_and_evaluation_are_checked_apart_where_there_is_a_state():
     model = stateful("lfm2")
     for training in (True, False, True):
         without_labels(model.train(training))
-    assert [layout.name for layout in model._chosen_layouts.values()] == ["cached", "cached"]
+    assert model.chosen_layouts == ["cached", "cached"]
 
 
 @pytest.mark.parametrize("first", FIRST)
@@ -134,7 +134,7 @@ def test_a_wrong_mask_is_found_whatever_the_first_batch_is(first, monkeypatch):
     monkeypatch.setattr(packed, "ancestors", lambda parents: torch.eye(len(parents), dtype=torch.bool))
     model = tiny_prompt_model("llama")
     first(model)
-    assert [layout.name for layout in model._chosen_layouts.values()] == ["cached"]
+    assert model.chosen_layouts == ["cached"]
 
 
 def test_a_layout_that_is_wrong_in_one_row_alone_is_found(monkeypatch):
@@ -148,4 +148,4 @@ def test_a_layout_that_is_wrong_in_one_row_alone_is_found(monkeypatch):
     monkeypatch.setattr(CachedLayout, "labelled_logits", wrong)
     model = tiny_prompt_model("bloom")
     without_labels(model)
-    assert [layout.name for layout in model._chosen_layouts.values()] == ["padded"]
+    assert model.chosen_layouts == ["padded"]

@@ -12,6 +12,8 @@ from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, PromptTuning
 from hf_prompt_tuning.several.task import PromptTask
 from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 from hf_prompt_tuning.training.pickle_free import without_pickles
+from tests.shared.hub_here import hub_here
+from tests.shared.pushes import several
 from tests.shared.several_prompts import arguments, random_prompt
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 
@@ -148,17 +150,15 @@ def test_what_a_run_leaves(tmp_path, tokenizer, tasks):
     assert torch.equal(loaded.prompt_encoder["default"].embedding.weight, trainer.prompts["reviews"])
 
 
-def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks):
-    """What would be sent, and the checkpoint that another machine resumes from."""
-    trainer = MultiPromptTrainer(
-        tiny_model("llama"),
-        arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2),
-        tasks[:2],
-        tokenizer,
-    )
-    trainer.train()
-    folder = trainer._copy_for_hub(tmp_path / "sent", "alice/two", None)
-    sent = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")  # the client's own
+def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks, monkeypatch):
+    """What is sent, and the checkpoint that another machine resumes from."""
+    with hub_here(monkeypatch) as hub:
+        values = dict(save_strategy="steps", save_steps=2, hub_strategy="end", hub_model_id="alice/two")
+        trainer = several(tmp_path, tokenizer, tasks[:2], **values)
+        trainer.train()
+        trainer.push_to_hub()
+        sent = hub.files("alice/two")
     assert {f"{name}/adapter_model.safetensors" for name in ("complaints", "reviews")} < set(sent)
     assert b"load_prompt('alice/two', subfolder='complaints', backbone=backbone" in sent["complaints/README.md"]
     assert b"from_pretrained(backbone, 'alice/two', subfolder='reviews')" in sent["reviews/README.md"]
