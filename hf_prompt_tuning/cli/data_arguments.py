@@ -8,7 +8,7 @@ from transformers.hf_argparser import HfArg
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..hub.names import hub_id
+from ..hub.files import hub_id
 
 
 @dataclass

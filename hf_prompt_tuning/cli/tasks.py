@@ -8,7 +8,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..errors import PromptTuningError
-from ..prompts.names import check_name
+from ..prompts.config import check_name
 from ..several.task import PromptTask
 from ..several.trainer import MultiPromptTrainer
 from ..training.arguments import PromptTuningArguments

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub._tree_cache import read_tree_cache
-from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RevisionResolutionError
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubUnavailableError, PromptLoadError
 from .errors import asking
@@ -32,6 +33,18 @@ COMMIT = re.compile("[0-9a-f]{40}")
 CACHED = re.compile(r"[^\s'\"]*models--(?P<repo_id>[^/\\\s]+)[/\\](?:snapshots[/\\][0-9a-f]{40,64}|blobs)[/\\]")
 
 T = TypeVar("T")
+
+
+def hub_id(name_or_path: str | None) -> str | None:
+    """Return the name if it is a valid Hub id; None for a local folder, an invalid name or no name."""
+    if not name_or_path:
+        return None
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError:
+        return None
+    # Check this last: `exists` fails for a path that is too long.
+    return None if Path(name_or_path).exists() else name_or_path
 
 
 class Folder:

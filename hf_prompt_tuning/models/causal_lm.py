@@ -290,10 +290,10 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         check_positions(self.base_model, kwargs, texts.shape, texts.attention_mask)
         with torch.no_grad():
             prompts, examples = self._inputs(texts)
-            layout = self._layout_for_texts()
-            return generate(self.base_model, prompts, examples, texts.input_ids, kwargs, self._with_computed, layout)
+            ways = self._with_computed, self._packed_layout
+            return generate(self.base_model, prompts, examples, texts.input_ids, kwargs, *ways)
 
-    def _layout_for_texts(self) -> PackedLayout | None:
+    def _packed_layout(self) -> PackedLayout | None:
         """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed."""
         name, max_packed_tokens, _ = self._layout_request
         if name not in ("auto", "packed") or any(layout != "packed" for layout in self.chosen_layouts):

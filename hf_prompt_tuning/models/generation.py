@@ -103,7 +103,7 @@ def generate(
     input_ids: Tensor | None,
     options: dict[str, Any],
     computed: Callable[[Prompts, Examples], Prompts],
-    layout: PackedLayout | None,
+    packed_layout: Callable[[], PackedLayout | None],
 ) -> Any:
     """Return the result of `backbone.generate` with each row's prompt in front.
 
@@ -115,7 +115,7 @@ def generate(
             new tokens.
         options: `generate`'s other arguments.
         computed: adds to the prompts what was computed of them before.
-        layout: the packed layout, or None if texts may not be packed.
+        packed_layout: returns the packed layout, or None if texts may not be packed.
     """
     given, options = model_arguments(backbone, options)
     given = fitted(backbone, given, input_ids, prompts, examples, pads="left")
@@ -130,6 +130,7 @@ def generate(
         options = without_pads(options, config, width - examples.mask.sum(1))
     call = _Call(backbone, prompts, examples, ids, config, options, given)
     _check(call)
+    layout = packed_layout() if len(examples.mask) * copies(config) > 1 else None
     way = _way(call, layout)
     if way == "anew":
         result = _anew(call)
@@ -189,8 +190,7 @@ def _way(call: _Call, layout: PackedLayout | None) -> str:
     if not bool(call.examples.mask.any(1).all()):
         return "anew"
     one_pass = not (config.prefill_chunk_size or drafting_option(config, options) or options.get("custom_generate"))
-    many = len(call.ids) * copies(config) > 1
-    if layout is not None and one_pass and many and config.cache_implementation != "static":
+    if layout is not None and one_pass and config.cache_implementation != "static":
         return "packed"
     lengths, prompt_lengths = call.lengths, call.prompts.lengths()
     if bool((lengths == lengths[0]).all()) and bool((prompt_lengths == prompt_lengths[0]).all()):

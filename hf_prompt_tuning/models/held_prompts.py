@@ -16,12 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import PromptMismatchError, PromptTuningError
 from ..hub.backbones import commit_of
-from ..hub.names import hub_id
-from ..prompts.config import PromptTuningConfig
+from ..hub.files import hub_id
+from ..prompts.config import PromptTuningConfig, check_adapter_name
 from ..prompts.files import SavedPrompt, read_prompt
 from ..prompts.fingerprint import check_match, fingerprint
 from ..prompts.info import PromptInfo
-from ..prompts.names import check_adapter_name
 from ..prompts.pushing import Destination, checked_subfolder
 from .backbone import check_backbone, freeze
 from .labels import REFERENCE, add_reference

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.template import PromptTemplate
 from ..errors import PromptLoadError
 from ..hub.backbones import commit_of, load_backbone, load_tokenizer
-from ..hub.names import hub_id
+from ..hub.files import hub_id
 from ..prompts.files import SavedPrompt, read_prompt
 from .backbone import check_backbone
 from .causal_lm import PromptTuningModelForCausalLM

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError
-from ..hub.names import hub_id
+from ..hub.files import hub_id
 from ..layouts.traits import token_scale
 from ..prompts.config import PromptTuningConfig
 from ..prompts.fingerprint import embedding_hash

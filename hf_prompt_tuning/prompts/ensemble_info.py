@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptTuningError
+from .config import check_name
 from .info import check_metrics, check_metrics_by_data, numbers_of
-from .names import check_name
 
 ENSEMBLE_FILE = "ensemble.json"
 FORMAT_VERSION = 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..hub.names import hub_id
+from ..hub.files import hub_id
 from .local_paths import is_local_path, without_local_paths
 
 INFO_FILE = "prompt_tuning.json"

@@ -13,7 +13,7 @@ from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..models.create import add_prompt, with_prompt
 from ..models.soft_prompts import SoftPrompts
-from ..prompts.names import check_name
+from ..prompts.config import check_name
 from ..training.arguments import PromptTuningArguments
 
 OF_TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from ..errors import PromptTuningError
-from ..hub.names import hub_id
+from ..hub.files import hub_id
 from ..models.recording import describe_run, to_record
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
