@@ -6,7 +6,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data.encoding import vocabulary_of, with_label_words
-from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
@@ -42,28 +41,18 @@ class TaskRun:
         tokenizer: PreTrainedTokenizerBase | None,
         columns: ColumnCheck,
     ) -> "TaskRun":
-        """Encode and check a task's data.
-
-        Args:
-            task: the task, with its template.
-            model: has the task's prompt.
-            args: the run's training arguments.
-            tokenizer: the backbone's tokenizer.
-            columns: the check for columns that would be lost.
+        """Encode and check the data of a task, which has its template, behind its prompt in the model.
 
         Raises:
-            PromptTuningError: the data does not fit the prompt, or there is a template and no tokenizer.
+            PromptTuningError: the data does not fit the prompt.
         """
-        encode = RowEncoder(_encoder(task, model, tokenizer), model.room(task.name), vocabulary_of(model), columns)
+        encoder = None if task.template is None else model.row_encoder(tokenizer, task.template)
+        encode = RowEncoder(encoder, model.room(task.name), vocabulary_of(model), columns)
         train = encode(task.train_dataset, f"{task.name} training", require_target=True)
         evaluation = encode(task.eval_dataset, f"{task.name} evaluation", require_target=False)
         args = task.arguments(args)
         stream = None if train is None else read_stream(task.name, train, args)
         return cls(replace(task, train_dataset=train, eval_dataset=evaluation), encode, args, stream)
-
-    def describe_data(self, info: PromptInfo) -> None:
-        """Record the template and an example row, which a user who may not publish a row can remove."""
-        self.rows.describe(info, self.task.train_dataset)
 
     def describe(self, info: PromptInfo, log_history: list[dict[str, Any]], others: list[str]) -> None:
         """Record the task's losses, its numbers of rows, and the tasks that it was trained with."""
@@ -74,21 +63,17 @@ class TaskRun:
         info.data |= {name: len(data) for name, data in rows.items() if data is not None}
 
 
-def with_template(task: PromptTask, model: Any) -> PromptTask:
-    """Return the task with its template and label words; default: the template of the model's prompt for this task."""
+def with_template(task: PromptTask, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> PromptTask:
+    """Return the task with its template and label words; default: the template of the model's prompt for this task.
+
+    Raises:
+        PromptTuningError: the task has a template and there is no tokenizer.
+    """
     template = task.template
     if template is None and isinstance(model, SoftPrompts) and task.name in model.prompt_info:
         template = model.prompt_info[task.name].template
-    return replace(task, template=with_label_words(template, task.train_dataset, task.eval_dataset))
-
-
-def _encoder(
-    task: PromptTask, model: SoftPrompts, tokenizer: PreTrainedTokenizerBase | None
-) -> PromptTokenizer | None:
-    if task.template is None:
-        return None
-    if tokenizer is None:
+    if template is not None and tokenizer is None:
         raise PromptTuningError(
             f"the task {task.name!r} has a template, and processing_class is None; give the backbone's tokenizer."
         )
-    return model.row_encoder(tokenizer, task.template)
+    return replace(task, template=with_label_words(template, task.train_dataset, task.eval_dataset))

@@ -21,7 +21,7 @@ from ..prompts.repository_card import write_repository_card
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.scorer import Scorer
-from ..training.token_rows import ColumnCheck
+from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
 from .checks import check_arguments, check_by_task, check_callback, check_options, check_prompts
@@ -52,8 +52,6 @@ class MultiPromptTrainer(PromptTuningTrainer):
         PromptTuningError: the model, a task or an argument is invalid.
     """
 
-    _alone = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -67,33 +65,24 @@ class MultiPromptTrainer(PromptTuningTrainer):
         check_arguments(args)
         check_names(tasks)
         check_options(kwargs, [task.name for task in tasks])
-        tasks = [with_template(task, model) for task in tasks]
+        tasks = [with_template(task, model, processing_class) for task in tasks]
         if not isinstance(model, SoftPrompts):
             model = model_with_prompts(model, tasks, processing_class, args.seed)
         check_prompts(model, tasks)
-        columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), self._alone)
+        columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), alone=False)
         self._runs = {task.name: TaskRun.prepare(task, model, args, processing_class, columns) for task in tasks}
         self.tasks = {name: run.task for name, run in self._runs.items()}
         if self._streams:
             args.max_steps = max(len(stream.steps) for stream in self._streams)
         args.gradient_accumulation_steps = 1
         model.set_adapter(tasks[0].name)
-        super().__init__(
-            model=model,
-            args=args,
-            eval_dataset=self._evaluation_data(),
-            processing_class=processing_class,
-            template=tasks[0].template,
-            **kwargs,
-        )
+        super().__init__(model, args, processing_class=processing_class, template=tasks[0].template, **kwargs)
         self._losses = PromptLosses(self.tasks)
         for name, run in self._runs.items():
-            run.describe_data(self.model.prompt_info[name])
+            run.rows.describe(self.model.prompt_info[name], run.task.train_dataset)
 
-    @staticmethod
-    def _room(model: Any) -> int | None:
-        # The rows are checked against the length of their own prompt.
-        return None
+    def _encode(self, model: SoftPrompts, *_: Any) -> tuple[RowEncoder, None, Any]:
+        return self._runs[model.active_adapter].rows, None, self._evaluation_data()
 
     def _evaluation_data(self) -> Any:
         """Return the tasks' evaluation data as `Trainer` keeps it."""
@@ -143,11 +132,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
             optimizer_cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, self.model
             )
-            rates = [run.args.learning_rate for run in self._runs.values()]
-            decay = self.args.weight_decay
             groups = [
-                {"params": [weight], "lr": rate, "weight_decay": decay}
-                for weight, rate in zip(self.prompts.values(), rates, strict=True)
+                {"params": [self.prompts[name]], "lr": run.args.learning_rate, "weight_decay": run.args.weight_decay}
+                for name, run in self._runs.items()
             ]
             self.optimizer = optimizer_cls(groups, **kwargs)
         return self.optimizer

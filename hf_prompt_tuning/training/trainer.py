@@ -62,8 +62,6 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         PromptTuningError: the model, the template, the data or an argument is invalid.
     """
 
-    _alone = True  # whether only one prompt trains
-
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -88,14 +86,10 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         template = choose_template(template, model, processing_class, train_dataset, eval_dataset)
         check_options(args, kwargs, compute_metrics, template)
         model = prompt_model(model, prompt_config, processing_class, template, args.seed)
-        rows = RowEncoder(
-            None if template is None else model.row_encoder(processing_class, template),
-            self._room(model),
-            vocabulary_of(model),
-            ColumnCheck.of_run(model.get_base_model(), args, data_collator, self._alone),
+        columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
+        rows, train_dataset, eval_dataset = self._encode(
+            model, template, processing_class, columns, train_dataset, eval_dataset
         )
-        train_dataset = rows(train_dataset, "training", require_target=True)
-        eval_dataset = rows(eval_dataset, "evaluation", require_target=False)
         if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
         self.publisher = Publisher(self, self._copy_for_hub, self._own_files, self._watching_signals)
@@ -115,6 +109,14 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self.model_init = model_init  # not passed to super(), which would call it again
         self._adopt(self.model)
 
+    def _encode(
+        self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any
+    ) -> tuple[RowEncoder, Any, Any]:
+        """Return what encodes the prompt's rows, and the training and evaluation data as token ids."""
+        encoder = None if template is None else model.row_encoder(tokenizer, template)
+        rows = RowEncoder(encoder, model.room(), vocabulary_of(model), columns)
+        return rows, rows(train, "training", require_target=True), rows(evaluation, "evaluation", require_target=False)
+
     def _leave_loss_to_the_model(self) -> None:
         # Our `forward` divides by `num_items_in_batch`, whether or not the backbone's does. The label of the first
         # token counts, because the prompt's last vector predicts it. `forward` also smooths the labels.
@@ -131,14 +133,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         if not model.config.is_encoder_decoder:
             names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
             model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
-        self._rows = replace(self._rows, limit=self._room(model), vocabulary=vocabulary_of(model))
+        self._rows = replace(self._rows, limit=model.room(), vocabulary=vocabulary_of(model))
         self._rows.describe(model.info, self.train_dataset)
         return model
-
-    @staticmethod
-    def _room(model: SoftPrompts) -> int | None:
-        """Return how many text tokens fit behind the prompt; None if there is no limit."""
-        return model.room()
 
     def call_model_init(self, trial: Any = None) -> SoftPrompts:
         """Make a model as `Trainer` does, set its template, and check that the data fits behind its prompt.

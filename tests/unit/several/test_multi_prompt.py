@@ -150,6 +150,18 @@ def test_what_a_run_leaves(tmp_path, tokenizer, tasks):
     assert torch.equal(loaded.prompt_encoder["default"].embedding.weight, trainer.prompts["reviews"])
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_task_of_labels_beside_one_of_token_ids(first, tmp_path, tokenizer, tasks):
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}] * 4
+    both = [tasks[0], PromptTask("ids", random_prompt(3), rows, rows)]
+    args = arguments(tmp_path, max_steps=1)
+    trainer = MultiPromptTrainer(tiny_model("llama"), args, [both[first], both[1 - first]], tokenizer)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert "eval_complaints_accuracy" in metrics
+    assert "eval_ids_loss" in metrics and "eval_ids_accuracy" not in metrics
+
+
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")  # the client's own
 def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks, monkeypatch):
     """What is sent, and the checkpoint that another machine resumes from."""
