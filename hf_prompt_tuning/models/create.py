@@ -17,6 +17,7 @@ def get_prompt_tuning_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: PromptTemplate | None = None,
     adapter_name: str = "default",
+    frozen: bool = True,
 ) -> PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM:
     """Put a new soft prompt in front of a backbone and freeze the backbone.
 
@@ -26,31 +27,11 @@ def get_prompt_tuning_model(
         tokenizer: for the initialisations that need one.
         template: saved with the prompt. `CLASS_LABELS` uses its label words.
         adapter_name: the prompt's name.
+        frozen: False leaves the backbone unchanged until `freeze_backbone`, for a caller that has more checks to make.
 
     Raises:
         PromptTuningError: the backbone is not a plain language model, does not take `inputs_embeds`, or has another
             task type; or the prompt cannot be initialised as configured. The backbone is then unchanged.
-    """
-    return with_prompt(backbone, config, tokenizer, template, adapter_name, frozen=True)
-
-
-def with_prompt(
-    backbone: PreTrainedModel,
-    config: PeftPromptTuningConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
-    template: PromptTemplate | None,
-    adapter_name: str,
-    frozen: bool,
-) -> PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM:
-    """Put a new soft prompt in front of a backbone, and freeze the backbone only if asked.
-
-    Args:
-        backbone: a causal or encoder-decoder model.
-        config: the prompt's config.
-        tokenizer: for the initialisations that need one.
-        template: saved with the prompt.
-        adapter_name: the prompt's name.
-        frozen: False leaves the backbone unchanged until `freeze_backbone`, for a caller that has more checks to make.
     """
     config = _completed(config, tokenizer, template)
     task_type = check_backbone(backbone, config.task_type)

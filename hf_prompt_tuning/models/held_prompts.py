@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -16,16 +16,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import PromptMismatchError, PromptTuningError
 from ..hub.backbones import commit_of
+from ..hub.background import PUSH_SECONDS, temporary_folder, within
 from ..hub.files import hub_id
+from ..hub.push_errors import explained
 from ..prompts.config import PromptTuningConfig, check_adapter_name
 from ..prompts.files import SavedPrompt, read_prompt
 from ..prompts.fingerprint import check_match, fingerprint
 from ..prompts.info import PromptInfo
-from ..prompts.pushing import Destination, checked_subfolder
+from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
 from .backbone import check_backbone, freeze
 from .labels import REFERENCE, add_reference
 from .prompt import PromptConfigs, completed_config, make_prompt
-from .saving import check_savable, config_to_fill, fill, folder_of, push_prompt, write_start_and_card
+from .saving import check_savable, config_to_fill, fill, folder_of, write_start_and_card
 from .unsupported import NO_SUM, NOTHING_TO_MERGE, NOTHING_TO_UNLOAD, WITHOUT_PROMPT, unsupported
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,6 @@ class HeldPrompts:
         adapter_name: str = "default",
         *,
         frozen: bool = True,
-        known_fingerprint: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         """Make the first prompt, as in PEFT. The backbone is checked first and changed last.
@@ -68,12 +69,9 @@ class HeldPrompts:
             peft_config: the first prompt's config.
             adapter_name: the first prompt's name.
             frozen: False leaves the backbone unchanged until `freeze_backbone`.
-            known_fingerprint: the backbone's fingerprint, if the caller has computed it.
             **kwargs: as in PEFT.
         """
         check_backbone(model, self.task_type)
-        if known_fingerprint is not None:
-            self.fingerprint = known_fingerprint
         parallel = getattr(model.config, "pretraining_tp", None)
         super().__init__(model, PromptTuningConfig.from_peft(peft_config), adapter_name, **kwargs)
         self.peft_config = PromptConfigs(self.peft_config)
@@ -181,49 +179,39 @@ class HeldPrompts:
     def from_pretrained(
         cls,
         model: PreTrainedModel,
-        model_id: str | Path,
+        model_id: str | Path | SavedPrompt,
         adapter_name: str = "default",
         is_trainable: bool = False,
         ignore_mismatch: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         **hub: Any,
     ) -> Self:
         """Load a saved prompt on a backbone.
 
         Args:
             model: the backbone, already loaded.
-            model_id: the prompt's folder or Hub id; PEFT's prompt-tuning adapters too.
+            model_id: the prompt's folder or Hub id, or what `read_prompt` returns; PEFT's prompt-tuning adapters too.
             adapter_name: the prompt's name.
             is_trainable: make the prompt trainable.
             ignore_mismatch: warn about another backbone than the prompt was trained on, instead of raising an error.
+            tokenizer: the backbone's, for prompts that are added later.
             **hub: `revision`, `token`, `cache_dir`, `subfolder`.
 
         Raises:
             PromptLoadError: a file is missing, damaged or unsafe.
             PromptMismatchError: the prompt was trained on another backbone.
         """
-        return cls.from_saved(model, read_prompt(model_id, **hub), adapter_name, is_trainable, ignore_mismatch)
-
-    @classmethod
-    def from_saved(
-        cls,
-        model: PreTrainedModel,
-        saved: SavedPrompt,
-        adapter_name: str,
-        is_trainable: bool,
-        ignore_mismatch: bool,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> Self:
-        """Load a prompt that was already read, as `from_pretrained`. The tokenizer is for prompts added later."""
         check_backbone(model)
+        saved = model_id if isinstance(model_id, SavedPrompt) else read_prompt(model_id, **hub)
         if saved.config.task_type not in (None, cls.task_type):
             raise PromptMismatchError(
                 f"{saved.source} is a prompt of task type {saved.config.task_type}, and {cls.__name__} is for "
                 f"{cls.task_type}; load it with the other class."
             )
-        present = fingerprint(model)
-        check_match(saved, model.get_input_embeddings().embedding_dim, present, ignore_mismatch)
-        prompt_model = cls(model, config_to_fill(saved, tokenizer), adapter_name, known_fingerprint=present)
+        prompt_model = cls(model, config_to_fill(saved, tokenizer), adapter_name, frozen=False)
+        check_match(saved, model.get_input_embeddings().embedding_dim, prompt_model.fingerprint, ignore_mismatch)
         prompt_model._fill(saved, adapter_name, is_trainable, is_new=True)
+        prompt_model.freeze_backbone()
         return prompt_model
 
     def load_adapter(
@@ -240,8 +228,8 @@ class HeldPrompts:
         """
         hub, _ = self._split_kwargs(kwargs)
         saved = read_prompt(model_id, **hub)
-        check_match(saved, self.word_embeddings.embedding_dim, self.fingerprint, ignore_mismatch)
         is_new = adapter_name not in self.peft_config
+        check_match(saved, self.word_embeddings.embedding_dim, self.fingerprint, ignore_mismatch)
         if is_new:
             self.add_adapter(adapter_name, config_to_fill(saved))
         self._fill(saved, adapter_name, is_trainable, is_new)
@@ -357,9 +345,12 @@ class HeldPrompts:
             raise PromptTuningError(
                 f"adapter_name is {name!r}; the model has {', '.join(map(repr, self.peft_config))}: give one of them."
             )
-        to, place = Destination(repo_id, revision, private, token), checked_subfolder(subfolder)
-        save = partial(self.save_for_hub, tokenizer=tokenizer, adapter_name=name, subfolder=place)
-        return push_prompt(save, to, place or "", commit_message, commit_description, create_pr)
+        to, subfolder = Destination(repo_id, revision, private, token), checked_subfolder(subfolder)
+        with explained(repo_id), temporary_folder() as made:
+            to = within(PUSH_SECONDS, lambda: make_repository(to))
+            folder = self.save_for_hub(made, to.repo_id, tokenizer, name, subfolder)
+            change = commit_message, subfolder or "", commit_description, create_pr
+            return within(PUSH_SECONDS, lambda: push(folder, to, *change))
 
     def save_for_hub(
         self,

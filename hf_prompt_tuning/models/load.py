@@ -101,7 +101,7 @@ def load_prompt(
     saved = read_prompt(prompt, revision=revision, subfolder=subfolder, force_download=again, **hub)
     backbone, tokenizer = _backbone_and_tokenizer(saved, backbone, tokenizer, hub, options)
     cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
-    model = cls.from_saved(backbone, saved, "default", is_trainable, ignore_mismatch, tokenizer)
+    model = cls.from_pretrained(backbone, saved, "default", is_trainable, ignore_mismatch, tokenizer)
     return LoadedPrompt(model, tokenizer, model.info.template, saved.source)
 
 

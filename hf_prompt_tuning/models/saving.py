@@ -1,23 +1,19 @@
 """Save, load and push one prompt."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import PromptLoadError
-from ..hub.background import PUSH_SECONDS, temporary_folder, within
-from ..hub.push_errors import explained
 from ..prompts.card import write_card
 from ..prompts.config import PromptTuningConfig
 from ..prompts.files import SavedPrompt, write_start
 from ..prompts.fingerprint import embedding_hash
 from ..prompts.plots import check_pictures, save_pictures
-from ..prompts.pushing import Destination, make_repository, push
 from .initialization import can_be_made_again
 from .prompt import SoftPrompt
 
@@ -66,15 +62,7 @@ def folder_of(name: str, save_directory: str | Path) -> Path:
 
 
 def check_savable(prompts: Mapping[str, SoftPrompt], card: bool) -> None:
-    """Raise an error if a prompt cannot be saved.
-
-    Args:
-        prompts: the prompts by name.
-        card: whether pictures are saved with them.
-
-    Raises:
-        FloatingPointError: a prompt holds NaN or infinity.
-    """
+    """Raise FloatingPointError if a prompt holds NaN or infinity, and an error if its pictures cannot be drawn."""
     for name, prompt in prompts.items():
         if not torch.isfinite(prompt.embedding.weight).all():
             raise FloatingPointError(
@@ -95,40 +83,9 @@ def write_start_and_card(
 ) -> None:
     """Write a prompt's start (if its record is not enough), pictures and card into its folder.
 
-    Args:
-        folder: the prompt's folder.
-        prompt: the prompt.
-        config: its config.
-        backbone: its parameters are counted.
-        repo_id: the repository that the card's code names.
-        subfolder: the prompt's folder in the repository, or None.
+    The card counts the backbone's parameters, and its code names the repository and the prompt's `subfolder` in it.
     """
     write_start(folder, None if can_be_made_again(prompt.info.initialization) else prompt.start)
     save_pictures(folder, prompt.info)
     size = sum(parameter.numel() for parameter in backbone.parameters())
     write_card(folder, config, prompt.info, size, repo_id, subfolder=subfolder)
-
-
-def push_prompt(
-    save: Callable[[Path, str], Path],
-    destination: Destination,
-    subfolder: str,
-    commit_message: str,
-    commit_description: str | None,
-    create_pr: bool,
-) -> CommitInfo:
-    """Create the repository, save a prompt in a temporary folder, and push it.
-
-    Args:
-        save: saves the prompt in a folder, for a repository. It returns the folder of the prompt's own files.
-        destination: the repository.
-        subfolder: the folder in the repository, or "".
-        commit_message, commit_description, create_pr: of the commit.
-
-    Raises:
-        PromptPushError: the Hub refuses the push or cannot be reached.
-    """
-    with explained(destination.repo_id), temporary_folder() as made:
-        to = within(PUSH_SECONDS, lambda: make_repository(destination))
-        folder = save(made, to.repo_id)
-        return within(PUSH_SECONDS, lambda: push(folder, to, commit_message, subfolder, commit_description, create_pr))

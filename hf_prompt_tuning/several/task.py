@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..models.create import add_prompt, with_prompt
+from ..models.create import add_prompt, get_prompt_tuning_model
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import check_name
 from ..training.arguments import PromptTuningArguments
@@ -107,7 +107,7 @@ def model_with_prompts(
             torch.manual_seed(seed if task.seed is None else task.seed)
             config = replace(task.config)  # a copy, because the calls below fill in values of this prompt
             if model is None:
-                model = with_prompt(backbone, config, tokenizer, task.template, task.name, frozen=False)
+                model = get_prompt_tuning_model(backbone, config, tokenizer, task.template, task.name, frozen=False)
             else:
                 add_prompt(model, task.name, config, tokenizer, task.template)
     return model

@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainin
 from ..data.encoding import text_rows, with_label_words
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..models.create import with_prompt
+from ..models.create import get_prompt_tuning_model
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
 from .callbacks import DivergenceCallback
@@ -57,7 +57,7 @@ def prompt_model(
             "or a transformers backbone together with prompt_config."
         )
     set_seed(seed)
-    return with_prompt(model, config, tokenizer, template, "default", frozen=False)
+    return get_prompt_tuning_model(model, config, tokenizer, template, "default", frozen=False)
 
 
 def all_callbacks(callbacks: Sequence[Any] | None, args: TrainingArguments) -> list[Any]:
