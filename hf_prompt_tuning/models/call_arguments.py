@@ -75,16 +75,12 @@ def fitted(
         PromptTuningError: the backbone does not take an argument, its shape does not match the texts, or it cannot be
             adapted to a prompt.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
-    check_taken(backbone, given)
-    _check_states(given)
-    texts = examples.mask.shape
-    _check_columns(backbone, given, texts)
+    given = _taken(backbone, arguments)
+    _check_columns(backbone, given, examples.mask.shape)
     _check_media(backbone, given)
-    columns: dict[str, Tensor] = {}
-    for name in TOKEN_TYPES:
-        if name in given:
-            columns[name] = _in_rows(given[name], prompts, examples, pads, torch.zeros_like)
+    columns = {
+        name: _in_rows(given[name], prompts, examples, pads, torch.zeros_like) for name in TOKEN_TYPES if name in given
+    }
     return given | columns | positions(backbone, given, input_ids, prompts, examples, pads)
 
 
@@ -97,9 +93,7 @@ def for_a_decoder(
         PromptTuningError: the backbone does not take an argument, an argument is for the encoder's tokens, or a
             decoder argument's shape does not match the labels.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
-    check_taken(backbone, given)
-    _check_states(given)
+    given = _taken(backbone, arguments)
     if not given.get("fused_lm_head"):
         given.pop("fused_lm_head", None)
     if wrong := [name for name in given if name in OF_THE_WHOLE or MEDIA.search(name)]:
@@ -203,18 +197,18 @@ def positions(
     # Called directly, so that no state is kept for another call or read from it.
     count = getattr(counting, "get_rope_index", None)
     wanted = set(inspect.signature(count).parameters) - {"kwargs"} if count else set()
-    lacking = [name for name in ("mm_token_type_ids",) if name not in given]
-    if "position_ids" not in given and (not wanted or wanted - GRIDS or input_ids is None or lacking):
+    uncountable = not wanted or wanted - GRIDS
+    if "position_ids" not in given and (uncountable or input_ids is None or "mm_token_type_ids" not in given):
         known = "input_ids and mm_token_type_ids (the processor gives both)"
-        needs = "the text alone" if not wanted or wanted - GRIDS else known
+        needs = "the text alone" if uncountable else known
         raise PromptTuningError(
             f"{media[0]} is given, by which {type(backbone).__name__} counts positions, and they cannot be counted "
             f"behind a prompt from what is given; give {needs}."
         )
     mask = examples.caller_mask()
     if (axes := given.get("position_ids")) is None:
-        found = {name: given[name] for name in wanted & given.keys()}
-        axes = count(input_ids, **found, attention_mask=mask.long())[0]
+        grids = {name: given[name] for name in wanted & given.keys()}
+        axes = count(input_ids, **grids, attention_mask=mask.long())[0]
     shift = prompts.lengths()[:, None]
     rows = [
         _in_rows(axis + shift, prompts, examples, pads, lambda column: torch.arange(len(column))[:, None].to(column))
@@ -236,12 +230,16 @@ def _in_rows(
     return padded_rows(Prompts(heads, prompts.of_row), batch, pads)[0][..., 0]
 
 
-def _check_states(given: Mapping[str, Any]) -> None:
-    if name := next((name for name in STATES if name in given), None):
+def _taken(backbone: PreTrainedModel, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are not None, after a check that the backbone takes them and none is a state."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    check_taken(backbone, given)
+    if states := [name for name in STATES if name in given]:
         raise PromptTuningError(
-            f"{name} is given, and a prompt stands in front of each call's texts; give the whole texts without it, or "
-            "use generate."
+            f"{states[0]} is given, and a prompt stands in front of each call's texts; give the whole texts without "
+            "it, or use generate."
         )
+    return given
 
 
 def _check_columns(backbone: PreTrainedModel, given: Mapping[str, Any], texts: torch.Size) -> None:
