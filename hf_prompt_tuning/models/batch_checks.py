@@ -1,6 +1,6 @@
 """Hold the texts and the targets of a call, and check them before anything is computed: shapes, dtypes, ids."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,16 @@ def check_adapter_names(adapter_names: Sequence[str], rows: int, prompts: Collec
             f"adapter_names has {unknown[0]!r}; there are {', '.join(map(repr, prompts))} "
             f"and {NO_PROMPT!r} for no prompt."
         )
+
+
+def check_left_out(arguments: Mapping[str, Any], known: Iterable[str] = ()) -> None:
+    """Raise an error for arguments that the layouts do not take.
+
+    Raises:
+        PromptTuningError: an argument is not None and not in `known`.
+    """
+    if others := [name for name, value in arguments.items() if value is not None and name not in known]:
+        raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
 
 
 def check_has_labels(targets: Targets) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,16 +148,6 @@ def told_of(backbone: PreTrainedModel, given: Mapping[str, Any]) -> Iterator[Non
             f"{', '.join(media)}: {type(backbone).__name__} refuses them behind a prompt: {first_line(error)} "
             "Give what it asks for, or the text alone."
         ) from error
-
-
-def check_left_out(arguments: Mapping[str, Any], known: Iterable[str] = ()) -> None:
-    """Raise an error for arguments that the layouts do not take.
-
-    Raises:
-        PromptTuningError: an argument is not None and not in `known`.
-    """
-    if others := [name for name, value in arguments.items() if value is not None and name not in known]:
-        raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
 
 
 def check_taken(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:

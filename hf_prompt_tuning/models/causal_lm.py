@@ -23,11 +23,12 @@ from .batch_checks import (
     Texts,
     check_has_labels,
     check_labels,
+    check_left_out,
     check_positions,
     check_texts,
     check_unpacked,
 )
-from .call_arguments import MEDIA, check_left_out, fitted, kept, told_of
+from .call_arguments import MEDIA, fitted, kept, told_of
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
 from .generation import generate
 from .generation_options import inferred_mask

@@ -13,8 +13,8 @@ from ..layouts import Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, predictions_at
 from ..layouts.padded import as_padded, is_moved, padded_rows
 from ..sharding import is_sharded
-from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_texts
-from .call_arguments import DECODER, check_left_out, for_a_decoder
+from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_texts
+from .call_arguments import DECODER, for_a_decoder
 from .continuing import Behind, for_both, mark
 from .generation_options import generation_config, model_arguments, with_encoder_ids
 from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
