@@ -53,7 +53,7 @@ GRIDS = {"input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "
 """The arguments of `get_rope_index` that we can pass, from which positions of images are counted."""
 
 
-def fitted(
+def arguments_in_rows(
     backbone: PreTrainedModel,
     arguments: Mapping[str, Any],
     input_ids: Tensor | None,
@@ -84,7 +84,7 @@ def fitted(
     return given | columns | positions(backbone, given, input_ids, prompts, examples, pads)
 
 
-def for_a_decoder(
+def decoder_arguments(
     backbone: PreTrainedModel, arguments: Mapping[str, Any], labels: Tensor | None, rows: int
 ) -> dict[str, Any]:
     """Return the arguments for an encoder-decoder whose encoder gets embeddings. Arguments that are None are left out.
@@ -118,7 +118,7 @@ def for_a_decoder(
     return given
 
 
-def kept(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+def selected_columns(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """Select columns of logits [B, N, V] as transformers' `logits_to_keep` does: the last ones, or those in a tensor.
 
     Raises:
@@ -136,7 +136,7 @@ def kept(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
 
 
 @contextmanager
-def told_of(backbone: PreTrainedModel, given: Mapping[str, Any]) -> Iterator[None]:
+def explained_media_errors(backbone: PreTrainedModel, given: Mapping[str, Any]) -> Iterator[None]:
     """Convert a backbone's errors about images among embedded tokens to PromptTuningError, within this context."""
     media = [name for name in given if MEDIA.search(name)]
     try:

@@ -28,12 +28,12 @@ from .batch_checks import (
     check_texts,
     check_unpacked,
 )
-from .call_arguments import MEDIA, fitted, kept, told_of
+from .call_arguments import MEDIA, arguments_in_rows, explained_media_errors, selected_columns
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
 from .generation import generate
 from .generation_options import inferred_mask
-from .labels import check_fused_head, fused_as_it_came, labels_for_trainers
-from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, routing_loss
+from .labels import check_fused_head, fused_in_caller_columns, labels_for_trainers
+from .outputs import LabelledOutput, RankingOutput, check_no_attentions, outputs_in_caller_columns, routing_loss
 from .prompt_cache import ComputedPrompts, can_be_continued
 from .soft_prompts import SoftPrompts, embed
 
@@ -179,7 +179,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             return RankingOutput(scores=self._rank(prompts, examples, self._candidates(targets.candidates)))
         if targets.only_labelled:
             return self._labelled(prompts, examples, targets)
-        arguments = fitted(self.base_model, arguments, texts.input_ids, prompts, examples)
+        arguments = arguments_in_rows(self.base_model, arguments, texts.input_ids, prompts, examples)
         if targets.fused_lm_head:
             return self._fused_outputs(prompts, examples, targets, **arguments)
         return self._outputs(prompts, examples, targets, **arguments)
@@ -209,10 +209,10 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         embeds, mask = padded_rows(prompts, examples)
         scored = {"attention_mask": mask, "shift_labels": labels_where_predicted(prompts, examples)} | kwargs
         scored |= {"num_items_in_batch": targets.num_items_in_batch, "fused_lm_head": True}
-        with told_of(self.base_model, kwargs):
+        with explained_media_errors(self.base_model, kwargs):
             outputs = self.base_model(**token_inputs(self.base_model, embeds), **scored)
         check_fused_head(self.base_model, outputs)
-        result = fused_as_it_came(outputs, prompts, examples, targets.shift_labels)
+        result = fused_in_caller_columns(outputs, prompts, examples, targets.shift_labels)
         return result.to_tuple() if return_dict is False else result
 
     def _outputs(
@@ -228,12 +228,12 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         embeds, mask = padded_rows(prompts, examples)
         inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
         if moved := is_moved(prompts, examples):
-            check_has_place(inputs.get("output_attentions"), self.base_model.config)
+            check_no_attentions(inputs.get("output_attentions"), self.base_model.config)
         early = isinstance(logits_to_keep, int) and examples.labels is None and bool(mask.all())
         if early and takes(self.base_model, "logits_to_keep"):
             # The backbone then computes only these logits.
             inputs["logits_to_keep"], logits_to_keep = logits_to_keep, 0
-        with told_of(self.base_model, kwargs):
+        with explained_media_errors(self.base_model, kwargs):
             outputs = self.base_model(**inputs)
         values: dict[str, Any] = {}
         if examples.labels is not None:
@@ -242,9 +242,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             predictions = LabelledLogits(outputs.logits[rows, columns], token_ids, rows)
             values["loss"] = self._loss(predictions, targets) + routing_loss(outputs, self.config)
         for name, value in outputs.items():
-            values.setdefault(name, came_back(value, prompts, examples) if moved else value)
+            values.setdefault(name, outputs_in_caller_columns(value, prompts, examples) if moved else value)
         # Select from the caller's columns. They differ from the backbone's if pads are at the left.
-        values["logits"] = kept(values["logits"], logits_to_keep)
+        values["logits"] = selected_columns(values["logits"], logits_to_keep)
         if not any(MEDIA.search(name) for name in kwargs):
             behind = Behind(prompts.row_names(), mask.bool(), max(map(len, prompts.vectors)))
             mark(values.get("past_key_values"), behind)

@@ -36,7 +36,7 @@ from ..layouts.computed import cache_of, in_rows
 from ..layouts.padded import padded_rows
 from ..layouts.traits import ignores_masked_columns, text_positions
 from ..stand_ins import calling
-from .call_arguments import fitted, told_of
+from .call_arguments import arguments_in_rows, explained_media_errors
 from .continuing import Behind, checked, columns_in, mark
 from .generation_options import (
     DEFAULT_NEW_TOKENS,
@@ -49,7 +49,7 @@ from .generation_options import (
     with_encoder_ids,
     without_pads,
 )
-from .outputs import check_even, first_came_back
+from .outputs import check_no_attentions_of_steps, first_step_in_caller_columns
 from .prompt_cache import can_be_continued
 
 ONE_ROW_ONLY = ("rwkv",)
@@ -118,7 +118,7 @@ def generate(
         packed_layout: returns the packed layout, or None if texts may not be packed.
     """
     given, options = model_arguments(backbone, options)
-    given = fitted(backbone, given, input_ids, prompts, examples, pads="left")
+    given = arguments_in_rows(backbone, given, input_ids, prompts, examples, pads="left")
     cache = options.get("past_key_values")
     if cache is not None and columns_in(cache):
         _check_cache(cache, prompts, examples)
@@ -146,7 +146,7 @@ def generate(
 def _check(call: _Call) -> None:
     """Raise PromptTuningError for rows or settings with which no way gives the right tokens."""
     if call.has_pads:
-        check_even(call.config, call.backbone.config)
+        check_no_attentions_of_steps(call.config, call.backbone.config)
     rows, each = len(call.examples.mask), copies(call.config)
     if call.backbone.config.model_type in ONE_ROW_ONLY and rows * each > 1:
         raise PromptTuningError(
@@ -259,10 +259,10 @@ def _anew(call: _Call) -> Any:
     # Chunks would be cut from the ids, but rows are given as embeddings. The result without chunks is the same.
     options = call.arguments | call.options | {"prefill_chunk_size": None}
     writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
-    with told_of(backbone, call.arguments):
+    with explained_media_errors(backbone, call.arguments):
         result = writer.generate(**inputs, attention_mask=mask, **options)
     if not isinstance(result, Tensor) and result.get("hidden_states"):
-        result.hidden_states = first_came_back(result.hidden_states, call.prompts, examples)
+        result.hidden_states = first_step_in_caller_columns(result.hidden_states, call.prompts, examples)
     return result
 
 

@@ -136,7 +136,7 @@ def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
     return labels if columns > length else pad(labels, (1, 0), value=IGNORED)
 
 
-def fused_as_it_came(
+def fused_in_caller_columns(
     outputs: ModelOutput, prompts: Prompts, examples: Examples, shift_labels: Tensor | None
 ) -> ModelOutput:
     """Move TRL's outputs from the columns of padded rows to those of the caller's batch.

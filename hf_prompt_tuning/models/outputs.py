@@ -42,7 +42,7 @@ class LabelledOutput(ModelOutput):
     rows: Tensor | None = None
 
 
-def check_has_place(output_attentions: bool | None, config: PretrainedConfig) -> None:
+def check_no_attentions(output_attentions: bool | None, config: PretrainedConfig) -> None:
     """Raise an error for attentions, which cannot be moved back to the caller's columns.
 
     Raises:
@@ -55,7 +55,7 @@ def check_has_place(output_attentions: bool | None, config: PretrainedConfig) ->
         )
 
 
-def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
+def outputs_in_caller_columns(value: Any, prompts: Prompts, examples: Examples) -> Any:
     """Move what the backbone returns for each token of padded rows to the columns of the caller's batch.
 
     Args:
@@ -65,7 +65,7 @@ def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
         examples: [B, T].
     """
     if isinstance(value, tuple):
-        return tuple(came_back(v, prompts, examples) for v in value)
+        return tuple(outputs_in_caller_columns(v, prompts, examples) for v in value)
     batch, length = examples.mask.shape
     shape = (batch, length + max(map(len, prompts.vectors)))
     if not isinstance(value, Tensor):
@@ -79,7 +79,7 @@ def came_back(value: Any, prompts: Prompts, examples: Examples) -> Any:
     return value
 
 
-def check_even(asked: GenerationConfig, config: PretrainedConfig) -> None:
+def check_no_attentions_of_steps(asked: GenerationConfig, config: PretrainedConfig) -> None:
     """Raise an error for attentions of generated rows of different lengths, whose columns do not match the caller's.
 
     Raises:
@@ -92,7 +92,7 @@ def check_even(asked: GenerationConfig, config: PretrainedConfig) -> None:
         )
 
 
-def first_came_back(steps: Any, prompts: Prompts, examples: Examples) -> Any:
+def first_step_in_caller_columns(steps: Any, prompts: Prompts, examples: Examples) -> Any:
     """Move the first step's hidden states of `generate`, [B', P+N, H], to the P+T columns of the caller's batch.
 
     Args:
@@ -101,25 +101,24 @@ def first_came_back(steps: Any, prompts: Prompts, examples: Examples) -> Any:
         prompts: the prompts in front of the rows.
         examples: [B, T].
     """
-    came = dataclasses.replace(examples, mask=examples.caller_mask())
-    to_mask = row_mask(prompts, came)
+    to_mask = row_mask(prompts, dataclasses.replace(examples, mask=examples.caller_mask()))
 
     def moved(states: Tensor) -> Tensor:
         if states.dim() == 4:
             return torch.stack(tuple(map(moved, states)))
         copies = states.shape[0] // len(to_mask)
         taken = to_mask.sum(1)[:, None] > torch.arange(states.shape[1], device=states.device).flip(0)
-        found = states.new_zeros(states.shape[0], to_mask.shape[1], states.shape[2])
-        found[to_mask.repeat_interleave(copies, 0)] = states[taken.repeat_interleave(copies, 0)]
-        return found
+        result = states.new_zeros(states.shape[0], to_mask.shape[1], states.shape[2])
+        result[to_mask.repeat_interleave(copies, 0)] = states[taken.repeat_interleave(copies, 0)]
+        return result
 
     return (tuple(map(moved, steps[0])), *steps[1:])
 
 
-def targets_came_back(value: Any, order: Tensor) -> Any:
+def in_label_columns(value: Any, order: Tensor) -> Any:
     """Move what a decoder returns for each label ([B, T', ...], or a tuple of them) to the labels' own columns."""
     if isinstance(value, tuple):
-        return tuple(targets_came_back(v, order) for v in value)
+        return tuple(in_label_columns(v, order) for v in value)
     return take_columns(value, torch.argsort(order, dim=1))
 
 

@@ -14,10 +14,10 @@ from ..layouts.base import IGNORED, predictions_at
 from ..layouts.padded import as_padded, is_moved, padded_rows
 from ..sharding import is_sharded
 from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_texts
-from .call_arguments import DECODER, for_a_decoder
+from .call_arguments import DECODER, decoder_arguments
 from .continuing import Behind, for_both, mark
 from .generation_options import generation_config, model_arguments, with_encoder_ids
-from .outputs import LabelledOutput, RankingOutput, came_back, check_has_place, targets_came_back
+from .outputs import LabelledOutput, RankingOutput, check_no_attentions, in_label_columns, outputs_in_caller_columns
 from .soft_prompts import SoftPrompts
 
 DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
@@ -38,7 +38,7 @@ def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
     return shifted.masked_fill(shifted == IGNORED, backbone.config.pad_token_id or 0)
 
 
-def _take_encoded(kwargs: dict[str, Any], prompts: Prompts, sources: Examples) -> None:
+def _move_encoder_outputs(kwargs: dict[str, Any], prompts: Prompts, sources: Examples) -> None:
     """Move `encoder_outputs` from the caller's columns, in which `forward` returns them, to those of padded rows.
 
     Raises:
@@ -98,7 +98,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         check_texts(backbone, texts, texts.attention_mask)
         labels = check_labels(backbone, targets.labels, None, texts.shape[0])
         prompts, sources = self._inputs(texts)
-        given = for_a_decoder(backbone, arguments, labels, texts.shape[0])
+        given = decoder_arguments(backbone, arguments, labels, texts.shape[0])
         embeds, mask = padded_rows(prompts, sources)
         if (cache := for_both(given.get("past_key_values"), prompts, mask)) is not None:
             given["past_key_values"] = cache
@@ -108,8 +108,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         if targets.only_labelled:
             check_left_out(given, known=DECODER)
         _check_decoder_has_input(targets, given)
-        _take_encoded(given, prompts, sources)
-        labels, given, order = _at_the_start(labels, given)
+        _move_encoder_outputs(given, prompts, sources)
+        labels, given, order = _to_the_start(labels, given)
         given |= {"inputs_embeds": embeds, "attention_mask": mask}
         if targets.only_labelled:
             predictions = self._labelled_logits(labels, use_cache=False, **given)
@@ -132,7 +132,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             # Not left to the backbone: mBART looks for the last token of a row that has none.
             kwargs["decoder_input_ids"] = decoder_inputs(backbone, labels)
         if order is not None or is_moved(prompts, sources):
-            check_has_place(kwargs.get("output_attentions"), backbone.config)
+            check_no_attentions(kwargs.get("output_attentions"), backbone.config)
         outputs = backbone(labels=labels, return_dict=True, **kwargs)
         if labels is not None:
             rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
@@ -140,9 +140,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             outputs.loss = self._loss(predictions, targets)
         for name, value in outputs.items():
             if name.startswith("encoder_"):
-                outputs[name] = came_back(value, prompts, sources)
+                outputs[name] = outputs_in_caller_columns(value, prompts, sources)
             elif order is not None and name in ("logits", "decoder_hidden_states"):
-                outputs[name] = targets_came_back(value, order)
+                outputs[name] = in_label_columns(value, order)
         mark(outputs.get("past_key_values"), Behind(prompts.row_names(), mask, max(map(len, prompts.vectors))))
         return outputs.to_tuple() if return_dict is False else outputs
 
@@ -189,24 +189,24 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         texts = self._texts_to_generate(input_ids, attention_mask, inputs_embeds, adapter_names, kwargs)
         prompts, sources = self._inputs(texts)
         given, options = model_arguments(backbone, kwargs)
-        given = for_a_decoder(backbone, given, None, len(sources.mask))
+        given = decoder_arguments(backbone, given, None, len(sources.mask))
         embeds, mask = padded_rows(prompts, sources)
         if (cache := for_both(options.get("past_key_values"), prompts, mask)) is not None:
             options["past_key_values"] = cache
-        _take_encoded(given, prompts, sources)
+        _move_encoder_outputs(given, prompts, sources)
         config = generation_config(backbone, options)
         if config.return_dict_in_generate and is_moved(prompts, sources):
-            check_has_place(config.output_attentions, backbone.config)
+            check_no_attentions(config.output_attentions, backbone.config)
         if texts.input_ids is not None:
             options = with_encoder_ids(options, config, texts.input_ids, sources.caller_mask())
         options.setdefault("use_cache", True)
         result = backbone.generate(inputs_embeds=embeds, attention_mask=mask, **given, **options)
         if not isinstance(result, Tensor) and result.get("encoder_hidden_states") is not None:
-            result.encoder_hidden_states = came_back(result.encoder_hidden_states, prompts, sources)
+            result.encoder_hidden_states = outputs_in_caller_columns(result.encoder_hidden_states, prompts, sources)
         return result
 
 
-def _at_the_start(labels: Tensor | None, given: dict[str, Any]) -> tuple[Tensor | None, dict[str, Any], Tensor | None]:
+def _to_the_start(labels: Tensor | None, given: dict[str, Any]) -> tuple[Tensor | None, dict[str, Any], Tensor | None]:
     """Move labels and their mask to the decoder's first positions. Return also the columns' order, None if unchanged.
 
     A collator may have padded labels at the left, which would shift the decoder's positions.
