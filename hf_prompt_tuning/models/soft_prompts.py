@@ -16,7 +16,7 @@ from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, token_nll
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
-from ..sharding import embedded, embedding_device, is_sharded
+from ..sharding import embedded, embedding_device, is_sharded, whole
 from ..stand_ins import ByContext
 from .batch_checks import (
     NO_PROMPT,
@@ -88,6 +88,14 @@ class SoftPrompts(HeldPrompts):
         """
         template = self.info.template if template is None else template
         return PromptTokenizer(template, tokenizer, self.config.is_encoder_decoder)
+
+    def whole_prompt(self, name: str | None = None) -> AbstractContextManager[None]:
+        """Gather a prompt's vectors within this context. ZeRO-3 shards them; every process must enter it.
+
+        Args:
+            name: the prompt's name; default the active one.
+        """
+        return whole(self.prompt_encoder[self.active_adapter if name is None else name].embedding)
 
     def replaced_prompt(self, vectors: Tensor) -> AbstractContextManager[None]:
         """Use `vectors` ([P', H], any P') in place of the active prompt within this context, in this thread only."""

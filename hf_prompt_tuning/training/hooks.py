@@ -8,6 +8,8 @@ have it, and with what we need it for.
 import transformers
 from transformers import Trainer
 
+from ..errors import PromptTuningError
+
 METHODS = {
     # data
     "_get_dataloader": ("4.53", "reads evaluation rows completely and in order"),
@@ -54,7 +56,7 @@ ATTRIBUTES = {
 
 
 def check_hooks(trainer: type = Trainer) -> None:
-    """Raise ImportError if the installed `Trainer` lacks a hook.
+    """Raise PromptTuningError if the installed `Trainer` lacks a hook.
 
     Args:
         trainer: the class to check.
@@ -64,9 +66,9 @@ def check_hooks(trainer: type = Trainer) -> None:
     lacking |= {name: hook for name, hook in ATTRIBUTES.items() if name not in names}
     if lacking:
         listed = "; ".join(f"{name}, which {why}" for name, (_, why) in lacking.items())
-        raise ImportError(
+        raise PromptTuningError(
             f"the Trainer of transformers {transformers.__version__} has no {listed}. Install the version of "
-            "transformers that hf_prompt_tuning asks for (pip install hf_prompt_tuning[train])."
+            "transformers that hf_prompt_tuning asks for (pip install 'hf_prompt_tuning[train]')."
         )
 
 

@@ -23,10 +23,10 @@ from transformers.utils import PushInProgress
 from ..errors import PromptPushError, PromptTuningError, first_line
 from ..hub.background import PUSH_SECONDS, drop_folder, leave, make_folder, start, within
 from ..hub.push_errors import explained
+from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import add_to_card
 from ..prompts.pushing import Destination, make_repository, push
 from ..prompts.repository_files import CARD_FILE
-from ..sharding import whole
 from .pickle_free import without_pickles
 from .push_arguments import CHECK_SECONDS, destination, on_all_processes
 
@@ -95,7 +95,7 @@ class Publisher:
         with self._watching_signals("ending after this push") if in_main else nullcontext():
             self._begin()
             trainer.save_model(_internal_call=True)
-            with self._whole_prompt():
+            with self._model.whole_prompt():
                 if not trainer.is_world_process_zero():
                     return None
                 try:
@@ -111,7 +111,7 @@ class Publisher:
         """Start to push the prompt, and by `hub_strategy` the checkpoint, in the background."""
         if self._trainer.args.hub_strategy == HubStrategy.END:
             return
-        with self._whole_prompt():
+        with self._model.whole_prompt():
             if self._trainer.is_world_process_zero():
                 self._push_checkpoint(checkpoint_folder)
 
@@ -140,10 +140,9 @@ class Publisher:
         trainer = self._trainer
         trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
 
-    def _whole_prompt(self) -> AbstractContextManager[None]:
-        """Within this context, gather the prompt's vectors, which ZeRO-3 shards; every process must enter it."""
-        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        return whole(model.prompt_encoder[model.active_adapter].embedding)
+    @property
+    def _model(self) -> SoftPrompts:
+        return self._trainer.accelerator.unwrap_model(self._trainer.model)
 
     def _warn_of_failure(self, to: Destination, error: BaseException) -> None:
         logger.warning(

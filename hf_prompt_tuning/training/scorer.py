@@ -27,7 +27,6 @@ from ..models.scoring import (
     text_metrics,
 )
 from ..prompts.info import PromptInfo
-from ..sharding import whole
 from .callers_metrics import labelled_rows, mean_losses, of_rows, plain_metrics
 from .token_rows import RowEncoder
 
@@ -128,7 +127,7 @@ class Scorer:
 
     def _generate(self, model: Any, batch: dict[str, Any]) -> Tensor:
         # ZeRO-3 gathers a prompt only in `forward`.
-        with whole(model.prompt_encoder[model.active_adapter].embedding):
+        with model.whole_prompt():
             return generate_within(model, batch, self.encoder.tokenizer, self.max_new_tokens)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from ..prompts.ensemble_info import ENSEMBLE_FILE
 from ..prompts.info import PromptInfo
 from ..prompts.plots import CURVES_FILE
 from ..prompts.repository_files import PROMPT_FILES
-from ..sharding import whole
 from . import search
 from .arguments import PromptTuningArguments
 from .checkpointing import CheckpointMixin
@@ -249,7 +248,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         model = self.accelerator.unwrap_model(self.model)
         # Run on every process, because sharded weights are gathered: the embedding, for the nearest words, and the
         # prompt (ZeRO-3).
-        with whole(model.prompt_encoder[model.active_adapter].embedding):
+        with model.whole_prompt():
             self._describe(model.info)
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir

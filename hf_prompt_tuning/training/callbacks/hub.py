@@ -13,7 +13,6 @@ from ...models.metric_direction import greater_is_better as direction
 from ...models.recording import describe_run, to_record
 from ...models.soft_prompts import SoftPrompts
 from ...prompts.pushing import Destination, checked_subfolder
-from ...sharding import whole
 from ...training.arguments import PromptTuningArguments
 from .watched import watched
 
@@ -96,7 +95,7 @@ class PromptHubCallback(TrainerCallback):
         model = watched(model, self)
         # Run on every process, because sharded weights are gathered: the embedding, for the nearest words, and the
         # prompt (ZeRO-3).
-        with whole(model.prompt_encoder[model.active_adapter].embedding):
+        with model.whole_prompt():
             describe_run(model, args, state, kwargs.get("processing_class"))
             model.info.metrics = to_record(metrics)
             message = f"Step {state.global_step}: {name} {value:.4g}"

@@ -32,9 +32,8 @@ def prompt_vectors(model: SoftPrompts, name: str | None = None) -> Tensor:
 
     With ZeRO-3, every process must call this.
     """
-    embedding = model.prompt_encoder[model.active_adapter if name is None else name].embedding
-    with whole(embedding):
-        return embedding.weight.detach().clone()
+    with model.whole_prompt(name):
+        return model.prompt_encoder[model.active_adapter if name is None else name].embedding.weight.detach().clone()
 
 
 def mean_word_norm(embed: nn.Embedding) -> float:

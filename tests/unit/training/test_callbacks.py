@@ -181,8 +181,7 @@ class TestPartitionedPrompts:
             yield
             embed.weight.data = before
 
-        for module in ("watched", "hub"):
-            monkeypatch.setattr(f"hf_prompt_tuning.training.callbacks.{module}.whole", whole)
+        monkeypatch.setattr("hf_prompt_tuning.models.soft_prompts.whole", whole)
         embedding.weight.data = vectors[:0]
         model.entered, model.vectors = [], vectors
         return model
@@ -204,15 +203,12 @@ class TestPartitionedPrompts:
             assert torch.equal(kept_prompts(tmp_path)[0].vectors, model.vectors)
 
     @pytest.mark.parametrize("rank", [0, 1])
-    def test_a_trainers_pushes_too(self, rank, model, tmp_path, monkeypatch, tokenizer, messages):
-        from hf_prompt_tuning.training.callbacks import watched
-
-        monkeypatch.setattr("hf_prompt_tuning.training.publishing.whole", watched.whole)
+    def test_a_trainers_pushes_too(self, rank, model, tmp_path, tokenizer, messages):
         model.prompt_encoder["default"].embedding.weight.data = model.vectors
         trainer = make(tmp_path, tokenizer, messages, model=model)
         model.prompt_encoder["default"].embedding.weight.data = model.vectors[:0]
         model.entered, lengths = [], []
         trainer.is_world_process_zero, trainer.push_in_progress = (lambda: rank == 0), None
         trainer.publisher._start_pushes = lambda folder: lengths.append(len(model.prompt)) or []
-        trainer._push_from_checkpoint(str(tmp_path))
+        trainer.publisher.push_checkpoint(str(tmp_path))
         assert model.entered == [True] and lengths == [3] * (rank == 0)

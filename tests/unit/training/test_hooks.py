@@ -8,6 +8,7 @@ import pytest
 from transformers import Trainer
 
 import hf_prompt_tuning
+from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.training import trainer as module
 from hf_prompt_tuning.training.hooks import ATTRIBUTES, METHODS, check_hooks
 
@@ -40,7 +41,7 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize("name", ["_run_epoch", "create_accelerator_and_postprocess"])
 def test_a_renamed_method_is_an_error_at_import(name, monkeypatch):
     monkeypatch.delattr(Trainer, name)
-    with pytest.raises(ImportError, match=f"has no {name}, which .* Install the version of transformers"):
+    with pytest.raises(PromptTuningError, match=f"has no {name}, which .* Install the version of transformers"):
         importlib.reload(module)
 
 
@@ -48,5 +49,5 @@ def test_a_renamed_attribute_is_an_error():
     class Renamed(Trainer):
         pass
 
-    with pytest.raises(ImportError, match="_signature_columns, which keeps only the columns"):
+    with pytest.raises(PromptTuningError, match="_signature_columns, which keeps only the columns"):
         check_hooks(Renamed)
