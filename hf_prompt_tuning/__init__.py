@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .models.causal_lm import PromptTuningModelForCausalLM
     from .models.create import get_prompt_tuning_model
     from .models.labels import strip_virtual_tokens
-    from .models.load import load_prompt
+    from .models.load import LoadedPrompt, load_prompt
     from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
     from .prompts.config import PromptTuningConfig, PromptTuningInit
     from .prompts.foreign import import_prompt
@@ -70,7 +70,7 @@ _NAMES_OF = {
     ".models.causal_lm": ["PromptTuningModelForCausalLM"],
     ".models.create": ["get_prompt_tuning_model"],
     ".models.labels": ["strip_virtual_tokens"],
-    ".models.load": ["load_prompt"],
+    ".models.load": ["LoadedPrompt", "load_prompt"],
     ".models.seq2seq_lm": ["PromptTuningModelForSeq2SeqLM"],
     ".prompts.config": ["PromptTuningConfig", "PromptTuningInit"],
     ".prompts.foreign": ["import_prompt"],

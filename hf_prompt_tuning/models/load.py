@@ -16,6 +16,7 @@ from ..prompts.files import SavedPrompt, read_prompt
 from .backbone import check_backbone
 from .causal_lm import PromptTuningModelForCausalLM
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
+from .soft_prompts import SoftPrompts
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +44,21 @@ class LoadedPrompt:
         return tuple(self)[index]
 
     def __repr__(self) -> str:
-        backbone, template, words = self.model.get_base_model(), "no template", []
-        if self.template is not None:
-            words = [self.template.target] if self.template.target else (self.template.label_words or {}).values()
-            template = f"{self.template.source!r} -> {' | '.join(words)}"
-        named = f" {backbone.name_or_path!r}" if backbone.name_or_path else ""
-        tokenizer = "no tokenizer" if self.tokenizer is None else type(self.tokenizer).__name__
-        return (
-            f"LoadedPrompt({self.source!r}: {len(self.model.prompt)} virtual tokens on "
-            f"{type(backbone).__name__}{named}, {template}, {tokenizer})"
-        )
+        described = describe_parts(self.model, self.tokenizer, self.template)
+        return f"LoadedPrompt({self.source!r}: {len(self.model.prompt)} virtual tokens on {described})"
+
+
+def describe_parts(
+    model: SoftPrompts, tokenizer: PreTrainedTokenizerBase | None, template: PromptTemplate | None
+) -> str:
+    """Return in one line, for people: a model's backbone, a template and a tokenizer."""
+    backbone, text = model.get_base_model(), "no template"
+    if template is not None:
+        targets = [template.target] if template.target else (template.label_words or {}).values()
+        text = f"{template.source!r} -> {' | '.join(targets)}"
+    name = f" {backbone.name_or_path!r}" if backbone.name_or_path else ""
+    coder = "no tokenizer" if tokenizer is None else type(tokenizer).__name__
+    return f"{type(backbone).__name__}{name}, {text}, {coder}"
 
 
 def load_prompt(

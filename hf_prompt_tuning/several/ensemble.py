@@ -12,7 +12,7 @@ from ..data.template import PromptTemplate, parse
 from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Place, read_whole
 from ..layouts.base import IGNORED
-from ..models.load import load_prompt
+from ..models.load import describe_parts, load_prompt
 from ..models.scoring import decode, generate_within, rank_labels
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
@@ -44,6 +44,10 @@ class PromptEnsemble:
         self.template = template
         self._encoder = model.row_encoder(tokenizer, template)
         self._collator = DataCollatorForPromptTuning(tokenizer)
+
+    def __repr__(self) -> str:
+        described = describe_parts(self.model, self.tokenizer, self.template)
+        return f"PromptEnsemble({', '.join(self.members)} on {described})"
 
     def predict(self, rows: Sequence[Mapping[str, Any]], batch_size: int = 16) -> list[dict[str, Any]]:
         """Return the ensemble's prediction for each row.
@@ -114,17 +118,17 @@ def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:
     info, place = read_whole(open_place(prompt, **hub), lambda place: _described(place, prompt))
     if place.commit is not None:  # load every prompt at the commit of the description
         kwargs["revision"] = hub["revision"] = place.commit
-    model, tokenizer, template = load_prompt(prompt, **kwargs)
-    if template is None or tokenizer is None:
+    loaded = load_prompt(prompt, **kwargs)
+    if loaded.template is None or loaded.tokenizer is None:
         raise PromptLoadError(f"{prompt} has no template, or its backbone no tokenizer here; give tokenizer=….")
     ignore = kwargs.get("ignore_mismatch", False)
     for name in info.members:
         folder = "/".join(filter(None, (hub.get("subfolder"), name)))
-        model.load_adapter(prompt, name, ignore_mismatch=ignore, **hub | {"subfolder": folder})
-        if model.prompt_info[name].template != template:
+        loaded.model.load_adapter(prompt, name, ignore_mismatch=ignore, **hub | {"subfolder": folder})
+        if loaded.model.prompt_info[name].template != loaded.template:
             raise PromptLoadError(f"{prompt}: the prompts {info.best!r} and {name!r} have different templates.")
     place.remember()
-    return PromptEnsemble(model, info.members, tokenizer, template)
+    return PromptEnsemble(loaded.model, info.members, loaded.tokenizer, loaded.template)
 
 
 def _described(place: Place, prompt: str | Path) -> EnsembleInfo:

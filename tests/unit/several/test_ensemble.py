@@ -88,6 +88,7 @@ def test_texts_are_voted_on(backbone, tmp_path, messages):
     assert metrics["eval_exact_match"] == output.metrics["test_exact_match"] == pytest.approx(right)
     trainer.save_model()
     ensemble = load_ensemble(tmp_path, backbone=tiny_model(backbone), tokenizer=trainer.processing_class)
+    assert repr(ensemble).startswith(f"PromptEnsemble({', '.join(ensemble.members)} on ")
     assert [record["prediction"] for record in ensemble.predict(messages[:7], batch_size=4)] == voted
 
 
