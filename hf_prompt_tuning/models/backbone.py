@@ -18,11 +18,7 @@ CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 
 
 def check_backbone(backbone: Any, task_type: str | None = None) -> str:
-    """Return the task type of a model that a prompt can be put in front of.
-
-    Args:
-        backbone: what the caller gave as backbone.
-        task_type: the task type that it must have; None for any.
+    """Return the task type of a model that a prompt can be put in front of. `task_type` is the expected one, or None.
 
     Raises:
         PromptTuningError: it already has a prompt or adapters, is not a language model of transformers, is wrapped, or

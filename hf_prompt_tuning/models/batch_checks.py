@@ -63,15 +63,9 @@ class Targets:
 
 
 def check_texts(backbone: PreTrainedModel, texts: Texts, mask: Tensor | None) -> None:
-    """Raise an error if the texts are not a batch of B rows and T columns.
+    """Raise PromptTuningError if the texts are not [B, T] ids, or [B, T, H] embeddings of the backbone's width.
 
-    Args:
-        backbone: embeddings must have its width.
-        texts: the call's.
-        mask: [B, T] of 0 and 1, or None.
-
-    Raises:
-        PromptTuningError: neither or both of ids and embeddings are given, or one of the arguments is invalid.
+    The mask must be [B, T] of 0 and 1, or None.
     """
     if (texts.input_ids is None) == (texts.inputs_embeds is None):
         raise PromptTuningError("give either input_ids or inputs_embeds (of the text alone, without the prompt).")
@@ -93,16 +87,7 @@ def check_texts(backbone: PreTrainedModel, texts: Texts, mask: Tensor | None) ->
 
 
 def check_adapter_names(adapter_names: Sequence[str], rows: int, prompts: Collection[str]) -> None:
-    """Raise an error if the names do not give each row a prompt.
-
-    Args:
-        adapter_names: the caller's.
-        rows: B.
-        prompts: the names of the model's prompts.
-
-    Raises:
-        PromptTuningError: there is not one name for each row, or a name is unknown.
-    """
+    """Raise PromptTuningError if there is not one name for each row, or a name is not one of the model's prompts."""
     if len(adapter_names) != rows:
         raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {rows} rows; give one a row.")
     if unknown := [name for name in adapter_names if name not in prompts and name != NO_PROMPT]:
@@ -113,11 +98,7 @@ def check_adapter_names(adapter_names: Sequence[str], rows: int, prompts: Collec
 
 
 def check_left_out(arguments: Mapping[str, Any], known: Iterable[str] = ()) -> None:
-    """Raise an error for arguments that the layouts do not take.
-
-    Raises:
-        PromptTuningError: an argument is not None and not in `known`.
-    """
+    """Raise PromptTuningError for an argument that the layouts do not take: not None, and not in `known`."""
     if others := [name for name, value in arguments.items() if value is not None and name not in known]:
         raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
 
@@ -131,11 +112,11 @@ def check_has_labels(targets: Targets) -> None:
 def check_labels(
     backbone: PreTrainedModel, labels: Tensor | None, shape: torch.Size | None, rows: int
 ) -> Tensor | None:
-    """Return the labels as long. There must be one for each token, and the backbone must be able to predict them.
+    """Return the labels as long.
 
     Args:
         backbone: the labels must fit its vocabulary.
-        labels: long, or None.
+        labels: one for each token, or None.
         shape: [B, T] of a causal backbone's texts. None for an encoder-decoder, whose targets may have another width.
         rows: B.
 
@@ -163,11 +144,7 @@ def check_tensor(ids: Tensor, rows: int, what: str) -> None:
 
 
 def check_unpacked(kwargs: dict[str, Any]) -> None:
-    """Raise an error for a packed row's boundaries: its examples would share one prompt, in front of the first.
-
-    Raises:
-        PromptTuningError: one of `BOUNDARIES` is given.
-    """
+    """Raise PromptTuningError for a packed row's boundaries: its examples would share one prompt, before the first."""
     if given := [name for name in BOUNDARIES if kwargs.get(name) is not None]:
         raise PromptTuningError(
             f"{given[0]} is given, so several examples are packed into a row, and only the first would stand behind "
@@ -176,11 +153,7 @@ def check_unpacked(kwargs: dict[str, Any]) -> None:
 
 
 def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
-    """Raise an error if there are no candidates, or one without tokens.
-
-    Raises:
-        PromptTuningError: names the first invalid candidate.
-    """
+    """Raise PromptTuningError if there are no candidates, or one is not a list of token ids."""
     for words in candidates if len(candidates) else ((),):
         ids = words.tolist() if isinstance(words, Tensor) else words
         if not isinstance(ids, Sequence) or not ids or not all(type(i) is int for i in map(_number, ids)):
@@ -197,13 +170,7 @@ def check_positions(
 ) -> None:
     """Remove `position_ids` from the arguments if they are the default ones, which every layout sets itself.
 
-    The positions of a backbone that counts them with images are kept.
-
-    Args:
-        backbone: a causal model.
-        arguments: the caller's other arguments; changed in place.
-        texts: [B, T].
-        mask: [B, T] or None.
+    The positions of a backbone that counts them with images are kept. `texts` is [B, T].
 
     Raises:
         PromptTuningError: the positions have another shape, or do not count each row's tokens from 0.

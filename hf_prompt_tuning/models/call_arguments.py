@@ -61,15 +61,10 @@ def arguments_in_rows(
     examples: Examples,
     pads: str = "right",
 ) -> dict[str, Any]:
-    """Return the arguments for rows of `padded_rows(prompts, examples, pads)`.
+    """Return the arguments of a causal backbone's `forward` for rows of `padded_rows(prompts, examples, pads)`.
 
-    Args:
-        backbone: a causal model.
-        arguments: of its `forward`, in the caller's columns. Arguments that are None are left out.
-        input_ids: [B, T], or None if the caller embedded the texts.
-        prompts: of the B rows. Without any vectors, arguments are moved or refused only because of pads.
-        examples: the batch.
-        pads: as in `padded_rows`.
+    They are given in the caller's columns, and left out if they are None. Without any vectors, they are moved or
+    refused only because of pads. `input_ids` is None if the caller embedded the texts.
 
     Raises:
         PromptTuningError: the backbone does not take an argument, its shape does not match the texts, or it cannot be
@@ -119,10 +114,9 @@ def decoder_arguments(
 
 
 def selected_columns(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """Select columns of logits [B, N, V] as transformers' `logits_to_keep` does: the last ones, or those in a tensor.
+    """Return columns of logits [B, N, V] as transformers' `logits_to_keep` does: the last ones, or those in a tensor.
 
-    Raises:
-        PromptTuningError: there are no such columns.
+    Raise PromptTuningError if there are no such columns.
     """
     if isinstance(logits_to_keep, int) and logits_to_keep >= 0:
         return logits[:, -logits_to_keep:] if logits_to_keep else logits
@@ -151,11 +145,7 @@ def explained_media_errors(backbone: PreTrainedModel, given: Mapping[str, Any]) 
 
 
 def check_taken(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
-    """Raise an error if the backbone's `forward` does not take an argument.
-
-    Raises:
-        PromptTuningError: names the first such argument.
-    """
+    """Raise PromptTuningError if the backbone's `forward` does not take an argument."""
     parameters = inspect.signature(backbone.forward).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return

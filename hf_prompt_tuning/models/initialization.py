@@ -75,14 +75,9 @@ def made_again(
     tokenizer: PreTrainedTokenizerBase,
     scale: float = 1.0,
 ) -> Tensor | None:
-    """Compute the vectors that a prompt started from, [P, H]. Return None if its record is not enough.
+    """Compute the vectors that a prompt started from, [length, H], from its record, which is untrusted input.
 
-    Args:
-        initialization: the record, as in `PromptInfo`. It is untrusted input.
-        length: P.
-        embed: the backbone's input embedding module.
-        tokenizer: the backbone's.
-        scale: as in `initial_prompt`.
+    Return None if the record is not enough. Other arguments are as in `initial_prompt`.
     """
     text = initialization.get("prompt_tuning_init_text")
     if not can_be_made_again(initialization) or not isinstance(text, str | None):

@@ -74,13 +74,6 @@ def labels_for_trainers(
     Trainer counts from the second column on, because without a prompt no token stands before a row's first token.
     TRL's fused head never counts a text's first token.
 
-    Args:
-        backbone: Trainer reads its loss type.
-        labels: [B, T], checked.
-        texts: the call's.
-        targets: the call's.
-        has_prompt: whether a prompt is active.
-
     Raises:
         PromptTuningError: `shift_labels` is invalid, a row's first token has a label that was not counted, or a pad
             has a label that was.
@@ -100,7 +93,7 @@ def labels_for_trainers(
 
 
 def _check_counted(labels: Tensor, mask: Tensor | None, shifts: bool) -> None:
-    """Raise an error for labels that Trainer counts and we do not, or that we count and Trainer does not."""
+    """Raise PromptTuningError for labels that Trainer counts and we do not, or that we count and Trainer does not."""
     given = labels != IGNORED
     if mask is not None and bool((given & ~mask.bool()).any()):
         raise PromptTuningError("labels are given on pads, where attention_mask is 0; make them -100 there.")
@@ -116,13 +109,11 @@ def _check_counted(labels: Tensor, mask: Tensor | None, shifts: bool) -> None:
 def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
     """Return labels [B, T] from labels in the columns that predict them.
 
-    Args:
-        shift_labels: [B, T], where the first token predicts the first column; or [B, T+1], where the prompt's last
-            vector predicts the first column. The last column must be empty, because no token follows the last one.
-        length: T.
+    `shift_labels` is [B, T], where the first token predicts the first column; or [B, T+1], where the prompt's last
+    vector does.
 
     Raises:
-        PromptTuningError: the number of columns is wrong, or the last column has a label.
+        PromptTuningError: the number of columns is wrong, or the last column has a label, which no token follows.
     """
     columns = shift_labels.shape[1]
     if columns not in (length, length + 1):
@@ -143,14 +134,8 @@ def fused_in_caller_columns(
 
     A TRL trainer takes the last N-1 columns as the predictions of columns 1 … N-1 of its labels.
 
-    Args:
-        outputs: of a backbone with TRL's fused head. Values of tokens are [B, P+T], and 0 without a label.
-        prompts: the prompts in front of the rows.
-        examples: [B, T], with labels.
-        shift_labels: the caller's, or None.
-
-    Returns:
-        As `outputs`: [B, T-1]; [B, T] if a label in the first column counts; as wide as `shift_labels` if given.
+    Values of tokens are [B, P+T] in `outputs`, and 0 without a label. They are returned as [B, T-1]; as [B, T] if a
+    label in the first column counts; as wide as `shift_labels` if the caller gave them.
     """
     rows, columns = predicting_columns(prompts, examples.labels)
     places = (examples.labels != IGNORED).nonzero(as_tuple=True)[1]
@@ -172,11 +157,10 @@ def fused_in_caller_columns(
 
 
 def check_fused_head(backbone: PreTrainedModel, outputs: ModelOutput) -> None:
-    """Raise an error if a call of TRL's fused head did not return what TRL reads.
+    """Raise PromptTuningError if the outputs are not those that TRL reads.
 
-    Raises:
-        PromptTuningError: the backbone has no fused head; or it is also TRL's `ref_model`, to which TRL adds a head
-            that returns only log-probabilities.
+    The backbone may have no fused head. Or it is also TRL's `ref_model`, to which TRL adds a head that returns only
+    log-probabilities.
     """
     if "log_probs" not in outputs:
         raise PromptTuningError(
@@ -202,7 +186,7 @@ def _fused_heads(backbone: PreTrainedModel) -> Iterator[tuple[str, ...]]:
 
 
 def _check_fused(targets: Targets) -> None:
-    """Raise an error for arguments that TRL's fused head would ignore."""
+    """Raise PromptTuningError for arguments that TRL's fused head would ignore."""
     for name in ("label_smoothing", "only_labelled", "candidates"):
         if getattr(targets, name):
             raise PromptTuningError(f"{name} is given with fused_lm_head, which knows none; leave one of them out.")

@@ -43,11 +43,7 @@ class LabelledOutput(ModelOutput):
 
 
 def check_no_attentions(output_attentions: bool | None, config: PretrainedConfig) -> None:
-    """Raise an error for attentions, which cannot be moved back to the caller's columns.
-
-    Raises:
-        PromptTuningError: attentions are asked for, by argument or by config.
-    """
+    """Raise PromptTuningError if argument or config ask for attentions, which cannot be moved to caller's columns."""
     if config.output_attentions if output_attentions is None else output_attentions:
         raise PromptTuningError(
             "output_attentions is given for rows padded at the left, or for prompts of several lengths; "
@@ -58,11 +54,8 @@ def check_no_attentions(output_attentions: bool | None, config: PretrainedConfig
 def outputs_in_caller_columns(value: Any, prompts: Prompts, examples: Examples) -> Any:
     """Move what the backbone returns for each token of padded rows to the columns of the caller's batch.
 
-    Args:
-        value: logits [B, P+T, V]; hidden states [B, P+T, H], or a tuple of them (with streams [S, B, P+T, H] in a
-            backbone that has several); or a tuple of router scores [B*(P+T), E]. Anything else is returned unchanged.
-        prompts: the prompts in front of the rows.
-        examples: [B, T].
+    It is logits [B, P+T, V]; hidden states [B, P+T, H], or a tuple of them (with streams [S, B, P+T, H] in a backbone
+    that has several); or a tuple of router scores [B*(P+T), E]. Anything else is returned unchanged.
     """
     if isinstance(value, tuple):
         return tuple(outputs_in_caller_columns(v, prompts, examples) for v in value)
@@ -80,11 +73,7 @@ def outputs_in_caller_columns(value: Any, prompts: Prompts, examples: Examples) 
 
 
 def check_no_attentions_of_steps(asked: GenerationConfig, config: PretrainedConfig) -> None:
-    """Raise an error for attentions of generated rows of different lengths, whose columns do not match the caller's.
-
-    Raises:
-        PromptTuningError: attentions are asked for, by argument or by config.
-    """
+    """Raise PromptTuningError if argument or config ask for attentions of generated rows of different lengths."""
     if asked.return_dict_in_generate and (asked.output_attentions or config.output_attentions):
         raise PromptTuningError(
             "output_attentions is given to generate for rows with pads, or for prompts of several lengths; give rows "
@@ -95,11 +84,8 @@ def check_no_attentions_of_steps(asked: GenerationConfig, config: PretrainedConf
 def first_step_in_caller_columns(steps: Any, prompts: Prompts, examples: Examples) -> Any:
     """Move the first step's hidden states of `generate`, [B', P+N, H], to the P+T columns of the caller's batch.
 
-    Args:
-        steps: for each step a tuple of [B', …, H], of rows `[pads | prompt | text]`. Each row is repeated as often as
-            it is continued.
-        prompts: the prompts in front of the rows.
-        examples: [B, T].
+    `steps` is for each step a tuple of [B', …, H], of rows `[pads | prompt | text]`. Each row is repeated as often as
+    it is continued.
     """
     to_mask = row_mask(prompts, dataclasses.replace(examples, mask=examples.caller_mask()))
 

@@ -47,7 +47,7 @@ class SoftPrompt(PromptEmbedding):
 
 
 class PromptConfigs(dict[str, PromptTuningConfig]):
-    """The configs of a model's prompts by name: PEFT's `peft_config`. A missing name is an error that says more."""
+    """The configs of a model's prompts by name: PEFT's `peft_config`. The error for a missing name lists the names."""
 
     def check(self, name: Any) -> None:
         """Raise PromptTuningError if there is no such prompt."""
@@ -68,15 +68,10 @@ class PromptConfigs(dict[str, PromptTuningConfig]):
 
 
 def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerprint: dict[str, Any]) -> SoftPrompt:
-    """Make a prompt as its config says.
+    """Make a prompt as its completed config says, from the backbone's embeddings.
 
-    Args:
-        config: from `completed_config`. With `inference_mode`, the vectors are zeros: they are loaded later.
-        backbone: the prompt is made from its embeddings.
-        fingerprint: the backbone's.
-
-    Raises:
-        PromptTuningError: the initialisation fails.
+    With `inference_mode`, the vectors are zeros: they are loaded later. Raise PromptTuningError if the initialisation
+    fails.
     """
     words, start = backbone.get_input_embeddings(), None
     if config.inference_mode:
@@ -99,11 +94,7 @@ def completed_config(
 ) -> PromptTuningConfig:
     """Check a prompt's config, and return a copy with what the backbone determines.
 
-    Args:
-        given: the caller's config.
-        backbone: the backbone that the prompt is for.
-        task_type: the model's.
-        others: the configs of the backbone's other prompts, which share its dropout.
+    `others` are the configs of the backbone's other prompts, which share its dropout.
 
     Raises:
         PromptTuningError: the config is not for a soft prompt, or is for another task, width or dropout.

@@ -24,11 +24,7 @@ def config_to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None
 
 
 def fill(prompt: SoftPrompt, saved: SavedPrompt, name: str) -> None:
-    """Replace what a prompt holds by what was saved.
-
-    Raises:
-        PromptLoadError: the saved prompt has another length than the prompt, which is called `name`.
-    """
+    """Replace what a prompt holds by what was saved. Raise PromptLoadError if their lengths differ."""
     if prompt.embedding.weight.shape != saved.vectors.shape:
         raise PromptLoadError(
             f"{saved.source} holds {len(saved.vectors)} virtual tokens, and the prompt {name!r} has "
