@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from ..errors import PromptTuningError
 from ..prompts.config import check_name
-from ..several.task import PromptTask
+from ..several.task import OF_TRAINING, PromptTask
 from ..several.trainer import MultiPromptTrainer
 from ..training.arguments import PromptTuningArguments
 from ..training.push_arguments import check_hub
@@ -25,9 +25,6 @@ from .arguments import (
 from .data_arguments import DataArguments
 from .main import load_backbone, report, save_predictions, set_up_logging
 from .splits import load_splits
-
-OF_TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
-"""The training arguments that each task may set for itself."""
 
 
 @dataclass

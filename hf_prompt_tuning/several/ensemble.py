@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import DataCollatorForPromptTuning
-from ..data.template import PromptTemplate, parse
+from ..data.template import PromptTemplate
 from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Place, read_whole
 from ..layouts.base import IGNORED
@@ -78,10 +78,9 @@ class PromptEnsemble:
 
     def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a collated batch of the rows' sources. Targets in the rows are ignored."""
-        columns = [name for is_field, name in parse(self.template.source) if is_field]
         features = []
         for row in rows:
-            if missing := [name for name in columns if name not in row]:
+            if missing := [name for name in self.template.source_columns if name not in row]:
                 raise PromptTuningError(
                     f"a row has {', '.join(map(repr, row))}, and the template's source names {missing[0]!r}; "
                     "give the row that column."
