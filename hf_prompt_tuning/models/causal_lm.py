@@ -31,7 +31,7 @@ from .batch_checks import (
 from .call_arguments import MEDIA, arguments_in_rows, explained_media_errors, selected_columns
 from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
 from .generation import generate
-from .generation_options import inferred_mask
+from .generation_options import from_inputs, inferred_mask
 from .labels import check_fused_head, fused_in_caller_columns, labels_for_trainers
 from .outputs import LabelledOutput, RankingOutput, check_no_attentions, outputs_in_caller_columns, routing_loss
 from .prompt_cache import ComputedPrompts, can_be_continued
@@ -285,7 +285,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             PromptTuningError: names are unknown, `max_length` leaves no room for a new token, or drafts
                 (`assistant_model`, …) are asked for with a backbone that cannot continue from a computed prompt.
         """
-        texts = self._texts_to_generate(input_ids, attention_mask, inputs_embeds, adapter_names, kwargs)
+        texts = Texts(from_inputs(input_ids, kwargs), attention_mask, inputs_embeds, adapter_names)
+        self._prepare_generation(texts, kwargs)
         if texts.attention_mask is None and texts.input_ids is not None:
             texts = replace(texts, attention_mask=inferred_mask(self.base_model, kwargs, texts.input_ids))
         check_positions(self.base_model, kwargs, texts.shape, texts.attention_mask)

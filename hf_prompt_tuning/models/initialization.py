@@ -7,6 +7,7 @@ module, and a prompt initialised from tokens X must behave exactly like X prepen
 import re
 import unicodedata
 from collections.abc import Mapping
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,7 @@ def _text_ids(config: PromptTuningConfig) -> list[int]:
         raise PromptTuningError(
             f"prompt_tuning_init_text {config.prompt_tuning_init_text!r} tokenizes to nothing; give some words."
         )
-    repeats = -(-config.num_virtual_tokens // len(text_ids))
-    return (text_ids * repeats)[: config.num_virtual_tokens]
+    return list(islice(cycle(text_ids), config.num_virtual_tokens))
 
 
 def common_token_ids(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, how_many: int) -> list[int]:
@@ -142,13 +142,8 @@ def common_token_ids(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int,
     if tokenizer is None:
         return list(range(min(how_many, vocab_size)))
     left_out = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    ids = []
-    for token_id in range(min(vocab_size, len(tokenizer))):
-        if token_id not in left_out and _is_text(token_id, tokenizer):
-            ids.append(token_id)
-            if len(ids) == how_many:
-                break
-    return ids
+    ids = range(min(vocab_size, len(tokenizer)))
+    return list(islice((i for i in ids if i not in left_out and _is_text(i, tokenizer)), how_many))
 
 
 def _is_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -180,10 +175,9 @@ def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tenso
             "Give get_prompt_tuning_model a template with label_words, or use SAMPLE_VOCAB."
         )
     tokenizer = _tokenizer(config)
-    words = config.label_words[: config.num_virtual_tokens]
     means = [
         _embedded(continuation_ids(tokenizer, " " + w), embed, f"the label words {w!r} have").mean(0, keepdim=True)
-        for w in words
+        for w in config.label_words[: config.num_virtual_tokens]
     ]
     rest = config.num_virtual_tokens - len(means)
     if rest:

@@ -16,7 +16,7 @@ from ..sharding import is_sharded
 from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_texts
 from .call_arguments import DECODER, decoder_arguments
 from .continuing import Behind, for_both, mark
-from .generation_options import generation_config, model_arguments, with_encoder_ids
+from .generation_options import from_inputs, generation_config, model_arguments, with_encoder_ids
 from .outputs import LabelledOutput, RankingOutput, check_no_attentions, in_label_columns, outputs_in_caller_columns
 from .soft_prompts import SoftPrompts
 
@@ -57,7 +57,7 @@ def _move_encoder_outputs(kwargs: dict[str, Any], prompts: Prompts, sources: Exa
 
 
 def _check_decoder_has_input(targets: Targets, given: dict[str, Any]) -> None:
-    """Raise an error if there is nothing for the decoder to predict, or to predict it from."""
+    """Raise PromptTuningError if there is nothing for the decoder to predict, or to predict it from."""
     check_has_labels(targets)
     if targets.labels is None and not given.keys() & DECODER_INPUTS:
         raise PromptTuningError(
@@ -186,7 +186,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             adapter_names: the prompt of all rows or of each row, "__base__" for none; default the active one.
         """
         backbone = self.base_model
-        texts = self._texts_to_generate(input_ids, attention_mask, inputs_embeds, adapter_names, kwargs)
+        texts = Texts(from_inputs(input_ids, kwargs), attention_mask, inputs_embeds, adapter_names)
+        self._prepare_generation(texts, kwargs)
         prompts, sources = self._inputs(texts)
         given, options = model_arguments(backbone, kwargs)
         given = decoder_arguments(backbone, given, None, len(sources.mask))

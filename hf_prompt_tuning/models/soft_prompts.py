@@ -27,7 +27,6 @@ from .batch_checks import (
     check_tensor,
     check_texts,
 )
-from .generation_options import from_inputs
 from .held_prompts import HeldPrompts
 from .untrainable import untrainable
 
@@ -203,22 +202,13 @@ class SoftPrompts(HeldPrompts):
             return untrainable(loss, self.active_adapter)
         return loss
 
-    def _texts_to_generate(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        inputs_embeds: Tensor | None,
-        adapter_names: str | Sequence[str] | None,
-        options: dict[str, Any],
-    ) -> Texts:
-        """Return the texts of a call of `generate`, after checks, and complete its other `options`."""
-        texts = Texts(from_inputs(input_ids, options), attention_mask, inputs_embeds, adapter_names)
+    def _prepare_generation(self, texts: Texts, options: dict[str, Any]) -> None:
+        """Check the texts of a call of `generate`, and complete its other options."""
         if options.get("generation_config") is None and "generation_config" in vars(self):
             # A config set on this model applies, and not the backbone's, which other models may share.
             options["generation_config"] = vars(self)["generation_config"]
         options.setdefault("synced_gpus", is_sharded(self.base_model))
-        check_texts(self.base_model, texts, attention_mask)
-        return texts
+        check_texts(self.base_model, texts, texts.attention_mask)
 
 
 def embed(backbone: PreTrainedModel, input_ids: Tensor, what: str = "input_ids have") -> Tensor:
