@@ -26,8 +26,8 @@ from ..prompts.info import PromptInfo
 from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
 from .backbone import check_backbone, freeze
 from .labels import REFERENCE, add_reference
-from .prompt import PromptConfigs, completed_config, make_prompt
-from .saving import check_savable, config_to_fill, fill, folder_of, write_start_and_card
+from .prompt import PromptConfigs, completed_config, config_to_fill, fill, make_prompt
+from .saving import check_savable, folder_of, write_start_and_card
 from .unsupported import NO_SUM, NOTHING_TO_MERGE, NOTHING_TO_UNLOAD, WITHOUT_PROMPT, unsupported
 
 logger = logging.getLogger(__name__)

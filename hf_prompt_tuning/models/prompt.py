@@ -1,18 +1,20 @@
-"""Make a prompt: one record of its vectors, of what they started from, and of its description."""
+"""Make a prompt, new or from its files: one record of its vectors, of their start, and of its description."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
 from peft import PromptEmbedding
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import PromptTuningError
+from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import hub_id
 from ..layouts.traits import token_scale
 from ..prompts.config import PromptTuningConfig
+from ..prompts.files import SavedPrompt
 from ..prompts.fingerprint import embedding_hash
 from ..prompts.info import PromptInfo
 from ..sharding import embedding_device
@@ -126,3 +128,37 @@ def completed_config(
     # A local folder means nothing on another machine, so the backbone is named by its Hub id or not at all.
     config.base_model_name_or_path = hub_id(config.base_model_name_or_path or backbone.name_or_path)
     return config
+
+
+def config_to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptTuningConfig:
+    """Return the config of a prompt that is not initialised, because its vectors are loaded from a file."""
+    return replace(saved.config, inference_mode=True, token_dim=None, tokenizer=tokenizer)
+
+
+def fill(prompt: SoftPrompt, saved: SavedPrompt, name: str) -> None:
+    """Replace what a prompt holds by what was saved. Raise PromptLoadError if their lengths differ."""
+    if prompt.embedding.weight.shape != saved.vectors.shape:
+        raise PromptLoadError(
+            f"{saved.source} holds {len(saved.vectors)} virtual tokens, and the prompt {name!r} has "
+            f"{len(prompt.embedding.weight)}. Load it under another adapter_name."
+        )
+    with torch.no_grad():
+        prompt.embedding.weight.copy_(saved.vectors)
+    prompt.start = _start_of(saved, prompt.start)
+    if saved.info is not None:
+        prompt.info = saved.info
+    else:
+        # A PEFT adapter does not record how it started. The config that we load it with does not say it either.
+        prompt.info.initialization = {}
+        prompt.info.backbone["revision"] = saved.backbone["revision"]
+
+
+def _start_of(saved: SavedPrompt, present: Tensor | None) -> Tensor | None:
+    """Return the vectors that a saved prompt started from: its own file's, or (for a checkpoint) the present prompt's.
+
+    They must match the hash that the prompt records, because a run that is resumed with another seed starts from
+    other vectors.
+    """
+    recorded = None if saved.info is None else saved.info.initialization.get("hash")
+    starts = (start for start in (saved.start, present) if start is not None)
+    return next((start for start in starts if embedding_hash(start) == recorded), None)

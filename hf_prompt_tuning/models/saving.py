@@ -1,55 +1,17 @@
 """Save, load and push one prompt."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ..errors import PromptLoadError
 from ..prompts.card import write_card
 from ..prompts.config import PromptTuningConfig
-from ..prompts.files import SavedPrompt, write_start
-from ..prompts.fingerprint import embedding_hash
+from ..prompts.files import write_start
 from ..prompts.plots import check_pictures, save_pictures
 from .initialization import can_be_made_again
 from .prompt import SoftPrompt
-
-
-def config_to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptTuningConfig:
-    """Return the config of a prompt that is not initialised, because its vectors are loaded from a file."""
-    return replace(saved.config, inference_mode=True, token_dim=None, tokenizer=tokenizer)
-
-
-def fill(prompt: SoftPrompt, saved: SavedPrompt, name: str) -> None:
-    """Replace what a prompt holds by what was saved. Raise PromptLoadError if their lengths differ."""
-    if prompt.embedding.weight.shape != saved.vectors.shape:
-        raise PromptLoadError(
-            f"{saved.source} holds {len(saved.vectors)} virtual tokens, and the prompt {name!r} has "
-            f"{len(prompt.embedding.weight)}. Load it under another adapter_name."
-        )
-    with torch.no_grad():
-        prompt.embedding.weight.copy_(saved.vectors)
-    prompt.start = _start_of(saved, prompt.start)
-    if saved.info is not None:
-        prompt.info = saved.info
-    else:
-        # A PEFT adapter does not record how it started. The config that we load it with does not say it either.
-        prompt.info.initialization = {}
-        prompt.info.backbone["revision"] = saved.backbone["revision"]
-
-
-def _start_of(saved: SavedPrompt, present: Tensor | None) -> Tensor | None:
-    """Return the vectors that a saved prompt started from: its own file's, or (for a checkpoint) the present prompt's.
-
-    They must match the hash that the prompt records, because a run that is resumed with another seed starts from
-    other vectors.
-    """
-    recorded = None if saved.info is None else saved.info.initialization.get("hash")
-    starts = (start for start in (saved.start, present) if start is not None)
-    return next((start for start in starts if embedding_hash(start) == recorded), None)
 
 
 def folder_of(name: str, save_directory: str | Path) -> Path:
