@@ -12,6 +12,7 @@ A step has as many micro-batches as the prompt that has the most. Here the secon
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def mixed_dataloader(streams: Sequence[Stream], collator: Callable, args: Traini
     loader = DataLoader(
         batches,
         batch_sampler=sampler,
-        collate_fn=_only,
+        collate_fn=itemgetter(0),
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,
@@ -100,7 +101,3 @@ def mixed_dataloader(streams: Sequence[Stream], collator: Callable, args: Traini
     )
     loader.set_epoch = sampler.set_epoch
     return loader
-
-
-def _only(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    return steps[0]

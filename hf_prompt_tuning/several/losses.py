@@ -25,11 +25,7 @@ class PromptLosses:
     ) -> Tensor:
         """Return what a micro-batch adds to each prompt's loss, a mean over its labelled tokens in the step, [G].
 
-        Args:
-            predictions: the predictions of the labelled tokens.
-            prompts: the name of each row's prompt.
-            tokens: [B], the number of labelled tokens that the row's prompt has in the step.
-            label_smoothing: as in `TrainingArguments`.
+        `prompts` [B] are the names of the rows' prompts, and `tokens` [B] their labelled tokens in the whole step.
         """
         nll = token_nll(predictions.logits, predictions.targets, label_smoothing)
         prompt_of = torch.tensor([self._place_of[name] for name in prompts], device=nll.device)

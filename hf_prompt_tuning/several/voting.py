@@ -13,27 +13,14 @@ from ..data.template import PromptTemplate
 
 
 def votes(scores: np.ndarray) -> np.ndarray:
-    """Count the prompts that rank each label first.
-
-    Args:
-        scores: [B, G, L], log-likelihoods.
-
-    Returns:
-        The counts, [B, L] integers.
-    """
+    """Return how many prompts rank each label first, [B, L], by their log-likelihoods, [B, G, L]."""
     return (scores.argmax(2)[..., None] == np.arange(scores.shape[2])).sum(1)
 
 
 def vote(scores: np.ndarray) -> np.ndarray:
-    """Return the label that most prompts rank first.
+    """Return the index of the label that most prompts rank first, [B], by their log-likelihoods, [B, G, L].
 
     In a tie, the label with the highest log-likelihood, summed over the prompts, wins. The paper leaves ties open.
-
-    Args:
-        scores: [B, G, L], log-likelihoods.
-
-    Returns:
-        The labels' indices, [B].
     """
     counts = votes(scores)
     tied = counts == counts.max(1, keepdims=True)
@@ -41,14 +28,8 @@ def vote(scores: np.ndarray) -> np.ndarray:
 
 
 def vote_on_texts(texts: Sequence[str]) -> str:
-    """Return the text that most prompts wrote, comparing texts exactly. In a tie, the first text wins.
-
-    Args:
-        texts: one text per prompt.
-    """
-    counts = Counter(texts)
-    most = max(counts.values())
-    return next(text for text in texts if counts[text] == most)
+    """Return the text that most prompts wrote, comparing texts exactly. In a tie, the first text wins."""
+    return Counter(texts).most_common(1)[0][0]
 
 
 def label_record(template: PromptTemplate, names: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
