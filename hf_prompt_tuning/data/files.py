@@ -259,7 +259,7 @@ def _parquet(path: Path) -> Dataset:
     except Exception as error:  # pyarrow and datasets each raise their own errors
         cause = first_line(error.__cause__ or error)
         raise PromptTuningError(
-            f"the data file {str(path)!r} cannot be read as parquet: {cause} Write it anew."
+            f"the data file {str(path)!r} cannot be read as parquet: {cause} Write the file again."
         ) from error
 
 

@@ -91,7 +91,7 @@ def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str)
         if not readings:
             raise PromptTuningError(
                 f"label_words has the key {key!r}, which is no label of the ClassLabel column {column!r}; there are "
-                f"{', '.join(map(repr, names))}. Mend the key."
+                f"{', '.join(map(repr, names))}. Correct the key."
             )
         number = str(readings.pop())
         if number in numbered:
@@ -105,7 +105,7 @@ def check_is_column(column: str, names: Iterable[str]) -> None:
     if column not in names:
         raise PromptTuningError(
             f"label_column {column!r} is no column of the data, "
-            f"which has {', '.join(repr(name) for name in names if name != ORIGIN)}. Mend its name."
+            f"which has {', '.join(repr(name) for name in names if name != ORIGIN)}. Correct its name."
         )
 
 

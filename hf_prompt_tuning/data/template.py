@@ -126,7 +126,7 @@ class PromptTemplate:
         if missing:
             raise PromptTuningError(
                 f"the template's field {{{missing[0]}}} is no column of the {data} data, "
-                f"which has {', '.join(map(repr, column_names))}. Mend the template or the column's name."
+                f"which has {', '.join(map(repr, column_names))}. Correct the template or the column's name."
             )
         if labelled and self.is_classification:
             check_is_column(self.label_column, column_names)

@@ -196,7 +196,8 @@ class OnceMore(tqdm):
             self.again = getattr(self, "again", 0) + 1
             if self.again > 2:
                 raise HubUnavailableError(
-                    "the backbone's weights cannot be had: their download breaks off again and again. Try again later."
+                    "the backbone's weights could not be loaded: their download breaks off again and again. "
+                    "Try again later."
                 )
         return super().update(n)
 

@@ -42,8 +42,8 @@ def asking(what: str) -> Iterator[None]:
         if error.errno is None:  # not an error of a local file
             raise _unanswered(what, error) from error
         raise PromptLoadError(
-            f"{what} cannot be had: the cache cannot be written to ({os.strerror(error.errno)}). Make room there, or "
-            "give another cache_dir."
+            f"{what} could not be loaded: the cache cannot be written to ({os.strerror(error.errno)}). Make room "
+            "there, or give another cache_dir."
         ) from error
     except Exception as error:  # an error of the HTTP library that huggingface_hub uses
         raise _unanswered(what, error) from error
@@ -55,7 +55,7 @@ def refused(what: str, error: HfHubHTTPError) -> PromptLoadError:
     message = _server_message(error)
     if is_temporary_status(status):
         when = f"in {wait} seconds" if wait.isdigit() and int(wait) else "later"
-        return HubUnavailableError(f"{what} cannot be had: the server says {message}. Try again {when}.")
+        return HubUnavailableError(f"{what} could not be loaded: the server says {message}. Try again {when}.")
     advice = "Check that it may be read, and the token that is given for it."
     if isinstance(error, GatedRepoError):
         advice = "Ask for access on its page, and give the token of the account that has it."
@@ -63,7 +63,7 @@ def refused(what: str, error: HfHubHTTPError) -> PromptLoadError:
         advice = "Check its revision; a prompt's backbone may be given as backbone=…."
     elif isinstance(error, RepositoryNotFoundError):
         advice = "Check its name, its revision and your access to it (token)."
-    return PromptLoadError(f"{what} cannot be had: the server says {message}. {advice}")
+    return PromptLoadError(f"{what} could not be loaded: the server says {message}. {advice}")
 
 
 def _server_message(error: HfHubHTTPError) -> str:
@@ -103,6 +103,6 @@ def raise_fault(what: str, error: BaseException) -> None:
 
 def _unanswered(what: str, error: Exception) -> HubUnavailableError:
     return HubUnavailableError(
-        f"{what} cannot be had: the Hub does not answer ({type(error).__name__}: {first_line(error)}). Check your "
-        "connection, or try again later."
+        f"{what} could not be loaded: the Hub does not answer ({type(error).__name__}: {first_line(error)}). "
+        "Check your connection, or try again later."
     )

@@ -124,9 +124,9 @@ class HubFolder:
             if listed is not None and name not in listed:
                 return None
             raise PromptLoadError(
-                f"{self} cannot be had: its {name} is not in the cache at {self.revision!r}, and the Hub may not be "
-                "asked (local_files_only or HF_HUB_OFFLINE). Load it once with the Hub, or give a folder that holds "
-                "all of it."
+                f"{self} could not be loaded: its {name} is not in the cache at {self.revision!r}, and the Hub may "
+                "not be asked (local_files_only or HF_HUB_OFFLINE). Load it once with the Hub, or give a folder that "
+                "holds all of it."
             )
         return self._download(name)
 
@@ -138,7 +138,7 @@ class HubFolder:
             )
         self._pin(info.sha)
         if not info.siblings:
-            raise HubUnavailableError(f"{self} cannot be had: the server lists no files of it. Try again later.")
+            raise HubUnavailableError(f"{self} could not be loaded: the server lists no files of it. Try again later.")
         before = f"{self.subfolder}/" if self.subfolder else ""
         names = [file.rfilename for file in info.siblings]
         return [name.removeprefix(before) for name in names if name.startswith(before)]
@@ -198,8 +198,8 @@ class HubFolder:
                 content = downloaded(self._url(name), self.token)
                 if not is_announced(content, metadata, name):
                     raise HubUnavailableError(
-                        f"{self} cannot be had: what came for {name} ({len(content)} bytes) is not the file that the "
-                        "server announced. Try again."
+                        f"{self} could not be loaded: what came for {name} ({len(content)} bytes) is not the file "
+                        "that the server announced. Try again."
                     )
                 _write(file, content)
         return file
@@ -210,8 +210,8 @@ class HubFolder:
         # Some servers send a commit with 64 digits in one response and its first 40 in another.
         elif not (self.commit and commit and (self.commit.startswith(commit) or commit.startswith(self.commit))):
             raise HubUnavailableError(
-                f"{self} cannot be had: the server was asked for the commit {self.commit}, and answered with another, "
-                f"{commit}. Try again."
+                f"{self} could not be loaded: the server was asked for the commit {self.commit}, and answered with "
+                f"another, {commit}. Try again."
             )
 
 

@@ -19,7 +19,7 @@ from .errors import is_temporary_status
 
 LONGEST = 300
 """The longest part of the Hub's message that is shown, in characters; a proxy's response may be a whole page."""
-OTHER = "Mend what it names, and push again."
+OTHER = "Correct what it names, and push again."
 ADVICE = {
     401: "Log in with a token of yours that is valid (hf auth login, HF_TOKEN or hub_token).",
     403: "Give a token that may write to {namespace}, or push to a repository of your own (hf auth whoami says who "

@@ -37,8 +37,8 @@ def announced(url: str, token: str | bool | None) -> HfFileMetadata:
         raise _in_words(url, token, error) from None
     if metadata.commit_hash is None:
         raise HubUnavailableError(
-            f"{url} cannot be had: what answers is not a Hub. Check HF_ENDPOINT, or whether a proxy or a sign-in page "
-            "answers in the Hub's place."
+            f"{url} could not be loaded: what answers is not a Hub. Check HF_ENDPOINT, or whether a proxy or a "
+            "sign-in page answers in the Hub's place."
         )
     return metadata
 
@@ -57,7 +57,7 @@ def downloaded(url: str, token: str | bool | None) -> bytes:
             content += piece
             if len(content) > MAX_BYTES:
                 raise PromptLoadError(
-                    f"{url} cannot be had: it has more than {MAX_BYTES} bytes. Take one that is a prompt's."
+                    f"{url} could not be loaded: it has more than {MAX_BYTES} bytes. Take one that is a prompt's."
                 )
     return bytes(content)
 

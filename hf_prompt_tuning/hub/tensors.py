@@ -20,7 +20,7 @@ def open_tensors(
     Args:
         file: the file.
         fault: what the message says of a file that cannot be read.
-        fix: how to mend it, at the end of the message.
+        fix: what to do, at the end of the message.
 
     Raises:
         PromptLoadError: the file is missing or damaged, or lacks what is read from it in this context.

@@ -267,6 +267,6 @@ def checked(vectors: Tensor, file: str | Path) -> Tensor:
         )
     if not bool(torch.isfinite(vectors).all()):
         raise PromptLoadError(
-            f"{named(file)} holds NaN or infinite numbers; give a prompt from before they came, or train it anew."
+            f"{named(file)} holds NaN or infinite numbers; give a prompt from before they came, or train it again."
         )
     return vectors

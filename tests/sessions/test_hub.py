@@ -111,7 +111,7 @@ def test_a_private_prompt_is_for_those_who_may(facts):
     model = facts["model"]
     assert model["alice"] == "loaded"
     for who in ("bob", "nobody"):
-        assert "the prompt 'alice/private' cannot be had" in model[who]
+        assert "the prompt 'alice/private' could not be loaded" in model[who]
 
 
 def test_nothing_that_a_prompt_names_is_run(facts):

@@ -179,7 +179,7 @@ def test_a_commit_that_is_gone(hub, tmp_path, elsewhere):
     backbone.hub_commit = "1" * 40
     saved(hub, backbone, tmp_path / "prompt")
     elsewhere()
-    with pytest.raises(PromptLoadError, match=r"the backbone 'alice/backbone' cannot be had: .* as backbone="):
+    with pytest.raises(PromptLoadError, match=r"the backbone 'alice/backbone' could not be loaded: .* as backbone="):
         load_prompt(ID)
     assert load_prompt(ID, backbone=BACKBONE)[0].prompt.shape == (3, 32)
 
@@ -213,7 +213,7 @@ def test_a_backbones_file_that_cannot_be_had(hub, tmp_path, elsewhere, name, how
     hub.fail(name, repo_id=BACKBONE, **WRONG[how])
     for load, kind in ((lambda: load_prompt(ID), PromptLoadError), (by_the_command, PromptTuningError)):
         message = soon(load, kind)
-        assert "backbone" in message and "cannot be had" in message
+        assert "backbone" in message and "could not be loaded" in message
         if (status := WRONG[how].get("status", 200)) > 200:
             assert f"the server says {status}" in message and hub.faults[0].words in message
     hub.heal()
@@ -268,10 +268,10 @@ def test_private_backbones(hub, tmp_path, elsewhere):
     backbone = by_the_command(token="hf_alice")
     saved(hub, backbone, tmp_path / "prompt")
     elsewhere()
-    assert "the backbone 'alice/backbone' cannot be had" in soon(lambda: load_prompt(ID), PromptLoadError)
+    assert "the backbone 'alice/backbone' could not be loaded" in soon(lambda: load_prompt(ID), PromptLoadError)
     assert load_prompt(ID, token="hf_alice")[1] is not None
     elsewhere()
-    assert "cannot be had" in soon(lambda: by_the_command(token="hf_bob"), PromptTuningError)
+    assert "could not be loaded" in soon(lambda: by_the_command(token="hf_bob"), PromptTuningError)
 
 
 @pytest.mark.parametrize("token", ["hf_alice", None])

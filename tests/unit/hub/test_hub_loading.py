@@ -86,7 +86,7 @@ def test_a_file_that_cannot_be_had_is_an_error(hub, backbone, name, how):
     message = refused(backbone, HubUnavailableError if how in LATER else PromptLoadError)
     assert ID in message
     if (status := WRONG[how].get("status", 200)) > 200:
-        assert f"the prompt '{ID}' cannot be had: the server says {status} " in message
+        assert f"the prompt '{ID}' could not be loaded: the server says {status} " in message
         assert hub.faults[0].words in message
     if how == "429":
         assert "Try again in 3600 seconds" in message
@@ -189,7 +189,7 @@ def test_a_cache_without_the_description_does_not_serve(hub, backbone, files, mo
         hf_hub_download(ID, name)
     for options in ({"local_files_only": True}, {}):
         hub.fail("*", status=503)
-        assert "cannot be had" in refused(backbone, **options)
+        assert "could not be loaded" in refused(backbone, **options)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert f"its {INFO_FILE} is not in the cache" in refused(backbone)
 
@@ -242,7 +242,7 @@ def test_a_wrong_backbone_is_refused_though_the_server_fails(hub):
 def test_private_repositories(hub, backbone, monkeypatch):
     hub.repositories[ID].private = True
     for token in (False, "hf_bob"):
-        assert f"the prompt '{ID}' cannot be had" in refused(backbone, token=token)
+        assert f"the prompt '{ID}' could not be loaded" in refused(backbone, token=token)
     assert load(backbone, token="hf_alice").info.template.source == "A {message}"
     hub.fail(INFO_FILE, status=401, message="Invalid credentials in Authorization header")
     assert "Check that it may be read, and the token" in refused(backbone, token="hf_alice", force_download=True)
@@ -261,7 +261,7 @@ def test_folders_of_a_repository(hub, backbone, files, tmp_path):
     with pytest.raises(PromptLoadError, match="but prompts in 'first', 'second'"):
         load(backbone, tmp_path / "tasks")
     hub.fail("second/prompt_tuning.json", status=500)
-    assert "cannot be had: the server says 500" in refused(
+    assert "could not be loaded: the server says 500" in refused(
         backbone, prompt="alice/tasks", subfolder="second", force_download=True
     )
 

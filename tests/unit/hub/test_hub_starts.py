@@ -53,7 +53,7 @@ def started(**options):
 def test_revision_folder_and_token_in_python(hub, prompts):
     assert torch.equal(started(init_prompt_token="hf_alice", **WHERE), prompts[0][0])
     assert torch.equal(started(init_prompt_token="hf_alice"), prompts[1][0])
-    with pytest.raises(PromptLoadError, match="the prompt 'alice/prompts' cannot be had: the server says 404"):
+    with pytest.raises(PromptLoadError, match="the prompt 'alice/prompts' could not be loaded: the server says 404"):
         started(init_prompt_token="hf_bob", **WHERE)
 
 
@@ -112,7 +112,7 @@ def test_the_commands_token_is_for_all_that_it_reads(hub, prompts, tmp_path, mon
     assert not [name for name, content in contents(tmp_path / "out").items() if b"hf_alice" in content and
                 not name.endswith(".bin")]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["run_prompt_tuning.py", *flags[:-3], *flags[-2:], "--token=hf_bob"])
-    with pytest.raises(PromptTuningError, match="cannot be had: the server says 404"):
+    with pytest.raises(PromptTuningError, match="could not be loaded: the server says 404"):
         run_prompt_tuning.main()
 
 

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload ra
 
 COMMIT = "/api/models/*/commit/*"
 ADVICE = {
-    400: "Mend what it names",
+    400: "Correct what it names",
     401: "Log in with a token of yours that is valid",
     403: "Give a token that may write to 'alice'",
     404: "Check the name, and whether the token may see the repository",
     409: "Something else changes the repository",
     412: "Another push came in between",
     413: "A file is larger than the Hub takes",
-    422: "Mend what it names",
+    422: "Correct what it names",
     429: "You have made too many requests (the Hub asks to wait 7 s)",
     500: "The Hub has trouble of its own",
     503: "The Hub has trouble of its own",

@@ -128,7 +128,7 @@ def test_no_temporary_folder_is_left(write, what, hub, temporary, tokenizer, mon
     monkeypatch.setattr(saved_prompts, write, what)
     with pytest.raises((KeyboardInterrupt, PromptPushError)) as ended:
         model.push_to_hub("alice/p")
-    assert what is interrupted or "No space left on device. Mend" in str(ended.value)
+    assert what is interrupted or "No space left on device. Correct" in str(ended.value)
     assert list(temporary.iterdir()) == []
 
 
