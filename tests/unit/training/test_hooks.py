@@ -38,6 +38,14 @@ def test_the_table_is_complete():
     assert unused == set()
 
 
+def test_the_trainer_has_three_levels_and_two_mixins():
+    ours = [c for c in hf_prompt_tuning.EnsembleTrainer.__mro__ if c.__module__.startswith("hf_prompt_tuning")]
+    levels = [c for c in ours if issubclass(c, Trainer)]
+    assert [c.__name__ for c in levels] == ["EnsembleTrainer", "MultiPromptTrainer", "PromptTuningTrainer"]
+    mixins = [c for c in ours if c not in levels]
+    assert len(mixins) <= 2 and all(c.__bases__ == (object,) for c in mixins)
+
+
 @pytest.mark.parametrize("name", ["_run_epoch", "create_accelerator_and_postprocess"])
 def test_a_renamed_method_is_an_error_at_import(name, monkeypatch):
     monkeypatch.delattr(Trainer, name)
