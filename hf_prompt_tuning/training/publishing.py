@@ -195,6 +195,10 @@ class Publisher:
                 made = make_repository(to) if trainer.hub_model_id is None or to.private else to
                 trainer.hub_model_id = made.repo_id
                 return push(files, made, commit_message, path_in_repo)
+            except BaseException as error:
+                if failed is not None:
+                    failed(error)  # here and not when the job is done, so that who waits for the job has the message
+                raise
             finally:
                 drop_folder(folder)
 
@@ -208,7 +212,6 @@ class Publisher:
         if failed is None:
             return self._wait_for(start(job), to)
         self._last_push = start(job, after=self._last_push)
-        self._last_push.add_done_callback(partial(_report, failed))
         return self._last_push
 
     def _wait_for(self, job: Future, to: Destination) -> CommitInfo:
@@ -261,11 +264,6 @@ class Publisher:
                 break
             running = wait(running, timeout=0.1).not_done
         return running
-
-
-def _report(failed: Callable[[BaseException], None], job: Future) -> None:
-    if (error := job.exception()) is not None:
-        failed(error)
 
 
 def _warn_of_skipped(error: BaseException) -> None:
