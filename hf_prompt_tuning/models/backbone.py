@@ -41,17 +41,17 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
             f"the backbone is a {name} whose config says is_decoder=False, so it looks at what comes after a token; "
             "load it with is_decoder=True, if it was trained so, or use another backbone."
         )
-    found = SEQ2SEQ if is_seq2seq else CAUSAL
-    if task_type not in (None, found):
+    own_type = SEQ2SEQ if is_seq2seq else CAUSAL
+    if task_type not in (None, own_type):
         raise PromptTuningError(
-            f"task_type is {getattr(task_type, 'value', task_type)}, and {name} is a {found} model; "
+            f"task_type is {getattr(task_type, 'value', task_type)}, and {name} is a {own_type} model; "
             "leave task_type out, or load the backbone with the other Auto class."
         )
     if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
         raise PromptTuningError(
             f"{name} takes no inputs_embeds, through which a prompt is given; use another backbone."
         )
-    return found
+    return own_type
 
 
 def _looks_ahead(backbone: PreTrainedModel) -> bool:

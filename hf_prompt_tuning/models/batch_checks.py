@@ -97,9 +97,9 @@ def check_adapter_names(adapter_names: Sequence[str], rows: int, prompts: Collec
         )
 
 
-def check_left_out(arguments: Mapping[str, Any], known: Iterable[str] = ()) -> None:
-    """Raise PromptTuningError for an argument that the layouts do not take: not None, and not in `known`."""
-    if others := [name for name, value in arguments.items() if value is not None and name not in known]:
+def check_left_out(arguments: Mapping[str, Any], allowed: Iterable[str] = ()) -> None:
+    """Raise PromptTuningError for an argument that the layouts do not take: not None, and not in `allowed`."""
+    if others := [name for name, value in arguments.items() if value is not None and name not in allowed]:
         raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
 
 
@@ -198,8 +198,8 @@ def check_positions(
 def vocabulary(backbone: PreTrainedModel) -> int:
     """Return the number of tokens that the backbone predicts."""
     # Not read from the weight's shape: a quantized weight does not have it.
-    known = getattr(backbone.get_output_embeddings(), "out_features", None)
-    return known or backbone.config.get_text_config().vocab_size
+    size = getattr(backbone.get_output_embeddings(), "out_features", None)
+    return size or backbone.config.get_text_config().vocab_size
 
 
 def _check_ids(ids: Tensor) -> None:

@@ -149,8 +149,8 @@ def check_taken(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
     parameters = inspect.signature(backbone.forward).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = {parameter.name for parameter in parameters}
-    if unknown := [name for name in given if name not in known]:
+    names = {parameter.name for parameter in parameters}
+    if unknown := [name for name in given if name not in names]:
         raise PromptTuningError(
             f"{unknown[0]} is given, and {type(backbone).__name__} takes no such argument; leave it out."
         )
@@ -179,8 +179,8 @@ def positions(
     wanted = set(inspect.signature(count).parameters) - {"kwargs"} if count else set()
     uncountable = not wanted or wanted - GRIDS
     if "position_ids" not in given and (uncountable or input_ids is None or "mm_token_type_ids" not in given):
-        known = "input_ids and mm_token_type_ids (the processor gives both)"
-        needs = "the text alone" if uncountable else known
+        ids = "input_ids and mm_token_type_ids (the processor gives both)"
+        needs = "the text alone" if uncountable else ids
         raise PromptTuningError(
             f"{media[0]} is given, by which {type(backbone).__name__} counts positions, and they cannot be counted "
             f"behind a prompt from what is given; give {needs}."

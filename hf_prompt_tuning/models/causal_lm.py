@@ -115,8 +115,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
 
     def _in_step(self, prompts: Prompts, examples: Examples) -> AbstractContextManager[list[Tensor]]:
         vectors = prompts.vectors[0]
-        some = vectors if len(vectors) else vectors.new_zeros(1, vectors.shape[1])
-        return in_step(self.base_model, token_inputs(self.base_model, some[None].to(examples.embeds.dtype)))
+        tokens = vectors if len(vectors) else vectors.new_zeros(1, vectors.shape[1])
+        return in_step(self.base_model, token_inputs(self.base_model, tokens[None].to(examples.embeds.dtype)))
 
     def forward(
         self,

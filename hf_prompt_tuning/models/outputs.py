@@ -72,9 +72,9 @@ def outputs_in_caller_columns(value: Any, prompts: Prompts, examples: Examples) 
     return value
 
 
-def check_no_attentions_of_steps(asked: GenerationConfig, config: PretrainedConfig) -> None:
+def check_no_attentions_of_steps(options: GenerationConfig, config: PretrainedConfig) -> None:
     """Raise PromptTuningError if argument or config ask for attentions of generated rows of different lengths."""
-    if asked.return_dict_in_generate and (asked.output_attentions or config.output_attentions):
+    if options.return_dict_in_generate and (options.output_attentions or config.output_attentions):
         raise PromptTuningError(
             "output_attentions is given to generate for rows with pads, or for prompts of several lengths; give rows "
             "of one length, or one at a time."

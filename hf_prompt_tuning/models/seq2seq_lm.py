@@ -106,7 +106,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             check_left_out(given)
             return RankingOutput(scores=self._rank(embeds, mask, self._candidates(targets.candidates).ids))
         if targets.only_labelled:
-            check_left_out(given, known=DECODER)
+            check_left_out(given, allowed=DECODER)
         _check_decoder_has_input(targets, given)
         _move_encoder_outputs(given, prompts, sources)
         labels, given, order = _to_the_start(labels, given)

@@ -126,15 +126,15 @@ class SoftPrompts(HeldPrompts):
             check_adapter_names(adapter_names, batch, self.prompt_encoder)
         if adapter_names is None or self._adapters_disabled:
             vectors = {NO_PROMPT if self._adapters_disabled else self.active_adapter: self.prompt}
-            of = torch.zeros(batch, dtype=torch.long, device=self.prompt.device)
+            of_row = torch.zeros(batch, dtype=torch.long, device=self.prompt.device)
         else:
             vectors = {
                 name: self._no_vectors() if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight
                 for name in adapter_names
             }
             places = {name: g for g, name in enumerate(vectors)}
-            of = torch.tensor([places[name] for name in adapter_names], device=next(iter(vectors.values())).device)
-        return Prompts(tuple(as_tokens(self.base_model, each) for each in vectors.values()), of, tuple(vectors))
+            of_row = torch.tensor([places[name] for name in adapter_names], device=next(iter(vectors.values())).device)
+        return Prompts(tuple(as_tokens(self.base_model, each) for each in vectors.values()), of_row, tuple(vectors))
 
     def _inputs(self, texts: Texts, labels: Tensor | None = None) -> tuple[Prompts, Examples]:
         """Convert a caller's batch that passed `check_texts` to the form that layouts take."""
