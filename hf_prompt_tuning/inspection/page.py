@@ -26,20 +26,20 @@ def as_html(inspection: "Inspection") -> str:
     environment.filters["tint"] = _tint
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         prompts=[
-            {"found": one, "findings": findings(one), "rows": rows_in_words(one), "plots": _pictures(one)}
-            for one in inspection.prompts
+            {"found": prompt, "findings": findings(prompt), "rows": rows_in_words(prompt), "plots": _pictures(prompt)}
+            for prompt in inspection.prompts
         ],
         compared=inspection.comparison,
     )
 
 
-def _pictures(one: "PromptInspection") -> dict[str, str]:
+def _pictures(prompt: "PromptInspection") -> dict[str, str]:
     """Return the pictures by name; leave out those of unknown values."""
-    known = {"norms": True, "similarity": len(one.positions) > 1}
-    known |= {"moved": one.positions[0].moved is not None, "attention": bool(one.attention_by_layer)}
-    changed = any(position.accuracy_without != one.accuracy for position in one.positions)
-    known |= {"loss_without": one.loss is not None, "accuracy_without": changed}
-    return {name: getattr(plots, name)(one) for name, there in known.items() if there}
+    drawn = {"norms": True, "similarity": len(prompt.positions) > 1}
+    drawn |= {"moved": prompt.positions[0].moved is not None, "attention": bool(prompt.attention_by_layer)}
+    changed = any(position.accuracy_without != prompt.accuracy for position in prompt.positions)
+    drawn |= {"loss_without": prompt.loss is not None, "accuracy_without": changed}
+    return {name: getattr(plots, name)(prompt) for name, is_known in drawn.items() if is_known}
 
 
 def _tint(cosine: float) -> str:

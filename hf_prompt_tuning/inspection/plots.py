@@ -16,13 +16,13 @@ MAIN, OTHER, QUIET = "#2f6db3", "#c2452d", "#c9d3df"
 WIDTH = 7.2
 
 
-def norms(one: "PromptInspection") -> str:
+def norms(prompt: "PromptInspection") -> str:
     """Draw the vocabulary's norms as a histogram, and the norms of the prompt's vectors as lines over it."""
     figure = new_figure(WIDTH, 2.6)
     axes = figure.subplots()
-    counts, edges = one.vocabulary_norms["counts"], one.vocabulary_norms["edges"]
+    counts, edges = prompt.vocabulary_norms["counts"], prompt.vocabulary_norms["edges"]
     axes.stairs(counts, edges, fill=True, color=QUIET, label="the vocabulary's")
-    for position in one.positions:
+    for position in prompt.positions:
         label = "the prompt's" if position.number == 1 else None
         axes.axvline(position.norm, color=MAIN, alpha=0.7, linewidth=1, label=label)
     axes.set(xlabel="norm", ylabel="tokens")
@@ -30,50 +30,50 @@ def norms(one: "PromptInspection") -> str:
     return _uri(figure, axes)
 
 
-def moved(one: "PromptInspection") -> str:
+def moved(prompt: "PromptInspection") -> str:
     """Draw each vector's distance from its start."""
-    return _bars([p.moved.distance for p in one.positions], "distance from the start")
+    return _bars([p.moved.distance for p in prompt.positions], "distance from the start")
 
 
-def attention(one: "PromptInspection") -> str:
+def attention(prompt: "PromptInspection") -> str:
     """Draw the attention to each position in each layer: layers down, positions across."""
-    figure = new_figure(WIDTH, max(2.2, 0.11 * len(one.attention_by_layer) + 1))
+    figure = new_figure(WIDTH, max(2.2, 0.11 * len(prompt.attention_by_layer) + 1))
     from matplotlib.colors import PowerNorm
 
     axes = figure.subplots()
-    shares = [[100 * share for share in layer] for layer in one.attention_by_layer]
-    extent = (0.5, len(one.positions) + 0.5, len(shares) + 0.5, 0.5)
+    shares = [[100 * share for share in layer] for layer in prompt.attention_by_layer]
+    extent = (0.5, len(prompt.positions) + 0.5, len(shares) + 0.5, 0.5)
     # Not a linear scale: one vector often gets most of the attention (an attention sink), and all others would get the
     # same colour.
     scale = PowerNorm(0.4, vmin=0)
     image = axes.imshow(shares, aspect="auto", cmap="Blues", norm=scale, extent=extent, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="% of the text's attention")
     axes.set(xlabel="position", ylabel="layer")
-    axes.set(xticks=_some_of(len(one.positions), 25), yticks=_some_of(len(shares), 8))
+    axes.set(xticks=_ticks(len(prompt.positions), 25), yticks=_ticks(len(shares), 8))
     return _uri(figure, axes)
 
 
-def loss_without(one: "PromptInspection") -> str:
+def loss_without(prompt: "PromptInspection") -> str:
     """Draw how the loss changes when a vector is removed (up is worse)."""
-    changes = [p.loss_without - one.loss for p in one.positions]
+    changes = [p.loss_without - prompt.loss for p in prompt.positions]
     return _bars(changes, "change of the loss without it")
 
 
-def accuracy_without(one: "PromptInspection") -> str:
+def accuracy_without(prompt: "PromptInspection") -> str:
     """Draw how the accuracy changes when a vector is removed, in percentage points (down is worse)."""
-    changes = [100 * (p.accuracy_without - one.accuracy) for p in one.positions]
+    changes = [100 * (p.accuracy_without - prompt.accuracy) for p in prompt.positions]
     return _bars(changes, "change of the accuracy\nwithout it (points)", worse_is_up=False)
 
 
-def similarity(one: "PromptInspection") -> str:
+def similarity(prompt: "PromptInspection") -> str:
     """Draw the cosine of every position with every other position."""
     figure = new_figure(5.2, 4.4)
     axes = figure.subplots()
-    size = len(one.positions)
+    size = len(prompt.positions)
     extent = (0.5, size + 0.5, size + 0.5, 0.5)
-    image = axes.imshow(one.similarity, cmap="RdBu_r", vmin=-1, vmax=1, extent=extent, interpolation="nearest")
+    image = axes.imshow(prompt.similarity, cmap="RdBu_r", vmin=-1, vmax=1, extent=extent, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="cosine")
-    axes.set(xlabel="position", ylabel="position", xticks=_some_of(size, 12), yticks=_some_of(size, 12))
+    axes.set(xlabel="position", ylabel="position", xticks=_ticks(size, 12), yticks=_ticks(size, 12))
     return _uri(figure, axes)
 
 
@@ -83,11 +83,11 @@ def _bars(values: list[float], label: str, worse_is_up: bool = True) -> str:
     better = [value < 0 if worse_is_up else value > 0 for value in values]
     axes.bar(range(1, len(values) + 1), values, color=[OTHER if b else MAIN for b in better])
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(xlabel="position", ylabel=label, xlim=(0.4, len(values) + 0.6), xticks=_some_of(len(values), 25))
+    axes.set(xlabel="position", ylabel=label, xlim=(0.4, len(values) + 0.6), xticks=_ticks(len(values), 25))
     return _uri(figure, axes)
 
 
-def _some_of(number: int, most: int) -> list[int]:
+def _ticks(number: int, most: int) -> list[int]:
     """Return at most `most` evenly spaced integers from 1 to `number`."""
     return list(range(1, number + 1, -(-number // most)))
 

@@ -14,7 +14,7 @@ ALIKE = 0.9
 
 def as_text(inspection: "Inspection") -> str:
     """Return the whole inspection as text that is safe to print."""
-    parts = [_prompt(one) for one in inspection.prompts]
+    parts = [_prompt(prompt) for prompt in inspection.prompts]
     if inspection.comparison is not None:
         parts.append(_comparison(inspection.comparison))
     return "\n".join(map(printable, "\n\n".join(parts).split("\n"))) + "\n"
@@ -25,45 +25,45 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _prompt(one: "PromptInspection") -> str:
+def _prompt(prompt: "PromptInspection") -> str:
     lines = [
-        f"prompt {one.name!r}",
-        f"  backbone    {one.backbone!r}",
-        f"  vectors     {len(one.positions)} of width {one.width}",
-        f"  started as  {one.started_as!r}",
+        f"prompt {prompt.name!r}",
+        f"  backbone    {prompt.backbone!r}",
+        f"  vectors     {len(prompt.positions)} of width {prompt.width}",
+        f"  started as  {prompt.started_as!r}",
     ]
-    if one.source is not None:
-        lines.append(f"  format      {one.source!r} -> {' | '.join(map(repr, one.targets))}")
-    if one.recorded:
-        lines.append(f"  recorded    {', '.join(f'{name!r}: {value:.4g}' for name, value in one.recorded.items())}")
-    if one.rows:
-        lines.append(f"  text        {rows_in_words(one)}")
-    lines += ["", *(f"  - {finding}" for finding in findings(one)), ""]
-    lines += _table(_header(one), [_cells(one, position) for position in one.positions])
+    if prompt.source is not None:
+        lines.append(f"  format      {prompt.source!r} -> {' | '.join(map(repr, prompt.targets))}")
+    if prompt.recorded:
+        lines.append(f"  recorded    {', '.join(f'{name!r}: {value:.4g}' for name, value in prompt.recorded.items())}")
+    if prompt.rows:
+        lines.append(f"  text        {rows_in_words(prompt)}")
+    lines += ["", *(f"  - {finding}" for finding in findings(prompt)), ""]
+    lines += _table(_header(prompt), [_cells(prompt, position) for position in prompt.positions])
     return "\n".join(lines)
 
 
-def rows_in_words(one: "PromptInspection") -> str:
+def rows_in_words(prompt: "PromptInspection") -> str:
     """Return the number of rows, and the prompt's accuracy and loss on them, in words."""
-    words = f"{one.rows} rows"
-    if one.loss is not None:
-        accuracy = "" if one.accuracy is None else f"accuracy {one.accuracy:.3f}, "
-        words += f", {one.labelled_rows} of them with a target: {accuracy}loss {one.loss:.4f}"
+    words = f"{prompt.rows} rows"
+    if prompt.loss is not None:
+        accuracy = "" if prompt.accuracy is None else f"accuracy {prompt.accuracy:.3f}, "
+        words += f", {prompt.labelled_rows} of them with a target: {accuracy}loss {prompt.loss:.4f}"
     return words
 
 
-def _header(one: "PromptInspection") -> list[str]:
+def _header(prompt: "PromptInspection") -> list[str]:
     header = ["#", "nearest by cosine (cosine, distance)", "by distance", "norm", "pct"]
-    if "moved" not in one.notes:
+    if "moved" not in prompt.notes:
         header += ["from", "moved", "cosine"]
-    if one.attention_by_layer:
+    if prompt.attention_by_layer:
         header.append("attention")
-    if one.loss is not None:
-        header += ["loss without", *(["accuracy without"] if one.accuracy is not None else [])]
+    if prompt.loss is not None:
+        header += ["loss without", *(["accuracy without"] if prompt.accuracy is not None else [])]
     return header
 
 
-def _cells(one: "PromptInspection", position: "Position") -> list[str]:
+def _cells(prompt: "PromptInspection", position: "Position") -> list[str]:
     cells = [
         str(position.number),
         "  ".join(map(_word, position.by_cosine[:3])),
@@ -94,87 +94,89 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     ]
 
 
-def findings(one: "PromptInspection") -> list[str]:
+def findings(prompt: "PromptInspection") -> list[str]:
     """Return the main findings in sentences, including the reasons for unknown results."""
-    return [*_of_vectors(one), *_of_attention(one), *_of_removal(one), *_unknown(one)]
+    return [*_of_vectors(prompt), *_of_attention(prompt), *_of_removal(prompt), *_unknown(prompt)]
 
 
-def _of_vectors(one: "PromptInspection") -> list[str]:
-    positions = one.positions
+def _of_vectors(prompt: "PromptInspection") -> list[str]:
+    positions = prompt.positions
     longer = sum(p.norm_percentile > LONGER for p in positions)
     nearest = sum(p.by_cosine[0].cosine for p in positions) / len(positions)
-    said = [
-        f"{_some(longer, len(positions))} longer than {LONGER:.0f} % of the vocabulary's (norms "
+    sentences = [
+        f"{_count(longer, len(positions))} longer than {LONGER:.0f} % of the vocabulary's (norms "
         f"{min(p.norm for p in positions):.3g} to {max(p.norm for p in positions):.3g}, "
-        f"the vocabulary's median {one.vocabulary_norms['quantiles']['50']:.3g}).",
+        f"the vocabulary's median {prompt.vocabulary_norms['quantiles']['50']:.3g}).",
         f"The nearest word has a cosine of {nearest:.2f} on average.",
     ]
     moves = [p.moved for p in positions if p.moved is not None]
     if moves:
         far = max(positions, key=lambda p: p.moved.distance)
         kept = sum(move.still_nearest for move in moves)
-        said.append(
+        sentences.append(
             f"Vectors moved by {sum(m.distance for m in moves) / len(moves):.3g} on average, position {far.number} "
             f"most ({far.moved.distance:.3g}); {kept} of {len(moves)} are still nearest to the word that they "
             "started as."
         )
-    pairs = [(one.similarity[i][j], i + 1, j + 1) for i in range(len(positions)) for j in range(i)]
+    pairs = [(prompt.similarity[i][j], i + 1, j + 1) for i in range(len(positions)) for j in range(i)]
     if pairs:
         cosine, first, second = max(pairs)
         alike = sum(pair[0] > ALIKE for pair in pairs)
-        said.append(
+        sentences.append(
             f"The most alike positions are {second} and {first} (cosine {cosine:.2f}); {alike} of {len(pairs)} pairs "
             f"are above {ALIKE}."
         )
-    return said
+    return sentences
 
 
-def _of_attention(one: "PromptInspection") -> list[str]:
-    if not one.attention_by_layer:
+def _of_attention(prompt: "PromptInspection") -> list[str]:
+    if not prompt.attention_by_layer:
         return []
-    total = sum(p.attention for p in one.positions)
-    most = max(one.positions, key=lambda p: p.attention)
+    total = sum(p.attention for p in prompt.positions)
+    most = max(prompt.positions, key=lambda p: p.attention)
     return [
         f"The text pays {100 * total:.0f} % of its attention to the prompt, the largest share to position "
         f"{most.number} ({100 * most.attention:.1f} %)."
     ]
 
 
-def _of_removal(one: "PromptInspection") -> list[str]:
-    if one.loss is None:
+def _of_removal(prompt: "PromptInspection") -> list[str]:
+    if prompt.loss is None:
         return []
-    of = len(one.positions)
-    worst = max(one.positions, key=lambda p: p.loss_without)
-    better = sum(p.loss_without < one.loss for p in one.positions)
-    loss = f"The loss is {one.loss:.4f}; "
-    if worst.loss_without > one.loss:
+    total = len(prompt.positions)
+    worst = max(prompt.positions, key=lambda p: p.loss_without)
+    better = sum(p.loss_without < prompt.loss for p in prompt.positions)
+    loss = f"The loss is {prompt.loss:.4f}; "
+    if worst.loss_without > prompt.loss:
         loss += f"without position {worst.number}, the one that is missed most, it is {worst.loss_without:.4f}. "
     else:
         loss += "no removal raises it. "
-    said = [loss + f"{_some(better, of, 'lowers', 'lower')} it by leaving."]
-    if one.accuracy is not None:
-        same = sum(p.accuracy_without == one.accuracy for p in one.positions)
-        low = min(one.positions, key=lambda p: p.accuracy_without)
-        accuracy = f"The accuracy is {one.accuracy:.3f}, the same without {same} of {of} vectors, each on its own; "
-        if low.accuracy_without < one.accuracy:
+    sentences = [loss + f"{_count(better, total, 'lowers', 'lower')} it by leaving."]
+    if prompt.accuracy is not None:
+        same = sum(p.accuracy_without == prompt.accuracy for p in prompt.positions)
+        low = min(prompt.positions, key=lambda p: p.accuracy_without)
+        accuracy = (
+            f"The accuracy is {prompt.accuracy:.3f}, the same without {same} of {total} vectors, each on its own; "
+        )
+        if low.accuracy_without < prompt.accuracy:
             accuracy += f"it is lowest without position {low.number} ({low.accuracy_without:.3f})."
         else:
             accuracy += "no removal lowers it."
-        said.append(accuracy)
-    return said
+        sentences.append(accuracy)
+    return sentences
 
 
-def _unknown(one: "PromptInspection") -> list[str]:
+def _unknown(prompt: "PromptInspection") -> list[str]:
     what = {
         "moved": "How far the vectors moved",
         "attention": "The attention that they get",
         "without": "What the prompt is worth without each",
     }
-    return [f"{what[name]} is not known: {reason.rstrip('.')}." for name, reason in one.notes.items()]
+    return [f"{what[name]} is not known: {reason.rstrip('.')}." for name, reason in prompt.notes.items()]
 
 
-def _some(number: int, of: int, one: str = "is", more: str = "are") -> str:
-    return f"{number} of {of} vectors {one if number == 1 else more}"
+def _count(number: int, total: int, singular: str = "is", plural: str = "are") -> str:
+    return f"{number} of {total} vectors {singular if number == 1 else plural}"
 
 
 def _comparison(compared: PromptComparison) -> str:
