@@ -29,7 +29,7 @@ from .batch_checks import (
     check_unpacked,
 )
 from .call_arguments import MEDIA, arguments_in_rows, explained_media_errors, selected_columns
-from .continuing import Behind, check_alone, checked, columns_in, inputs_behind, mark
+from .continuing import CacheContent, check_only_new_tokens, columns_in, content_of, continued_inputs, mark
 from .generation import generate
 from .generation_options import from_inputs, inferred_mask
 from .labels import check_fused_head, fused_in_caller_columns, labels_for_trainers
@@ -163,7 +163,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
         check_unpacked(arguments)
         if (cache := arguments.get("past_key_values")) is not None and columns_in(cache):
-            check_alone(arguments | vars(targets))
+            check_only_new_tokens(arguments | vars(targets))
             check_texts(self.base_model, texts, None)
             return self._behind_a_cache(texts, **arguments)
         check_texts(self.base_model, texts, texts.attention_mask)
@@ -246,8 +246,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         # Select from the caller's columns. They differ from the backbone's if pads are at the left.
         values["logits"] = selected_columns(values["logits"], logits_to_keep)
         if not any(MEDIA.search(name) for name in kwargs):
-            behind = Behind(prompts.row_names(), mask.bool(), max(map(len, prompts.vectors)))
-            mark(values.get("past_key_values"), behind)
+            mark(values.get("past_key_values"), CacheContent.behind(prompts, mask))
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
 
@@ -255,9 +254,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         """Return the backbone's output for tokens after `past_key_values`: [B, T, V] of the new tokens only."""
         batch, new = texts.shape
         prompts, cache = self._prompts(batch, texts.adapter_names), kwargs["past_key_values"]
-        behind, embeds = checked(cache, prompts.row_names()), self._embedded(texts)
+        content, embeds = content_of(cache, prompts.row_names()), self._embedded(texts)
         given = texts.attention_mask, position_ids
-        inputs, after = inputs_behind(self.base_model, behind, prompts.lengths(), new, *given)
+        inputs, after = continued_inputs(self.base_model, content, prompts.lengths(), new, *given)
         outputs = self.base_model(**token_inputs(self.base_model, embeds), **inputs, **kwargs)
         mark(cache, after)
         return outputs

@@ -17,11 +17,11 @@ from ..layouts.traits import ignores_masked_columns, takes, with_own_positions
 from .call_arguments import MEDIA, TOKEN_TYPES
 
 FOR_WHOLE_ROWS = ("labels", "shift_labels", "candidates", "only_labelled", "fused_lm_head")
-MARK = "_behind_prompts"
+MARK = "_content_behind_prompts"
 
 
 @dataclass(frozen=True)
-class Behind:
+class CacheContent:
     """Describe what a cache holds.
 
     Attributes:
@@ -33,6 +33,12 @@ class Behind:
     names: tuple[str, ...]
     mask: Tensor
     width: int
+
+    @classmethod
+    def behind(cls, prompts: Prompts, mask: Tensor, copies: int = 1) -> "CacheContent":
+        """Describe rows behind their prompts. `generate` makes `copies` rows of each row."""
+        names = tuple(name for name in prompts.row_names() for _ in range(copies))
+        return cls(names, mask.bool(), max(map(len, prompts.vectors)))
 
 
 def columns_in(cache: Any) -> int:
@@ -54,13 +60,13 @@ def columns_in(cache: Any) -> int:
         return 0
 
 
-def mark(cache: Any, behind: Behind) -> None:
+def mark(cache: Any, content: CacheContent) -> None:
     """Mark a cache with what it holds."""
     if isinstance(cache, Cache):
-        setattr(cache, MARK, behind)
+        setattr(cache, MARK, content)
 
 
-def check_alone(arguments: Mapping[str, Any]) -> None:
+def check_only_new_tokens(arguments: Mapping[str, Any]) -> None:
     """Raise an error for arguments that do not go with new tokens after a filled cache.
 
     Raises:
@@ -76,23 +82,23 @@ def check_alone(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def checked(cache: Cache, names: tuple[str, ...]) -> Behind:
+def content_of(cache: Cache, names: tuple[str, ...]) -> CacheContent:
     """Return what a filled cache holds, after checking that it belongs to these rows and prompts.
 
     Raises:
         PromptTuningError: it was not filled by this package, was changed since, or belongs to other rows or prompts.
     """
-    behind, columns = getattr(cache, MARK, None), columns_in(cache)
-    if behind is None or tuple(behind.mask.shape) != (len(names), columns) or behind.names != names:
-        what = "of which this model knows nothing" if behind is None else _of_others(behind, names, columns)
+    content, columns = getattr(cache, MARK, None), columns_in(cache)
+    if content is None or tuple(content.mask.shape) != (len(names), columns) or content.names != names:
+        what = "of which this model knows nothing" if content is None else _difference(content, names, columns)
         raise PromptTuningError(
             f"past_key_values holds {columns} columns {what}, and a prompt stands in front of each call's texts. "
             "Give the cache of this model's last call for these rows and prompts, unchanged; or use generate."
         )
-    return behind
+    return content
 
 
-def for_both(cache: Any, prompts: Prompts, mask: Tensor) -> Any:
+def encoder_decoder_cache(cache: Any, prompts: Prompts, mask: Tensor) -> Any:
     """Return the cache for an encoder-decoder, with a part for each half; None for None.
 
     A filled cache contains the encoder's output, so it must belong to these rows.
@@ -109,8 +115,8 @@ def for_both(cache: Any, prompts: Prompts, mask: Tensor) -> Any:
         plain = cache is not None and not isinstance(cache, EncoderDecoderCache)
         # Given a plain cache, a backbone would put both parts into it.
         return EncoderDecoderCache(cache, DynamicCache()) if plain else cache
-    behind = getattr(cache, MARK, None)
-    if behind is None or behind.names != prompts.row_names() or not torch.equal(behind.mask, mask.bool()):
+    content = getattr(cache, MARK, None)
+    if content is None or content.names != prompts.row_names() or not torch.equal(content.mask, mask.bool()):
         raise PromptTuningError(
             "past_key_values holds what an encoder made of other rows, or of rows that this model does not know; give "
             "the cache of this model's last call with the same input_ids, attention_mask and prompts."
@@ -118,20 +124,25 @@ def for_both(cache: Any, prompts: Prompts, mask: Tensor) -> Any:
     return cache
 
 
-def _of_others(behind: Behind, names: tuple[str, ...], columns: int) -> str:
-    if tuple(behind.mask.shape) != (len(names), columns):
-        return f"for {len(names)} rows, and was left with {behind.mask.shape[1]} columns of {len(behind.mask)} rows"
+def _difference(content: CacheContent, names: tuple[str, ...], columns: int) -> str:
+    if tuple(content.mask.shape) != (len(names), columns):
+        return f"for {len(names)} rows, and was left with {content.mask.shape[1]} columns of {len(content.mask)} rows"
     return "behind other prompts than these rows'"
 
 
-def inputs_behind(
-    backbone: PreTrainedModel, behind: Behind, lengths: Tensor, new: int, mask: Tensor | None, positions: Tensor | None
-) -> tuple[dict[str, Tensor], Behind]:
+def continued_inputs(
+    backbone: PreTrainedModel,
+    content: CacheContent,
+    lengths: Tensor,
+    new: int,
+    mask: Tensor | None,
+    positions: Tensor | None,
+) -> tuple[dict[str, Tensor], CacheContent]:
     """Return the mask and positions of new tokens after a cache, and what the cache holds after them.
 
     Args:
         backbone: a causal model.
-        behind: what the cache holds now.
+        content: what the cache holds now.
         lengths: [B], the length of each row's prompt.
         new: the number of new columns.
         mask: the caller's mask of all columns, [B, T + new], or the same with the prompts' columns in front.
@@ -140,18 +151,18 @@ def inputs_behind(
     Raises:
         PromptTuningError: mask or positions do not match the columns, or this backbone would count the pads.
     """
-    columns, seen = behind.mask.shape[1], behind.mask.sum(1)
-    now = behind.mask.new_ones(len(behind.mask), new)
+    columns, seen = content.mask.shape[1], content.mask.sum(1)
+    now = content.mask.new_ones(len(content.mask), new)
     if mask is not None:
-        widths = {columns + new: 0, columns - behind.width + new: lengths}
+        widths = {columns + new: 0, columns - content.width + new: lengths}
         before = widths.get(mask.shape[1]) if mask.dim() == 2 and len(mask) == len(now) else None
         if before is None or not torch.equal((mask[:, :-new] != 0).sum(1) + before, seen):
             raise PromptTuningError(
-                f"attention_mask has shape {list(mask.shape)}, and past_key_values holds {columns - behind.width} "
-                f"columns of text; give one of them and of the {new} new ones, [B, {columns - behind.width + new}]."
+                f"attention_mask has shape {list(mask.shape)}, and past_key_values holds {columns - content.width} "
+                f"columns of text; give one of them and of the {new} new ones, [B, {columns - content.width + new}]."
             )
         now = mask[:, -new:].bool()
-    both = torch.cat([behind.mask, now], dim=1)
+    both = torch.cat([content.mask, now], dim=1)
     if not bool(both.all()) and not ignores_masked_columns(backbone, both.shape[1]):
         raise PromptTuningError(
             f"past_key_values holds padded rows, and {type(backbone).__name__} counts pads between tokens. Give rows "
@@ -166,4 +177,4 @@ def inputs_behind(
     inputs = {"attention_mask": both.long()}
     if takes(backbone, "position_ids") or with_own_positions(backbone) is not None:
         inputs["position_ids"] = counted
-    return inputs, Behind(behind.names, both, behind.width)
+    return inputs, CacheContent(content.names, both, content.width)

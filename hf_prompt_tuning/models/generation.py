@@ -37,7 +37,7 @@ from ..layouts.padded import padded_rows
 from ..layouts.traits import ignores_masked_columns, text_positions
 from ..stand_ins import calling
 from .call_arguments import arguments_in_rows, explained_media_errors
-from .continuing import Behind, checked, columns_in, mark
+from .continuing import CacheContent, columns_in, content_of, mark
 from .generation_options import (
     DEFAULT_NEW_TOKENS,
     copies,
@@ -161,9 +161,9 @@ def _check(call: _Call) -> None:
 
 def _check_cache(cache: Cache, prompts: Prompts, examples: Examples) -> None:
     """Refuse a filled cache of other rows, and padded rows, whose columns may differ from those in the cache."""
-    behind = checked(cache, prompts.row_names())
+    content = content_of(cache, prompts.row_names())
     lengths = prompts.lengths() + examples.mask.sum(1)
-    if not bool(behind.mask.all()) or not bool((lengths == lengths[0]).all()):
+    if not bool(content.mask.all()) or not bool((lengths == lengths[0]).all()):
         raise PromptTuningError(
             "past_key_values holds padded rows, or rows of several lengths are given with it; generate from one row, "
             "or from rows of one length, or without a cache."
@@ -172,10 +172,10 @@ def _check_cache(cache: Cache, prompts: Prompts, examples: Examples) -> None:
 
 def _mark_cache(call: _Call, cache: Cache) -> None:
     """Mark a cache that this call filled, unless its rows have pads: their columns differ between the three ways."""
-    prompt_columns, rows = max(map(len, call.prompts.vectors)), call.examples.mask
-    if bool((call.lengths == prompt_columns + rows.sum(1).max()).all()):
-        names = tuple(name for name in call.prompts.row_names() for _ in range(copies(call.config)))
-        mark(cache, Behind(names, rows.new_ones(len(names), columns_in(cache)), prompt_columns))
+    rows, each = call.examples.mask, copies(call.config)
+    if bool((call.lengths == max(map(len, call.prompts.vectors)) + rows.sum(1).max()).all()):
+        mask = rows.new_ones(each * len(rows), columns_in(cache))
+        mark(cache, CacheContent.behind(call.prompts, mask, each))
 
 
 def _way(call: _Call, layout: PackedLayout | None) -> str:

@@ -15,7 +15,7 @@ from ..layouts.padded import as_padded, is_moved, padded_rows
 from ..sharding import is_sharded
 from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_texts
 from .call_arguments import DECODER, decoder_arguments
-from .continuing import Behind, for_both, mark
+from .continuing import CacheContent, encoder_decoder_cache, mark
 from .generation_options import from_inputs, generation_config, model_arguments, with_encoder_ids
 from .outputs import LabelledOutput, RankingOutput, check_no_attentions, in_label_columns, outputs_in_caller_columns
 from .soft_prompts import SoftPrompts
@@ -100,7 +100,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         prompts, sources = self._inputs(texts)
         given = decoder_arguments(backbone, arguments, labels, texts.shape[0])
         embeds, mask = padded_rows(prompts, sources)
-        if (cache := for_both(given.get("past_key_values"), prompts, mask)) is not None:
+        if (cache := encoder_decoder_cache(given.get("past_key_values"), prompts, mask)) is not None:
             given["past_key_values"] = cache
         if targets.candidates is not None:
             check_left_out(given)
@@ -143,7 +143,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
                 outputs[name] = outputs_in_caller_columns(value, prompts, sources)
             elif order is not None and name in ("logits", "decoder_hidden_states"):
                 outputs[name] = in_label_columns(value, order)
-        mark(outputs.get("past_key_values"), Behind(prompts.row_names(), mask, max(map(len, prompts.vectors))))
+        mark(outputs.get("past_key_values"), CacheContent.behind(prompts, mask))
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
@@ -192,7 +192,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         given, options = model_arguments(backbone, kwargs)
         given = decoder_arguments(backbone, given, None, len(sources.mask))
         embeds, mask = padded_rows(prompts, sources)
-        if (cache := for_both(options.get("past_key_values"), prompts, mask)) is not None:
+        if (cache := encoder_decoder_cache(options.get("past_key_values"), prompts, mask)) is not None:
             options["past_key_values"] = cache
         _move_encoder_outputs(given, prompts, sources)
         config = generation_config(backbone, options)
