@@ -20,6 +20,9 @@ from .run import require_right
 CHUNK = 100
 """Cases of one drawing: after a wrong one the next drawing goes on."""
 
+DRAWINGS = 40
+"""Of one process: the libraries' memory grows with each trainer."""
+
 
 def quiet() -> None:
     """Models' own warnings, of slow paths and tiny sizes, are no news here."""
@@ -59,7 +62,7 @@ def drawn(chunk: tuple[int, int, int]) -> tuple[Counter, str]:
 def soak(cases: int, seed: int, processes: int, entry_point: str | None) -> int:
     """Prints figures and faults; 1 where something was wrong."""
     figures, faults = Counter(), 0
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=quiet) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, quiet, maxtasksperchild=DRAWINGS) as pool:
         for found, wrong in pool.imap_unordered(drawn, chunks(cases, seed, entry_point)):
             figures.update(found)
             if wrong:

@@ -74,7 +74,8 @@ class TrainerEntry(EntryPoint):
     def trainer(self, world: World, run: Run, folder: str, **values: Any) -> PromptTuningTrainer:
         tokenizer = tokenizer_of(world.setting.family)
         tokenizer.padding_side = run.side
-        values = QUIET | values | {"per_device_eval_batch_size": run.batch_size, "layout": world.setting.layout}
+        values = QUIET | values | {"per_device_eval_batch_size": run.batch_size}
+        values |= {"layout": world.setting.layout, "check_layout": world.setting.check_layout}
         if run.grouped:
             values["train_sampling_strategy"] = "group_by_length"
         data = {"train_dataset" if self.labelled else "eval_dataset": run.data()}
