@@ -89,8 +89,10 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             dropout = backbone.training and self.active_peft_config.backbone_dropout
             check = None
             if not dropout and not is_sharded(backbone):
-                # Without a prompt (`disable_adapter`), words take its place: later batches use this choice, too.
-                words = torch.arange(4, device=prompts.of_row.device)
+                # Without a prompt (`disable_adapter`), words take its place: later batches use this choice, too. They
+                # stand in the middle of the vocabulary: among the first may be the pad token, whose vector is zero
+                # and has no gradient in Gemma 3n.
+                words = self.word_embeddings.num_embeddings // 2 + torch.arange(4, device=prompts.of_row.device)
                 vectors = tuple(filter(len, prompts.vectors))[:2] or (embed(backbone, words[None])[0],)
                 check = partial(disagreement, backbone=backbone, embed=partial(embed, backbone), prompts=vectors)
             chosen[state] = choose(name, backbone, max_packed_tokens, check, check_all)

@@ -247,7 +247,10 @@ def in_vocabulary(value: Any) -> Any:
 
 @functools.cache
 def pristine(name: str, dtype: str, attention: str) -> PreTrainedModel:
-    """A family's backbone, to be copied and never to be changed."""
+    """A family's backbone, to be copied and never to be changed.
+
+    It is frozen, as behind a prompt: torch takes other kernels, which round otherwise, where a mask has a gradient.
+    """
     family = FAMILIES[name]
     special = {key: in_vocabulary(value) for key, value in family.special.items()}
     config = AutoConfig.for_model(family.model_type, **family.values, **special)
@@ -256,9 +259,9 @@ def pristine(name: str, dtype: str, attention: str) -> PreTrainedModel:
     backbone = auto.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
     scale_weights(backbone, family.scale)
     backbone.generation_config.update(**{key: in_vocabulary(value) for key, value in family.generation.items()})
-    return backbone.eval()
+    return backbone.eval().requires_grad_(False)
 
 
 def fresh(name: str, dtype: str, attention: str) -> PreTrainedModel:
     """A copy of it that may be changed."""
-    return copy.deepcopy(pristine(name, dtype, attention))
+    return copy.deepcopy(pristine(name, dtype, attention)).requires_grad_()

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.layouts import CachedLayout, packed
 from hf_prompt_tuning.layouts.base import IGNORED
-from tests.shared.architectures import ARCHITECTURES
+from tests.shared.architectures import ARCHITECTURES, tiny_backbone
 from tests.shared.reference import (
     greedy,
     loss_and_gradient,
@@ -149,3 +149,14 @@ def test_a_layout_that_is_wrong_in_one_row_alone_is_found(monkeypatch):
     model = tiny_prompt_model("bloom")
     without_labels(model)
     assert model.chosen_layouts == ["padded"]
+
+
+def test_a_first_batch_without_a_prompt_lets_a_fast_layout_through():
+    """The pad token's vector is zero, and has no gradient in Gemma 3n: no word of it may stand for the prompt."""
+    model = tiny_prompt_model("gemma3n_text", backbone=tiny_backbone("gemma3n_text"))
+    with torch.no_grad():
+        model.word_embeddings.weight[0] = 0.0
+    model.use_layout("packed", check=True)
+    with model.disable_adapter():
+        one_token_rows(model)
+    assert model.chosen_layouts == ["packed"]
