@@ -43,6 +43,12 @@ class Family:
     def is_encoder_decoder(self) -> bool:
         return "decoder_start_token_id" in self.special
 
+    @property
+    def chooses_experts(self) -> bool:
+        """Whether some experts are left out: in half precision a hair decides which."""
+        count = self.values.get("num_local_experts", 0)
+        return self.values.get("num_experts_per_tok", count) < count
+
     def token(self, name: str) -> int | None:
         """A special token's id, of several the first."""
         value = self.special.get(f"{name}_token_id")

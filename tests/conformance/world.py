@@ -39,6 +39,8 @@ def settings(
     draw: Any, befores: list[str], families: list[str] | None = None, dtypes: tuple[str, ...] = ("float32", "bfloat16")
 ) -> Setting:
     family = draw(st.sampled_from(families or list(FAMILIES)))
+    if FAMILIES[family].chooses_experts:
+        dtypes, befores = ("float32",), [before for before in befores if before != "half"]
     return Setting(
         family=family,
         dtype=draw(st.sampled_from(dtypes)),
