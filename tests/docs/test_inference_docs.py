@@ -8,7 +8,7 @@ from tests.shared.reference import greedy, tiny_prompt_model, with_prompts
 
 def test_generate(tokenizer):
     model = tiny_prompt_model("llama").eval()
-    names = run("generate.md", {"model": model, "tokenizer": tokenizer})
+    names = run("how-to/generate.md", {"model": model, "tokenizer": tokenizer})
     assert names["tokens"].shape == (2, names["batch"]["input_ids"].shape[1] + 8)
     assert len(names["answers"]) == 2
 
@@ -16,7 +16,9 @@ def test_generate(tokenizer):
 def test_mix(tmp_path, tokenizer):
     model = tiny_prompt_model("llama").eval()
     with_prompts(tiny_prompt_model("llama"), other=3).save_pretrained(tmp_path)
-    names = run("mix.md", {"model": model, "tokenizer": tokenizer, "folder": tmp_path / "other", "torch": torch})
+    names = run(
+        "how-to/mix.md", {"model": model, "tokenizer": tokenizer, "folder": tmp_path / "other", "torch": torch}
+    )
     ids, mask = names["batch"]["input_ids"], names["batch"]["attention_mask"].bool()
     expected = [greedy(model, ids[b, mask[b]], 1, name)[0] for b, name in enumerate(names["names"])]
     assert names["last"].argmax(-1).tolist() == expected

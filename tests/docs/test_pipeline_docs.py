@@ -23,8 +23,8 @@ def test_existing_pipelines(tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
     names = {"backbone": tiny_model("llama"), "tokenizer": tokenizer, "rows": rows_of()}
     prompts, steps = [], {}
-    for code in blocks("existing-pipelines.md"):
-        exec(compile(code, "existing-pipelines.md", "exec"), names)
+    for code in blocks("how-to/existing-pipelines.md"):
+        exec(compile(code, "how-to/existing-pipelines.md", "exec"), names)
         prompts.append(names["model"].prompt.detach().clone())
         if "trainer" in names:
             steps[type(names["trainer"]).__name__] = names["trainer"].state.global_step
@@ -47,12 +47,12 @@ def test_existing_pipelines(tmp_path, monkeypatch, tokenizer):
 def test_search(tmp_path, monkeypatch, tokenizer, messages):
     monkeypatch.chdir(tmp_path)
     rows = {"train_rows": messages, "validation_rows": messages[:6]}
-    names = run("search.md", {"backbone": tiny_model("llama"), "tokenizer": tokenizer, **rows})
+    names = run("how-to/search.md", {"backbone": tiny_model("llama"), "tokenizer": tokenizer, **rows})
     assert len(names["trainer"].model.prompt) == names["best"].hyperparameters["num_virtual_tokens"]
     assert (tmp_path / "out-search/adapter_model.safetensors").exists()
 
 
 def test_transfer(tmp_path, tokenizer, messages):
     trainer = make(tmp_path, tokenizer, messages)
-    run("transfer.md", {"trainer": trainer, "calls": messages[:4], "mails": Dataset.from_list(messages[4:])})
+    run("how-to/transfer.md", {"trainer": trainer, "calls": messages[:4], "mails": Dataset.from_list(messages[4:])})
     assert trainer.model.info.transfer["mails"]["rows"] == 8

@@ -10,14 +10,8 @@ import pytest
 import torch
 import transformers
 
-from tests.shared.repository import ROOT
+from tests.shared.doc_pages import run
 from tests.shared.tiny_models import make_tokenizer, tiny_model
-
-DOCS = ROOT / "docs"
-
-
-def blocks(page: str) -> str:
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE))
 
 
 @pytest.fixture
@@ -37,8 +31,7 @@ def small_world(tmp_path, monkeypatch, messages):
 
 def test_from_the_article(small_world, capsys):
     transformers.set_seed(0)
-    names: dict = {"__name__": "page"}
-    exec(blocks("tutorials/from-the-article.md"), names)
+    names = run("tutorials/from-the-article.md", {"__name__": "page"})
     printed = capsys.readouterr().out
     peft_losses, our_losses = names["peft_losses"], names["our_losses"]
     assert len(peft_losses) == len(our_losses) == 50

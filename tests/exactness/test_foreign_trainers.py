@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from hf_prompt_tuning import PromptTuningError, load_prompt, strip_virtual_tokens
-from tests.shared.foreign_trainers import COMMON, as_tensors, by_hand, losses, ours, rows_of, targets_of
+from tests.shared.foreign_trainers import COMMON, as_tensors, by_hand, ours, rows_of, targets_of
 from tests.shared.reference import reference_loss, tiny_prompt_model
+from tests.shared.trainers import losses
 
 
 def vanilla(folder, tokenizer, model, data, collator=None, trainer=Trainer, arguments=TrainingArguments, **values):

@@ -22,9 +22,6 @@ from huggingface_hub.errors import (
 
 from tests.shared.hub_server import HubServer
 
-# The client's own, about how it hands an LFS file to httpx2.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-
 CARD = b"---\nlicense: mit\n---\n# A prompt\n"
 FILES = {"README.md": CARD, "adapter_config.json": b'{"a": 1}', "adapter_model.safetensors": bytes(range(256)) * 64}
 FIRST = {".gitattributes": b""}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.shared.hub_here import pulled
+from tests.shared.hub_client import pulled
 from tests.shared.hub_server import HubServer
 
 COMMIT = "/api/models/*/commit/*"

@@ -36,10 +36,6 @@ def as_tensors(data):
     return [(torch.tensor(row["input_ids"]), torch.tensor(row["labels"])) for row in data]
 
 
-def losses(trainer):
-    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
-
-
 def by_hand(model, data, loss_of, batch=6, epochs=3):
     """AdamW with a linear schedule; `loss_of(model, rows)` is the mean over a batch's labelled tokens."""
     rows = as_tensors(data)

@@ -44,3 +44,11 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, cache: Path, token: str | None = 
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder, by their paths in it."""
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def pulled(hub: HubServer, folder: Path, repo_id: str, revision: str = "main") -> Path:
+    """What a branch holds, as a folder."""
+    for name, content in hub.files(repo_id, revision).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder

@@ -5,9 +5,6 @@ import torch
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, get_prompt_tuning_model
 from tests.shared.tiny_models import tiny_model
 
-LABELS = PromptTemplate(
-    "Message : {message} Label :", label_column="label", label_words={"1": "complaint", "2": "no complaint"}
-)
 THREE = PromptTemplate(
     "{title} {message} ?", label_column="mood", label_words={"a": "great", "b": "awful", "c": "day"}
 )

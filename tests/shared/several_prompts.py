@@ -2,11 +2,7 @@
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningArguments, PromptTuningConfig
 
-COMPLAINTS = PromptTemplate(
-    source="Message : {message} Label :", label_column="label", label_words={"1": "complaint", "2": "no complaint"}
-)
 REVIEWS = PromptTemplate(source="{text} film plot", label_column="mood")
-FREE = PromptTemplate(source="Message : {message} Answer :", target="{answer}")
 
 
 def arguments(folder, **values):

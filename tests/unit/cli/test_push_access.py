@@ -15,18 +15,10 @@ from hf_prompt_tuning import PromptPushError, PromptTuningError, load_prompt
 from hf_prompt_tuning.cli import tasks, train
 from hf_prompt_tuning.cli.main import run
 from hf_prompt_tuning.training import push_arguments
-from tests.shared.hub_here import hub_here, pulled
+from tests.shared.hub_client import pulled
 from tests.shared.pushes import DRAWN, SPOKEN, ensemble, several, trainer_of
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_models import tiny_model
-
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with hub_here(monkeypatch) as server:
-        yield server
 
 
 class Loaded(Exception):

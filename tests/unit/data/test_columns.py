@@ -15,7 +15,7 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.data.encoding import encode_data
 from hf_prompt_tuning.data.tokenization import PromptTokenizer
 from tests.shared.tiny_models import tiny_model
-from tests.shared.two_steps import arguments
+from tests.shared.trainers import arguments
 
 TEXTS = ["never came", "thank you", "third time", "great help"]
 WORDS = {"true": "complaint", "false": "no complaint"}
@@ -111,7 +111,7 @@ def test_trainers_take_any_names(kind, tokenizer, tmp_path):
         config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM")
         common = {"train_dataset": rows, "eval_dataset": {"a": rows, "b": list(rows)}, "processing_class": tokenizer}
         trainer = PromptTuningTrainer(
-            tiny_model(kind), arguments(tmp_path), template=made, prompt_config=config, **common
+            tiny_model(kind), arguments(tmp_path, max_steps=2), template=made, prompt_config=config, **common
         )
         trainer.train()
         metrics = trainer.evaluate()

@@ -9,11 +9,8 @@ from huggingface_hub import constants
 from hf_prompt_tuning import PromptHubCallback, PromptPushError, PromptTuningError
 from hf_prompt_tuning.models import held_prompts
 from hf_prompt_tuning.training import publishing
-from tests.shared.hub_here import hub_here
 from tests.shared.pushes import DRAWN, model_of, trainer_of
 from tests.shared.reference import tiny_prompt_model
-
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
 COMMIT = "/api/models/*/commit/*"
 ADVICE = {
@@ -29,12 +26,6 @@ ADVICE = {
     500: "The Hub has trouble of its own",
     503: "The Hub has trouble of its own",
 }
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with hub_here(monkeypatch) as server:
-        yield server
 
 
 def fail(hub, status, what=COMMIT):

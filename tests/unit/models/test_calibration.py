@@ -9,10 +9,9 @@ from hf_prompt_tuning import load_prompt
 from hf_prompt_tuning.models.calibration import RANGE, expected_calibration_error, fit_calibration
 from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
 from hf_prompt_tuning.several.task import PromptTask
-from tests.shared.prompt_pipelines import LABELS
 from tests.shared.several_prompts import arguments, random_prompt
 from tests.shared.tiny_models import tiny_model
-from tests.shared.trainers import make
+from tests.shared.trainers import TEMPLATE, make
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
@@ -47,7 +46,7 @@ def test_the_expected_calibration_error():
 
 
 def test_an_evaluation_fits_it_and_a_pipeline_divides_by_it(tmp_path, tokenizer, messages):
-    trainer = make(tmp_path, tokenizer, messages, template=LABELS, eval_rows=messages)
+    trainer = make(tmp_path, tokenizer, messages, template=TEMPLATE, eval_rows=messages)
     trainer.train()
     output = trainer.predict(messages)
     assert trainer.model.info.calibration == {}
@@ -62,14 +61,16 @@ def test_an_evaluation_fits_it_and_a_pipeline_divides_by_it(tmp_path, tokenizer,
     scores = torch.tensor(output.predictions) / found["temperature"]
     for row, expected in zip(messages, scores.softmax(-1).tolist(), strict=True):
         got = {one["label"]: one["score"] for one in pipe(row, top_k=2)}
-        assert list(map(got.get, LABELS.label_words.values())) == pytest.approx(expected, abs=1e-4)
+        assert list(map(got.get, TEMPLATE.label_words.values())) == pytest.approx(expected, abs=1e-4)
     said = f"divided by {found['temperature']:.3g}, which was fitted on these {len(messages)} rows"
     assert said in (tmp_path / "README.md").read_text()
 
 
 def test_each_prompt_of_an_ensemble_has_its_own(tmp_path, tokenizer, messages):
     members = [PromptTask("one", random_prompt(4), seed=1), PromptTask("two", random_prompt(4), seed=2)]
-    trainer = EnsembleTrainer(tiny_model("llama"), arguments(tmp_path), members, messages, messages, tokenizer, LABELS)
+    trainer = EnsembleTrainer(
+        tiny_model("llama"), arguments(tmp_path), members, messages, messages, tokenizer, TEMPLATE
+    )
     trainer.evaluate()
     output = trainer.predict(messages)
     for g, name in enumerate(trainer.members):

@@ -16,7 +16,7 @@ from hf_prompt_tuning import (
 )
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_models import make_tokenizer, tiny_model
-from tests.shared.two_steps import arguments
+from tests.shared.trainers import arguments
 
 TEMPLATE = PromptTemplate("Message : {message}", label_column="label", label_words={"1": "bad", "2": "good"})
 UNKNOWN = "the token id 400, and the backbone's embedding has rows 0 to 399.*resize_token_embeddings"

@@ -26,7 +26,7 @@ from hf_prompt_tuning import (
 )
 from tests.shared.reference import pad, ragged_rows, tiny_prompt_model
 from tests.shared.tiny_models import LLAMA_LIKE, VOCAB, tiny_model
-from tests.shared.two_steps import arguments
+from tests.shared.trainers import arguments
 
 DROPOUT = {
     "llama": {"attention_dropout": 0.25},

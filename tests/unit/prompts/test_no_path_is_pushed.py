@@ -12,21 +12,12 @@ from transformers.trainer_callback import ExportableState
 import run_prompt_tuning
 from hf_prompt_tuning import PromptHubCallback, PromptTuningConfig, PromptTuningTrainer, get_prompt_tuning_model
 from hf_prompt_tuning.cli.main import run
-from tests.shared.hub_here import hub_here
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.several_prompts import arguments
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.trainers import TEMPLATE
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-
 PLACE = "jane_doe_home"
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with hub_here(monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture

@@ -13,18 +13,9 @@ from hf_prompt_tuning.models import saving as saved_prompts
 from hf_prompt_tuning.prompts import files as prompt_files
 from hf_prompt_tuning.prompts.pushing import Destination
 from hf_prompt_tuning.prompts.repository_card import MARKER
-from tests.shared.hub_here import hub_here
 from tests.shared.pushes import DRAWN, model_of, several, trainer_of
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_models import make_tokenizer, tiny_model
-
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with hub_here(monkeypatch) as server:
-        yield server
 
 
 def card(hub, revision="main"):

@@ -8,10 +8,10 @@ from datasets import Dataset
 from transformers import GenerationConfig, pipeline
 
 from hf_prompt_tuning import PromptTemplate, PromptTokenizer, PromptTuningError
-from tests.shared.prompt_pipelines import LABELS, ROWS, TEXT, made
+from tests.shared.prompt_pipelines import ROWS, TEXT, made
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_models import tiny_model
-from tests.shared.trainers import make
+from tests.shared.trainers import TEMPLATE, make
 
 OPEN = PromptTemplate("Message : {message} Answer :", target="{answer}")
 LONG = PromptTemplate("Message : {message} Answer :", target="{answer}", max_target_length=9)
@@ -180,7 +180,7 @@ def test_columns_called_as_those_of_a_message(tokenizer):
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("task, template", [("prompt-generation", TEXT), ("prompt-classification", LABELS)])
+    @pytest.mark.parametrize("task, template", [("prompt-generation", TEXT), ("prompt-classification", TEMPLATE)])
     def test_chats(self, task, template, tokenizer):
         pipe = pipeline(task, model=made(tokenizer, template), tokenizer=tokenizer)
         chat = [{"role": "user", "content": "hello"}]
@@ -188,7 +188,7 @@ class TestRefusals:
             with pytest.raises(PromptTuningError, match=r"inputs hold a chat .*, and a prompt's template makes"):
                 list(pipe(inputs))
 
-    @pytest.mark.parametrize("task, template", [("prompt-generation", TEXT), ("prompt-classification", LABELS)])
+    @pytest.mark.parametrize("task, template", [("prompt-generation", TEXT), ("prompt-classification", TEMPLATE)])
     def test_other_inputs(self, task, template, tokenizer):
         pipe = pipeline(task, model=made(tokenizer, template), tokenizer=tokenizer)
         with pytest.raises(PromptTuningError, match="inputs is a int; give a row"):
@@ -223,7 +223,7 @@ class TestRefusals:
             pipe(ROWS[0], generation_config={})
         with pytest.raises(PromptTuningError, match="max_new_token is given to generate, which Llama"):
             pipe(ROWS[0], max_new_token=3)
-        classify = pipeline("prompt-classification", model=made(tokenizer, LABELS), tokenizer=tokenizer)
+        classify = pipeline("prompt-classification", model=made(tokenizer, TEMPLATE), tokenizer=tokenizer)
         with pytest.raises(PromptTuningError, match="function_to_apply is given, which the prompt-classification"):
             classify(ROWS, function_to_apply="none")
 

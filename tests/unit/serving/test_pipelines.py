@@ -5,8 +5,9 @@ import torch
 from transformers import pipeline
 
 from hf_prompt_tuning import PromptTokenizer, PromptTuningError
-from tests.shared.prompt_pipelines import LABELS, ROWS, TEXT, THREE, made
+from tests.shared.prompt_pipelines import ROWS, TEXT, THREE, made
 from tests.shared.tiny_models import tiny_model
+from tests.shared.trainers import TEMPLATE
 
 
 def ranked_alone(model, tokenizer, row, adapter="default"):
@@ -30,7 +31,7 @@ def ranked_alone(model, tokenizer, row, adapter="default"):
 @pytest.mark.parametrize("name", ["llama", "bloom", "t5"])
 def test_labels_with_scores_that_sum_to_one(name, tokenizers):
     tokenizer = tokenizers["t5" if name == "t5" else "gpt2"]
-    model = made(tokenizer, LABELS, name=name)
+    model = made(tokenizer, TEMPLATE, name=name)
     pipe = pipeline("prompt-classification", model=model, tokenizer=tokenizer)
     expected = [ranked_alone(model, tokenizer, {"message": text}) for text in ROWS]
     for size in (1, 2, 5):
@@ -51,7 +52,7 @@ def test_labels_with_scores_that_sum_to_one(name, tokenizers):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_several_prompts_in_one_batch(side, tokenizer):
     tokenizer.padding_side = side
-    model = made(tokenizer, LABELS, THREE, LABELS)
+    model = made(tokenizer, TEMPLATE, THREE, TEMPLATE)
     pipe = pipeline("prompt-classification", model=model, tokenizer=tokenizer)
     rows = [{"title": "so", "message": text} for text in ROWS]
     names = ["default", "p1", "p2", "p1", "default"]
@@ -89,7 +90,7 @@ def test_texts(name, tokenizers):
 
 def test_a_tokenizer_without_a_pad_token(tokenizer):
     tokenizer.pad_token = None
-    model = made(tokenizer, LABELS)
+    model = made(tokenizer, TEMPLATE)
     pipe = pipeline("prompt-classification", model=model, tokenizer=tokenizer)
     assert [r["label"] for r in pipe(ROWS, batch_size=5)] == [r["label"] for r in pipe(ROWS)]
     assert tokenizer.pad_token is None
@@ -100,10 +101,10 @@ class TestRefusals:
         with pytest.raises(PromptTuningError, match=r"'default' writes text, .* Use pipeline\('prompt-generation'\)"):
             pipeline("prompt-classification", model=made(tokenizer, TEXT), tokenizer=tokenizer)
         with pytest.raises(PromptTuningError, match=r"'default' classifies, .* Use pipeline\('prompt-classification"):
-            pipeline("prompt-generation", model=made(tokenizer, LABELS), tokenizer=tokenizer)
+            pipeline("prompt-generation", model=made(tokenizer, TEMPLATE), tokenizer=tokenizer)
 
     def test_a_prompt_without_a_template(self, tokenizer):
-        model = made(tokenizer, LABELS)
+        model = made(tokenizer, TEMPLATE)
         model.info.template = None
         with pytest.raises(PromptTuningError, match="the prompt 'default' has no template, and"):
             pipeline("prompt-classification", model=model, tokenizer=tokenizer)
@@ -113,7 +114,7 @@ class TestRefusals:
             pipeline("prompt-classification", model=tiny_model("llama"), tokenizer=tokenizer)
 
     def test_rows_and_names(self, tokenizer):
-        pipe = pipeline("prompt-classification", model=made(tokenizer, LABELS, THREE), tokenizer=tokenizer)
+        pipe = pipeline("prompt-classification", model=made(tokenizer, TEMPLATE, THREE), tokenizer=tokenizer)
         for inputs, options, message in [
             (ROWS, {"adapter_names": ["default"]}, "adapter_names has 1 names for 5 rows"),
             (ROWS[0], {"adapter_names": ["default"]}, "adapter_names is a list, and inputs are none"),

@@ -12,7 +12,6 @@ from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, PromptTuning
 from hf_prompt_tuning.several.task import PromptTask
 from hf_prompt_tuning.several.trainer import MultiPromptTrainer
 from hf_prompt_tuning.training.pickle_free import without_pickles
-from tests.shared.hub_here import hub_here
 from tests.shared.pushes import several
 from tests.shared.several_prompts import arguments, random_prompt
 from tests.shared.tiny_models import make_tokenizer, tiny_model
@@ -162,15 +161,13 @@ def test_a_task_of_labels_beside_one_of_token_ids(first, tmp_path, tokenizer, ta
     assert "eval_ids_loss" in metrics and "eval_ids_accuracy" not in metrics
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")  # the client's own
-def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks, monkeypatch):
+def test_a_push_holds_every_prompt(tmp_path, tokenizer, tasks, hub):
     """What is sent, and the checkpoint that another machine resumes from."""
-    with hub_here(monkeypatch) as hub:
-        values = dict(save_strategy="steps", save_steps=2, hub_strategy="end", hub_model_id="alice/two")
-        trainer = several(tmp_path, tokenizer, tasks[:2], **values)
-        trainer.train()
-        trainer.push_to_hub()
-        sent = hub.files("alice/two")
+    values = dict(save_strategy="steps", save_steps=2, hub_strategy="end", hub_model_id="alice/two")
+    trainer = several(tmp_path, tokenizer, tasks[:2], **values)
+    trainer.train()
+    trainer.push_to_hub()
+    sent = hub.files("alice/two")
     assert {f"{name}/adapter_model.safetensors" for name in ("complaints", "reviews")} < set(sent)
     assert b"load_prompt('alice/two', subfolder='complaints', backbone=backbone" in sent["complaints/README.md"]
     assert b"from_pretrained(backbone, 'alice/two', subfolder='reviews')" in sent["reviews/README.md"]

@@ -5,21 +5,12 @@ import torch
 
 from hf_prompt_tuning import PromptHubCallback, PromptTuningConfig, PromptTuningError, load_ensemble, load_prompt
 from tests.shared import ensembles
-from tests.shared.hub_here import hub_here, pulled
+from tests.shared.hub_client import pulled
 from tests.shared.pushes import DRAWN, SPOKEN, ensemble, model_of, several, trainer_of
 from tests.shared.tiny_models import tiny_model
 
-# The client's own, about how it hands an LFS file to httpx2.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-
 THEIRS = {"notes.md": b"mine", "plot.png": b"mine", "tokenizer.json": b"{}", "other/adapter_config.json": b"{}"}
 THEIRS |= {"other/initial_prompt.safetensors": b"another prompt's", "last-checkpoint/diary.txt": b"mine"}
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with hub_here(monkeypatch) as server:
-        yield server
 
 
 def by_model(folder, tokenizer, messages, config, **where):
