@@ -111,7 +111,7 @@ def test_trainers_take_any_names(kind, tokenizer, tmp_path):
         config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM")
         common = {"train_dataset": rows, "eval_dataset": {"a": rows, "b": list(rows)}, "processing_class": tokenizer}
         trainer = PromptTuningTrainer(
-            tiny_model(kind), arguments(tmp_path, max_steps=2), template=made, prompt_config=config, **common
+            tiny_model(kind), arguments(tmp_path), template=made, prompt_config=config, **common
         )
         trainer.train()
         metrics = trainer.evaluate()
@@ -120,8 +120,8 @@ def test_trainers_take_any_names(kind, tokenizer, tmp_path):
         assert found == expected
     stream = data("input_ids", "label").to_iterable_dataset()
     trainer = PromptTuningTrainer(
-        tiny_model(kind), arguments(tmp_path), template=template("input_ids", "label"), prompt_config=config,
-        train_dataset=stream, processing_class=tokenizer,
+        tiny_model(kind), arguments(tmp_path, max_steps=2), template=template("input_ids", "label"),
+        prompt_config=config, train_dataset=stream, processing_class=tokenizer,
     )  # fmt: skip
     assert trainer.train().global_step == 2
 
