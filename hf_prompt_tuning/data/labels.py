@@ -139,8 +139,8 @@ def words_of_values(data: Dataset, column: str) -> dict[str, str]:
         shown = json.dumps(dict.fromkeys(sorted(used)[:5], "…"), ensure_ascii=False)
         raise PromptTuningError(
             f"label_column {column!r} holds {sorted(used)}, which say nothing to a language model. "
-            f"Give the words of each, label_words {shown}. If the numbers themselves are the words (stars, for "
-            f"example), write them: label_words {json.dumps({key: key for key in sorted(used)[:5]})}."
+            f"Give the words of each, label_words {shown}. If the values themselves are the words (stars, for "
+            f"example), repeat them: label_words {json.dumps({key: key for key in sorted(used)[:5]})}."
         )
     return words
 
