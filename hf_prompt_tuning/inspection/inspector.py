@@ -63,7 +63,7 @@ def inspect_prompt(
 ) -> Inspection:
     """Inspect what prompts have learned, and what each of their vectors does.
 
-    The model and its backbone are not changed, not even during the call.
+    A given model is not changed, not even during the call. A given backbone is frozen, and not changed otherwise.
 
     Args:
         prompts: a prompt-tuning model (all its prompts are inspected), or folders or Hub ids of prompts.
