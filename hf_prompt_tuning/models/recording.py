@@ -32,12 +32,19 @@ MEMORY = re.compile(r"(^|_)mem_[cg]pu(_|$)")
 
 
 def describe_run(
-    model: SoftPrompts, args: TrainingArguments, state: TrainerState, tokenizer: PreTrainedTokenizerBase | None
+    model: SoftPrompts,
+    args: TrainingArguments,
+    state: TrainerState,
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str | None = None,
 ) -> None:
-    """Write hyperparameters, losses and nearest words of the active prompt into its `info`."""
+    """Write hyperparameters, losses and nearest words of the active prompt into its `info`.
+
+    `name` is the prompt's name in the log, if several prompts train together.
+    """
     values = {name: getattr(args, name) for name in RECORDED}
     model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}
-    model.info.history = loss_history(state.log_history)
+    model.info.history = loss_history(state.log_history, name)
     if tokenizer is not None:
         model.info.nearest_words = nearest_words(model.prompt, model.word_embeddings, tokenizer)
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..prompts.card import write_card
 from ..prompts.config import PromptTuningConfig
+from ..prompts.ensemble_info import EnsembleInfo
 from ..prompts.files import write_start
 from ..prompts.plots import check_pictures, save_pictures
 from .initialization import can_be_made_again
@@ -37,13 +38,15 @@ def write_start_and_card(
     config: PromptTuningConfig,
     backbone: PreTrainedModel,
     repo_id: str | None,
-    subfolder: str | None,
+    subfolder: str | None = None,
+    ensemble: EnsembleInfo | None = None,
 ) -> None:
     """Write a prompt's start (if its record is not enough), pictures and card into its folder.
 
     The card counts the backbone's parameters, and its code names the repository and the prompt's `subfolder` in it.
+    The best prompt of an ensemble has the ensemble's card.
     """
     write_start(folder, None if can_be_made_again(prompt.info.initialization) else prompt.start)
     save_pictures(folder, prompt.info)
     size = sum(parameter.numel() for parameter in backbone.parameters())
-    write_card(folder, config, prompt.info, size, repo_id, subfolder=subfolder)
+    write_card(folder, config, prompt.info, size, repo_id, ensemble, subfolder)

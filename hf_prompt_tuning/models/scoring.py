@@ -132,18 +132,22 @@ def confusion_matrix(scores: np.ndarray, references: np.ndarray, template: Promp
     return {"labels": words, "counts": counts.tolist()}
 
 
-def loss_history(log_history: list[dict[str, Any]], most: int = 1000) -> dict[str, list[list[float]]]:
+def loss_history(
+    log_history: list[dict[str, Any]], name: str | None = None, most: int = 1000
+) -> dict[str, list[list[float]]]:
     """Return training and evaluation loss as [update step, value], thinned to at most `most` points each.
 
     Args:
         log_history: `trainer.state.log_history`.
+        name: the prompt, in the log of several prompts.
         most: more points would make a prompt's description larger than the prompt.
     """
+    keys = {"loss": f"loss_{name}" if name else "loss", "eval_loss": f"eval_{name}_loss" if name else "eval_loss"}
     curves = {
-        name: [[log["step"], log[name]] for log in log_history if name in numbers_of(log)]
-        for name in ("loss", "eval_loss")
+        curve: [[log["step"], log[key]] for log in log_history if key in numbers_of(log)]
+        for curve, key in keys.items()
     }
-    return {name: points[:: -(-len(points) // most)] for name, points in curves.items() if points}
+    return {curve: points[:: -(-len(points) // most)] for curve, points in curves.items() if points}
 
 
 def text_metrics(predictions: Sequence[str], references: Sequence[str | None]) -> dict[str, float]:

@@ -17,12 +17,13 @@ from ..errors import PromptTuningError
 from ..models.backbone import check_backbone
 from ..models.metric_direction import greater_is_better
 from ..models.recording import to_record
+from ..models.scoring import loss_history
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
-from .saving import history_of, save_best
+from .saving import save_best
 from .task import PromptTask
 from .trainer import MultiPromptTrainer
 from .voting_scorer import VotingScorer
@@ -172,7 +173,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         larger = greater_is_better(metric, self.args.greater_is_better if self.args.metric_for_best_model else None)
 
         def rank(name: str) -> tuple[float, float]:
-            metrics, history = model.prompt_info[name].metrics, history_of(name, self.state.log_history)
+            metrics, history = model.prompt_info[name].metrics, loss_history(self.state.log_history, name)
             loss = metrics.get("eval_loss", history["loss"][-1][1] if history.get("loss") else 0.0)
             # A member without this metric (NaN, or not evaluated) ranks last.
             value = metrics.get(f"eval_{metric}", -math.inf if larger else math.inf)

@@ -11,7 +11,6 @@ from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
-from .saving import history_of
 from .streams import Stream, read_stream
 from .task import PromptTask
 
@@ -54,10 +53,9 @@ class TaskRun:
         stream = None if train is None else read_stream(task.name, train, args)
         return cls(replace(task, train_dataset=train, eval_dataset=evaluation), encode, args, stream)
 
-    def describe(self, info: PromptInfo, log_history: list[dict[str, Any]], others: list[str]) -> None:
-        """Record the task's losses, its numbers of rows, and the tasks that it was trained with."""
+    def describe(self, info: PromptInfo, others: list[str]) -> None:
+        """Record the prompt's seed, its numbers of rows, and the tasks that it was trained with."""
         seed = self.task.seed if self.task.seed is not None else self.args.seed
-        info.history = history_of(self.task.name, log_history)
         info.training |= {"initialization_seed": seed, "trained_with": others}
         rows = {"training_rows": self.task.train_dataset, "evaluation_rows": self.task.eval_dataset}
         info.data |= {name: len(data) for name, data in rows.items() if data is not None}

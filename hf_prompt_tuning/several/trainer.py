@@ -16,7 +16,7 @@ from ..hub.files import hub_id
 from ..models.recording import describe_run, to_record
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
-from ..prompts.plots import CURVES_FILE
+from ..prompts.plots import CURVES_FILE, save_curves
 from ..prompts.repository_card import write_repository_card
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
@@ -26,7 +26,7 @@ from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
 from .checks import check_arguments, check_by_task, check_callback, check_options, check_prompts
 from .losses import PromptLosses
-from .saving import check_checkpoint, save_prompts
+from .saving import check_checkpoint
 from .schedule import joint_schedule
 from .streams import Stream
 from .task import PromptTask, check_names, model_with_prompts
@@ -309,10 +309,11 @@ class MultiPromptTrainer(PromptTuningTrainer):
         model = self.accelerator.unwrap_model(self.model)
         for name, run in self._runs.items():
             with self._using(name) as info:
-                describe_run(model, run.args, self.state, self.processing_class)
-                run.describe(info, self.state.log_history, [other for other in self.tasks if other != name])
-        save_prompts(model, self.tasks, folder, repo_id, card)
+                describe_run(model, run.args, self.state, self.processing_class, name)
+                run.describe(info, [other for other in self.tasks if other != name])
+        model.save_pretrained(folder, selected_adapters=list(self.tasks), repo_id=repo_id, card=card)
         if card:
+            save_curves(folder, {name: model.prompt_info[name].history for name in self.tasks})
             self._write_root(model, folder, repo_id)
 
     def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:
