@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from ..errors import PromptTuningError, first_line
+from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from .encoded_rows import columns_of, is_encoded, is_of_token_ids
-from .files import ORIGIN
+from .files import ORIGIN, agreeing
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer, origin
 
@@ -97,13 +97,8 @@ def from_list(rows: list[Any], name: str) -> Dataset:
             )
     # Take the columns of all rows: `Dataset.from_list` reads only those of the first row.
     columns = dict.fromkeys(column for row in rows for column in row)
-    try:
+    with agreeing(f"the rows of the {name} data"):
         return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise PromptTuningError(
-            f"the rows of the {name} data do not agree on what a column holds: {first_line(error)}. "
-            "Give it alike in all of them."
-        ) from error
 
 
 def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:

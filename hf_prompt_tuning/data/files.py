@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,22 +82,23 @@ def _dataset(path: Path, rows: Iterator[dict[str, Any]]) -> Dataset:
     tables = []
     while chunk := list(islice(rows, CHUNK)):
         names = dict.fromkeys(name for row in chunk for name in row)
-        try:
+        first = sum(table.num_rows for table in tables) + 1
+        with agreeing(f"rows {first} to {first + len(chunk) - 1} of the data file {str(path)!r}"):
             tables.append(pa.table({name: pa.array([row.get(name) for row in chunk]) for name in names}))
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # e.g. lists and objects
-            first = sum(table.num_rows for table in tables) + 1
-            raise PromptTuningError(
-                f"rows {first} to {first + len(chunk) - 1} of the data file {str(path)!r} do not agree on what a "
-                f"column holds: {first_line(error)}. Write it alike in all of them."
-            ) from error
     if not tables:
         return Dataset.from_dict({})
-    try:
+    with agreeing(f"the rows of the data file {str(path)!r}"):
         return Dataset(pa.concat_tables(tables, promote_options="permissive"))
-    except pa.ArrowException as error:
+
+
+@contextmanager
+def agreeing(rows: str) -> Iterator[None]:
+    """Raise PromptTuningError if `rows` have values of different types in a column, such as lists and objects."""
+    try:
+        yield
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise PromptTuningError(
-            f"the rows of the data file {str(path)!r} do not agree on what a column holds: {first_line(error)}. "
-            "Write it alike in all of them."
+            f"{rows} do not agree on what a column holds: {first_line(error)}. Write it alike in all of them."
         ) from error
 
 

@@ -49,15 +49,15 @@ def disagreement(
         prompts = tuple(vectors.detach().clone().requires_grad_() for vectors in prompts)
         for trial in trials:
             try:
-                got = trial(layout, backbone, embed, prompts)
+                figures = trial(layout, backbone, embed, prompts)
             except Exception as error:  # whatever the model's code raises, `padded` still works
                 return f"{type(error).__name__}: {first_line(error)}"
-            right = trial(PaddedLayout(), backbone, embed, prompts)
+            reference = trial(PaddedLayout(), backbone, embed, prompts)
             tolerance = _tolerance(embed, prompts[0].device, thorough)
-            for what, expected in right.items():
-                error = float((got[what] - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+            for name, expected in reference.items():
+                error = float((figures[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
                 if not error <= tolerance:
-                    return f"its {what} differs from the padded layout's by {error:.1e}"
+                    return f"its {name} differs from the padded layout's by {error:.1e}"
     return ""
 
 
