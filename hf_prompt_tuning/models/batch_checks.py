@@ -43,10 +43,10 @@ class Texts:
 
     def look_padded(self, backbone: PreTrainedModel) -> bool:
         """Tell whether rows without a mask begin or end with the pad token."""
-        pad = getattr(backbone.config.get_text_config(), "pad_token_id", None)
-        if self.attention_mask is not None or self.input_ids is None or pad is None:
+        if self.attention_mask is not None or self.input_ids is None:
             return False
-        return bool((self.input_ids[:, [-1, 0][: self.shape[1]]] == pad).any())
+        pad = getattr(backbone.config.get_text_config(), "pad_token_id", None)
+        return pad is not None and bool((self.input_ids[:, [-1, 0][: self.shape[1]]] == pad).any())
 
 
 @dataclass(frozen=True)
