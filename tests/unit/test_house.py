@@ -140,6 +140,7 @@ def test_a_batch_walks_through_at_most_11_files_from_the_collator_to_the_loss(tm
 
 def test_a_prompt_walks_through_at_most_24_files_from_its_folder_to_a_text(tmp_path, tokenizer):
     tiny_model("llama").save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
     backbone = AutoModelForCausalLM.from_pretrained(tmp_path / "backbone")
     tiny_prompt_model("llama", backbone=backbone).save_pretrained(tmp_path / "prompt")
     batch = tokenizer(["never came"], return_tensors="pt")
