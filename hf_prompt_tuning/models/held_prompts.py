@@ -66,8 +66,7 @@ class HeldPrompts:
 
         Args:
             model: the backbone.
-            peft_config: the first prompt's config.
-            adapter_name: the first prompt's name.
+            peft_config, adapter_name: the first prompt's.
             frozen: False leaves the backbone unchanged until `freeze_backbone`.
             **kwargs: as in PEFT.
         """
@@ -328,8 +327,7 @@ class HeldPrompts:
             private: whether a new repository is private. An existing repository keeps its visibility.
             token: default the token of `hf auth login`.
             revision: the branch; created from the main branch if it does not exist.
-            commit_message: of the commit.
-            commit_description: of the commit.
+            commit_message, commit_description: of the commit.
             create_pr: open a pull request with it.
             tokenizer: push the tokenizer, too.
             adapter_name: the prompt; default the active one.

@@ -66,11 +66,7 @@ class SoftPrompts(HeldPrompts):
     def room(self, name: str | None = None) -> int | None:
         """Return how many text tokens a row has positions for behind a prompt (in an encoder-decoder, in the encoder).
 
-        Args:
-            name: the prompt's name; default the active one.
-
-        Returns:
-            None if the backbone has no limit.
+        `name` is the prompt's, default the active one. Return None if the backbone has no limit.
         """
         limit = max_positions(self.base_model)
         config = self.peft_config[self.active_adapter if name is None else name]
@@ -81,9 +77,7 @@ class SoftPrompts(HeldPrompts):
     ) -> PromptTokenizer:
         """Return what turns rows into token ids for this backbone.
 
-        Args:
-            tokenizer: the backbone's tokenizer.
-            template: turns a row into text; default: the active prompt's template, which must be set.
+        The template turns a row into text; default the active prompt's, which must be set.
         """
         template = self.info.template if template is None else template
         return PromptTokenizer(template, tokenizer, self.config.is_encoder_decoder)
@@ -91,8 +85,7 @@ class SoftPrompts(HeldPrompts):
     def whole_prompt(self, name: str | None = None) -> AbstractContextManager[None]:
         """Gather a prompt's vectors within this context. ZeRO-3 shards them; every process must enter it.
 
-        Args:
-            name: the prompt's name; default the active one.
+        `name` is the prompt's, default the active one.
         """
         return whole(self.prompt_encoder[self.active_adapter if name is None else name].embedding)
 
