@@ -140,4 +140,4 @@ def _not_loaded(dataset_name: str, error: Exception) -> PromptTuningError:
     advice = "Check the name, its configuration and your access to it."
     if "script" in str(error).lower():
         advice = "It is a script, which datasets no longer runs: give dataset_revision refs/convert/parquet."
-    return PromptTuningError(f"the data set {dataset_name!r} cannot be loaded: {words(error)} {advice}")
+    return PromptTuningError(f"the data set {dataset_name!r} could not be loaded: {words(error)} {advice}")

@@ -72,24 +72,28 @@ def load_backbone(
         raise PromptLoadError(f"trust_remote_code is given for {what}, and no code from the Hub is run here. {advice}")
     place = backbone_place(name, gguf_file, **hub)
     if not adapters and place is not None and is_adapter(place):
-        raise PromptLoadError(f"{what} cannot be loaded: it is an adapter itself, of a backbone of its own. {advice}")
+        raise PromptLoadError(f"{what} could not be loaded: it is an adapter of another backbone itself. {advice}")
     origin = _origin(place, gguf_file, hub)
     options = {"dtype": "auto"} | {option: value for option, value in options.items() if value is not None}
     with _readable(what, advice), ONE_AT_A_TIME:
+        is_seq2seq = task_type == "SEQ_2_SEQ_LM"
         if task_type is None:
-            task_type = (
-                "SEQ_2_SEQ_LM" if AutoConfig.from_pretrained(name, **origin).is_encoder_decoder else "CAUSAL_LM"
-            )
-        auto_class = AutoModelForSeq2SeqLM if task_type == "SEQ_2_SEQ_LM" else AutoModelForCausalLM
+            is_seq2seq = AutoConfig.from_pretrained(name, **origin).is_encoder_decoder
+        auto_class = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
         backbone = auto_class.from_pretrained(name, tqdm_class=OnceMore, **options, **origin)
     remember_commit(backbone, place)
     return backbone, place
 
 
 def load_tokenizer(
-    name: str, place: HubFolder | None, hub: Mapping[str, Any], advice: str, gguf_file: str | None = None
+    name: str,
+    place: HubFolder | None,
+    hub: Mapping[str, Any],
+    advice: str,
+    gguf_file: str | None = None,
+    **options: Any,
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a backbone, from the same commit if its place is given.
+    """Load a tokenizer without running code from its repository, from the backbone's commit if its place is given.
 
     Arguments are those of `load_backbone`, and the place that it returns.
 
@@ -99,7 +103,7 @@ def load_tokenizer(
     if gguf_file is None:  # a GGUF file contains the tokenizer, too
         must_be_known(place, TOKENIZER_FILES)
     with _readable(f"the tokenizer of {name!r}", advice):
-        return AutoTokenizer.from_pretrained(name, **_origin(place, gguf_file, hub))
+        return AutoTokenizer.from_pretrained(name, **options | _origin(place, gguf_file, hub))
 
 
 def _origin(place: HubFolder | None, gguf_file: str | None, hub: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def _readable(what: str, advice: str) -> Iterator[None]:
         raise
     except Exception as error:  # an untrusted repository can raise any error
         raise_fault(what, error)
-        raise PromptLoadError(f"{what} cannot be loaded: {named(first_line(error))} {advice}") from error
+        raise PromptLoadError(f"{what} could not be loaded: {named(first_line(error))} {advice}") from error
 
 
 def backbone_place(name: str, gguf_file: str | None = None, **hub: Any) -> HubFolder | None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..data.encoding import check_ids
 from ..data.tokenization import continuation_ids
 from ..errors import PromptTuningError
-from ..hub.errors import words
+from ..hub.backbones import load_tokenizer
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..prompts.files import read_prompt
 from ..prompts.foreign import import_prompt
@@ -113,14 +113,8 @@ def _tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase:
             "Give tokenizer=… to get_prompt_tuning_model."
         )
     # As in PEFT: a config may name a tokenizer, but may not have its code run.
-    kwargs = (config.tokenizer_kwargs or {}) | {"trust_remote_code": False}
-    try:
-        return AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **kwargs)
-    except Exception as error:  # an untrusted repository can raise any error
-        raise PromptTuningError(
-            f"the tokenizer of {config.tokenizer_name_or_path!r} cannot be loaded: {words(error)} "
-            "Give tokenizer=… to get_prompt_tuning_model."
-        ) from error
+    advice = "Give tokenizer=… to get_prompt_tuning_model."
+    return load_tokenizer(config.tokenizer_name_or_path, None, {}, advice, **config.tokenizer_kwargs or {})
 
 
 def _text_ids(config: PromptTuningConfig) -> list[int]:

@@ -117,6 +117,6 @@ def test_a_private_prompt_is_for_those_who_may(facts):
 def test_nothing_that_a_prompt_names_is_run(facts):
     found = facts["malicious"]
     assert found.pop("code was run") is False
-    assert found["alice/evil-backbone"].startswith("the backbone 'alice/evil-backbone' cannot be loaded")
+    assert found["alice/evil-backbone"].startswith("the backbone 'alice/evil-backbone' could not be loaded")
     for name in ("FOLDER/backbone", "../backbone"):
         assert "which is not a Hub id" in found[name]

@@ -96,11 +96,11 @@ def test_what_loading_a_prompt_refuses(tmp_path):
         load_prompt(tmp_path / "p")
     with pytest.raises(PromptTuningError, match="dtype is given for a backbone that is loaded already"):
         load_prompt(tmp_path / "p", backbone=tiny_model("llama"), dtype="float16")
-    with pytest.raises(PromptTuningError, match=r"the backbone '.*nowhere' cannot be loaded: .* Load it yourself"):
+    with pytest.raises(PromptTuningError, match=r"the backbone '.*nowhere' could not be loaded: .* Load it yourself"):
         load_prompt(tmp_path / "p", backbone=tmp_path / "nowhere")
     tiny_model("llama").save_pretrained(tmp_path / "bare")
     with pytest.raises(
-        PromptTuningError, match=r"the tokenizer of '.*bare' cannot be loaded: .* Give it as tokenizer="
+        PromptTuningError, match=r"the tokenizer of '.*bare' could not be loaded: .* Give it as tokenizer="
     ):
         load_prompt(tmp_path / "p", backbone=tmp_path / "bare")
     tiny_prompt_model("llama", num_virtual_tokens=5).save_pretrained(tmp_path / "longer")
@@ -114,7 +114,7 @@ def test_what_loading_a_prompt_refuses(tmp_path):
 def test_what_the_command_does_not_load(tmp_path):
     with pytest.raises(PromptTuningError, match="task_type is 'TOKEN_CLS'; give CAUSAL_LM or SEQ_2_SEQ_LM"):
         load_backbone(ModelArguments(model_name_or_path=str(tmp_path), task_type="TOKEN_CLS"))
-    with pytest.raises(PromptTuningError, match=r"the backbone '.*' cannot be loaded: .* Check its name"):
+    with pytest.raises(PromptTuningError, match=r"the backbone '.*' could not be loaded: .* Check its name"):
         load_backbone(ModelArguments(model_name_or_path=str(tmp_path)))
 
 

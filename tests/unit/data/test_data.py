@@ -100,5 +100,5 @@ def test_a_data_set_that_is_a_script(tmp_path):
     folder = tmp_path / "raft"
     folder.mkdir()
     (folder / "raft.py").write_text("")
-    with pytest.raises(PromptTuningError, match=r"the data set .* cannot be loaded"):
+    with pytest.raises(PromptTuningError, match=r"the data set .* could not be loaded"):
         load_splits(DataArguments(dataset_name=str(folder)), seed=0)

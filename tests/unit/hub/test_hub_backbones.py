@@ -287,7 +287,7 @@ def test_a_backbone_with_code_or_pickles_is_refused(hub, repository, tmp_path, e
         sha = hub.put(BACKBONE, change | {"README.md": repr(change).encode()})
         hub.put(ID, {"adapter_config.json": _naming(hub, sha), "prompt_tuning.json": None})
         elsewhere()
-        assert "the backbone 'alice/backbone' cannot be loaded" in soon(lambda: load_prompt(ID), PromptLoadError)
+        assert "the backbone 'alice/backbone' could not be loaded" in soon(lambda: load_prompt(ID), PromptLoadError)
         hub.put(BACKBONE, repository | {"pytorch_model.bin": None, "code.py": None, "adapter_config.json": None})
     with pytest.raises(PromptLoadError, match=r"trust_remote_code is given .* no code from the Hub is run"):
         load_prompt(ID, trust_remote_code=True)

@@ -136,11 +136,11 @@ def test_data_sets_are_asked_for_with_the_token(monkeypatch):
         "hf_prompt_tuning.data.files.DownloadManager", lambda download_config: answer(token=download_config.token)
     )
     flags = ["--model_name_or_path=x", "--output_dir=x", "--dataset_name=a/b", "--token=hf_alice"]
-    with pytest.raises(PromptTuningError, match="the data set 'a/b' cannot be loaded: nobody there"):
+    with pytest.raises(PromptTuningError, match="the data set 'a/b' could not be loaded: nobody there"):
         parse_arguments(flags)
     _, data, _, _ = parse_arguments(["--model_name_or_path=x", "--output_dir=x"])
     data.dataset_name = "a/b"
-    with pytest.raises(PromptTuningError, match="the data set 'a/b' cannot be loaded"):
+    with pytest.raises(PromptTuningError, match="the data set 'a/b' could not be loaded"):
         load_splits(data, 0, "hf_alice")
     data.dataset_name, data.train_file, data.transfer_file = None, "hf://datasets/a/b/c.csv", ["c=hf://datasets/c.csv"]
     data.source_template, data.target_template = "{a}", "{b}"
@@ -154,11 +154,11 @@ def test_data_sets_are_asked_for_with_the_token(monkeypatch):
 def test_a_tokenizer_that_a_config_names(hub, tmp_path):
     config = PromptTuningConfig(prompt_tuning_init_text="a", tokenizer_name_or_path="alice/none")
     with pytest.raises(
-        PromptTuningError, match=r"the tokenizer of 'alice/none' cannot be loaded: the server says 401"
+        PromptTuningError, match=r"the tokenizer of 'alice/none' could not be loaded: the server says 401"
     ):
         get_prompt_tuning_model(tiny_model("llama"), config)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "config.json").write_text('{"model_type": "theirs"}')
     config.tokenizer_name_or_path, config.tokenizer_kwargs = str(tmp_path / "theirs"), {"trust_remote_code": True}
-    with pytest.raises(PromptTuningError, match=r"the tokenizer of .* cannot be loaded"):
+    with pytest.raises(PromptTuningError, match=r"the tokenizer of .* could not be loaded"):
         get_prompt_tuning_model(tiny_model("llama"), config)

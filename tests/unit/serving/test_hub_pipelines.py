@@ -117,7 +117,7 @@ def nothing(_):
 @pytest.mark.parametrize("task", ["prompt-classification", "prompt-generation"])
 def test_a_backbone_that_is_not_safe_is_refused_in_one_message(hub, repositories, change, task):
     hub.put(BACKBONE, change(repositories))
-    assert "the backbone 'alice/backbone' cannot be loaded" in refused(task=task)
+    assert "the backbone 'alice/backbone' could not be loaded" in refused(task=task)
     with pytest.raises(PromptLoadError, match="alice/backbone"):
         pipeline(task, model=ID, trust_remote_code=change is code)
 
@@ -169,7 +169,7 @@ def test_a_model_without_its_tokenizer():
     model = get_prompt_tuning_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=3))
     with pytest.raises(PromptTuningError, match="tokenizer is not given; give it as tokenizer="):
         pipeline(TASK, model=model)
-    with pytest.raises(PromptLoadError, match=r"the tokenizer of 'no-where' cannot be loaded: .* Give another as"):
+    with pytest.raises(PromptLoadError, match=r"the tokenizer of 'no-where' could not be loaded: .* Give another as"):
         pipeline(TASK, model=model, tokenizer="no-where")
 
 
@@ -197,5 +197,5 @@ except hf_prompt_tuning.PromptLoadError as error:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.startswith("refused: the backbone 'alice/backbone' cannot be loaded"), done.stderr
+    assert done.stdout.startswith("refused: the backbone 'alice/backbone' could not be loaded"), done.stderr
     assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
