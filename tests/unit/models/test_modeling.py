@@ -15,7 +15,15 @@ from hf_prompt_tuning import (
     PromptTuningModelForSeq2SeqLM,
     get_prompt_tuning_model,
 )
-from tests.shared.reference import greedy, loss_and_gradient, pad, ragged_rows, relative_error, tiny_prompt_model
+from tests.shared.reference import (
+    greedy,
+    loss_and_gradient,
+    pad,
+    ragged_rows,
+    relative_error,
+    tiny_prompt_model,
+    with_prompts,
+)
 from tests.shared.tiny_models import DECODERS, ENCODER_DECODERS, VOCAB, tiny_model
 
 
@@ -333,3 +341,23 @@ class TestRefusals:
     def test_another_kind_of_adapter(self):
         with pytest.raises(PromptTuningError, match="got a LoraConfig"):
             get_prompt_tuning_model(tiny_model("llama"), peft.LoraConfig())
+
+
+def test_room_behind_a_prompt():
+    model = with_prompts(tiny_prompt_model("gpt2"), other=3)
+    limit = model.config.max_position_embeddings
+    assert (model.room(), model.room("other")) == (limit - 5, limit - 3)
+    assert tiny_prompt_model("t5").room() is None
+    with pytest.raises(
+        PromptTuningError, match="this model has no prompt 'third'; its prompts are 'default', 'other'"
+    ):
+        model.room("third")
+
+
+def test_the_descriptions_are_a_view_of_the_prompts():
+    model = with_prompts(tiny_prompt_model("llama"), other=3)
+    assert model.prompt_info["other"] is model.prompt_encoder["other"].info
+    with pytest.raises(TypeError):
+        model.prompt_info["other"] = model.info
+    model.delete_adapter("other")
+    assert [*model.prompt_info] == ["default"]
