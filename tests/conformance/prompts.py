@@ -30,7 +30,11 @@ class Asked:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return {} if self.names is None else {"adapter_names": list(self.names)}
+        if self.names is None:
+            return {}
+        if len(self.names) > 1 and len(set(self.names)) == 1:
+            return {"adapter_names": self.names[0]}  # one name is for all rows
+        return {"adapter_names": list(self.names)}
 
     def of(self, row: int, active: str) -> str:
         """The name of a row's prompt."""
