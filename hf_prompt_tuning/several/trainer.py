@@ -20,7 +20,6 @@ from ..prompts.plots import CURVES_FILE, save_curves
 from ..prompts.repository_card import write_repository_card
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
-from ..training.scorer import Scorer
 from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
@@ -186,10 +185,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
             logs |= {f"loss_{name}": loss for name, loss in self._losses.take_means().items()}
         super().log(logs, *args, **kwargs)
 
-    def _scorer_of_prompt(self, **options: Any) -> Scorer:
+    def _rows_and_data(self) -> tuple[RowEncoder, Any]:
         run = self._runs[self.accelerator.unwrap_model(self.model).active_adapter]
-        data = run.task.train_dataset if run.task.train_dataset is not None else run.task.eval_dataset
-        return self._scorer_of(run.rows, data, **options)
+        return run.rows, run.task.train_dataset if run.task.train_dataset is not None else run.task.eval_dataset
 
     @contextmanager
     def _using(self, name: str) -> Iterator[PromptInfo]:

@@ -57,17 +57,7 @@ class EvaluationMixin:
 
     def _scorer_of_prompt(self, **options: Any) -> Scorer:
         """Return the scorer of the active prompt; `options` are fields of `Scorer`."""
-        data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        return self._scorer_of(self._rows, data, **options)
-
-    def _scorer_of(self, rows: RowEncoder, data: Any, **options: Any) -> Scorer:
-        """Return the scorer of one prompt.
-
-        Args:
-            rows: turns the prompt's data into token ids.
-            data: rows whose targets bound the length of generated texts, if the template does not.
-            **options: other fields of `Scorer`.
-        """
+        rows, data = self._rows_and_data()
         template = None if rows.tokenizer is None else rows.tokenizer.template
         writes = template is not None and not template.is_classification
         if writes and getattr(self.args, "predict_with_generate", True):
@@ -75,6 +65,10 @@ class EvaluationMixin:
         return Scorer(
             rows, self.args, compute_metrics=self._extra_metrics, preprocess_logits=self._preprocess_logits, **options
         )
+
+    def _rows_and_data(self) -> tuple[RowEncoder, Any]:
+        """Return what encodes the active prompt's rows, and data whose targets bound the length of generated texts."""
+        return self._rows, self.train_dataset if self.train_dataset is not None else self.eval_dataset
 
     @property
     def _scorer(self) -> Scorer:

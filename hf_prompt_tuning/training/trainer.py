@@ -20,7 +20,6 @@ from ..models.recording import describe_run
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
 from ..prompts.ensemble_info import ENSEMBLE_FILE
-from ..prompts.info import PromptInfo
 from ..prompts.plots import CURVES_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from . import search
@@ -235,13 +234,6 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         inputs["label_smoothing"] = self.args.label_smoothing_factor
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _describe(self, info: PromptInfo) -> None:
-        """Record this run's arguments, results and data in the prompt."""
-        describe_run(self.accelerator.unwrap_model(self.model), self.args, self.state, self.processing_class)
-        for name, data in (("training_rows", self.train_dataset), ("evaluation_rows", self.eval_dataset)):
-            if isinstance(data, Dataset):
-                info.data[name] = len(data)
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Do not call super(), which also pickles the arguments and copies the tokenizer. A prompt's folder holds
         # neither.
@@ -249,7 +241,10 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         # Run on every process, because sharded weights are gathered: the embedding, for the nearest words, and the
         # prompt (ZeRO-3).
         with model.whole_prompt():
-            self._describe(model.info)
+            describe_run(model, self.args, self.state, self.processing_class)
+            for name, data in (("training_rows", self.train_dataset), ("evaluation_rows", self.eval_dataset)):
+                if isinstance(data, Dataset):
+                    model.info.data[name] = len(data)
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir
                 model.save_pretrained(folder, repo_id=self.publisher.repo_id, card=not self._unfinished)
