@@ -9,6 +9,7 @@ from huggingface_hub import constants, get_hf_file_metadata
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.file_download import HfFileMetadata
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from safetensors import SafetensorError, deserialize
 
 from ..errors import HubUnavailableError, PromptLoadError
 
@@ -77,12 +78,8 @@ def is_announced(content: bytes, metadata: HfFileMetadata, name: str) -> bool:
         if name.endswith(".json"):
             json.loads(content)
         elif name.endswith(".safetensors"):
-            # The file holds the length of the header (8 bytes), the header, and the numbers.
-            start = 8 + int.from_bytes(content[:8], "little")
-            header = json.loads(content[8:start])
-            ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
-            return start + max(ends) == len(content)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            deserialize(content)
+    except (ValueError, RecursionError, SafetensorError):
         return False
     return True
 
