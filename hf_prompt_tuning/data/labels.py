@@ -75,25 +75,27 @@ def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str)
         PromptTuningError: a key is neither a name nor a number of the ClassLabel, a key is the name of one label and
             the number of another, or two keys are the same label.
     """
-    by_name, by_number = {name: i for i, name in enumerate(names)}, {str(i): i for i in range(len(names))}
-    ways = [way for way in (by_name, by_number) if words.keys() <= way.keys()]
+    by_name = {name: str(i) for i, name in enumerate(names)}
+    by_number = {number: number for number in by_name.values()}
+    # If only one way fits all keys, use it. E.g. three labels named "1", "2", "3" have the numbers 0 to 2, so the keys
+    # "1", "2", "3" are names.
+    fitting = [way for way in (by_name, by_number) if words.keys() <= way.keys()]
+    ways = fitting if len(fitting) == 1 else [by_name, by_number]
     numbered: dict[str, str] = {}
     for key, text in words.items():
-        # If only one way fits all keys, use it. E.g. three labels named "1", "2", "3" have the numbers 0 to 2, so the
-        # keys "1", "2", "3" are names.
-        readings = {way[key] for way in (ways if len(ways) == 1 else (by_name, by_number)) if key in way}
+        readings = {way[key] for way in ways if key in way}
         if len(readings) > 1:
             raise PromptTuningError(
                 f"label_words has the key {key!r}, which in the ClassLabel column {column!r} is the name of label "
-                f"{by_name[key]} and the number of the label {names[by_number[key]]!r}. Leave label_words out, for "
-                "the names to be the words, or make texts of the column (cast_column)."
+                f"{by_name[key]} and the number of the label {names[int(key)]!r}. Leave label_words out, for the "
+                "names to be the words, or make texts of the column (cast_column)."
             )
         if not readings:
             raise PromptTuningError(
                 f"label_words has the key {key!r}, which is no label of the ClassLabel column {column!r}; there are "
                 f"{', '.join(map(repr, names))}. Correct the key."
             )
-        number = str(readings.pop())
+        number = readings.pop()
         if number in numbered:
             raise PromptTuningError(f"label_words has the label {key!r} twice; give its words once.")
         numbered[number] = text

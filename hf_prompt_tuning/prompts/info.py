@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
@@ -136,21 +136,19 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
+JSON_TYPES = {Mapping: dict, Sequence: list}
+TEMPLATE_TYPES = {
+    field.name: tuple(JSON_TYPES.get(get_origin(kind), kind) for kind in get_args(field.type) or (field.type,))
+    for field in fields(PromptTemplate)
+}
+"""The types of a template's fields in JSON."""
+
+
 def _template(values: Any) -> PromptTemplate:
-    types: dict[str, tuple[type, ...]] = {
-        "source": (str,),
-        "target": (str, type(None)),
-        "label_column": (str, type(None)),
-        "label_words": (dict, type(None)),
-        "separator": (str,),
-        "max_source_length": (int, type(None)),
-        "max_target_length": (int, type(None)),
-        "label_names": (list, type(None)),
-    }
     _object("template", values)
-    if unknown := [name for name in values if name not in types]:
+    if unknown := [name for name in values if name not in TEMPLATE_TYPES]:
         raise PromptTuningError(f"template has an unknown field {unknown[0]!r:.80}")
-    check_types(values, types, "template.")
+    check_types(values, TEMPLATE_TYPES, "template.")
     if "source" not in values:
         raise PromptTuningError("template has no source")
     _texts("template.label_words", values.get("label_words") or {})
