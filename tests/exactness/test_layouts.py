@@ -6,14 +6,7 @@ import torch
 from hf_prompt_tuning.layouts import Examples, PaddedLayout, Prompts
 from hf_prompt_tuning.layouts.base import IGNORED
 from hf_prompt_tuning.layouts.padded import in_caller_columns, padded_rows
-from tests.shared.reference import (
-    loss_and_gradient,
-    pad,
-    ragged_rows,
-    reference_loss,
-    relative_error,
-    tiny_prompt_model,
-)
+from tests.shared.reference import ragged_rows, require_exact, tiny_prompt_model
 from tests.shared.tiny_models import DECODERS
 
 
@@ -84,16 +77,8 @@ def test_each_label_is_predicted_by_the_column_before_it():
     assert found.rows.tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_loss_and_gradient_are_those_of_each_example_alone(name, side):
-    model = tiny_prompt_model(name)
+def test_a_whole_forward_has_the_loss_and_gradient_of_each_example_alone(name):
+    """`only_labelled=True` is compared in test_fast_layouts.py."""
     for lengths in ([7, 1, 12, 4], [6], [1]):
-        rows = ragged_rows(lengths)
-        expected_loss, expected = loss_and_gradient(model, reference_loss(model, rows))
-        loss, gradient = loss_and_gradient(model, model(**pad(rows, side), only_labelled=True).loss)
-        assert loss == pytest.approx(expected_loss, rel=1e-5)
-        assert relative_error(gradient, expected) < 1e-5
-        foreign, foreign_gradient = loss_and_gradient(model, model(**pad(rows, side)).loss)
-        assert foreign == pytest.approx(expected_loss, rel=1e-5)
-        assert relative_error(foreign_gradient, expected) < 1e-5
+        require_exact(tiny_prompt_model(name), ragged_rows(lengths), only_labelled=False)

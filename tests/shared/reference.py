@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -107,6 +108,15 @@ def loss_and_gradient(model, loss: Tensor) -> tuple[float, Tensor]:
     gradient = model.prompt.grad.clone()
     model.prompt.grad = None
     return loss.item(), gradient
+
+
+def require_exact(model, rows: list[tuple[Tensor, Tensor]], *sides: str, only_labelled: bool = True) -> None:
+    """Assert that a batch has the loss and the prompt's gradient of its rows alone, whichever side is padded."""
+    expected_loss, expected = loss_and_gradient(model, reference_loss(model, rows))
+    for side in sides or ("right", "left"):
+        loss, gradient = loss_and_gradient(model, model(**pad(rows, side), only_labelled=only_labelled).loss)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert relative_error(gradient, expected) < 1e-5
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

@@ -4,14 +4,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_prompt_tuning import (
-    DataCollatorForPromptTuning,
-    DivergenceCallback,
-    PromptTuningArguments,
-    PromptTuningTrainer,
-)
+from hf_prompt_tuning import DataCollatorForPromptTuning, DivergenceCallback
+from tests.shared import trainers
 from tests.shared.reference import tiny_prompt_model
-from tests.shared.trainers import TEMPLATE
 
 LAYOUTS = {"bloom": ["padded", "cached"], "t5": [None], "bart": [None]}
 
@@ -24,16 +19,9 @@ def scaled_trainer(trainer, init_scale):
 
 
 def make(folder, tokenizer, rows, model=None, callbacks=None, **values):
-    defaults = {"max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 1, "save_strategy": "no"}
-    values = defaults | {"use_cpu": True, "disable_tqdm": True} | values
-    return PromptTuningTrainer(
-        model=model if model is not None else tiny_prompt_model("llama", num_virtual_tokens=4),
-        args=PromptTuningArguments(output_dir=str(folder), **values),
-        train_dataset=rows,
-        eval_dataset=rows,
-        processing_class=tokenizer,
-        template=TEMPLATE,
-        callbacks=callbacks,
+    values = {"max_steps": 6} | values
+    return trainers.make(
+        folder, tokenizer, rows, model=model, eval_rows=rows, trainer={"callbacks": callbacks}, **values
     )
 
 

@@ -289,16 +289,6 @@ def test_a_dtype_free_tuple_is_returned_where_asked_for():
     assert logits.shape == (2, 9, VOCAB)
 
 
-def test_activation_checkpointing_changes_nothing():
-    model = tiny_prompt_model("llama").train()
-    batch = pad(ragged_rows([7, 3]), "right")
-    loss, gradient = loss_and_gradient(model, model(**batch, only_labelled=True).loss)
-    model.activation_checkpointing_enable()
-    again, recomputed = loss_and_gradient(model, model(**batch, only_labelled=True).loss)
-    assert again == pytest.approx(loss, rel=1e-6)
-    assert relative_error(recomputed, gradient) < 1e-5
-
-
 class TestRefusals:
     def test_a_backbone_without_inputs_embeds(self):
         backbone = tiny_model("gpt2")
