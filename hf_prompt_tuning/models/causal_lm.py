@@ -54,10 +54,11 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     """
 
     task_type = "CAUSAL_LM"
+    _layout_request: tuple[str, int | None, bool] = ("auto", None, True)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.use_layout()
+        self._chosen_layouts: dict[tuple, Layout] = {}
         self._computed = ComputedPrompts()
 
     def use_layout(self, name: str = "auto", max_packed_tokens: int | None = None, check: bool = True) -> None:
@@ -70,8 +71,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 signature prove nothing (a recurrent one) is always checked.
         """
         check_layout_name(name)
-        self._layout_request = (name, max_packed_tokens, check)
-        self._chosen_layouts: dict[tuple, Layout] = {}
+        self._layout_request, self._chosen_layouts = (name, max_packed_tokens, check), {}
 
     @property
     def chosen_layouts(self) -> list[str]:
