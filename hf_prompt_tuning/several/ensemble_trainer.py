@@ -118,7 +118,7 @@ class EnsembleTrainer(MultiPromptTrainer):
             ignore_keys: as in `Trainer`.
             metric_key_prefix: as in `Trainer`.
         """
-        infos = self.accelerator.unwrap_model(self.model).prompt_info
+        infos = self._unwrapped.prompt_info
         own = self._is_own(eval_dataset, metric_key_prefix)
         scorer = self._make_scorer(infos=infos if own else {})
         metrics = self._evaluated(scorer, eval_dataset, ignore_keys, metric_key_prefix)
@@ -134,7 +134,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         metrics = self._without_prompt(self.eval_dataset if eval_dataset is None else eval_dataset, "untuned")
         if self._is_own(eval_dataset, "eval"):
             for name in self.members:
-                self.accelerator.unwrap_model(self.model).prompt_info[name].untuned_metrics = to_record(metrics)
+                self._unwrapped.prompt_info[name].untuned_metrics = to_record(metrics)
         return metrics
 
     def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
@@ -148,7 +148,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         Returns:
             All metrics, named `transfer_<name>_<metric>` (of the vote) and `transfer_<name>_<member>_<metric>`.
         """
-        infos, transfer = self.accelerator.unwrap_model(self.model).prompt_info, {}
+        infos, transfer = self._unwrapped.prompt_info, {}
         for name, data in datasets.items():
             scorer = self._make_scorer()
             metrics, rows = self._transferred(scorer, name, data)
@@ -168,12 +168,11 @@ class EnsembleTrainer(MultiPromptTrainer):
 
         The metric is `metric_for_best_model`, or else accuracy (classification) or loss. The loss breaks ties.
         """
-        model = self.accelerator.unwrap_model(self.model)
         metric = self._deciding
         larger = greater_is_better(metric, self.args.greater_is_better if self.args.metric_for_best_model else None)
 
         def rank(name: str) -> tuple[float, float]:
-            metrics, history = model.prompt_info[name].metrics, loss_history(self.state.log_history, name)
+            metrics, history = self._unwrapped.prompt_info[name].metrics, loss_history(self.state.log_history, name)
             loss = metrics.get("eval_loss", history["loss"][-1][1] if history.get("loss") else 0.0)
             # A member without this metric (NaN, or not evaluated) ranks last.
             value = metrics.get(f"eval_{metric}", -math.inf if larger else math.inf)

@@ -102,8 +102,11 @@ class MultiPromptTrainer(PromptTuningTrainer):
     @property
     def prompts(self) -> dict[str, Tensor]:
         """Each prompt's vectors, [P, H], by name."""
-        model = self.accelerator.unwrap_model(self.model)
-        return {name: model.prompt_encoder[name].embedding.weight for name in self.tasks}
+        return {name: self._unwrapped.prompt_encoder[name].embedding.weight for name in self.tasks}
+
+    @property
+    def _unwrapped(self) -> SoftPrompts:
+        return self.accelerator.unwrap_model(self.model)
 
     @property
     def _streams(self) -> list[Stream]:
@@ -186,14 +189,13 @@ class MultiPromptTrainer(PromptTuningTrainer):
         super().log(logs, *args, **kwargs)
 
     def _rows_and_data(self) -> tuple[RowEncoder, Any]:
-        run = self._runs[self.accelerator.unwrap_model(self.model).active_adapter]
+        run = self._runs[self._unwrapped.active_adapter]
         return run.rows, run.task.train_dataset if run.task.train_dataset is not None else run.task.eval_dataset
 
     @contextmanager
     def _using(self, name: str) -> Iterator[PromptInfo]:
         """Within this context, the task's prompt is the active one, which is evaluated and described."""
-        model = self.accelerator.unwrap_model(self.model)
-        before = model.active_adapter
+        model, before = self._unwrapped, self._unwrapped.active_adapter
         model.set_adapter(name)
         try:
             yield model.info
@@ -304,7 +306,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
 
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         """Save each prompt in a folder of its name. `card` also writes cards and pictures, which checkpoints lack."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._unwrapped
         for name, run in self._runs.items():
             with self._using(name) as info:
                 describe_run(model, run.args, self.state, self.processing_class, name)
