@@ -22,7 +22,8 @@ Figures = dict[str, Tensor]
 
 LENGTHS, SHORT, SOURCES, WORDS = (9, 5), (2, 2), (6, 4, 4), (1, 3, 2)
 """Lengths of the rows, of rows that leave one token after the prompt, of the sources, and of the words after them."""
-TOLERANCE, THOROUGH_TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-5, 5e-2
+TOLERANCE, THOROUGH_TOLERANCE, HALF_TOLERANCE, HALF_GRADIENT_TOLERANCE = 1e-3, 1e-5, 5e-2, 2e-1
+"""Of the largest number. torch's fused attention on a CPU rounds an OPT's gradients in bf16 by 7e-2 of it."""
 
 
 def disagreement(
@@ -53,18 +54,18 @@ def disagreement(
             except Exception as error:  # whatever the model's code raises, `padded` still works
                 return f"{type(error).__name__}: {first_line(error)}"
             reference = trial(PaddedLayout(), backbone, embed, prompts)
-            tolerance = _tolerance(embed, prompts[0].device, thorough)
             for name, expected in reference.items():
+                tolerance = _tolerance(name, embed, prompts[0].device, thorough)
                 error = float((figures[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
                 if not error <= tolerance:
                     return f"its {name} differs from the padded layout's by {error:.1e}"
     return ""
 
 
-def _tolerance(embed: Embed, device: torch.device, thorough: bool) -> float:
+def _tolerance(name: str, embed: Embed, device: torch.device, thorough: bool) -> float:
     dtype = embed(torch.zeros(1, 1, dtype=torch.long, device=device)).dtype
     if dtype != torch.float32 or torch.is_autocast_enabled(device.type):
-        return HALF_TOLERANCE
+        return HALF_GRADIENT_TOLERANCE if name == "prompt gradient" else HALF_TOLERANCE
     return THOROUGH_TOLERANCE if thorough else TOLERANCE
 
 

@@ -55,6 +55,9 @@ from .prompt_cache import can_be_continued
 ONE_ROW_ONLY = ("rwkv",)
 """Models whose `generate` in transformers is wrong for more than one row."""
 
+GROWING_CACHE_ONLY = ("gpt_neo",)
+"""Models that take a cache's length for the number of tokens, so that one of fixed size gives them wrong tokens."""
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -152,6 +155,12 @@ def _check(call: _Call) -> None:
         raise PromptTuningError(
             f"got {rows} rows and {each} sequences for each, and {type(call.backbone).__name__} "
             "generates right for one alone. Give one row at a time, without beams."
+        )
+    fixed = isinstance(call.options.get("past_key_values"), StaticCache) or call.config.cache_implementation
+    if call.backbone.config.model_type in GROWING_CACHE_ONLY and fixed not in (False, None, "dynamic"):
+        raise PromptTuningError(
+            f"the cache is {call.config.cache_implementation or 'static'}, and {type(call.backbone).__name__} reads "
+            "the wrong places of one, with a prompt or without. Leave out cache_implementation."
         )
     if call.config.token_healing:
         raise PromptTuningError(

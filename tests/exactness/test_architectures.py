@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from tests.shared.architectures import ARCHITECTURES, tiny_backbone
-from tests.shared.reference import greedy, pad, ragged_rows, require_exact, with_prompts
+from tests.shared.reference import greedy, pad, ragged_rows, require_exact, tiny_prompt_model, with_prompts
 
 LAYOUTS = {"gpt_neo": "cached", "falcon": "cached", "lfm2": "cached"} | dict.fromkeys(
     ("jamba", "mamba2", "rwkv"), "padded"
@@ -54,6 +55,28 @@ def test_rwkv_generates_for_one_row_and_refuses_more():
     for refused in ({"input_ids": ids}, {"input_ids": ids[:1], "num_beams": 2}):
         with pytest.raises(PromptTuningError, match="RwkvForCausalLM generates right for one alone"):
             model.generate(**refused, **options)
+
+
+def test_gpt_neo_refuses_a_cache_of_fixed_size():
+    """Its own `generate` writes other tokens with one; other models' do not."""
+    backbone = tiny_backbone("gpt_neo")
+    model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM"))
+    ids = torch.randint(4, 400, (1, 5))
+    options = dict(max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = greedy(model, ids[0], 3)
+    assert model.generate(input_ids=ids, **options)[0, 5:].tolist() == expected
+    assert model.generate(input_ids=ids, cache_implementation="dynamic", **options)[0, 5:].tolist() == expected
+    for fixed in (
+        {"cache_implementation": "static"},
+        {"past_key_values": StaticCache(backbone.config, max_cache_len=32)},
+    ):
+        with pytest.raises(
+            PromptTuningError, match="the cache is static, and GPTNeoForCausalLM reads the wrong places"
+        ):
+            model.generate(input_ids=ids, **fixed, **options)
+    other = tiny_prompt_model("gpt2")
+    written = other.generate(input_ids=ids, cache_implementation="static", **options)[0, 5:].tolist()
+    assert written == greedy(other, ids[0], 3)
 
 
 @pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
