@@ -35,7 +35,8 @@ def import_prompt(path: str | Path, format: str | None = None) -> Tensor:
 
     Args:
         path: a file or folder.
-        format: one of `FORMATS`. None detects the format from the file names. The vectors are found by their key.
+        format: one of `FORMATS`. None detects the format from the file names and their content.
+            The vectors are found by their key.
 
     Raises:
         PromptLoadError: the file is missing, of an unknown format, damaged or unsafe, or does not hold a prompt.

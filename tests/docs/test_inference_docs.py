@@ -11,6 +11,7 @@ def test_generate(tokenizer):
     names = run("how-to/generate.md", {"model": model, "tokenizer": tokenizer})
     assert names["tokens"].shape == (2, names["batch"]["input_ids"].shape[1] + 8)
     assert len(names["answers"]) == 2
+    assert torch.equal(torch.cat(names["written"], dim=1), names["tokens"][:, -8:])
 
 
 def test_mix(tmp_path, tokenizer):
