@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..compat import as_cache, cache_in
 from ..sharding import is_sharded
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, token_inputs
 from .computed import cache_of
@@ -89,7 +90,7 @@ class CachedLayout:
         last, seen = zeros + len(vectors) - 1, zeros.new_ones(1, len(vectors))
         inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, seen)
         outputs = predictions_at(backbone, zeros, last, **inputs, use_cache=True)
-        return outputs.logits[0], outputs.past_key_values
+        return outputs.logits[0], cache_in(outputs)
 
     @staticmethod
     def _source_pass(backbone: nn.Module, prompts: Prompts, g: int, group: Examples) -> tuple[Tensor, object]:
@@ -138,7 +139,7 @@ def _text_pass(
         **token_inputs(backbone, group.embeds),
         **text_positions(backbone, mask, group.mask.shape[1]),
         attention_mask=mask,
-        past_key_values=cache,
+        **as_cache(backbone, cache),
         use_cache=True,
     )
-    return outputs.logits[0], outputs.past_key_values
+    return outputs.logits[0], cache_in(outputs)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
+from ..compat import cache_name
 from ..errors import PromptTuningError
 from .base import Layout
 from .cached import CachedLayout
@@ -29,7 +30,7 @@ def why_inexact(name: str, backbone: PreTrainedModel) -> str:
     config, attention = backbone.config.get_text_config(), backbone.config._attn_implementation
     reasons = {
         "cached": {
-            "the model has no key-value cache": not takes(backbone, "past_key_values"),
+            "the model has no key-value cache": cache_name(backbone) is None,
             "activation checkpointing computes layers again, and a cache would be filled twice": (
                 backbone.is_activation_checkpointing
             ),

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from ..compat import as_cache
 from .base import ComputedPrompt, Layers, predictions_at, token_inputs
 from .traits import text_positions
 
@@ -27,7 +28,7 @@ def compute(backbone: PreTrainedModel, vectors: Tensor) -> ComputedPrompt:
     cache, row = DynamicCache(), torch.zeros(1, dtype=torch.long, device=vectors.device)
     inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, row.new_ones(1, len(vectors)))
     last = row + len(vectors) - 1
-    outputs = predictions_at(backbone, row, last, **inputs, past_key_values=cache, use_cache=True)
+    outputs = predictions_at(backbone, row, last, **inputs, **as_cache(backbone, cache), use_cache=True)
     return ComputedPrompt(layers_of(cache), outputs.logits[0])
 
 

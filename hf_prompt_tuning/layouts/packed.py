@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from ..compat import as_cache, cache_in
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Layers, Prompts, predictions_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
 from .computed import cache_of, layers_of, side_by_side, spread_over_rows
@@ -121,7 +122,7 @@ class PackedLayout:
             columns = torch.tensor([[-1] * (width - len(path)) + path for path in paths], device=examples.mask.device)
             # A masked column gets a copy of the first column; no token sees it.
             index = columns.clamp(min=0).repeat_interleave(copies, dim=0)
-            layers.append(spread_over_rows(layers_of(outputs.past_key_values), index))
+            layers.append(spread_over_rows(layers_of(cache_in(outputs)), index))
             logits.append(outputs.logits[0].repeat_interleave(copies, dim=0))
             masks.append(columns >= 0)
         rows = [tuple(torch.cat(states) for states in zip(*layer, strict=True)) for layer in zip(*layers, strict=True)]
@@ -179,7 +180,7 @@ class PackedLayout:
             **token_inputs(backbone, embeds[None]),
             attention_mask=masks if self.as_dict else next(iter(masks.values())),
             position_ids=positions[None, past:],
-            past_key_values=cache_of(side_by_side(row.computed)) if past or keep else None,
+            **as_cache(backbone, cache_of(side_by_side(row.computed)) if past or keep else None),
             use_cache=bool(past) or keep,
         )
 

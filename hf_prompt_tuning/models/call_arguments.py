@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import slice_logits_to_keep
 
+from ..compat import CACHE_NAMES, cache_in, cache_name
 from ..errors import PromptTuningError, first_line
 from ..layouts import Examples, Prompts
 from ..layouts.padded import padded_rows
@@ -100,7 +101,7 @@ def decoder_arguments(
     targets = [value.shape[:2] for value in (labels, ids, embeds) if isinstance(value, Tensor)]
     for name in DECODER:
         value = given.get(name)
-        past = name == "decoder_attention_mask" and given.get("past_key_values") is not None
+        past = name == "decoder_attention_mask" and cache_in(given) is not None
         if value is None:
             continue
         shape = value.shape[:2] if isinstance(value, Tensor) and value.dim() > 1 else (0,)
@@ -214,7 +215,7 @@ def _taken(backbone: PreTrainedModel, arguments: Mapping[str, Any]) -> dict[str,
     """Return the arguments that are not None, after a check that the backbone takes them and none is a state."""
     given = {name: value for name, value in arguments.items() if value is not None}
     check_taken(backbone, given)
-    if states := [name for name in STATES if name in given]:
+    if states := [name for name in (*STATES, *CACHE_NAMES) if name in given and name != cache_name(backbone)]:
         raise PromptTuningError(
             f"{states[0]} is given, and a prompt stands in front of each call's texts; give the whole texts without "
             "it, or use generate."

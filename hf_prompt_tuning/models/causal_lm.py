@@ -11,6 +11,7 @@ from peft import PeftModelForCausalLM
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
+from ..compat import cache_in, with_cache_renamed
 from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
 from ..layouts.base import IGNORED, token_inputs
 from ..layouts.check import disagreement
@@ -164,7 +165,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
         """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
         check_unpacked(arguments)
-        if (cache := arguments.get("past_key_values")) is not None and columns_in(cache):
+        arguments = with_cache_renamed(self.base_model, arguments)
+        if (cache := cache_in(arguments)) is not None and columns_in(cache):
             check_only_new_tokens(arguments | vars(targets))
             check_texts(self.base_model, texts, None)
             return self._behind_a_cache(texts, **arguments)
@@ -248,14 +250,14 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         # Select from the caller's columns. They differ from the backbone's if pads are at the left.
         values["logits"] = selected_columns(values["logits"], logits_to_keep)
         if not any(MEDIA.search(name) for name in kwargs):
-            mark(values.get("past_key_values"), CacheContent.behind(prompts, mask))
+            mark(cache_in(values), CacheContent.behind(prompts, mask))
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
 
     def _behind_a_cache(self, texts: Texts, position_ids: Tensor | None = None, **kwargs: Any) -> ModelOutput | tuple:
         """Return the backbone's output for tokens after `past_key_values`: [B, T, V] of the new tokens only."""
         batch, new = texts.shape
-        prompts, cache = self._prompts(batch, texts.adapter_names), kwargs["past_key_values"]
+        prompts, cache = self._prompts(batch, texts.adapter_names), cache_in(kwargs)
         content, embeds = content_of(cache, prompts.row_names()), self._embedded(texts)
         given = texts.attention_mask, position_ids
         inputs, after = continued_inputs(self.base_model, content, prompts.lengths(), new, *given)
@@ -287,6 +289,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 (`assistant_model`, …) are asked for with a backbone that cannot continue from a computed prompt.
         """
         texts = Texts(from_inputs(input_ids, kwargs), attention_mask, inputs_embeds, adapter_names)
+        kwargs = with_cache_renamed(self.base_model, kwargs)
         self._prepare_generation(texts, kwargs)
         if texts.attention_mask is None and texts.input_ids is not None:
             texts = replace(texts, attention_mask=inferred_mask(self.base_model, kwargs, texts.input_ids))

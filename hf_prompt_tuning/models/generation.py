@@ -29,6 +29,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from ..compat import CACHE, as_cache, cache_in
 from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
@@ -122,7 +123,7 @@ def generate(
     """
     given, options = model_arguments(backbone, options)
     given = arguments_in_rows(backbone, given, input_ids, prompts, examples, pads="left")
-    cache = options.get("past_key_values")
+    cache = cache_in(options)
     if cache is not None and columns_in(cache):
         _check_cache(cache, prompts, examples)
     config, options = in_new_tokens(backbone, options, examples.embeds.shape[1])
@@ -140,7 +141,7 @@ def generate(
     else:
         call = replace(call, prompts=computed(prompts, examples))
         result = _continued(call) if way == "continued" else _packed(call, layout)
-    cache = cache if isinstance(result, Tensor) else result.get("past_key_values")
+    cache = cache if isinstance(result, Tensor) else cache_in(result)
     if cache is not None and columns_in(cache) and not call.needs_whole_rows:
         _mark_cache(call, cache)
     return result if input_ids is None else _starting_with(input_ids, result, width)
@@ -192,7 +193,7 @@ def _way(call: _Call, layout: PackedLayout | None) -> str:
     backbone, config, options = call.backbone, call.config, call.options
     if call.needs_whole_rows or call.ids is None or not can_be_continued(backbone) or not config.use_cache:
         return "anew"
-    if options.get("past_key_values") is not None or config.output_attentions or config.output_hidden_states:
+    if cache_in(options) is not None or config.output_attentions or config.output_hidden_states:
         return "anew"
     if config.cache_implementation not in (None, "dynamic", "static", "hybrid"):
         return "anew"
@@ -211,7 +212,7 @@ def _way(call: _Call, layout: PackedLayout | None) -> str:
 def _packed(call: _Call, layout: PackedLayout) -> Any:
     states, logits, mask = layout.states(call.backbone, call.prompts, call.examples, copies(call.config))
     cache = cache_of(states)
-    output = CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+    output = CausalLMOutputWithPast(logits=logits[:, None], **{CACHE: cache})
     options = text_positions(call.backbone, mask) | _with_cache(call, cache)
     return _giving_first(call.backbone, output).generate(input_ids=call.ids, attention_mask=mask.long(), **options)
 
@@ -247,7 +248,7 @@ def _continued(call: _Call) -> Any:
 def _with_cache(call: _Call, cache: Cache) -> dict[str, Any]:
     """Return the options with a cache. transformers takes a cache or the name of one, not both."""
     named = {} if call.config.cache_implementation is None else {"cache_implementation": None}
-    return call.options | {"past_key_values": cache} | named
+    return call.options | as_cache(call.backbone, cache) | named
 
 
 def _anew(call: _Call) -> Any:

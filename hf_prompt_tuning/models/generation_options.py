@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from ..compat import cache_name
 from ..errors import PromptTuningError
 from ..layouts.traits import takes
 from ..stand_ins import calling
@@ -76,7 +77,7 @@ def model_arguments(backbone: PreTrainedModel, options: dict[str, Any]) -> tuple
         PromptTuningError: a name is neither, or `logits_to_keep` is a tensor.
     """
     config = generation_config(backbone, options)
-    own = {*inspect.signature(backbone.generate).parameters, "tokenizer", "assistant_tokenizer", "past_key_values"}
+    own = {*inspect.signature(backbone.generate).parameters, "tokenizer", "assistant_tokenizer", cache_name(backbone)}
     ours = {name: value for name, value in options.items() if name in own or hasattr(config, name)}
     if callable(options.get("custom_generate")):
         names = inspect.signature(options["custom_generate"]).parameters

@@ -16,9 +16,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..compat import cache_name
 from ..layouts import ComputedPrompt, Prompts
 from ..layouts.computed import compute
-from ..layouts.traits import is_recurrent, takes
+from ..layouts.traits import is_recurrent
 from ..sharding import embedding_device, is_sharded
 
 NUMBERS = 2**17
@@ -107,7 +108,7 @@ def _same(kept: Tensor, vectors: Tensor) -> bool:
 
 def can_be_continued(backbone: PreTrainedModel) -> bool:
     """Tell whether a computed prompt serves this backbone, in its current state, for every text after it."""
-    if not takes(backbone, "past_key_values") or is_recurrent(backbone):
+    if cache_name(backbone) is None or is_recurrent(backbone):
         return False
     if is_sharded(backbone):
         return False  # all its processes must make the same passes, whatever each has computed before

@@ -8,6 +8,7 @@ from peft import PeftModelForSeq2SeqLM
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
+from ..compat import as_cache, cache_in, with_cache_renamed
 from ..errors import PromptTuningError
 from ..layouts import Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, predictions_at
@@ -98,10 +99,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         check_texts(backbone, texts, texts.attention_mask)
         labels = check_labels(backbone, targets.labels, None, texts.shape[0])
         prompts, sources = self._inputs(texts)
-        given = decoder_arguments(backbone, arguments, labels, texts.shape[0])
+        given = decoder_arguments(backbone, with_cache_renamed(backbone, arguments), labels, texts.shape[0])
         embeds, mask = padded_rows(prompts, sources)
-        if (cache := encoder_decoder_cache(given.get("past_key_values"), prompts, mask)) is not None:
-            given["past_key_values"] = cache
+        given |= as_cache(backbone, encoder_decoder_cache(cache_in(given), prompts, mask))
         if targets.candidates is not None:
             check_left_out(given)
             return RankingOutput(scores=self._rank(embeds, mask, self._candidates(targets.candidates).ids))
@@ -143,7 +143,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
                 outputs[name] = outputs_in_caller_columns(value, prompts, sources)
             elif order is not None and name in ("logits", "decoder_hidden_states"):
                 outputs[name] = in_label_columns(value, order)
-        mark(outputs.get("past_key_values"), CacheContent.behind(prompts, mask))
+        mark(cache_in(outputs), CacheContent.behind(prompts, mask))
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _labelled_logits(self, labels: Tensor, **inputs: Any) -> LabelledLogits:
@@ -187,13 +187,13 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         """
         backbone = self.base_model
         texts = Texts(from_inputs(input_ids, kwargs), attention_mask, inputs_embeds, adapter_names)
+        kwargs = with_cache_renamed(backbone, kwargs)
         self._prepare_generation(texts, kwargs)
         prompts, sources = self._inputs(texts)
         given, options = model_arguments(backbone, kwargs)
         given = decoder_arguments(backbone, given, None, len(sources.mask))
         embeds, mask = padded_rows(prompts, sources)
-        if (cache := encoder_decoder_cache(options.get("past_key_values"), prompts, mask)) is not None:
-            options["past_key_values"] = cache
+        options |= as_cache(backbone, encoder_decoder_cache(cache_in(options), prompts, mask))
         _move_encoder_outputs(given, prompts, sources)
         config = generation_config(backbone, options)
         if config.return_dict_in_generate and is_moved(prompts, sources):
