@@ -5,15 +5,21 @@ versions it is for, so that it can be deleted when they are no longer admitted.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel, RepetitionPenaltyLogitsProcessor, Trainer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .errors import PromptTuningError
 
+TRANSFORMERS = Version(transformers.__version__)
+SYNC = "_sync_replicated_trainable_parameters"
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE = CACHE_NAMES["cache" not in {field.name for field in fields(CausalLMOutputWithPast)}]
 """What transformers calls a cache of keys and values: `cache` from 5.24, `past_key_values` before."""
@@ -55,3 +61,69 @@ def with_cache_renamed(backbone: PreTrainedModel, arguments: Mapping[str, Any]) 
     if not given or name is None:
         return dict(arguments)
     return {key: value for key, value in arguments.items() if key not in CACHE_NAMES} | {name: arguments[given[0]]}
+
+
+def checkpoints_activations(backbone: PreTrainedModel) -> bool:
+    """Tell whether the model computes activations again in the backward pass.
+
+    The property is called `is_activation_checkpointing` from transformers 5.23, `is_gradient_checkpointing` before.
+    """
+    if hasattr(PreTrainedModel, "is_activation_checkpointing"):
+        return backbone.is_activation_checkpointing
+    return backbone.is_gradient_checkpointing
+
+
+def repetition_penalty(penalty: float, ignored: Tensor) -> LogitsProcessor:
+    """Return a repetition penalty that ignores the first `ignored` ([B] long) ids of each row.
+
+    The processor of transformers takes a number for each row from 5.23, and one for all rows before.
+    """
+    if Version("5.23") <= TRANSFORMERS:
+        return RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=ignored)
+    return RowsRepetitionPenalty(penalty, ignored)
+
+
+class RowsRepetitionPenalty(LogitsProcessor):
+    """The repetition penalty of `repetition_penalty` before transformers 5.23."""
+
+    def __init__(self, penalty: float, ignored: Tensor):
+        self.penalty, self.ignored = penalty, ignored
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores [B, V] after ids [B, N], lower for tokens that occur among them."""
+        counts = torch.arange(input_ids.shape[1], device=scores.device) >= self.ignored.to(scores.device)[:, None]
+        occurs = torch.zeros_like(scores, dtype=torch.long).scatter_add(1, input_ids, counts.long()) > 0
+        return torch.where(occurs, torch.where(scores < 0, scores * self.penalty, scores / self.penalty), scores)
+
+
+def check_drafts(option: str) -> None:
+    """Raise PromptTuningError if transformers checks drafts at the wrong places after a given cache (before 5.18)."""
+    if Version("5.18") > TRANSFORMERS:
+        raise PromptTuningError(
+            f"{option} is given, and transformers {TRANSFORMERS} checks drafts at the wrong places behind a prompt; "
+            "install transformers 5.18 or newer, or leave it out."
+        )
+
+
+def average_prompts_over_processes(trainer: Trainer) -> None:
+    """Make FSDP2 average the gradients of parameters that it does not shard, such as a prompt.
+
+    Raises:
+        PromptTuningError: `Trainer` cannot do this (before transformers 5.19).
+    """
+    if not hasattr(trainer, SYNC):
+        raise PromptTuningError(
+            f"FSDP2 is on, whose processes would train different prompts with transformers {TRANSFORMERS}; install "
+            "transformers 5.19 or newer, or use DDP."
+        )
+    trainer._sync_replicated_trainable_parameters(trainer.model)
+
+
+def needed_hooks(names: Iterable[str]) -> list[str]:
+    """Return those of `Trainer`'s hooks that the installed version must have.
+
+    `average_prompts_over_processes` refuses FSDP2 without the hook that it calls. Before transformers 5.10, `Trainer`
+    counts every label and has no `_loss_shifts_labels`.
+    """
+    since = {SYNC: "5.19", "_loss_shifts_labels": "5.10"}
+    return [name for name in names if Version(since.get(name, "0")) <= TRANSFORMERS]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from ..compat import cache_name
+from ..compat import cache_name, checkpoints_activations
 from ..errors import PromptTuningError
 from .base import Layout
 from .cached import CachedLayout
@@ -32,7 +32,7 @@ def why_inexact(name: str, backbone: PreTrainedModel) -> str:
         "cached": {
             "the model has no key-value cache": cache_name(backbone) is None,
             "activation checkpointing computes layers again, and a cache would be filled twice": (
-                backbone.is_activation_checkpointing
+                checkpoints_activations(backbone)
             ),
         },
         "packed": {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..compat import checkpoints_activations
 from ..sharding import embedded
 from .masks import Reach
 
@@ -38,7 +39,7 @@ def is_recurrent(backbone: PreTrainedModel) -> bool:
 
 def state_of_choice(backbone: PreTrainedModel) -> tuple:
     """Return what the choice of a layout depends on besides the backbone itself. It may change between batches."""
-    state = (backbone.is_activation_checkpointing, backbone.config._attn_implementation)
+    state = (checkpoints_activations(backbone), backbone.config._attn_implementation)
     if not is_recurrent(backbone):
         return state
     # Recurrent layers have several kernels: one for training, and one for each device.

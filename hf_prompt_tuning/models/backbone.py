@@ -10,10 +10,11 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils.quantization_config import QuantizationMethod
 
 from ..errors import PromptTuningError
 
+GGUF = "gguf"
+"""What transformers calls the quantization of a backbone that was loaded from a GGUF file (from 5.17)."""
 CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 
 
@@ -134,13 +135,13 @@ def forget_gguf(backbone: PreTrainedModel) -> None:
     The weights are dequantized while loading, and Trainer refuses a model with this mark.
     """
     method = getattr(getattr(backbone.config, "quantization_config", None), "quant_method", None)
-    if method != QuantizationMethod.GGUF:
+    if method != GGUF:
         return
     del backbone.config.quantization_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(backbone).pop(name, None)
     # Needed when another prompt is put in front of this backbone.
-    backbone.dequantized_from = QuantizationMethod.GGUF.value
+    backbone.dequantized_from = GGUF
 
 
 def turn_off_dropout(backbone: PreTrainedModel) -> None:

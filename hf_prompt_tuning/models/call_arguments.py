@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_utils import slice_logits_to_keep
 
 from ..compat import CACHE_NAMES, cache_in, cache_name
 from ..errors import PromptTuningError, first_line
@@ -122,7 +121,12 @@ def selected_columns(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     if isinstance(logits_to_keep, int) and logits_to_keep >= 0:
         return logits[:, -logits_to_keep:] if logits_to_keep else logits
     try:
-        return slice_logits_to_keep(logits, logits_to_keep)
+        if isinstance(logits_to_keep, int):
+            return logits[:, -logits_to_keep:]
+        if not isinstance(logits_to_keep, Tensor) or logits_to_keep.dim() != 2:
+            return logits[:, logits_to_keep]
+        each_row = logits_to_keep.dtype != torch.bool
+        return torch.take_along_dim(logits, logits_to_keep[..., None], 1) if each_row else logits[logits_to_keep]
     except (IndexError, RuntimeError, TypeError) as error:
         raise PromptTuningError(
             f"logits_to_keep is {logits_to_keep}; give how many of the last columns of {list(logits.shape)} to keep, "

@@ -29,7 +29,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ..compat import CACHE, as_cache, cache_in
+from ..compat import CACHE, as_cache, cache_in, check_drafts
 from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
@@ -151,6 +151,8 @@ def _check(call: _Call) -> None:
     """Raise PromptTuningError for rows or settings with which no way gives the right tokens."""
     if call.has_pads:
         check_no_attentions_of_steps(call.config, call.backbone.config)
+    if option := drafting_option(call.config, call.options):
+        check_drafts(option)
     rows, each = len(call.examples.mask), copies(call.config)
     if call.backbone.config.model_type in ONE_ROW_ONLY and rows * each > 1:
         raise PromptTuningError(

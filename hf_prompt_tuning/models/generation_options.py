@@ -14,11 +14,10 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
 )
 from transformers.utils import ModelOutput
 
-from ..compat import cache_name
+from ..compat import cache_name, repetition_penalty
 from ..errors import PromptTuningError
 from ..layouts.traits import takes
 from ..stand_ins import calling
@@ -187,9 +186,7 @@ def without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor
     """
     if config.repetition_penalty in (None, 1.0):
         return options
-    penalty = RepetitionPenaltyLogitsProcessor(
-        config.repetition_penalty, prompt_ignore_length=pads.repeat_interleave(copies(config))
-    )
+    penalty = repetition_penalty(config.repetition_penalty, pads.repeat_interleave(copies(config)))
     processors = LogitsProcessorList([penalty, *(options.get("logits_processor") or ())])
     return with_settings(options, repetition_penalty=1.0) | {"logits_processor": processors}
 

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
+from ..compat import average_prompts_over_processes
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..stand_ins import ByContext
 from . import distributed
@@ -107,8 +108,7 @@ class CheckpointMixin:
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.accelerator.is_fsdp2:
             register_fsdp_forward_method(self.model, "generate")
-            # FSDP2 does not average the gradients of parameters that it does not shard.
-            self._sync_replicated_trainable_parameters(self.model)
+            average_prompts_over_processes(self)
         return prepared
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:

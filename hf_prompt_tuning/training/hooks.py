@@ -5,9 +5,9 @@ names are checked against the installed `Trainer`. Each comes with the oldest re
 have it, and with what we need it for.
 """
 
-import transformers
 from transformers import Trainer
 
+from ..compat import TRANSFORMERS, needed_hooks
 from ..errors import PromptTuningError
 
 METHODS = {
@@ -25,7 +25,7 @@ METHODS = {
     "_move_model_to_device": ("4.21", "places the best prompt of a search"),
     "_prepare_for_training": ("5.3", "keeps DDP from sending the backbone, and undoes an evaluation"),
     "_run_epoch": ("5.3", "ends a run after a signal or if nothing is left; sets the epoch of several processes"),
-    "_sync_replicated_trainable_parameters": ("5.20", "averages a prompt's gradient over FSDP2's processes"),
+    "_sync_replicated_trainable_parameters": ("5.19", "averages a prompt's gradient over FSDP2's processes"),
     "call_model_init": ("4.21", "gives a new model the trainer's template and layout"),
     "compute_loss_context_manager": ("4.21", "evaluates in the training's precision"),
     "create_accelerator_and_postprocess": ("4.30", "keeps FSDP2 from sharding prompts"),
@@ -47,7 +47,7 @@ METHODS = {
 ATTRIBUTES = {
     "_created_lr_scheduler": ("4.37", "tells that several prompts have their own schedules"),
     "_eval_dataloaders": ("4.42", "keeps the persistent workers of the trainer's own evaluation data"),
-    "_loss_shifts_labels": ("5.16", "counts the label of the first token, which the prompt predicts"),
+    "_loss_shifts_labels": ("5.10", "counts the label of the first token, which the prompt predicts"),
     "_signature_columns": ("4.21", "keeps only the columns that the collator reads"),
     "label_smoother": ("4.21", "leaves label smoothing to the model"),
     "model_accepts_loss_kwargs": ("4.46", "gives the model the number of labelled tokens in a step"),
@@ -64,10 +64,10 @@ def check_hooks(trainer: type = Trainer) -> None:
     names = {name for method in vars(trainer).values() for name in _names_in(method)}
     lacking = {name: hook for name, hook in METHODS.items() if not callable(getattr(trainer, name, None))}
     lacking |= {name: hook for name, hook in ATTRIBUTES.items() if name not in names}
-    if lacking:
-        listed = "; ".join(f"{name}, which {why}" for name, (_, why) in lacking.items())
+    if needed := needed_hooks(lacking):
+        listed = "; ".join(f"{name}, which {lacking[name][1]}" for name in needed)
         raise PromptTuningError(
-            f"the Trainer of transformers {transformers.__version__} has no {listed}. Install the version of "
+            f"the Trainer of transformers {TRANSFORMERS} has no {listed}. Install the version of "
             "transformers that hf_prompt_tuning asks for (pip install 'hf_prompt_tuning[train]')."
         )
 
