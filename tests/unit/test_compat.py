@@ -1,0 +1,101 @@
+"""Differences between versions: all in compat.py, and each mended or refused on every version."""
+
+import ast
+from types import SimpleNamespace
+
+import pytest
+import torch
+from packaging.version import Version
+from transformers import DynamicCache
+
+from hf_prompt_tuning import PromptTuningError, compat
+from tests.shared.architectures import tiny_backbone
+from tests.shared.reference import tiny_prompt_model
+from tests.shared.repository import ROOT
+from tests.shared.tiny_models import tiny_model
+
+PACKAGE = ROOT / "hf_prompt_tuning"
+DIFFER = {
+    "_sync_replicated_trainable_parameters",
+    "cache",
+    "is_activation_checkpointing",
+    "is_gradient_checkpointing",
+    "past_key_values",
+    "prompt_ignore_length",
+}
+IDS = torch.arange(5, 15).view(2, 5)
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_nothing_else_asks_for_a_version_or_a_name_that_some_lack(file):
+    asked = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute):
+            asked |= {node.attr} & (DIFFER - {"cache"} | {"__version__"})  # our own HubFolder has a cache, too
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            asked |= {node.value} & DIFFER
+        elif isinstance(node, ast.keyword):
+            asked |= {node.arg} & DIFFER
+    if file.name == "hooks.py":
+        asked.discard("_sync_replicated_trainable_parameters")  # its table lists the names of all hooks
+    assert (asked == set()) is (file.name != "compat.py")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "t5", "jamba"])
+def test_a_cache_of_keys_and_values_has_one_name(name):
+    backbone = tiny_backbone(name) if name == "jamba" else tiny_model(name)
+    assert compat.cache_name(backbone) == compat.CACHE
+    assert compat.as_cache(backbone, None) == {}
+    assert compat.with_cache_renamed(backbone, {"use_cache": True, "cache": None}) == {
+        "use_cache": True,
+        "cache": None,
+    }
+
+
+@pytest.mark.parametrize("given", compat.CACHE_NAMES)
+def test_states_are_no_cache_whatever_they_are_called(given):
+    model = tiny_prompt_model("mamba")
+    assert compat.cache_name(model.base_model) is None
+    for call in (model, model.generate):
+        with pytest.raises(PromptTuningError, match=f"{given} is given"):
+            call(IDS, **{given: DynamicCache()})
+
+
+@pytest.mark.parametrize("name", compat.CACHE_NAMES)
+def test_a_caller_may_use_either_name(name):
+    model = tiny_prompt_model("llama").eval()
+    whole = model(IDS).logits[:, -1]
+    cache = DynamicCache()
+    first = model(IDS[:, :4], **{name: cache}, use_cache=True)
+    assert compat.cache_in(first) is cache
+    torch.testing.assert_close(model(IDS[:, 4:], **{name: cache}).logits[:, -1], whole)
+    model, cache = tiny_prompt_model("t5").eval(), DynamicCache()
+    start = torch.zeros(2, 1, dtype=torch.long)
+    assert compat.cache_in(model(IDS, decoder_input_ids=start, **{name: cache}, use_cache=True)) is not None
+
+
+def test_two_caches_are_refused():
+    with pytest.raises(PromptTuningError, match="cache and past_key_values are given, which are one; leave one out"):
+        tiny_prompt_model("llama")(IDS, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("version", ["5.22.2", "5.23.0"])
+def test_a_repetition_penalty_ignores_pads(version, monkeypatch):
+    monkeypatch.setattr(compat, "TRANSFORMERS", min(Version(version), compat.TRANSFORMERS))
+    penalty = compat.repetition_penalty(2.0, torch.tensor([0, 2]))
+    scores = penalty(torch.tensor([[1, 1, 2], [1, 1, 2]]), torch.tensor([[1.0, 1.0, -1.0, 1.0]] * 2))
+    assert scores.tolist() == [[1.0, 0.5, -2.0, 1.0], [1.0, 1.0, -2.0, 1.0]]
+
+
+def test_what_an_old_version_does_wrong_is_refused(monkeypatch):
+    monkeypatch.setattr(compat, "TRANSFORMERS", Version("5.17.0"))
+    with pytest.raises(
+        PromptTuningError, match=r"prompt_lookup_num_tokens is given, and transformers 5\.17\.0 checks"
+    ):
+        tiny_prompt_model("llama").eval().generate(IDS[:1], prompt_lookup_num_tokens=3)
+    with pytest.raises(PromptTuningError, match=r"FSDP2 is on, .* install transformers 5\.19 or newer"):
+        compat.average_prompts_over_processes(SimpleNamespace())
+    assert compat.needed_hooks(["_sync_replicated_trainable_parameters", "_loss_shifts_labels", "_save"]) == [
+        "_loss_shifts_labels",
+        "_save",
+    ]
