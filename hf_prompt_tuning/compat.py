@@ -21,8 +21,12 @@ from .errors import PromptTuningError
 TRANSFORMERS = Version(transformers.__version__)
 SYNC = "_sync_replicated_trainable_parameters"
 CACHE_NAMES = ("cache", "past_key_values")
-CACHE = CACHE_NAMES["cache" not in {field.name for field in fields(CausalLMOutputWithPast)}]
+CACHE = CACHE_NAMES[0] if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else CACHE_NAMES[1]
 """What transformers calls a cache of keys and values: `cache` from 5.24, `past_key_values` before."""
+
+NEW, OLD = "is_activation_checkpointing", "is_gradient_checkpointing"
+CHECKPOINTS_ACTIVATIONS = NEW if hasattr(PreTrainedModel, NEW) else OLD
+"""A model's property that tells whether the backward pass computes activations again; the new name is of 5.23."""
 
 
 def cache_name(backbone: PreTrainedModel) -> str | None:
@@ -61,16 +65,6 @@ def with_cache_renamed(backbone: PreTrainedModel, arguments: Mapping[str, Any]) 
     if not given or name is None:
         return dict(arguments)
     return {key: value for key, value in arguments.items() if key not in CACHE_NAMES} | {name: arguments[given[0]]}
-
-
-def checkpoints_activations(backbone: PreTrainedModel) -> bool:
-    """Tell whether the model computes activations again in the backward pass.
-
-    The property is called `is_activation_checkpointing` from transformers 5.23, `is_gradient_checkpointing` before.
-    """
-    if hasattr(PreTrainedModel, "is_activation_checkpointing"):
-        return backbone.is_activation_checkpointing
-    return backbone.is_gradient_checkpointing
 
 
 def repetition_penalty(penalty: float, ignored: Tensor) -> LogitsProcessor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from ..compat import cache_name, checkpoints_activations
+from ..compat import CHECKPOINTS_ACTIVATIONS, cache_name
 from ..errors import PromptTuningError
 from .base import Layout
 from .cached import CachedLayout
@@ -32,7 +32,7 @@ def why_inexact(name: str, backbone: PreTrainedModel) -> str:
         "cached": {
             "the model has no key-value cache": cache_name(backbone) is None,
             "activation checkpointing computes layers again, and a cache would be filled twice": (
-                checkpoints_activations(backbone)
+                getattr(backbone, CHECKPOINTS_ACTIVATIONS)
             ),
         },
         "packed": {

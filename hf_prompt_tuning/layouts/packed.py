@@ -180,7 +180,7 @@ class PackedLayout:
             **token_inputs(backbone, embeds[None]),
             attention_mask=masks if self.as_dict else next(iter(masks.values())),
             position_ids=positions[None, past:],
-            **as_cache(backbone, cache_of(side_by_side(row.computed)) if past or keep else None),
+            **(as_cache(backbone, cache_of(side_by_side(row.computed))) if past or keep else {}),
             use_cache=bool(past) or keep,
         )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..compat import checkpoints_activations
+from ..compat import CHECKPOINTS_ACTIVATIONS
 from ..sharding import embedded
 from .masks import Reach
 
@@ -39,7 +39,7 @@ def is_recurrent(backbone: PreTrainedModel) -> bool:
 
 def state_of_choice(backbone: PreTrainedModel) -> tuple:
     """Return what the choice of a layout depends on besides the backbone itself. It may change between batches."""
-    state = (checkpoints_activations(backbone), backbone.config._attn_implementation)
+    state = (getattr(backbone, CHECKPOINTS_ACTIVATIONS), backbone.config._attn_implementation)
     if not is_recurrent(backbone):
         return state
     # Recurrent layers have several kernels: one for training, and one for each device.

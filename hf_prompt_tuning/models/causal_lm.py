@@ -165,8 +165,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
         """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
         check_unpacked(arguments)
-        arguments = with_cache_renamed(self.base_model, arguments)
-        if (cache := cache_in(arguments)) is not None and columns_in(cache):
+        if arguments and columns_in(cache_in(arguments := with_cache_renamed(self.base_model, arguments))):
             check_only_new_tokens(arguments | vars(targets))
             check_texts(self.base_model, texts, None)
             return self._behind_a_cache(texts, **arguments)

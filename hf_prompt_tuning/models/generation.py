@@ -159,7 +159,7 @@ def _check(call: _Call) -> None:
             f"got {rows} rows and {each} sequences for each, and {type(call.backbone).__name__} "
             "generates right for one alone. Give one row at a time, without beams."
         )
-    fixed = isinstance(call.options.get("past_key_values"), StaticCache) or call.config.cache_implementation
+    fixed = isinstance(cache_in(call.options), StaticCache) or call.config.cache_implementation
     if call.backbone.config.model_type in GROWING_CACHE_ONLY and fixed not in (False, None, "dynamic"):
         raise PromptTuningError(
             f"the cache is {call.config.cache_implementation or 'static'}, and {type(call.backbone).__name__} reads "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..compat import checkpoints_activations
+from ..compat import CHECKPOINTS_ACTIVATIONS
 from ..errors import PromptMismatchError, PromptTuningError
 from ..hub.backbones import commit_of
 from ..hub.background import PUSH_SECONDS, temporary_folder, within
@@ -105,7 +105,7 @@ class HeldPrompts:
     def freeze_backbone(self) -> None:
         """Freeze the backbone, and turn its dropout off unless the config keeps it."""
         freeze(self.base_model, next(iter(self.peft_config.values())).backbone_dropout)
-        if not self.is_frozen and checkpoints_activations(self.base_model):
+        if not self.is_frozen and getattr(self.base_model, CHECKPOINTS_ACTIVATIONS):
             super().prepare_model_for_gradient_checkpointing(self.base_model)
         self.is_frozen = True
 

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..compat import cache_name, checkpoints_activations
+from ..compat import CHECKPOINTS_ACTIVATIONS, cache_name
 from ..layouts import ComputedPrompt, Prompts
 from ..layouts.computed import compute
 from ..layouts.traits import is_recurrent
@@ -114,7 +114,7 @@ def can_be_continued(backbone: PreTrainedModel) -> bool:
         return False  # all its processes must make the same passes, whatever each has computed before
     if backbone.config._attn_implementation == "flex_attention":
         return False  # compiling masks for each shape costs more than a short pass
-    return not (backbone.training and checkpoints_activations(backbone))
+    return not (backbone.training and getattr(backbone, CHECKPOINTS_ACTIVATIONS))
 
 
 @torch.no_grad()
