@@ -4,6 +4,7 @@ A tokenizer may have tokens that the backbone lacks, so token ids must be rows o
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,34 @@ def _encoded(
     # would be read as the index of a label.
     own = [column for column in ("length", "label") if column in columns_of(rows)]
     return rows.remove_columns(own) if own else rows
+
+
+def check_kind(data: Any, name: str, may_be_several: bool = False) -> None:
+    """Raise PromptTuningError if the data is a dict of splits, a table of another library, or the name of a file.
+
+    Args:
+        data: what the caller gave as data.
+        name: the name of the data in messages.
+        may_be_several: accept a dict of data sets.
+    """
+    if may_be_several and isinstance(data, dict):
+        for key, rows in data.items():
+            check_kind(rows, f"{name} ({key})")
+        return
+    kind = type(data)
+    if isinstance(data, dict) and all(isinstance(key, str) for key in data):  # numbers as keys could be row numbers
+        splits = all(isinstance(rows, Dataset | IterableDataset) for rows in data.values())
+        fix = "one of its splits" if splits else "a list of rows, or Dataset.from_dict(…) of columns"
+        keys = ", ".join(map(repr, data)) or "nothing"
+        raise PromptTuningError(f"the {name} data is a {kind.__name__} of {keys}; give {fix}.")
+    if kind.__name__ in ("DataFrame", "LazyFrame"):
+        maker = "from_polars(…)" if kind.__module__.startswith("polars") else "from_pandas(…, preserve_index=False)"
+        raise PromptTuningError(f"the {name} data is a {kind.__name__}; give Dataset.{maker} of the datasets library.")
+    if isinstance(data, str | Path):
+        raise PromptTuningError(
+            f"the {name} data is the {kind.__name__} {str(data)!r:.80}; give its rows: a list of them, or a Dataset "
+            '(load_dataset("json", data_files=…, split="train")).'
+        )
 
 
 def from_list(rows: list[Any], name: str) -> Dataset:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.encoding import with_label_words
+from ..data.encoding import check_kind, with_label_words
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
@@ -62,6 +62,8 @@ class EnsembleTrainer(MultiPromptTrainer):
         template: PromptTemplate | None = None,
         **kwargs: Any,
     ):
+        check_kind(train_dataset, "training")
+        check_kind(eval_dataset, "evaluation", may_be_several=True)  # a dict is refused below
         if len(members) < 2:
             raise PromptTuningError(f"an ensemble has {len(members)} member; give at least two, or train one prompt.")
         if template is None or processing_class is None or isinstance(eval_dataset, dict):

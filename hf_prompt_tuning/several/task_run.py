@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import vocabulary_of, with_label_words
+from ..data.encoding import check_kind, vocabulary_of, with_label_words
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
@@ -48,7 +48,7 @@ class TaskRun:
         encoder = None if task.template is None else model.row_encoder(tokenizer, task.template)
         encode = RowEncoder(encoder, model.room(task.name), vocabulary_of(model), columns)
         train = encode(task.train_dataset, f"{task.name} training", require_target=True)
-        evaluation = encode(task.eval_dataset, f"{task.name} evaluation", require_target=False)
+        evaluation = encode(task.eval_dataset, f"{task.name} evaluation", require_target=False, may_be_several=True)
         args = task.arguments(args)
         stream = None if train is None else read_stream(task.name, train, args)
         return cls(replace(task, train_dataset=train, eval_dataset=evaluation), encode, args, stream)
@@ -65,8 +65,10 @@ def with_template(task: PromptTask, model: Any, tokenizer: PreTrainedTokenizerBa
     """Return the task with its template and label words; default: the template of the model's prompt for this task.
 
     Raises:
-        PromptTuningError: the task has a template and there is no tokenizer.
+        PromptTuningError: the task has a template and there is no tokenizer, or its data is of another kind.
     """
+    check_kind(task.train_dataset, f"{task.name} training")
+    check_kind(task.eval_dataset, f"{task.name} evaluation", may_be_several=True)
     template = task.template
     if template is None and isinstance(model, SoftPrompts) and task.name in model.prompt_info:
         template = model.prompt_info[task.name].template

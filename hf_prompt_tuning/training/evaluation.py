@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput, has_length
 
+from ..data.encoding import check_kind
 from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
@@ -93,6 +94,7 @@ class EvaluationMixin:
 
         A dataset of raw columns is tokenized. Rows of token ids may have no labels.
         """
+        check_kind(test_dataset, "test")
         rows = self._scorer.rows
         test_dataset = test_dataset if rows.tokenizer is not None else with_labels(test_dataset)
         return super().get_test_dataloader(rows(test_dataset, "test", require_target=False))

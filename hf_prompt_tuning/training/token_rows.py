@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoded_rows import columns_of, is_encoded
-from ..data.encoding import encode_data, from_list, is_text
+from ..data.encoding import check_kind, encode_data, from_list, is_text
 from ..data.files import ORIGIN
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
@@ -125,12 +125,15 @@ class RowEncoder:
     vocabulary: int | None
     columns: ColumnCheck
 
-    def __call__(self, data: Any, name: str, require_target: bool) -> Any:
+    def __call__(self, data: Any, name: str, require_target: bool, may_be_several: bool = False) -> Any:
         """Return the token ids of a dataset, or of each dataset in a dict, as `encode_data` does.
 
+        A dict of datasets must be allowed by `may_be_several`.
+
         Raises:
-            PromptTuningError: a column would be lost, or `encode_data` rejects the data.
+            PromptTuningError: a column would be lost, or `check_kind` or `encode_data` rejects the data.
         """
+        check_kind(data, name, may_be_several)
         self.columns(data, name, None if self.tokenizer is None else self.tokenizer.template)
         return encode_data(data, name, self.tokenizer, self.limit, require_target, self.vocabulary)
 

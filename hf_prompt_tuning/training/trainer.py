@@ -12,7 +12,7 @@ from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
 from ..data.collator import DataCollatorForPromptTuning, beside_texts
-from ..data.encoding import vocabulary_of
+from ..data.encoding import check_kind, vocabulary_of
 from ..data.template import PromptTemplate
 from ..extras import check_installed
 from ..layouts.base import IGNORED
@@ -76,6 +76,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         **kwargs: Any,
     ):
         check_installed("training")
+        check_kind(train_dataset, "training")
+        check_kind(eval_dataset, "evaluation", may_be_several=True)
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
         check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset)
         self.model_init = model_init
@@ -113,7 +115,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         """Return what encodes the prompt's rows, and the training and evaluation data as token ids."""
         encoder = None if template is None else model.row_encoder(tokenizer, template)
         rows = RowEncoder(encoder, model.room(), vocabulary_of(model), columns)
-        return rows, rows(train, "training", require_target=True), rows(evaluation, "evaluation", require_target=False)
+        train = rows(train, "training", require_target=True)
+        return rows, train, rows(evaluation, "evaluation", require_target=False, may_be_several=True)
 
     def _leave_loss_to_the_model(self) -> None:
         # Our `forward` divides by `num_items_in_batch`, whether or not the backbone's does. The label of the first
@@ -143,7 +146,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         """
         model = self._adopt(prompt_model(super().call_model_init(trial)))
         for name, data in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
-            self._rows(data, name, require_target=False)
+            self._rows(data, name, require_target=False, may_be_several=True)
         return model
 
     def train(

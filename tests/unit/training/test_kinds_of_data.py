@@ -1,0 +1,57 @@
+"""Data of a kind that trains nothing, or that trains silently on the wrong thing."""
+
+import logging
+
+import pandas as pd
+import pytest
+from datasets import Dataset, DatasetDict
+
+from hf_prompt_tuning import EnsembleTrainer, MultiPromptTrainer, PromptTask, PromptTuningError
+from tests.shared.several_prompts import random_prompt
+from tests.shared.tiny_models import tiny_model
+from tests.shared.trainers import TEMPLATE, arguments, make
+
+IDS = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
+SPLITS = {"train": Dataset.from_list(IDS), "test": Dataset.from_list(IDS)}
+
+KINDS = pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DatasetDict(SPLITS), "data is a DatasetDict of 'train', 'test'; give one of its splits"),
+        (SPLITS, "data is a dict of 'train', 'test'; give one of its splits"),
+        ({"text": ["a"], "label": ["b"]}, r"data is a dict of 'text', 'label'; give .* Dataset.from_dict"),
+        (pd.DataFrame({"message": ["a"], "label": ["1"]}), "data is a DataFrame; give Dataset.from_pandas"),
+        ("train.jsonl", "data is the str 'train.jsonl'; give its rows"),
+    ],
+    ids=["DatasetDict", "dict", "columns", "DataFrame", "str"],
+)
+
+
+@KINDS
+def test_what_is_not_rows(data, message, tmp_path, tokenizer, messages):
+    for template, rows in ((TEMPLATE, messages), (None, IDS)):
+        with pytest.raises(PromptTuningError, match=f"the training {message}"):
+            make(tmp_path, tokenizer, data, template)
+        with pytest.raises(PromptTuningError, match=f"the test {message}"):
+            make(tmp_path, tokenizer, rows, template).predict(data)
+
+
+@KINDS
+def test_what_is_not_rows_of_several_prompts(data, message, tmp_path, tokenizer):
+    task, args = PromptTask("one", random_prompt(4), data, None, TEMPLATE), arguments(tmp_path)
+    with pytest.raises(PromptTuningError, match=f"the one training {message}"):
+        MultiPromptTrainer(tiny_model("llama"), args, [task], tokenizer)
+    members = [PromptTask(name, random_prompt(4)) for name in "ab"]
+    with pytest.raises(PromptTuningError, match=f"the training {message}"):
+        EnsembleTrainer(tiny_model("llama"), args, members, data, None, tokenizer, TEMPLATE)
+
+
+def test_evaluation_data_may_be_several(tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer, IDS, None, eval_rows=DatasetDict(SPLITS))
+    assert "eval_test_loss" in trainer.evaluate()
+    with pytest.raises(PromptTuningError, match=r"the evaluation \(a\) data is a DataFrame"):
+        make(tmp_path, tokenizer, IDS, None, eval_rows={"a": pd.DataFrame(IDS)})
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
