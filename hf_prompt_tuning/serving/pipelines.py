@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Pipeline, PreTrainedTokenizerBase
 
+from ..data.rows import column_names, row_columns, series_row, table_rows
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
@@ -63,8 +64,9 @@ class PromptPipeline(Pipeline):
         """Return labels or texts for one row or several.
 
         Args:
-            inputs: a row, a list of rows, or a dataset or generator of rows, which returns its results one by one. A
-                row is a dict of columns, or the text itself if the template has one column.
+            inputs: a row, a list or table (pandas, pyarrow, polars) of rows, or a dataset or generator of rows, which
+                returns its results one by one. A row is a dict of columns, or the text itself if the template has one
+                column.
             adapter_names: the prompt for all rows, or (for a list) a prompt for each row; default: the active prompt.
             **kwargs: `batch_size` and `num_workers` as in transformers, and the options of the pipeline.
 
@@ -73,6 +75,7 @@ class PromptPipeline(Pipeline):
                 column.
         """
         names = self.model.active_adapter if adapter_names is None else adapter_names
+        inputs = table_rows(inputs)
         if isinstance(inputs, list):
             if isinstance(names, str):
                 names = [names] * len(inputs)
@@ -84,6 +87,7 @@ class PromptPipeline(Pipeline):
             return super().__call__(rows, **kwargs) if rows else []
         if not isinstance(names, str):
             raise PromptTuningError("adapter_names is a list, and inputs are none; give one name, or a list of rows.")
+        inputs = series_row(inputs, self._coder(names).template.source_columns)
         if isinstance(inputs, Mapping | str):
             return super().__call__([_Row(inputs, names)], **kwargs)[0]
         if not isinstance(inputs, Iterable | Dataset):
@@ -121,17 +125,12 @@ class PromptPipeline(Pipeline):
 
     def preprocess(self, row: _Row) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` [1, T], and `which` [1], the prompt's index in `prompt_info`."""
-        coder, content = self._coder(row.adapter_name), row.content
+        coder = self._coder(row.adapter_name)
         columns = coder.template.source_columns
-        if isinstance(content, str):
-            if len(columns) != 1:
-                needed = ", ".join(map(repr, columns))
-                raise PromptTuningError(f"got a text, and the template has the columns {needed}; give a dict of them.")
-            content = {columns[0]: content}
-        _check_row(content, columns)
+        content = row_columns(row.content, columns)
         if missing := [name for name in columns if name not in content]:
             raise PromptTuningError(
-                f"the template's field {{{missing[0]}}} is not in the row, which has {', '.join(map(repr, content))}."
+                f"the template's field {{{missing[0]}}} is not in the row, which has {column_names(content)}."
             )
         ids = torch.tensor([coder.source_ids(content)[0]])
         which = torch.tensor([list(self.model.prompt_info).index(row.adapter_name)])
@@ -159,23 +158,6 @@ def _padding(tokenizer: PreTrainedTokenizerBase | str | None) -> PreTrainedToken
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _check_row(content: Any, columns: Sequence[str]) -> None:
-    if isinstance(content, list | tuple) or (
-        isinstance(content, Mapping)
-        and not set(columns) <= content.keys()
-        and ("messages" in content or {"role", "content"} <= content.keys())
-    ):
-        raise PromptTuningError(
-            "inputs hold a chat (messages of a role and a content), and a prompt's template makes text of columns; "
-            f"give a dict of {', '.join(map(repr, columns))}."
-        )
-    if not isinstance(content, Mapping):
-        raise PromptTuningError(
-            f"inputs hold a row that is a {type(content).__name__}; give a dict of {', '.join(map(repr, columns))}, "
-            "or a text."
-        )
 
 
 class PromptClassificationPipeline(PromptPipeline):

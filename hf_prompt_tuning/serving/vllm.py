@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..data.rows import row_columns
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..hub.tensors import open_tensors
@@ -108,7 +109,7 @@ class VllmPrompt:
 
     def embeds(self, row: Mapping[str, Any]) -> Tensor:
         """Return the embeddings of the prompt and a row's source text, [P+T, H]."""
-        ids, _ = self.coder.source_ids(row)
+        ids, _ = self.coder.source_ids(row_columns(row, self.coder.template.source_columns))
         return torch.cat([self.prompt, self.embedding[torch.tensor(ids)]])
 
     def payload(self, row: Mapping[str, Any]) -> str:

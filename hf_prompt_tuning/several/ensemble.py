@@ -1,13 +1,15 @@
 """Load an ensemble of prompts and predict by majority vote."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import DataCollatorForPromptTuning
+from ..data.rows import column_names, row_columns, series_row, table_rows
 from ..data.template import PromptTemplate
 from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Place, read_whole
@@ -49,11 +51,12 @@ class PromptEnsemble:
         described = describe_parts(self.model, self.tokenizer, self.template)
         return f"PromptEnsemble({', '.join(self.members)} on {described})"
 
-    def predict(self, rows: Sequence[Mapping[str, Any]], batch_size: int = 16) -> list[dict[str, Any]]:
+    def predict(self, rows: Any, batch_size: int = 16) -> list[dict[str, Any]]:
         """Return the ensemble's prediction for each row.
 
         Args:
-            rows: rows with the template's columns.
+            rows: a list, a dataset, a generator or a table (pandas, pyarrow, polars) of rows. A row is a dict of the
+                template's columns, or the text itself if the template has one column.
             batch_size: rows in one call of the backbone; each row is repeated for every prompt in the same call.
 
         Returns:
@@ -61,32 +64,54 @@ class PromptEnsemble:
             for classification, `scores` (each label's log-likelihood, summed over the prompts).
 
         Raises:
-            PromptTuningError: a row lacks a column of the template.
+            PromptTuningError: `rows` is a single row, or a row lacks a column of the template or has no text.
         """
+        features = self._features(rows)
         records: list[dict[str, Any]] = []
-        for start in range(0, len(rows), batch_size):
-            batch = self._batch(rows[start : start + batch_size])
+        for start in range(0, len(features), batch_size):
+            batch = self._batch(features[start : start + batch_size])
             if self.template.is_classification:
                 records += [label_record(self.template, self.members, scores) for scores in self._ranked(batch)]
             else:
                 records += [text_record(self.members, texts) for texts in self._written(batch)]
         return records
 
-    def scores(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Return every prompt's log-likelihood of every label for every row, [B, G, L], from one backbone call."""
-        return self._ranked(self._batch(rows))
+    def scores(self, rows: Any) -> np.ndarray:
+        """Return every prompt's log-likelihood of every label for every row, [B, G, L], from one backbone call.
 
-    def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return a collated batch of the rows' sources. Targets in the rows are ignored."""
-        features = []
-        for row in rows:
-            if missing := [name for name in self.template.source_columns if name not in row]:
+        Args:
+            rows: as in `predict`.
+
+        Raises:
+            PromptTuningError: as in `predict`.
+        """
+        return self._ranked(self._batch(self._features(rows)))
+
+    def _features(self, rows: Any) -> list[dict[str, Any]]:
+        """Return the token ids of each row's source. Targets in the rows are ignored."""
+        columns = self.template.source_columns
+        table = series_row(table_rows(rows), columns)
+        if isinstance(table, Mapping | str) or not isinstance(table, Iterable | Dataset):
+            raise PromptTuningError(
+                f"rows is a {type(rows).__name__}; give a list of rows, each a dict of {column_names(columns)}."
+            )
+        return [self._feature(row, number) for number, row in enumerate(table, start=1)]
+
+    def _feature(self, content: Any, number: int) -> dict[str, Any]:
+        columns = self.template.source_columns
+        try:
+            row = row_columns(content, columns)
+            if missing := [name for name in columns if name not in row]:
                 raise PromptTuningError(
-                    f"a row has {', '.join(map(repr, row))}, and the template's source names {missing[0]!r}; "
+                    f"a row has {column_names(row)}, and the template's source names {missing[0]!r}; "
                     "give the row that column."
                 )
             ids, _ = self._encoder.source_ids(row)
-            features.append({"input_ids": ids, "labels": [IGNORED] * len(ids)})
+        except PromptTuningError as error:
+            raise PromptTuningError(f"row {number}: {error}") from error
+        return {"input_ids": ids, "labels": [IGNORED] * len(ids)}
+
+    def _batch(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         return {name: value.to(self.model.device) for name, value in self._collator(features).items()}
 
     def _ranked(self, batch: dict[str, Any]) -> np.ndarray:

@@ -1,8 +1,12 @@
 """transformers' `pipeline` on prompts: rows in, labels and texts out, whatever the batches."""
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_prompt_tuning import PromptTokenizer, PromptTuningError
 from tests.shared.prompt_pipelines import ROWS, TEXT, THREE, made
@@ -94,6 +98,41 @@ def test_a_tokenizer_without_a_pad_token(tokenizer):
     pipe = pipeline("prompt-classification", model=model, tokenizer=tokenizer)
     assert [r["label"] for r in pipe(ROWS, batch_size=5)] == [r["label"] for r in pipe(ROWS)]
     assert tokenizer.pad_token is None
+
+
+class Polars:
+    """A table that iterates as polars' do, over columns, and has their method for rows."""
+
+    def __init__(self, columns):
+        self.columns = columns
+
+    def __iter__(self):
+        return iter(self.columns.values())
+
+    def to_dicts(self):
+        return Dataset.from_dict(self.columns).to_list()
+
+
+@pytest.mark.parametrize("task, template", [("prompt-generation", TEXT), ("prompt-classification", TEMPLATE)])
+def test_a_table_is_its_rows(task, template, tokenizer):
+    pipe = pipeline(task, model=made(tokenizer, template, template), tokenizer=tokenizer)
+    columns = {"message": ROWS, "mood": ["a"] * len(ROWS)}
+    frame, expected = pd.DataFrame(columns, index=list("vwxyz")), pipe(ROWS)
+    for rows in (frame, pa.table(columns), Polars(columns), Dataset.from_dict(columns)):
+        assert list(pipe(rows, batch_size=2)) == expected
+    for texts in (frame["message"], pa.array(ROWS), KeyDataset(Dataset.from_dict(columns), "message")):
+        assert list(pipe(texts)) == expected
+    names = ["p1", "default", "p1", "default", "p1"]
+    assert pipe(frame, adapter_names=names) == pipe(ROWS, adapter_names=names)
+    assert pipe(frame.iloc[1]) == pipe([frame.iloc[1]])[0] == expected[1]
+    assert pipe(frame[:0]) == []
+    for missing in (None, float("nan"), pd.NaT, pd.NA):
+        with pytest.raises(PromptTuningError, match=r"\{message\} is missing"):
+            pipe(pd.DataFrame({"message": [missing]}, dtype=object))
+    with pytest.raises(PromptTuningError, match=r"\{message\} is not in the row, which has 'text'"):
+        pipe(frame.rename(columns={"message": "text"}))
+    with pytest.raises(PromptTuningError, match=r"\{message\} is a list"):
+        pipe(columns)
 
 
 class TestRefusals:

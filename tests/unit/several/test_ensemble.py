@@ -3,8 +3,11 @@
 import json
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from peft import PeftModel
 
 from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, PromptTuningError, load_prompt
@@ -108,6 +111,32 @@ def test_texts_end_where_each_prompt_leaves_no_positions(tmp_path, messages):
         assert texts == single.predict(rows).predictions
     ensemble = PromptEnsemble(trainer.model, trainer.members, trainer.processing_class, FREE)
     assert [list(record["votes"].values()) for record in ensemble.predict(rows)] == np.transpose(found).tolist()
+
+
+def test_an_ensemble_takes_tables_and_texts_and_refuses_one_row(tmp_path, messages):
+    trainer = make(tmp_path, messages)
+    ensemble = PromptEnsemble(trainer.model, trainer.members, trainer.processing_class, TEMPLATE)
+    rows = [{"message": row["message"]} for row in messages[:5]]
+    texts = [row["message"] for row in rows]
+    frame, data = pd.DataFrame(rows), Dataset.from_list(rows)
+    expected, scores = ensemble.predict(rows, batch_size=2), ensemble.scores(rows)
+    for table in (frame, data, pa.table({"message": texts}), texts, frame["message"], tuple(rows), iter(rows)):
+        assert ensemble.predict(table, batch_size=2) == expected
+    for table in (frame, data, texts):
+        np.testing.assert_array_equal(ensemble.scores(table), scores)
+    assert ensemble.predict([]) == ensemble.predict(frame[:0]) == []
+    for call in (ensemble.predict, ensemble.scores):
+        for other in (rows[0], {"message": texts}, frame.iloc[0], texts[0], 5, None):
+            with pytest.raises(
+                PromptTuningError, match=r"rows is a \w+; give a list of rows, each a dict of 'message'"
+            ):
+                call(other)
+        with pytest.raises(
+            PromptTuningError, match=r"row 2: inputs hold a row that is a int; give a dict of 'message'"
+        ):
+            call([rows[0], 5])
+        with pytest.raises(PromptTuningError, match=r"row 2: \{message\} is missing"):
+            call([rows[0], {"message": None}])
 
 
 def test_an_ensemble_is_saved_and_loads_as_one(tmp_path, messages):
