@@ -29,6 +29,7 @@ def encode_data(
     limit: int | None,
     require_target: bool,
     vocabulary: int | None = None,
+    require_labels: bool = False,
 ) -> Any:
     """Return the token ids of a dataset, or of each dataset in a dict. Keep rows that are token ids already.
 
@@ -39,10 +40,11 @@ def encode_data(
         limit: the largest number of tokens in a row; None for no limit.
         require_target: reject rows without a label.
         vocabulary: the number of rows in the backbone's embedding; None skips the check of the ids.
+        require_labels: reject rows of token ids if none of them has a label. Checked together with the ids.
 
     Raises:
-        PromptTuningError: the data has no rows, no column of token ids, a row that is too long, a token id that the
-            backbone does not have, or an unsupported type.
+        PromptTuningError: the data has no rows, no label, no column of token ids, a row that is too long, a token id
+            that the backbone does not have, or an unsupported type.
     """
     if data is None:
         return None
@@ -56,7 +58,7 @@ def encode_data(
         if isinstance(encoded, Dataset):
             _check_rows(encoded, rows, name, limit)
             if vocabulary is not None:
-                check_dataset(encoded, rows, name, vocabulary)
+                check_dataset(encoded, rows, name, vocabulary, require_labels)
         return encoded
     if encoder is not None:
         raise PromptTuningError(
@@ -207,7 +209,7 @@ def vocabulary_of(model: Any) -> int | None:
     return getattr(embed, "num_embeddings", None)
 
 
-def check_dataset(data: Dataset, raw: Dataset, name: str, rows: int) -> None:
+def check_dataset(data: Dataset, raw: Dataset, name: str, rows: int, require_labels: bool = False) -> None:
     """Check the `input_ids` and `labels` of every row, as `check_ids` does.
 
     Args:
@@ -215,22 +217,36 @@ def check_dataset(data: Dataset, raw: Dataset, name: str, rows: int) -> None:
         raw: the same rows before encoding, which may name their origin.
         name: the name of the data in messages.
         rows: V, the number of rows in the embedding.
+        require_labels: also raise PromptTuningError if there are labels and all of them are -100.
     """
-    start = 0
+    start, has_labels = 0, not require_labels or "labels" not in data.column_names
     for batch in data.with_format("arrow").iter(ROWS_AT_ONCE):
         for column, ignored in (("input_ids", None), ("labels", IGNORED)):
-            if column in batch.column_names and _has_unknown(batch.column(column), rows, ignored):
+            if column not in batch.column_names:
+                continue
+            least, largest = _least_and_largest(batch.column(column), ignored)
+            has_labels = has_labels or (column == "labels" and least is not None)
+            if least is not None and not 0 <= least <= largest < rows:
                 for i, ids in enumerate(batch.column(column).to_pylist(), start):
                     tokens = [token for token in ids or () if token != ignored]
                     check_ids(tokens, rows, f"row {i + 1} of the {name} data{origin(raw[i])} has in {column}")
         start += batch.num_rows
+    if not has_labels:
+        raise PromptTuningError(
+            f"no row of the {name} data has a label; all labels are {IGNORED}. Give the tokens to predict their ids "
+            "as labels."
+        )
 
 
-def _has_unknown(ids: pa.ChunkedArray, rows: int, ignored: int | None) -> bool:
+def _least_and_largest(ids: pa.ChunkedArray, ignored: int | None) -> tuple[Any, Any]:
+    """Return the least and the largest id that is not ignored; (None, None) if there is none.
+
+    Values that are no integers are not checked: return (0, 0).
+    """
     flat = pc.list_flatten(ids)
     if not pa.types.is_integer(flat.type):
-        return False
+        return (None, None) if pa.types.is_null(flat.type) else (0, 0)
     if ignored is not None:
         flat = flat.filter(pc.not_equal(flat, ignored))
     ends = pc.min_max(flat).as_py()
-    return ends["min"] is not None and not 0 <= ends["min"] <= ends["max"] < rows
+    return ends["min"], ends["max"]

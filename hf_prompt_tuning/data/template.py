@@ -1,5 +1,6 @@
 """Turn columns into text: the source text, the target text, and the label words."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from .labels import (
     words_by_number,
     words_of_values,
 )
+
+logger = logging.getLogger(__name__)
 
 PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+")
 NOT_A_COLUMN = re.compile(r"\.__|\[|\]|![rsa]\b|:[^ ]*$")
@@ -208,6 +211,13 @@ class PromptTemplate:
                     "there is neither data nor label_words to learn the labels from; give label_words."
                 )
             words = words_of_values(data, self.label_column)
+            if len(words) == 1:
+                logger.warning(
+                    "All labels in the column %r are %r, so this is the only label to choose and the accuracy is "
+                    "always 1. Shuffle the rows before a sample is taken, or give label_words for every label.",
+                    self.label_column,
+                    *words.values(),
+                )
             return replace(self, label_words=words, label_names=class_names(data.features, self.label_column) or None)
         names = class_names(getattr(other if train is None else train, "features", None), self.label_column)
         if not names:

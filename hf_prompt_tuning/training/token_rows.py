@@ -135,7 +135,9 @@ class RowEncoder:
         """
         check_kind(data, name, may_be_several)
         self.columns(data, name, None if self.tokenizer is None else self.tokenizer.template)
-        return encode_data(data, name, self.tokenizer, self.limit, require_target, self.vocabulary)
+        # Another collator may make labels of its own.
+        labels = require_target and self.columns.batched
+        return encode_data(data, name, self.tokenizer, self.limit, require_target, self.vocabulary, labels)
 
     def describe(self, info: PromptInfo, data: Any) -> None:
         """Record the template and an example row in a prompt's description.

@@ -1,12 +1,10 @@
 """Data of a kind that trains nothing, or that trains silently on the wrong thing."""
 
-import logging
-
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hf_prompt_tuning import EnsembleTrainer, MultiPromptTrainer, PromptTask, PromptTuningError
+from hf_prompt_tuning import EnsembleTrainer, MultiPromptTrainer, PromptTask, PromptTemplate, PromptTuningError
 from tests.shared.several_prompts import random_prompt
 from tests.shared.tiny_models import tiny_model
 from tests.shared.trainers import TEMPLATE, arguments, make
@@ -53,5 +51,25 @@ def test_evaluation_data_may_be_several(tmp_path, tokenizer):
         make(tmp_path, tokenizer, IDS, None, eval_rows={"a": pd.DataFrame(IDS)})
 
 
-def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+def test_token_ids_without_any_label(tmp_path, tokenizer):
+    for bare in ([-100, -100, -100], []):
+        rows = [row | {"labels": bare} for row in IDS]
+        with pytest.raises(PromptTuningError, match="no row of the training data has a label"):
+            make(tmp_path, tokenizer, rows, None)
+        with pytest.raises(PromptTuningError, match="no row of the one training data has a label"):
+            task = PromptTask("one", random_prompt(4), rows)
+            MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), [task], tokenizer)
+        make(tmp_path, tokenizer, [*rows, IDS[0]], None, eval_rows=rows)
+        make(tmp_path, tokenizer, rows, None, trainer={"data_collator": dict})  # may make its own
+
+
+def test_a_single_label(tmp_path, tokenizer, messages, caplog):
+    template = PromptTemplate(source="Message : {message} Label :", label_column="label")
+    rows = [{"message": row["message"], "label": "bad"} for row in messages]
+    make(tmp_path, tokenizer, rows, template)
+    (message,) = [record.getMessage() for record in caplog.records if "the only label" in record.getMessage()]
+    assert "column 'label' are 'bad'" in message
+    caplog.clear()
+    make(tmp_path, tokenizer, [row for row in messages if row["label"] == "1"])  # the words of both labels are given
+    make(tmp_path, tokenizer, [*rows, rows[0] | {"label": "good"}], template)
+    assert "the only label" not in caplog.text
