@@ -226,10 +226,10 @@ def test_the_loss_holds_what_the_routers_add(name):
 def test_a_cache_is_given_where_its_columns_are_the_callers(name):
     """It goes on as the backbone's own would."""
     model = model_of(name, None)
-    key = "cache_params" if name == "mamba" else "past_key_values"
     batch = batch_of("right", lengths=[8, 8])
     del batch["labels"]
     found, nxt = model(**batch), torch.tensor([[7], [9]])
+    key = next(key for key in found.keys() & {"cache", "cache_params", "past_key_values"})
     step = {"input_ids": nxt, key: found[key], "use_cache": True}
     if name != "mamba":
         step["position_ids"] = torch.full((2, 1), 13)
