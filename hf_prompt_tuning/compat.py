@@ -24,9 +24,10 @@ CACHE_NAMES = ("cache", "past_key_values")
 CACHE = CACHE_NAMES[0] if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else CACHE_NAMES[1]
 """What transformers calls a cache of keys and values: `cache` from 5.24, `past_key_values` before."""
 
-NEW, OLD = "is_activation_checkpointing", "is_gradient_checkpointing"
-CHECKPOINTS_ACTIVATIONS = NEW if hasattr(PreTrainedModel, NEW) else OLD
-"""A model's property that tells whether the backward pass computes activations again; the new name is of 5.23."""
+CHECKPOINTS_ACTIVATIONS = next(
+    name for name in ("is_activation_checkpointing", "is_gradient_checkpointing") if hasattr(PreTrainedModel, name)
+)
+"""A model's property that tells whether the backward pass computes activations again; the first name is of 5.23."""
 
 
 def cache_name(backbone: PreTrainedModel) -> str | None:

@@ -16,6 +16,7 @@ from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from .encoded_rows import columns_of, is_encoded, is_of_token_ids
 from .files import ORIGIN, agreeing
+from .rows import is_table
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer, origin
 
@@ -105,9 +106,10 @@ def check_kind(data: Any, name: str, may_be_several: bool = False) -> None:
         fix = "one of its splits" if splits else "a list of rows, or Dataset.from_dict(…) of columns"
         keys = ", ".join(map(repr, data)) or "nothing"
         raise PromptTuningError(f"the {name} data is a {kind.__name__} of {keys}; give {fix}.")
-    if kind.__name__ in ("DataFrame", "LazyFrame"):
-        maker = "from_polars(…)" if kind.__module__.startswith("polars") else "from_pandas(…, preserve_index=False)"
-        raise PromptTuningError(f"the {name} data is a {kind.__name__}; give Dataset.{maker} of the datasets library.")
+    if is_table(data) or kind.__name__ == "LazyFrame":
+        makers = {"pandas": "Dataset.from_pandas(…, preserve_index=False)", "polars": "Dataset.from_polars(…)"}
+        maker = makers.get(kind.__module__.partition(".")[0], "Dataset(…)")
+        raise PromptTuningError(f"the {name} data is a {kind.__name__}; give {maker} of the datasets library.")
     if isinstance(data, str | Path):
         raise PromptTuningError(
             f"the {name} data is the {kind.__name__} {str(data)!r:.80}; give its rows: a list of them, or a Dataset "

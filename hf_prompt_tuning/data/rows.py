@@ -4,12 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from ..errors import PromptTuningError
 
 
+def is_table(data: Any) -> bool:
+    """Tell whether the data is a table of pandas, pyarrow or polars. Iterating or indexing one gives its columns."""
+    return isinstance(data, pd.DataFrame | pa.Table) or hasattr(data, "to_dicts")  # polars' name
+
+
 def table_rows(data: Any) -> Any:
-    """Return the rows of a table as a list of dicts, and other data unchanged. (Iterating a table gives its columns.)
+    """Return the rows of a table as a list of dicts, a pyarrow array as a list, and other data unchanged.
 
     A missing value of a DataFrame (NaN, NaT, NA) becomes None.
     """

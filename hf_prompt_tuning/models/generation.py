@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -159,11 +160,11 @@ def _check(call: _Call) -> None:
             f"got {rows} rows and {each} sequences for each, and {type(call.backbone).__name__} "
             "generates right for one alone. Give one row at a time, without beams."
         )
-    fixed = isinstance(cache_in(call.options), StaticCache) or call.config.cache_implementation
-    if call.backbone.config.model_type in GROWING_CACHE_ONLY and fixed not in (False, None, "dynamic"):
+    kind = "static" if isinstance(cache_in(call.options), StaticCache) else call.config.cache_implementation
+    if call.backbone.config.model_type in GROWING_CACHE_ONLY and kind in ALL_STATIC_CACHE_IMPLEMENTATIONS:
         raise PromptTuningError(
-            f"the cache is {call.config.cache_implementation or 'static'}, and {type(call.backbone).__name__} reads "
-            "the wrong places of one, with a prompt or without. Leave out cache_implementation."
+            f"the cache is {kind}, and {type(call.backbone).__name__} reads the wrong places of one, with a prompt or "
+            "without. Give a dynamic one, or none."
         )
     if call.config.token_healing:
         raise PromptTuningError(

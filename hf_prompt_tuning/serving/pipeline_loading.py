@@ -11,7 +11,6 @@ Neither happens for this package's tasks. Only `load_prompt` reads the config, a
 
 from typing import TYPE_CHECKING, Any
 
-import transformers.pipelines
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..errors import PromptLoadError
@@ -79,8 +78,10 @@ class Configs(AutoConfig):
 
 def register() -> None:
     """Register both tasks with `transformers.pipeline`."""
-    tasks = transformers.pipelines.PIPELINE_REGISTRY.supported_tasks
+    from transformers import pipelines  # imported late: its import calls this function
+
+    tasks = pipelines.PIPELINE_REGISTRY.supported_tasks
     for task, impl in TASKS.items():
         # The entry that `register_pipeline` would write. It takes a class, not the name of a class.
         tasks[task] = {"impl": impl, "pt": (NamedPrompt,)}
-    transformers.pipelines.AutoConfig = Configs
+    pipelines.AutoConfig = Configs

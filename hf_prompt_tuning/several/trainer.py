@@ -1,7 +1,7 @@
 """Trainer for several prompts on one frozen backbone; each prompt trains as in a run of its own."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,10 @@ class MultiPromptTrainer(PromptTuningTrainer):
         finally:
             model.set_adapter(before)
 
+    def _by_task(self, data: Any) -> Iterable[tuple[str, Any]]:
+        """Return each task's name and data to evaluate; default: the tasks' evaluation data."""
+        return check_by_task(self.eval_dataset if data is None else data, self.tasks).items()
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -217,9 +221,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         own = self._is_own(eval_dataset, metric_key_prefix)
         metrics: dict[str, float] = {}
         losses = []
-        for name, rows in check_by_task(
-            self.eval_dataset if eval_dataset is None else eval_dataset, self.tasks
-        ).items():
+        for name, rows in self._by_task(eval_dataset):
             prefix = f"{metric_key_prefix}_{name}"
             with self._using(name) as info:
                 scorer = self._make_scorer(info=info if own else None)
@@ -242,9 +244,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         """
         own = self._is_own(eval_dataset, "eval")
         metrics: dict[str, float] = {}
-        for name, rows in check_by_task(
-            self.eval_dataset if eval_dataset is None else eval_dataset, self.tasks
-        ).items():
+        for name, rows in self._by_task(eval_dataset):
             with self._using(name) as info:
                 metrics_of_task = self._without_prompt(rows, "untuned")
                 if own:

@@ -50,7 +50,7 @@ class EvaluationMixin:
         self._rows = rows
         self._extra_metrics, self._preprocess_logits = compute_metrics, preprocess_logits_for_metrics
         super().__init__(compute_metrics=self._compute_metrics, **kwargs)
-        self._eval_dataloaders: dict[str, DataLoader] = {}
+        self._eval_dataloaders: dict[str, DataLoader] = {}  # made here, so that copies of the trainer share it
 
     def _make_scorer(self, **options: Any) -> Scorer:
         """Return the scorer for an evaluation of the trainer's data; `options` are fields of `Scorer`."""

@@ -40,6 +40,11 @@ def test_importing_the_package_imports_no_other():
     assert python(f"import sys, hf_prompt_tuning; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
+def test_a_module_that_the_registration_needs_may_be_imported_first():
+    first = "import hf_prompt_tuning.serving.pipeline_loading, transformers.pipelines as pipelines"
+    assert python(f"{first}; print('prompt-generation' in pipelines.PIPELINE_REGISTRY.supported_tasks)") == "True"
+
+
 def test_wings_and_names_are_had_as_attributes():
     assert python("import hf_prompt_tuning as h; print(h.errors.PromptLoadError is h.PromptLoadError)") == "True"
     assert python("import hf_prompt_tuning as h; print(h.models.__name__)") == "hf_prompt_tuning.models"

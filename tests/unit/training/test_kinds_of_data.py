@@ -1,6 +1,7 @@
 """Data of a kind that trains nothing, or that trains silently on the wrong thing."""
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -19,9 +20,10 @@ KINDS = pytest.mark.parametrize(
         (SPLITS, "data is a dict of 'train', 'test'; give one of its splits"),
         ({"text": ["a"], "label": ["b"]}, r"data is a dict of 'text', 'label'; give .* Dataset.from_dict"),
         (pd.DataFrame({"message": ["a"], "label": ["1"]}), "data is a DataFrame; give Dataset.from_pandas"),
+        (pa.table({"message": ["a"], "label": ["1"]}), r"data is a Table; give Dataset\(…\) of the datasets library"),
         ("train.jsonl", "data is the str 'train.jsonl'; give its rows"),
     ],
-    ids=["DatasetDict", "dict", "columns", "DataFrame", "str"],
+    ids=["DatasetDict", "dict", "columns", "DataFrame", "Table", "str"],
 )
 
 
