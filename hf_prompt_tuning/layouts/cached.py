@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..compat import as_cache, cache_in
+from ..compat.transformers import as_cache, cache_in
 from ..sharding import is_sharded
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, token_inputs
 from .computed import cache_of

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from ..compat import CHECKPOINTS_ACTIVATIONS, cache_name
+from ..compat.transformers import CHECKPOINTS_ACTIVATIONS, cache_name
 from ..errors import PromptTuningError
 from .base import Layout
 from .cached import CachedLayout

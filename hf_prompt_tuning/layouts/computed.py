@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from ..compat import as_cache
+from ..compat.transformers import as_cache
 from .base import ComputedPrompt, Layers, predictions_at, token_inputs
 from .traits import text_positions
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..compat import as_cache, cache_in
+from ..compat.transformers import as_cache, cache_in
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Layers, Prompts, predictions_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
 from .computed import cache_of, layers_of, side_by_side, spread_over_rows

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..compat import CHECKPOINTS_ACTIVATIONS
+from ..compat.transformers import CHECKPOINTS_ACTIVATIONS
 from ..sharding import embedded
 from .masks import Reach
 

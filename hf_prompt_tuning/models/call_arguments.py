@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..compat import CACHE_NAMES, cache_in, cache_name
+from ..compat.transformers import CACHE_NAMES, cache_in, cache_name
 from ..errors import PromptTuningError, first_line
 from ..layouts import Examples, Prompts
 from ..layouts.padded import padded_rows

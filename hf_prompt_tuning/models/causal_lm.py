@@ -11,7 +11,7 @@ from peft import PeftModelForCausalLM
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from ..compat import cache_in, with_cache_renamed
+from ..compat.transformers import cache_in, with_cache_renamed
 from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
 from ..layouts.base import IGNORED, token_inputs
 from ..layouts.check import disagreement

@@ -30,7 +30,7 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ..compat import CACHE, as_cache, cache_in, check_drafts
+from ..compat.transformers import CACHE, as_cache, cache_in, check_drafts
 from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs

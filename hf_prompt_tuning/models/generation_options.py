@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from ..compat import cache_name, repetition_penalty
+from ..compat.transformers import cache_name, repetition_penalty
 from ..errors import PromptTuningError
 from ..layouts.traits import takes
 from ..stand_ins import calling

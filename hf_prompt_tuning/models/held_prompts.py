@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..compat import CHECKPOINTS_ACTIVATIONS
+from ..compat.transformers import CHECKPOINTS_ACTIVATIONS
 from ..errors import PromptMismatchError, PromptTuningError
 from ..hub.backbones import commit_of
 from ..hub.background import PUSH_SECONDS, temporary_folder, within

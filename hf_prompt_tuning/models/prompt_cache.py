@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..compat import CHECKPOINTS_ACTIVATIONS, cache_name
+from ..compat.transformers import CHECKPOINTS_ACTIVATIONS, cache_name
 from ..layouts import ComputedPrompt, Prompts
 from ..layouts.computed import compute
 from ..layouts.traits import is_recurrent

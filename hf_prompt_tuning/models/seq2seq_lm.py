@@ -8,7 +8,7 @@ from peft import PeftModelForSeq2SeqLM
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
-from ..compat import as_cache, cache_in, with_cache_renamed
+from ..compat.transformers import as_cache, cache_in, with_cache_renamed
 from ..errors import PromptTuningError
 from ..layouts import Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, predictions_at

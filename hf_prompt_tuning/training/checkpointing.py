@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
-from ..compat import average_prompts_over_processes
+from ..compat.transformers import average_prompts_over_processes
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..stand_ins import ByContext
 from . import distributed

@@ -7,7 +7,7 @@ have it, and with what we need it for.
 
 from transformers import Trainer
 
-from ..compat import TRANSFORMERS, needed_hooks
+from ..compat.transformers import TRANSFORMERS, needed_hooks
 from ..errors import PromptTuningError
 
 METHODS = {

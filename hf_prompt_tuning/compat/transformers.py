@@ -1,8 +1,4 @@
-"""Every difference between versions of the libraries that this package runs on, each in a function of its own.
-
-Nothing else in the package asks for a version, or for a name that only some versions have. Each function says which
-versions it is for, so that it can be deleted when they are no longer admitted.
-"""
+"""What differs between versions of transformers."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -16,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, RepetitionPenaltyLogitsProcessor, Trainer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .errors import PromptTuningError
+from ..errors import PromptTuningError
 
 TRANSFORMERS = Version(transformers.__version__)
 SYNC = "_sync_replicated_trainable_parameters"
