@@ -23,8 +23,7 @@ from transformers import (
 
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
 from .errors import raise_fault
-from .files import HubFolder, Place, hub_id, named, read_whole
-from .tensors import open_tensors
+from .files import HubFolder, Place, hub_id, named, open_tensors, read_whole
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe")
 """The extensions of config, tokenizer and chat template files."""

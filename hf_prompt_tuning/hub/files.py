@@ -11,8 +11,8 @@ the files are read from there, again all from one commit.
 import logging
 import re
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +21,9 @@ from huggingface_hub._tree_cache import read_tree_cache
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RevisionResolutionError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
 
-from ..errors import HubUnavailableError, PromptLoadError
+from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError
 from .errors import asking
 from .requests import announced, downloaded, is_announced, timeout
 
@@ -244,6 +245,29 @@ def read_whole(place: Place, read: Callable[[Place], T]) -> tuple[T, Place]:
 def named(text: object) -> str:
     """Return a path, or text with paths, for a message: replace a folder in the cache by its repository's id."""
     return CACHED.sub(lambda match: match["repo_id"].replace("--", "/", 1) + "/", str(text))
+
+
+@contextmanager
+def open_tensors(
+    file: str | Path, fault: str = "is not a whole safetensors file", fix: str = ". Download or copy it again."
+) -> Iterator[Any]:
+    """Open a safetensors file (a `safe_open`).
+
+    Args:
+        file: the file.
+        fault: what the message says of a file that cannot be read.
+        fix: what to do, at the end of the message.
+
+    Raises:
+        PromptLoadError: the file is missing or damaged, or lacks what is read from it in this context.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except PromptTuningError:
+        raise
+    except Exception as error:  # safetensors raises its own error type, and others for damaged headers
+        raise PromptLoadError(f"{named(file)} {fault}: {error}{fix}") from error
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import PromptLoadError, PromptTuningError
-from ..hub.files import OPTIONS, Folder, HubFolder, Place, hub_id, named, read_whole
-from ..hub.tensors import open_tensors
+from ..hub.files import OPTIONS, Folder, HubFolder, Place, hub_id, named, open_tensors, read_whole
 from .config import PromptTuningConfig
 from .info import INFO_FILE, PromptInfo, check_types
 

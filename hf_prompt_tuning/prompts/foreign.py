@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PromptLoadError, PromptTuningError, first_line
-from ..hub.tensors import open_tensors
+from ..hub.files import open_tensors
 from .files import CONFIG_FILE, MAX_NUMBERS, WEIGHTS_FILE, adapter_config, checked, read_json, read_vectors, used_rows
 
 logger = logging.getLogger(__name__)

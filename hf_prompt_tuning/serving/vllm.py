@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..data.rows import row_columns
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
-from ..hub.tensors import open_tensors
+from ..hub.files import open_tensors
 from ..models.causal_lm import PromptTuningModelForCausalLM
 from ..models.load import load_prompt
 from ..prompts.files import read_json

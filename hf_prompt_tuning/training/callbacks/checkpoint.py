@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...errors import PromptLoadError
-from ...hub.tensors import open_tensors
+from ...hub.files import open_tensors
 from ...models.soft_prompts import SoftPrompts
 from ...prompts.files import checked
 from ...prompts.info import numbers_of
