@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import CommitInfo
@@ -32,6 +32,8 @@ from .saving import check_savable, folder_of, write_start_and_card
 from .unsupported import NO_SUM, NOTHING_TO_MERGE, NOTHING_TO_UNLOAD, WITHOUT_PROMPT, unsupported
 
 logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound="HeldPrompts")
 
 
 class HeldPrompts:
@@ -177,7 +179,7 @@ class HeldPrompts:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         model: PreTrainedModel,
         model_id: str | Path | SavedPrompt,
         adapter_name: str = "default",
@@ -185,7 +187,7 @@ class HeldPrompts:
         ignore_mismatch: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
         **hub: Any,
-    ) -> Self:
+    ) -> Model:
         """Load a saved prompt on a backbone.
 
         Args:

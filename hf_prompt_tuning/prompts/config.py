@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TAKEN = ("default", "__base__", "unfinished", "last-checkpoint")
 
 
-class PromptTuningInit(enum.StrEnum):
+class PromptTuningInit(str, enum.Enum):
     """Initialisations of the P vectors (Lester et al. 2021, section 3.2, and those of other codebases)."""
 
     TEXT = "TEXT"
@@ -27,6 +27,8 @@ class PromptTuningInit(enum.StrEnum):
     CLASS_LABELS = "CLASS_LABELS"
     RANDOM = "RANDOM"
     PROMPT = "PROMPT"
+
+    __str__ = str.__str__
 
 
 @dataclass

@@ -162,8 +162,7 @@ def _age(checkpoint: Path) -> tuple[float, int]:
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _flush(path: Path) -> None:
