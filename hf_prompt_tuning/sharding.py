@@ -13,8 +13,8 @@ import torch.distributed as dist
 from accelerate.utils import align_module_device, has_offloaded_params
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+
+from .compat.torch import DTensor, FSDPModule
 
 _announced_on: ContextVar[torch.device | None] = ContextVar("announced_on", default=None)
 """The device of the tensors with which processes announce their passes; None: passes are not announced."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from ..compat.torch import FSDPModule
 from ..errors import PromptMismatchError
 from ..sharding import whole
 from .files import SavedPrompt
