@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..errors import PromptTuningError, first_line
 from ..models.scoring import label_losses, label_nll, rank_labels
 from ..models.soft_prompts import SoftPrompts
-from ..stand_ins import of_all_parts
+from ..sharing import of_all_parts
 
 
 class Quality(NamedTuple):

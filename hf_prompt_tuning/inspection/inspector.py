@@ -41,7 +41,7 @@ from ..models.vocabulary import (
     vocabulary_size,
 )
 from ..prompts.card import start_in_words
-from ..stand_ins import of_all_parts
+from ..sharing import of_all_parts
 from .comparison import compare_vectors
 from .effects import attention_to_prompt, quality, quality_without_each
 from .results import Inspection, Move, Position, PromptInspection, Word

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..compat.transformers import CHECKPOINTS_ACTIVATIONS
-from ..sharding import embedded
+from ..sharing import embedded
 from .masks import Reach
 
 REACHES: dict[str, Callable[[Any], Reach]] = {

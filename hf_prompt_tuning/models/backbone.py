@@ -1,17 +1,20 @@
-"""Check that a model can be a prompt's backbone, and freeze it."""
+"""Check that a model can be a prompt's backbone, complete a prompt's config for it, and freeze it."""
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft import PromptTuningConfig as PeftPromptTuningConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import PromptTuningError
+from ..hub.files import hub_id
+from ..prompts.config import PromptTuningConfig
 
 GGUF = "gguf"
 """What transformers calls the quantization of a backbone that was loaded from a GGUF file (from 5.17)."""
@@ -94,13 +97,47 @@ def _is_no_model(given: Any) -> PromptTuningError:
     return PromptTuningError(f"{what}; give a language model of transformers, e.g. from AutoModelForCausalLM.")
 
 
-def check_dropout(before: bool, wanted: bool) -> None:
-    """Raise PromptTuningError if a prompt needs another dropout of its backbone than the backbone's other prompts."""
-    if before != wanted:
+def completed_config(
+    given: PeftPromptTuningConfig, backbone: PreTrainedModel, task_type: str, others: Iterable[PromptTuningConfig]
+) -> PromptTuningConfig:
+    """Check a prompt's config, and return a copy with what the backbone determines.
+
+    `others` are the configs of the backbone's other prompts, which share its dropout.
+
+    Raises:
+        PromptTuningError: the config is not for a soft prompt, or is for another task, width or dropout.
+    """
+    config = PromptTuningConfig.from_peft(given)
+    if config.task_type not in (None, task_type):
         raise PromptTuningError(
-            f"backbone_dropout is {wanted}, and this backbone has a prompt whose backbone_dropout is {before}; they "
-            "share its dropout. Give both the same, or load the backbone once more for this one."
+            f"task_type is {getattr(config.task_type, 'value', config.task_type)}, and this model is a "
+            f"{task_type} model; leave task_type out."
         )
+    width = backbone.get_input_embeddings().embedding_dim
+    if config.token_dim not in (None, width):
+        raise PromptTuningError(
+            f"token_dim is {config.token_dim}, and the backbone's embeddings have width {width}; leave it out."
+        )
+    kept = getattr(backbone, "dropout_for_prompts", config.backbone_dropout)
+    kept = next((other.backbone_dropout for other in others), kept)
+    if config.inference_mode:
+        config.backbone_dropout = kept  # dropout does not matter to a prompt that is not trained
+    if kept != config.backbone_dropout:
+        raise PromptTuningError(
+            f"backbone_dropout is {config.backbone_dropout}, and this backbone has a prompt whose backbone_dropout is "
+            f"{kept}; they share its dropout. Give both the same, or load the backbone once more for this one."
+        )
+    # Set here because PEFT guesses them. It takes the hidden size for the embeddings' width (wrong for a projected
+    # OPT), and fails without a number of heads (MPT, xglm, mamba), which no prompt needs.
+    backbone_config = backbone.config.get_text_config()
+    config.token_dim = width
+    config.num_layers = getattr(backbone_config, "num_hidden_layers", None) or 1
+    config.num_attention_heads = getattr(backbone_config, "num_attention_heads", None) or 1
+    # One prompt, in the encoder. PEFT's default for encoder-decoders adds a second half that is never trained.
+    config.num_transformer_submodules = 1
+    # A local folder means nothing on another machine, so the backbone is named by its Hub id or not at all.
+    config.base_model_name_or_path = hub_id(config.base_model_name_or_path or backbone.name_or_path)
+    return config
 
 
 def freeze(backbone: PreTrainedModel, keep_dropout: bool) -> None:
@@ -129,13 +166,18 @@ def keep_differentiable(backbone: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def is_from_gguf(backbone: PreTrainedModel) -> bool:
+    """Tell whether a backbone was loaded from a GGUF file."""
+    config = getattr(backbone.config, "quantization_config", None)
+    return GGUF in (getattr(config, "quant_method", None), getattr(backbone, "dequantized_from", None))
+
+
 def forget_gguf(backbone: PreTrainedModel) -> None:
     """Remove the quantization mark from a backbone that was loaded from a GGUF file.
 
     The weights are dequantized while loading, and Trainer refuses a model with this mark.
     """
-    method = getattr(getattr(backbone.config, "quantization_config", None), "quant_method", None)
-    if method != GGUF:
+    if not is_from_gguf(backbone) or not hasattr(backbone.config, "quantization_config"):
         return
     del backbone.config.quantization_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):

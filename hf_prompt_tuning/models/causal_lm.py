@@ -16,9 +16,10 @@ from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout
 from ..layouts.base import IGNORED, token_inputs
 from ..layouts.check import disagreement
 from ..layouts.choose import make_layout, why_inexact
+from ..layouts.computed import ComputedPrompts, can_be_continued
 from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
 from ..layouts.traits import state_of_choice, takes
-from ..sharding import in_step, is_sharded
+from ..sharing import in_step, is_sharded
 from .batch_checks import (
     Targets,
     Texts,
@@ -35,7 +36,6 @@ from .generation import generate
 from .generation_options import from_inputs, inferred_mask
 from .labels import check_fused_head, fused_in_caller_columns, labels_for_trainers
 from .outputs import LabelledOutput, RankingOutput, check_no_attentions, outputs_in_caller_columns, routing_loss
-from .prompt_cache import ComputedPrompts, can_be_continued
 from .soft_prompts import SoftPrompts, embed
 
 

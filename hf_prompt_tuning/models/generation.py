@@ -34,10 +34,10 @@ from ..compat.transformers import CACHE, as_cache, cache_in, check_drafts
 from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
-from ..layouts.computed import cache_of, in_rows
+from ..layouts.computed import cache_of, can_be_continued, in_rows
 from ..layouts.padded import padded_rows
-from ..layouts.traits import ignores_masked_columns, text_positions
-from ..stand_ins import calling
+from ..layouts.traits import ignores_masked_columns, text_positions, with_own_positions
+from ..sharing import calling
 from .call_arguments import arguments_in_rows, explained_media_errors
 from .continuing import CacheContent, columns_in, content_of, mark
 from .generation_options import (
@@ -52,7 +52,6 @@ from .generation_options import (
     without_pads,
 )
 from .outputs import check_no_attentions_of_steps, first_step_in_caller_columns
-from .prompt_cache import can_be_continued
 
 ONE_ROW_ONLY = ("rwkv",)
 """Models whose `generate` in transformers is wrong for more than one row."""
@@ -123,7 +122,8 @@ def generate(
         packed_layout: returns the packed layout, or None if texts may not be packed.
     """
     given, options = model_arguments(backbone, options)
-    given = arguments_in_rows(backbone, given, input_ids, prompts, examples, pads="left")
+    if given or with_own_positions(backbone) is not None:
+        given = arguments_in_rows(backbone, given, input_ids, prompts, examples, pads="left")
     cache = cache_in(options)
     if cache is not None and columns_in(cache):
         _check_cache(cache, prompts, examples)

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from ..compat.transformers import cache_name, repetition_penalty
 from ..errors import PromptTuningError
 from ..layouts.traits import takes
-from ..stand_ins import calling
+from ..sharing import calling
 
 DEFAULT_NEW_TOKENS = 20
 """The number of tokens that transformers generates by default."""

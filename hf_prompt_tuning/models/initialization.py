@@ -22,7 +22,7 @@ from ..hub.backbones import load_tokenizer
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..prompts.files import read_prompt
 from ..prompts.foreign import import_prompt
-from ..sharding import embedding_device, whole
+from ..sharing import embedding_device, whole
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 

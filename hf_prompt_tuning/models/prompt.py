@@ -1,6 +1,14 @@
-"""Make a prompt, new or from its files: one record of its vectors, of their start, and of its description."""
+"""Make a prompt, new or from its files, and check that its backbone is the one that it was trained on.
 
-from collections.abc import Callable, Iterable
+A soft prompt is useless with another model, even one of the same shape. No error would be raised, but the output
+would be bad. So a prompt records a fingerprint of its backbone: the architecture, the sizes and the embedding matrix.
+The matrix is recorded in two ways: a hash of all its bits recognises the same checkpoint in the same dtype, and a
+sample of rows recognises the same checkpoint in another dtype or quantized.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -10,16 +18,28 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import PromptLoadError, PromptTuningError
-from ..hub.files import hub_id
+from ..compat.torch import FSDPModule
+from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
+from ..layouts.computed import BITS
 from ..layouts.traits import token_scale
 from ..prompts.config import PromptTuningConfig
 from ..prompts.files import SavedPrompt
-from ..prompts.fingerprint import embedding_hash
 from ..prompts.info import PromptInfo
-from ..sharding import embedding_device
-from .backbone import check_dropout
+from ..sharing import embedding_device, whole
+from .backbone import GGUF, is_from_gguf
 from .initialization import can_be_made_again, initial_prompt
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 1024
+SIZES = ("architecture", "vocab_size", "num_layers", "embedding_width")
+SAMPLED_ROWS = 16
+SAMPLED_COLUMNS = 16
+QUANTIZED_TOLERANCE = 0.15
+"""The largest relative error accepted for a quantized embedding.
+
+With four bits (16 levels), a block of 32 normally distributed numbers has an error of about 0.09 of its norm.
+"""
 
 
 class SoftPrompt(PromptEmbedding):
@@ -91,45 +111,6 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
     return SoftPrompt(vectors, config, info, start)
 
 
-def completed_config(
-    given: PeftPromptTuningConfig, backbone: PreTrainedModel, task_type: str, others: Iterable[PromptTuningConfig]
-) -> PromptTuningConfig:
-    """Check a prompt's config, and return a copy with what the backbone determines.
-
-    `others` are the configs of the backbone's other prompts, which share its dropout.
-
-    Raises:
-        PromptTuningError: the config is not for a soft prompt, or is for another task, width or dropout.
-    """
-    config = PromptTuningConfig.from_peft(given)
-    if config.task_type not in (None, task_type):
-        raise PromptTuningError(
-            f"task_type is {getattr(config.task_type, 'value', config.task_type)}, and this model is a "
-            f"{task_type} model; leave task_type out."
-        )
-    width = backbone.get_input_embeddings().embedding_dim
-    if config.token_dim not in (None, width):
-        raise PromptTuningError(
-            f"token_dim is {config.token_dim}, and the backbone's embeddings have width {width}; leave it out."
-        )
-    kept = getattr(backbone, "dropout_for_prompts", config.backbone_dropout)
-    kept = next((other.backbone_dropout for other in others), kept)
-    if config.inference_mode:
-        config.backbone_dropout = kept  # dropout does not matter to a prompt that is not trained
-    check_dropout(kept, config.backbone_dropout)
-    # Set here because PEFT guesses them. It takes the hidden size for the embeddings' width (wrong for a projected
-    # OPT), and fails without a number of heads (MPT, xglm, mamba), which no prompt needs.
-    backbone_config = backbone.config.get_text_config()
-    config.token_dim = width
-    config.num_layers = getattr(backbone_config, "num_hidden_layers", None) or 1
-    config.num_attention_heads = getattr(backbone_config, "num_attention_heads", None) or 1
-    # One prompt, in the encoder. PEFT's default for encoder-decoders adds a second half that is never trained.
-    config.num_transformer_submodules = 1
-    # A local folder means nothing on another machine, so the backbone is named by its Hub id or not at all.
-    config.base_model_name_or_path = hub_id(config.base_model_name_or_path or backbone.name_or_path)
-    return config
-
-
 def config_to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptTuningConfig:
     """Return the config of a prompt that is not initialised, because its vectors are loaded from a file."""
     return replace(saved.config, inference_mode=True, token_dim=None, tokenizer=tokenizer)
@@ -162,3 +143,119 @@ def _start_of(saved: SavedPrompt, present: Tensor | None) -> Tensor | None:
     recorded = None if saved.info is None else saved.info.initialization.get("hash")
     starts = (start for start in (saved.start, present) if start is not None)
     return next((start for start in starts if embedding_hash(start) == recorded), None)
+
+
+def fingerprint(backbone: PreTrainedModel) -> dict[str, Any]:
+    """Return the architecture, sizes and embedding of a backbone as JSON values.
+
+    Sharded and offloaded embeddings are gathered for this. One on the meta device gives no `embedding` entry. Of all
+    quantizations only GGUF's changes the embedding; it is dequantized on loading.
+    """
+    text_config = backbone.config.get_text_config()
+    embed = backbone.get_input_embeddings()
+    values = {
+        # `fully_shard` adds its own class first.
+        "architecture": next(c.__name__ for c in type(backbone).__mro__ if not issubclass(c, FSDPModule)),
+        "vocab_size": embed.num_embeddings,
+        "num_layers": getattr(text_config, "num_hidden_layers", None),
+        "embedding_width": embed.embedding_dim,
+    }
+    with whole(embed):
+        if embed.weight.is_meta:
+            return values
+        values["embedding"] = {
+            "dtype": str(embed.weight.dtype).removeprefix("torch."),
+            "quantized": GGUF if is_from_gguf(backbone) else None,
+            "hash": embedding_hash(embed.weight),
+            "sample": [[float(f"{x:.6g}") for x in row] for row in _sample(embed).tolist()],
+        }
+    return values
+
+
+def embedding_hash(weight: Tensor) -> str | None:
+    """Return a hash of a matrix's bits, the same on every device, or None for a dtype without plain bits.
+
+    Sum the bits of each row as integers, which is exact in any order, and hash the sums. So a matrix of a gigabyte is
+    read only once.
+    """
+    if not weight.dtype.is_floating_point or type(weight) not in (Tensor, nn.Parameter):
+        return None
+    bits = weight.detach().contiguous().view(BITS[weight.element_size()])
+    # Sum in pieces, because torch first converts the numbers to 64 bits.
+    sums = torch.cat([piece.sum(dim=1, dtype=torch.int64) for piece in bits.split(ROWS_AT_ONCE)])
+    return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()
+
+
+def _sample(embed: nn.Embedding) -> Tensor:
+    """Return a sample [16, 16] fp32 of rows spread over the vocabulary. The module can read quantized rows, too."""
+    rows = torch.arange(1, 2 * SAMPLED_ROWS, 2, device=embed.weight.device) * embed.num_embeddings
+    return embed.forward(rows // (2 * SAMPLED_ROWS))[:, :SAMPLED_COLUMNS].float().cpu()
+
+
+def check_match(saved: SavedPrompt, width: int, fingerprint: dict[str, Any], ignore_mismatch: bool) -> None:
+    """Raise PromptMismatchError if the prompt was trained on another backbone.
+
+    Args:
+        saved: the prompt.
+        width: the width of the backbone's embeddings.
+        fingerprint: the backbone's.
+        ignore_mismatch: only warn about another backbone. Another width is an error all the same.
+    """
+    name = saved.backbone["name_or_path"] or "another backbone"
+    advice = f"The prompt was trained on {name}; load that one."
+    if saved.vectors.shape[1] != width:
+        raise PromptMismatchError(
+            f"{saved.source} holds vectors of width {saved.vectors.shape[1]}, and this backbone's embeddings have "
+            f"{width}. {advice}"
+        )
+    different = differences(saved.backbone, fingerprint)
+    if different:
+        message = f"{saved.source} is not a prompt of this backbone: {'; '.join(different)}. {advice}"
+        if not ignore_mismatch:
+            raise PromptMismatchError(f"{message} Or give ignore_mismatch=True.")
+        logger.warning(message)
+
+
+def differences(recorded: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """Describe the differences between two fingerprints. Fields that one of them lacks are not compared.
+
+    Args:
+        recorded: the fingerprint in the prompt's files.
+        present: the fingerprint of the present backbone.
+    """
+    pairs = {name: (recorded.get(name), present.get(name)) for name in SIZES}
+    different = [
+        f"{name} is {there} there and {here} here"
+        for name, (there, here) in pairs.items()
+        if None not in (there, here) and there != here
+    ]
+    if different or not recorded.get("embedding") or not present.get("embedding"):
+        return different
+    error, tolerance = _embedding_error(recorded["embedding"], present["embedding"])
+    if error > tolerance:
+        return [f"the embedding matrix differs (by {error:.1e} of its norm; {tolerance:.1e} would be rounding)"]
+    return []
+
+
+def _embedding_error(recorded: dict[str, Any], present: dict[str, Any]) -> tuple[float, float]:
+    """Return the relative error between two embedding matrices, and the error that rounding may cause."""
+    if recorded["hash"] is not None and recorded["hash"] == present["hash"]:
+        return 0.0, 0.0
+    there, here = torch.tensor(recorded["sample"]), torch.tensor(present["sample"])
+    if there.shape != here.shape:
+        return float("inf"), 0.0
+    error = float((there - here).norm() / there.norm().clamp(min=1e-12))
+    # Comparisons with NaN are False. Treat NaN as infinity, so that a non-finite sample matches nothing.
+    error = error if error == error else float("inf")
+    if recorded["quantized"] or present["quantized"]:
+        return error, QUANTIZED_TOLERANCE
+    if recorded["dtype"] != present["dtype"]:
+        return error, max(_rounding(recorded["dtype"]), _rounding(present["dtype"]))
+    # Same dtype but other bits: another checkpoint, even if close (fine-tuning changes embeddings only a little).
+    return max(error, 1e-6), 0.0
+
+
+def _rounding(dtype: str) -> float:
+    kind = getattr(torch, dtype, None)
+    floating = isinstance(kind, torch.dtype) and kind.is_floating_point
+    return torch.finfo(kind).eps if floating else QUANTIZED_TOLERANCE

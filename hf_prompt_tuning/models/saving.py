@@ -1,18 +1,154 @@
-"""Save, load and push one prompt."""
+"""Save prompts, and push them to the Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from huggingface_hub import CommitInfo
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import PromptTuningError
+from ..hub.background import PUSH_SECONDS, temporary_folder, within
+from ..hub.push_errors import explained
 from ..prompts.card import write_card
 from ..prompts.config import PromptTuningConfig
 from ..prompts.ensemble_info import EnsembleInfo
 from ..prompts.files import write_start
 from ..prompts.plots import check_pictures, save_pictures
+from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
 from .initialization import can_be_made_again
-from .prompt import SoftPrompt
+from .prompt import PromptConfigs, SoftPrompt
+
+
+class SavingMixin:
+    """The part of `HeldPrompts` that saves and pushes prompts: methods of a `PeftModel`."""
+
+    peft_config: PromptConfigs
+    prompt_encoder: nn.ModuleDict
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        is_main_process: bool = True,
+        repo_id: str | None = None,
+        card: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Save prompts as PEFT does, each with its `prompt_tuning.json`, results, pictures and card.
+
+        The prompt named "default" is saved in `save_directory` itself, the others in a folder with their name.
+
+        Args:
+            save_directory: created if it does not exist.
+            safe_serialization: must be True; accepted for compatibility with PEFT.
+            selected_adapters: the prompts to save; default all.
+            is_main_process: whether this process writes.
+            repo_id: the Hub repository that the card's code names.
+            card: also save pictures, the card and the start vectors. Use False for checkpoints, which are saved often
+                and are not read by people.
+            **kwargs: as in PEFT.
+
+        Raises:
+            PromptTuningError: `safe_serialization=False`; a prompt is never pickled.
+            FloatingPointError: a prompt holds NaN or infinity; nothing is written.
+        """
+        if not safe_serialization:
+            raise PromptTuningError(
+                "safe_serialization is False; prompts are saved as safetensors only. Leave it out."
+            )
+        names = selected_adapters or list(self.peft_config)
+        check_savable({name: self.prompt_encoder[name] for name in names}, card)
+        # The embedding layers belong to the backbone, and PEFT's check for them asks the Hub. The same for the
+        # backbone's weights: PEFT would gather a sharded backbone's and then drop them.
+        kwargs |= {"save_embedding_layers": False, "state_dict": {}}
+        super().save_pretrained(
+            str(save_directory), selected_adapters=names, is_main_process=is_main_process, **kwargs
+        )
+        for name in names if is_main_process else ():
+            folder = folder_of(name, save_directory)
+            self.prompt_encoder[name].info.write(folder)
+            if card:
+                self._write_card(folder, name, repo_id, None if name == "default" else name)
+
+    def _write_card(self, folder: Path, name: str, repo_id: str | None, subfolder: str | None) -> None:
+        prompt, config = self.prompt_encoder[name], self.peft_config[name]
+        write_start_and_card(folder, prompt, config, self.base_model, repo_id, subfolder)
+
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
+        """Return a prompt's vectors, [P, H], on the CPU."""
+        # PEFT calls the module here. We do not: only one process saves, and ZeRO-3 counts calls.
+        return self.prompt_encoder[adapter_name].embedding.weight.detach().cpu()
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Do nothing. PEFT calls this in every save; `save_pretrained` writes the card, once all its data is known."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload prompt",
+        commit_description: str | None = None,
+        create_pr: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter_name: str | None = None,
+        subfolder: str | None = None,
+    ) -> CommitInfo:
+        """Push one prompt to the Hub, with its description, card and pictures, and nothing else.
+
+        Files of an earlier push in the same place are deleted in the same commit. No other file is deleted.
+
+        Args:
+            repo_id: created if it does not exist.
+            private: whether a new repository is private. An existing repository keeps its visibility.
+            token: default the token of `hf auth login`.
+            revision: the branch; created from the main branch if it does not exist.
+            commit_message, commit_description: of the commit.
+            create_pr: open a pull request with it.
+            tokenizer: push the tokenizer, too.
+            adapter_name: the prompt; default the active one.
+            subfolder: of the repository, if it holds several prompts; default its root.
+
+        Raises:
+            PromptPushError: the Hub refuses the push or cannot be reached. The message contains the Hub's answer.
+            PromptTuningError: there is no such prompt; the name of the repository, branch or folder is invalid; or the
+                prompt should be private and the repository is public.
+        """
+        name = adapter_name if adapter_name is not None else self.active_adapter
+        if name not in self.peft_config:
+            raise PromptTuningError(
+                f"adapter_name is {name!r}; the model has {', '.join(map(repr, self.peft_config))}: give one of them."
+            )
+        to, subfolder = Destination(repo_id, revision, private, token), checked_subfolder(subfolder)
+        with explained(repo_id), temporary_folder() as made:
+            to = within(PUSH_SECONDS, lambda: make_repository(to))
+            folder = self.save_for_hub(made, to.repo_id, tokenizer, name, subfolder)
+            change = commit_message, subfolder or "", commit_description, create_pr
+            return within(PUSH_SECONDS, lambda: push(folder, to, *change))
+
+    def save_for_hub(
+        self,
+        folder: str | Path,
+        repo_id: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter_name: str | None = None,
+        subfolder: str | None = None,
+    ) -> Path:
+        """Save one prompt as it is pushed, with a card for `repo_id`, and return the folder of its files."""
+        name = adapter_name if adapter_name is not None else self.active_adapter
+        self.save_pretrained(folder, selected_adapters=[name], repo_id=repo_id)
+        path = folder_of(name, folder)  # goes to the root of the repository, or to `subfolder`
+        if name != "default" or subfolder is not None:
+            self._write_card(path, name, repo_id, subfolder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
+        return path
 
 
 def folder_of(name: str, save_directory: str | Path) -> Path:

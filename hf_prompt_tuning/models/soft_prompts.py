@@ -16,8 +16,7 @@ from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, token_nll
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
-from ..sharding import embedded, embedding_device, is_sharded, whole
-from ..stand_ins import ByContext
+from ..sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from .batch_checks import (
     NO_PROMPT,
     Targets,

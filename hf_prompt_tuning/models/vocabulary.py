@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..sharding import whole
+from ..sharing import whole
 
 CHUNK = 16384
 SPARE = 8

@@ -24,7 +24,7 @@ from ..models.causal_lm import PromptTuningModelForCausalLM
 from ..models.load import load_prompt
 from ..prompts.files import read_json
 from ..prompts.info import INFO_FILE, PromptInfo
-from ..sharding import whole
+from ..sharing import whole
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 

@@ -20,7 +20,7 @@ from ..data.encoding import check_kind
 from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
-from ..stand_ins import ByContext
+from ..sharing import ByContext
 from .scorer import RowResults, Scorer
 from .token_rows import RowEncoder, with_labels
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_prompt_tuning.models import prompt_cache as inference
+from hf_prompt_tuning.layouts import computed as inference
 
 
 @pytest.fixture

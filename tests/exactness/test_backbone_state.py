@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from hf_prompt_tuning.models import prompt_cache
-from hf_prompt_tuning.models.prompt_cache import state_of
+from hf_prompt_tuning.layouts import computed
+from hf_prompt_tuning.layouts.computed import state_of
 from tests.shared.kept_prompts import ROWS, generated, ranked, ranked_anew, tiny_prompt_model
 from tests.shared.reference import greedy, relative_error
 from tests.shared.tiny_models import tiny_model
@@ -123,8 +123,8 @@ def test_an_edit_between_two_calls_by_another_thread(passes):
 
 
 def test_a_sample_of_a_large_backbone_sees_every_edit_of_a_whole_weight(monkeypatch):
-    monkeypatch.setattr(prompt_cache, "NUMBERS", 2000)
-    monkeypatch.setattr(prompt_cache, "SMALL", 64)
+    monkeypatch.setattr(computed, "NUMBERS", 2000)
+    monkeypatch.setattr(computed, "SMALL", 64)
     backbone = tiny_model("llama")
     before = state_of(backbone)
     assert sum(part.numel() for part in before.numbers) < 2500
@@ -153,8 +153,8 @@ def test_a_sample_of_a_large_backbone_sees_every_edit_of_a_whole_weight(monkeypa
     ids=["transposed", "expanded", "scalar", "empty", "nan", "strided", "bool", "bfloat16"],
 )
 def test_weights_of_any_kind_are_sampled(weight, monkeypatch):
-    monkeypatch.setattr(prompt_cache, "NUMBERS", 300)
-    monkeypatch.setattr(prompt_cache, "SMALL", 50)
+    monkeypatch.setattr(computed, "NUMBERS", 300)
+    monkeypatch.setattr(computed, "SMALL", 50)
     backbone = tiny_model("gpt2")
     backbone.register_buffer("another", weight)
     before = state_of(backbone)

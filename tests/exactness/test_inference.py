@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
-from hf_prompt_tuning.models import prompt_cache as inference
+from hf_prompt_tuning.layouts import computed as inference
 from tests.shared.kept_prompts import LABELS, OPTIONS, ROWS, generated, inputs, ranked, ranked_anew, tiny_prompt_model
 from tests.shared.reference import greedy, loss_and_gradient, pad, reference_loss, relative_error, with_prompts
 from tests.shared.tiny_models import tiny_model

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...errors import PromptTuningError
+from ...layouts.computed import BITS
 from ...models.soft_prompts import SoftPrompts
-from ...prompts.fingerprint import BITS
 from .watched import watched
 
 ELEMENTS_AT_ONCE = 2**22

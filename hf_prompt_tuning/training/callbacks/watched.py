@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from ...errors import PromptTuningError
 from ...models.soft_prompts import SoftPrompts
-from ...sharding import whole
+from ...sharing import whole
 
 SAMPLED_WORDS = 4096
 
