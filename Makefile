@@ -1,7 +1,7 @@
 # Each target sets up what it needs: a virtual environment in .venv with the tested versions.
 PYTHON ?= python3
 VENV ?= .venv
-CONSTRAINTS ?= constraints.txt
+CONSTRAINTS ?= constraints/tested.txt
 BIN := $(VENV)/bin
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BACKBONE := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -18,8 +18,8 @@ test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 # The suite with the lowest versions that setup.cfg allows, and with the newest: each in an environment of its own.
-test-oldest: $(VENV)-oldest/constraints.txt
-	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=$<
+test-oldest:
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
 
 test-newest:
 	rm -f $(VENV)-newest/installed
@@ -60,10 +60,6 @@ $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager \
 	    $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
 	touch $@
-
-%-oldest/constraints.txt: setup.cfg
-	mkdir -p $(@D)
-	sed -nE 's/^( +|[a-z]+ = )([A-Za-z0-9_-]+)(\[[^]]*\])?>=([0-9.]+),.*/\2==\4/p' $< > $@
 
 $(BACKBONE): | $(VENV)/installed
 	$(BIN)/python examples/get_backbone.py $(dir $@)
