@@ -40,10 +40,12 @@ def ragged_rows(lengths: list[int], seed: int = 0, first_labelled: bool = True) 
 
 def pad(rows: list[tuple[Tensor, Tensor]], side: str) -> dict[str, Tensor]:
     """A batch of rows, padded at one side."""
-    from torch.nn.utils.rnn import pad_sequence
+    longest = max(len(ids) for ids, _ in rows)
 
     def together(tensors: list[Tensor], value: int) -> Tensor:
-        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+        pads = [torch.full((longest - len(tensor),), value) for tensor in tensors]
+        pairs = zip(pads, tensors, strict=True) if side == "left" else zip(tensors, pads, strict=True)
+        return torch.stack([torch.cat(pair) for pair in pairs])
 
     return {
         "input_ids": together([ids for ids, _ in rows], 0),
