@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError, first_line
+from ..layouts.sharing import of_all_parts
 from ..models.scoring import label_losses, label_nll, rank_labels
 from ..models.soft_prompts import SoftPrompts
-from ..sharing import of_all_parts
 
 
 class Quality(NamedTuple):

@@ -28,6 +28,7 @@ from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoding import encode_data
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from ..layouts.sharing import of_all_parts
 from ..layouts.traits import token_scale
 from ..models.initialization import made_again
 from ..models.load import load_prompt
@@ -41,7 +42,6 @@ from ..models.vocabulary import (
     vocabulary_size,
 )
 from ..prompts.card import start_in_words
-from ..sharing import of_all_parts
 from .comparison import compare_vectors
 from .effects import attention_to_prompt, quality, quality_without_each
 from .results import Inspection, Move, Position, PromptInspection, Word

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..sharing import announce_pass, calling, with_part
+from .sharing import announce_pass, calling, with_part
 
 IGNORED = -100
 """The label of a position without a prediction, as everywhere in PyTorch and transformers."""

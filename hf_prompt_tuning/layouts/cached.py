@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..compat.transformers import as_cache, cache_in
-from ..sharing import is_sharded
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, token_inputs
 from .computed import cache_of
+from .sharing import is_sharded
 from .traits import text_positions
 
 

@@ -23,8 +23,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ..compat.transformers import CHECKPOINTS_ACTIVATIONS, as_cache, cache_name
-from ..sharing import embedding_device, is_sharded
 from .base import ComputedPrompt, Layers, Prompts, predictions_at, token_inputs
+from .sharing import embedding_device, is_sharded
 from .traits import is_recurrent, text_positions
 
 NUMBERS = 2**17

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..compat.transformers import CHECKPOINTS_ACTIVATIONS
-from ..sharing import embedded
 from .masks import Reach
+from .sharing import embedded
 
 REACHES: dict[str, Callable[[Any], Reach]] = {
     "full_attention": lambda config: Reach(),

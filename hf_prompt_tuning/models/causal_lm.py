@@ -18,8 +18,8 @@ from ..layouts.check import disagreement
 from ..layouts.choose import make_layout, why_inexact
 from ..layouts.computed import ComputedPrompts, can_be_continued
 from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
+from ..layouts.sharing import in_step, is_sharded
 from ..layouts.traits import state_of_choice, takes
-from ..sharing import in_step, is_sharded
 from .batch_checks import (
     Targets,
     Texts,

@@ -36,8 +36,8 @@ from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
 from ..layouts.computed import cache_of, can_be_continued, in_rows
 from ..layouts.padded import padded_rows
+from ..layouts.sharing import calling
 from ..layouts.traits import ignores_masked_columns, text_positions, with_own_positions
-from ..sharing import calling
 from .call_arguments import arguments_in_rows, explained_media_errors
 from .continuing import CacheContent, columns_in, content_of, mark
 from .generation_options import (

@@ -19,8 +19,8 @@ from transformers.utils import ModelOutput
 
 from ..compat.transformers import cache_name, repetition_penalty
 from ..errors import PromptTuningError
+from ..layouts.sharing import calling
 from ..layouts.traits import takes
-from ..sharing import calling
 
 DEFAULT_NEW_TOKENS = 20
 """The number of tokens that transformers generates by default."""

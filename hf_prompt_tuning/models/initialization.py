@@ -19,10 +19,10 @@ from ..data.encoding import check_ids
 from ..data.tokenization import continuation_ids
 from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
+from ..layouts.sharing import embedding_device, whole
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..prompts.files import read_prompt
 from ..prompts.foreign import import_prompt
-from ..sharing import embedding_device, whole
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 

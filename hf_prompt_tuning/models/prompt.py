@@ -21,11 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..compat.torch import FSDPModule
 from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from ..layouts.computed import BITS
+from ..layouts.sharing import embedding_device, whole
 from ..layouts.traits import token_scale
 from ..prompts.config import PromptTuningConfig
 from ..prompts.files import SavedPrompt
 from ..prompts.info import PromptInfo
-from ..sharing import embedding_device, whole
 from .backbone import GGUF, is_from_gguf
 from .initialization import can_be_made_again, initial_prompt
 

@@ -13,7 +13,7 @@ from ..errors import PromptTuningError
 from ..layouts import Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, predictions_at
 from ..layouts.padded import as_padded, is_moved, padded_rows
-from ..sharing import is_sharded
+from ..layouts.sharing import is_sharded
 from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_texts
 from .call_arguments import DECODER, decoder_arguments
 from .continuing import CacheContent, encoder_decoder_cache, mark

@@ -15,8 +15,8 @@ from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, token_nll
+from ..layouts.sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
-from ..sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from .batch_checks import (
     NO_PROMPT,
     Targets,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..sharing import whole
+from ..layouts.sharing import whole
 
 CHUNK = 16384
 SPARE = 8

@@ -20,11 +20,11 @@ from ..data.rows import row_columns
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..hub.files import open_tensors
+from ..layouts.sharing import whole
 from ..models.causal_lm import PromptTuningModelForCausalLM
 from ..models.load import load_prompt
 from ..prompts.files import read_json
 from ..prompts.info import INFO_FILE, PromptInfo
-from ..sharing import whole
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate
 from ..compat.torch import register_fsdp_forward_method
 from ..compat.transformers import average_prompts_over_processes
 from ..errors import PromptTuningError, TrainingInterrupted
-from ..sharing import ByContext
+from ..layouts.sharing import ByContext
 from . import distributed
 from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, publish, saving, seal, tidy
 from .pickle_free import with_pickles

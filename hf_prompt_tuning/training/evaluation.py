@@ -17,10 +17,10 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput, has_length
 
 from ..data.encoding import check_kind
+from ..layouts.sharing import ByContext
 from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
-from ..sharing import ByContext
 from .scorer import RowResults, Scorer
 from .token_rows import RowEncoder, with_labels
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ...errors import PromptTuningError
+from ...layouts.sharing import whole
 from ...models.soft_prompts import SoftPrompts
-from ...sharing import whole
 
 SAMPLED_WORDS = 4096
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_prompt_tuning.layouts.base import predictions_at
-from hf_prompt_tuning.sharing import calling, of_all_parts, with_part
+from hf_prompt_tuning.layouts.sharing import calling, of_all_parts, with_part
 from tests.shared.tiny_models import tiny_model
 
 

@@ -24,7 +24,7 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .compat.torch import DTensor, FSDPModule
+from ..compat.torch import DTensor, FSDPModule
 
 Module = TypeVar("Module", bound=nn.Module)
 Value = TypeVar("Value")
