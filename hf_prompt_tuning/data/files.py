@@ -13,6 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset
 from pyarrow import parquet
 
+from ..compat.python import CsvReader
 from ..errors import PromptTuningError, first_line
 from ..hub.errors import words
 
@@ -107,7 +108,7 @@ def _table_rows(path: Path, names: list[str] | None) -> Iterator[dict[str, str]]
     options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
     # Invalid UTF-8 bytes are read as surrogates, so that the error can name their row.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True, **options)
+        reader = CsvReader(file, strict=True, **options)
         row, line = 0 if names is None else 1, 1
         while True:
             try:
