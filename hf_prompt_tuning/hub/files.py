@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub._tree_cache import read_tree_cache
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RevisionResolutionError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
+from ..compat.hub import files_listed_in_cache
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError
 from .errors import asking
 from .requests import announced, downloaded, is_announced, timeout
@@ -120,8 +120,7 @@ class HubFolder:
         if cached is not None:
             return Path(cached) if isinstance(cached, str) else None
         if self.offline:
-            # `hf download` also writes a list of all files of the commit to the cache.
-            listed = None if self.commit is None else read_tree_cache(str(self._storage()), self.commit)
+            listed = None if self.commit is None else files_listed_in_cache(self._storage(), self.commit)
             if listed is not None and name not in listed:
                 return None
             raise PromptLoadError(
@@ -166,13 +165,10 @@ class HubFolder:
         return same if same.commit is not None and (self._storage() / "snapshots" / same.commit).is_dir() else None
 
     def _known_commit(self) -> str | None:
-        with suppress(RevisionResolutionError):
-            return (
-                HfApi()
-                .resolve_revision(self.repo_id, revision=self.revision, cache_dir=self.cache, local_files_only=True)
-                .resolved
-            )
-        return None
+        if COMMIT.fullmatch(self.revision):
+            return self.revision
+        ref = self._storage() / "refs" / self.revision
+        return ref.read_text().strip() if ref.is_file() else None
 
     def _storage(self) -> Path:
         return self.cache / repo_folder_name(repo_id=self.repo_id, repo_type="model")

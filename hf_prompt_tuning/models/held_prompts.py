@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..compat.peft import delete_prompt, encoder_method, forget_unmade
 from ..compat.transformers import CHECKPOINTS_ACTIVATIONS
 from ..errors import PromptMismatchError
 from ..hub.backbones import commit_of
@@ -70,7 +71,8 @@ class HeldPrompts(SavingMixin):
         """
         check_backbone(model, self.task_type)
         parallel = getattr(model.config, "pretraining_tp", None)
-        super().__init__(model, PromptTuningConfig.from_peft(peft_config), adapter_name, **kwargs)
+        with encoder_method(model):
+            super().__init__(model, PromptTuningConfig.from_peft(peft_config), adapter_name, **kwargs)
         self.peft_config = PromptConfigs(self.peft_config)
         if parallel is not None:
             model.config.pretraining_tp = parallel  # PEFT writes 1 into the backbone's config
@@ -117,6 +119,7 @@ class HeldPrompts(SavingMixin):
             PromptTuningError: the name is taken or invalid, the config is not for a soft prompt or is for another
                 task, or the initialisation fails.
         """
+        forget_unmade(self)
         check_adapter_name(adapter_name, self.peft_config)
         if adapter_name == REFERENCE and peft_config is self.peft_config.get("default"):
             return add_reference(self, peft_config)
@@ -146,7 +149,7 @@ class HeldPrompts(SavingMixin):
             PromptTuningError: there is no such prompt.
         """
         self.peft_config.check(adapter_name)
-        super().delete_adapter(adapter_name)
+        delete_prompt(self, adapter_name)
 
     def set_adapter(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Make a prompt the active one.

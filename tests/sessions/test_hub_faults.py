@@ -2,12 +2,12 @@
 
 import time
 
-import httpx2
 import pytest
 from huggingface_hub import HfApi, close_session, constants
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from tests.shared.hub_server import HubServer
+from tests.shared.versions import HTTP
 
 FILES = {"a.json": b'{"a": 1}', "b/c.safetensors": bytes(range(200))}
 
@@ -23,7 +23,7 @@ def hub(monkeypatch):
 
 
 def get(hub, name="a.json", method="GET", repo_id="alice/p", **options):
-    with httpx2.Client(base_url=hub.endpoint) as http:
+    with HTTP.Client(base_url=hub.endpoint) as http:
         return http.request(method, f"/{repo_id}/resolve/main/{name}", **options)
 
 
@@ -71,7 +71,7 @@ def test_a_missing_file_is_a_404(hub, tmp_path):
 @pytest.mark.parametrize("drop", ["before", "within"])
 def test_dropped_connections(hub, drop):
     hub.fail("a.json", drop=drop, times=1)
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(HTTP.RemoteProtocolError):
         get(hub)
     assert get(hub).content == FILES["a.json"]
 
@@ -79,7 +79,7 @@ def test_dropped_connections(hub, drop):
 @pytest.mark.parametrize("how", ["delay", "stall"])
 def test_slow_answers(hub, how):
     hub.fail("a.json", **{how: 0.5}, times=2)
-    with pytest.raises(httpx2.ReadTimeout):
+    with pytest.raises(HTTP.ReadTimeout):
         get(hub, timeout=0.1)
     started = time.monotonic()
     assert get(hub).content == FILES["a.json"]

@@ -9,7 +9,6 @@ import sys
 import threading
 from pathlib import Path
 
-import httpx2
 import pytest
 from huggingface_hub import HfApi, close_session, constants
 from huggingface_hub.errors import (
@@ -21,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from tests.shared.hub_server import HubServer
+from tests.shared.versions import HTTP
 
 CARD = b"---\nlicense: mit\n---\n# A prompt\n"
 FILES = {"README.md": CARD, "adapter_config.json": b'{"a": 1}', "adapter_model.safetensors": bytes(range(256)) * 64}
@@ -204,7 +204,7 @@ def test_what_is_missing(hub, tmp_path):
 def test_an_lfs_file_must_be_what_was_announced(hub, oid, size):
     client(hub).create_repo("alice/p")
     announced = {"oid": oid, "size": size}
-    with httpx2.Client(base_url=hub.endpoint, headers={"Authorization": "Bearer hf_alice"}) as http:
+    with HTTP.Client(base_url=hub.endpoint, headers={"Authorization": "Bearer hf_alice"}) as http:
         batch = http.post("/alice/p.git/info/lfs/objects/batch", json={"objects": [announced]}).json()
         actions = batch["objects"][0]["actions"]
         assert http.put(actions["upload"]["href"], content=b"abc").status_code == 400
@@ -223,7 +223,7 @@ def test_a_push_that_is_cut_off_leaves_the_old_revision_and_the_next_one_mends_i
     hub.requests.clear()
     hub.cut_uploads(after=after)
     for _ in range(2 - after):  # each tries its LFS file a second time; one that is there is not sent again
-        with pytest.raises(RuntimeError if after == 0 else httpx2.TransportError):
+        with pytest.raises(RuntimeError if after == 0 else HTTP.TransportError):
             push(hub, tmp_path / "run", changed)
     assert len([path for method, path in hub.requests if method == "PUT"]) == (4 if after == 0 else 1)
     assert (hub.files("alice/p"), hub.commits("alice/p")[-1][0]) == (FIRST | FILES, old)
@@ -290,6 +290,6 @@ def test_nothing_is_left_of_a_hub_that_has_ended(monkeypatch):
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=5)
         assert not thread.is_alive()
-    with pytest.raises(httpx2.ConnectError):
+    with pytest.raises(HTTP.ConnectError):
         client(server).whoami()
     close_session()

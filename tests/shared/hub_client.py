@@ -10,6 +10,7 @@ import transformers
 from huggingface_hub import HfApi, close_session, constants
 
 from tests.shared.hub_server import HubServer
+from tests.shared.versions import forget_lists_of_files
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, cache: Path, token: str | None = 
         yield hub
         close_session()
     # Trees of commits that the client keeps in memory are of this Hub's repositories alone.
-    huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    forget_lists_of_files()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

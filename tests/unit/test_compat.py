@@ -17,12 +17,15 @@ from tests.shared.tiny_models import tiny_model
 
 PACKAGE = ROOT / "hf_prompt_tuning"
 DIFFER = {
+    "_prepare_encoder_decoder_kwargs_for_generation",
     "_sync_replicated_trainable_parameters",
     "cache",
     "is_activation_checkpointing",
     "is_gradient_checkpointing",
+    "read_tree_cache",
     "past_key_values",
     "prompt_ignore_length",
+    "resolve_revision",
 }
 IDS = torch.arange(5, 15).view(2, 5)
 

@@ -24,6 +24,7 @@ from hf_prompt_tuning.hub.backbones import commit_of
 from tests.shared.hub_client import contents, local_hub
 from tests.shared.hub_faults import LATER, WRONG
 from tests.shared.tiny_models import make_tokenizer, tiny_model
+from tests.shared.versions import TRIES_AGAIN
 
 BACKBONE, ID = "alice/backbone", "alice/prompt"
 WEIGHTS = "model.safetensors"
@@ -298,12 +299,13 @@ def _naming(hub, sha):
 
 
 def test_weights_that_break_off_for_ever(hub, tmp_path, elsewhere, monkeypatch):
-    """After some of them came: the client then goes on without end, each time from the start."""
+    """After some of them came: most versions of the client go on without end, each time from the start."""
     saved(hub, by_the_command(), tmp_path / "prompt")
     elsewhere()
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     hub.fail(WEIGHTS, method="GET", drop="within")
-    assert "breaks off again and again" in soon(lambda: load_prompt(ID), HubUnavailableError)
+    told = "breaks off again and again" if TRIES_AGAIN else "the Hub does not answer (RemoteProtocolError"
+    assert told in soon(lambda: load_prompt(ID), HubUnavailableError)
 
 
 def test_tokenizers_are_of_the_same_commit(hub, repository, tmp_path, elsewhere):
