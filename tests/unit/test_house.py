@@ -109,12 +109,15 @@ def test_the_trainer_has_three_levels_of_our_own_and_two_mixins():
 
 @contextmanager
 def entered() -> Iterator[list[str]]:
-    """The files of the package in which a function is called within the context, in the order of their first calls."""
+    """The files of the package in which a function is called within the context, in the order of their first calls.
+
+    Left out is what evens out versions of the libraries: it takes and returns what the library does.
+    """
     files: dict[str, None] = {}
 
     def watch(frame, event: str, argument: object) -> None:
         file = Path(frame.f_code.co_filename)
-        if event == "call" and file.is_relative_to(hf_prompt_tuning.__path__[0]):
+        if event == "call" and file.is_relative_to(hf_prompt_tuning.__path__[0]) and file.parent.name != "compat":
             files[str(file.relative_to(hf_prompt_tuning.__path__[0]))] = None
 
     found: list[str] = []
@@ -144,7 +147,7 @@ def test_a_batch_walks_through_at_most_10_files_from_the_collator_to_the_loss(tm
     require_walk(files, 10)
 
 
-def test_a_prompt_walks_through_at_most_20_files_from_its_folder_to_a_text(tmp_path, tokenizer):
+def test_a_prompt_walks_through_at_most_19_files_from_its_folder_to_a_text(tmp_path, tokenizer):
     tiny_model("llama").save_pretrained(tmp_path / "backbone")
     tokenizer.save_pretrained(tmp_path / "backbone")
     backbone = AutoModelForCausalLM.from_pretrained(tmp_path / "backbone")
@@ -159,4 +162,4 @@ def test_a_prompt_walks_through_at_most_20_files_from_its_folder_to_a_text(tmp_p
     expected = text()  # the modules are imported, and the backbone's hash is kept
     with entered() as files:
         assert torch.equal(text(), expected)
-    require_walk(files, 20)
+    require_walk(files, 19)
