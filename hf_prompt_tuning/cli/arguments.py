@@ -72,22 +72,13 @@ class PromptArguments:
     prompt_tuning_inits: list[str] | None = HfArg(default=None, help="prompt_tuning_init of each prompt.")
 
     def config(self, task_type: str | None, token: str | None = None) -> PromptTuningConfig:
-        """Return the prompt's config; of several prompts, the config that they share.
-
-        Args:
-            task_type: CAUSAL_LM or SEQ_2_SEQ_LM; None leaves it open.
-            token: a Hub token for `init_prompt`.
-        """
+        """Return the prompt's config; of several prompts, the config that they share. `token` is for `init_prompt`."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in OF_SEVERAL}
         values |= {"base_model_name_or_path": values.pop("base_model_id"), "init_prompt_token": token}
         return PromptTuningConfig(task_type=task_type, **values)
 
     def saved_template(self, token: str | None = None) -> PromptTemplate | None:
-        """Return the template of `init_prompt`, or None if it has none, as files of other codebases.
-
-        Raises:
-            PromptLoadError: the prompt could not be loaded.
-        """
+        """Load the template of `init_prompt`; return None if it has none, as files of other codebases."""
         subfolder = self.init_prompt_subfolder or ""
         folder = Path(self.init_prompt, subfolder)
         if folder.exists() and not (folder / INFO_FILE).is_file():
@@ -115,8 +106,7 @@ class Arguments(NamedTuple):
     def template(self) -> PromptTemplate:
         """Return the template that the arguments describe. Without `source_template`, change that of `init_prompt`.
 
-        Raises:
-            PromptTuningError: there is no source template, or the label words are not a JSON object.
+        Raise PromptTuningError if there is no source template, or the label words are not a JSON object.
         """
         if self.data.source_template is None and self.prompt.init_prompt is not None:
             return self.data.template(self.prompt.saved_template(self.model.token))
@@ -128,14 +118,11 @@ NAMES = {field.name for group in GROUPS for field in dataclasses.fields(group) i
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
-    """Parse `[CONFIG.yaml|CONFIG.json] [--flag value …]`.
+    """Parse `[CONFIG.yaml|CONFIG.json] [--flag value …]`, by default of `sys.argv`.
 
     A flag overrides the file. Values of both are converted to the field's type. Some defaults depend on the data: with
     training data, train. With validation data, evaluate and save each epoch, and evaluate once before training. A
     signal saves a checkpoint before the run ends.
-
-    Args:
-        argv: default `sys.argv[1:]`.
 
     Raises:
         PromptTuningError: the file is missing or holds no mapping, a key is unknown (the message suggests the nearest

@@ -66,13 +66,9 @@ class DataArguments:
         return {name: value for name, value in names.items() if value}
 
     def template(self, saved: PromptTemplate | None = None) -> PromptTemplate:
-        """Return the template that these arguments describe.
+        """Return the template that these arguments describe. They replace the values of a saved one, if given.
 
-        Args:
-            saved: a template to start from. The arguments that are given replace its values.
-
-        Raises:
-            PromptTuningError: the source template is missing, or the label words are not a JSON object.
+        Raise PromptTuningError if the source template is missing, or the label words are not a JSON object.
         """
         values = {
             "source": self.source_template,

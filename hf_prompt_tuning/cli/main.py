@@ -44,11 +44,7 @@ def set_up_logging(args: PromptTuningArguments) -> None:
 
 
 def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the backbone and its tokenizer.
-
-    Raises:
-        PromptTuningError: they are missing or could not be loaded, or the task type is invalid.
-    """
+    """Load the backbone and its tokenizer. Raise PromptTuningError if that fails, or the task type is invalid."""
     if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise PromptTuningError(f"task_type is {args.task_type!r}; give CAUSAL_LM or SEQ_2_SEQ_LM, or leave it out.")
     name, hub = args.model_name_or_path, {"revision": args.model_revision, "token": args.token}
@@ -70,16 +66,8 @@ def save_predictions(
     """Write `predictions.jsonl`: each row's number, input, prediction, score of every label, and reference.
 
     Rows are numbered from 0, so row 0 is `data[0]`. A score is the log-likelihood of a label's words and EOS. The
-    reference is null for a row without a label. For an ensemble, a row has each member's vote.
-
-    Args:
-        trainer: the trainer that made the predictions.
-        output: the predictions.
-        data: the raw rows, in the same order.
-        task: the task that the rows are of, in a run of several; the file is written to its folder.
-
-    Returns:
-        The file, or None on all processes but the first.
+    reference is null for a row without a label. For an ensemble, a row has each member's vote. In a run of several
+    tasks, the file goes to the folder of its `task`. Return the file, or None on all processes but the first.
     """
     if not trainer.is_world_process_zero():
         return None

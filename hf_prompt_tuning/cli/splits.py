@@ -30,13 +30,7 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
     """Load the splits that the arguments name, as "train", "validation" and "test".
 
     The rows of a file get one more column, `ORIGIN`. Sampling and splitting change row numbers, so messages take the
-    row's origin from this column.
-
-    Args:
-        args: the data to load. `max_train_samples` and `max_eval_samples` rows are drawn at random, because files are
-            often sorted.
-        seed: the seed for drawing and splitting.
-        token: a Hub token, for private data.
+    row's origin from this column. Samples are drawn at random, by `seed`, because files are often sorted.
 
     Raises:
         PromptTuningError: there is no data, a dataset could not be loaded, `read_file` rejects a file, or a number of

@@ -29,13 +29,7 @@ from .splits import load_splits
 
 @dataclass
 class TasksConfig:
-    """The content of a config with `tasks`.
-
-    Attributes:
-        model: the arguments of the backbone.
-        training: the training arguments of the run.
-        tasks: the arguments of each task, by its name.
-    """
+    """The arguments of a config with `tasks`: of the backbone, of the run's training, and of each task by its name."""
 
     model: ModelArguments
     training: PromptTuningArguments
@@ -43,13 +37,10 @@ class TasksConfig:
 
 
 def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
-    """Parse `CONFIG.yaml [--flag value …]` if the config lists `tasks`. Return None for any other command line.
+    """Parse `CONFIG.yaml [--flag value …]`, by default of `sys.argv`. Return None if the config lists no `tasks`.
 
     A task is a mapping with a `name` and any arguments of data and prompt; of training, only those in `OF_TRAINING`.
     Keys next to `tasks` are the defaults of every task. A flag overrides them in all tasks.
-
-    Args:
-        argv: default `sys.argv[1:]`.
 
     Raises:
         PromptTuningError: `tasks` is not a list of mappings, a name is missing, invalid or repeated, or a key is
@@ -137,15 +128,9 @@ def _task(name: str, splits: DatasetDict, arguments: Arguments, of_run: PromptTu
 def ensemble_members(args: PromptArguments, seed: int, token: str | None = None) -> list[PromptTask]:
     """Return the prompts `prompt_1` to `prompt_N` of the arguments, or an empty list for a single prompt.
 
-    Prompt i has the i-th value of each list. Arguments without a list are the same for all prompts.
-
-    Args:
-        args: the arguments, with `num_prompts` or with lists.
-        seed: the seed of the first prompt if there are no `prompt_seeds`. The others get seed + 1, seed + 2, ….
-        token: a Hub token for `init_prompt`.
-
-    Raises:
-        PromptTuningError: there are fewer than two prompts, or the lists have different lengths.
+    Prompt i has the i-th value of each list. Arguments without a list are the same for all prompts. Without
+    `prompt_seeds` the seeds are `seed`, seed + 1, …. Raise PromptTuningError if there are fewer than two prompts, or
+    the lists have different lengths.
     """
     lists = {name: getattr(args, name) for name in OF_LISTS if getattr(args, name)}
     if args.num_prompts in (None, 1) and not lists:

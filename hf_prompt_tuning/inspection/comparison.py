@@ -31,13 +31,9 @@ class PromptComparison:
 
 
 def compare_vectors(prompts: Mapping[str, Tensor]) -> PromptComparison:
-    """Compare the prompts of several tasks on one backbone.
+    """Compare the prompts of several tasks on one backbone, name -> [P, H]; P may differ.
 
-    Args:
-        prompts: name -> [P, H]; P may differ.
-
-    Raises:
-        PromptTuningError: the prompts have different widths, so they belong to different backbones.
+    Raise PromptTuningError for different widths: such prompts belong to different backbones.
     """
     names = list(prompts)
     if len({vectors.shape[1] for vectors in prompts.values()}) > 1:

@@ -32,11 +32,8 @@ def attention_to_prompt(model: SoftPrompts, rows: Sequence[dict[str, Any]]) -> T
 
     It is the mean over heads and over the text's tokens (source and target), then over rows. The shares that a token
     gives to the prompt and to the text add up to 1. For an encoder-decoder model it is the encoder's self-attention.
-
-    Args:
-        model: a model in eval mode. It is not changed.
-        rows: token ids from the template (`input_ids`). Each row runs on its own, because attention takes
-            layers · heads · (P+T)² numbers.
+    Each row (`input_ids`) runs on its own, because attention takes layers · heads · (P+T)² numbers. The model is in
+    eval mode, and is not changed.
 
     Raises:
         PromptTuningError: there are no rows, the backbone returns no attentions, or its eager code computes other
@@ -100,12 +97,10 @@ def _check_agreement(backbone: PreTrainedModel, got: Tensor, expected: Tensor) -
 def quality(
     model: SoftPrompts, batches: Sequence[dict[str, Tensor]], label_token_ids: Sequence[Sequence[int]]
 ) -> Quality:
-    """Return loss and accuracy of the active prompt on labelled rows.
+    """Return loss and accuracy of the active prompt, of a model in eval mode, on labelled rows.
 
-    Args:
-        model: a model in eval mode.
-        batches: batches from the collator, in which every row has a target; with `label` [B] for classification.
-        label_token_ids: token ids of the L labels; empty for free text.
+    Every row has a target, and for classification the batches have `label` [B]. `label_token_ids` are those of the L
+    labels; empty for free text.
     """
     device = model.prompt.device
     nll_sum, tokens, right, rows = 0.0, 0, 0, 0
@@ -125,16 +120,11 @@ def quality(
 def quality_without_each(
     model: SoftPrompts, batches: Sequence[dict[str, Tensor]], label_token_ids: Sequence[Sequence[int]]
 ) -> list[Quality]:
-    """Return loss and accuracy for each of the P prompts with one vector removed.
+    """Return loss and accuracy for each of the P prompts with one vector removed. Arguments are those of `quality`.
 
     A shorter prompt has P-1 vectors; those behind the removed one move up. Each shorter prompt is evaluated on all
     rows in turn. Every hidden state of a row depends on the prompt, so the shorter prompts have no computation in
     common. Joining them in one batch would save nothing, because the rows already fill the batches.
-
-    Args:
-        model: as in `quality`.
-        batches: as in `quality`.
-        label_token_ids: as in `quality`.
     """
     results, vectors = [], model.prompt.detach()
     for left_out in range(len(vectors)):

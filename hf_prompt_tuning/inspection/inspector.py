@@ -197,8 +197,7 @@ def _add_effects(
 ) -> None:
     """Add what the active prompt's vectors do to rows of text, or write to the notes why it is unknown.
 
-    Raises:
-        PromptTuningError: the rows do not fit the template of a prompt that is inspected alone.
+    Raise PromptTuningError if the rows do not fit the template of a prompt that is inspected alone.
     """
     reason = "no rows of text were given"
     if data is not None:

@@ -41,10 +41,7 @@ class Examples:
     def align(cls, embeds: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> "Examples":
         """Move each row's real tokens to the left and keep their order. The pads may be anywhere.
 
-        Args:
-            embeds: [B, T, H].
-            mask: [B, T], non-zero on real tokens; None if all tokens are real.
-            labels: [B, T] long or None. Labels on pads are ignored.
+        `mask` is [B, T], non-zero on real tokens; None if all tokens are real. Labels on pads are ignored.
         """
         if mask is None:
             return cls(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device), labels)
@@ -179,13 +176,7 @@ class LabelledLogits:
 
 
 def token_nll(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return the cross-entropy of each labelled token, [K] fp32.
-
-    Args:
-        logits: [K, V].
-        targets: [K] long.
-        label_smoothing: as in `torch.nn.functional.cross_entropy`.
-    """
+    """Return the cross-entropy of each labelled token, [K] fp32, from logits [K, V] and targets [K] long."""
     return nn.functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
 
 
@@ -215,14 +206,10 @@ class Layout(Protocol):
 
 
 def token_inputs(backbone: nn.Module, embeds: Tensor) -> dict[str, Tensor]:
-    """Return the backbone's arguments for embedded tokens.
+    """Return the backbone's arguments for embedded tokens, [B, N, H] or [B, N, H + layers * D].
 
     A model with per-layer embeddings (Gemma 3n, Gemma 4) reads a second, wider vector for every token. We keep it
     after the first vector in the last dimension, so that code that moves tokens moves both. This function splits them.
-
-    Args:
-        backbone: a model with input embeddings of width H.
-        embeds: [B, N, H], or [B, N, H + layers * D].
     """
     width = backbone.get_input_embeddings().embedding_dim
     if embeds.shape[-1] == width:
@@ -235,17 +222,12 @@ def token_inputs(backbone: nn.Module, embeds: Tensor) -> dict[str, Tensor]:
 
 
 def predictions_at(backbone: nn.Module, rows: Tensor, columns: Tensor, **inputs: Any) -> ModelOutput:
-    """Run a pass that projects only K positions onto the vocabulary. Its logits are [1, K, V].
+    """Run a pass that projects only K positions (`rows`, `columns`, [K] long) onto the vocabulary: logits [1, K, V].
 
     The vocabulary is often wider than all layers together, and few positions are labelled. `logits_to_keep` does not
     help: not every model takes it, and it keeps the same columns of every row. Selecting the positions before the
-    output embeddings works for every model, whatever it does to the logits afterwards.
-
-    Args:
-        backbone: a model with output embeddings. It is not changed: other threads may call it at the same time.
-        rows: [K] long, rows of the batch that the backbone sees.
-        columns: [K] long.
-        **inputs: the backbone's arguments.
+    output embeddings works for every model, whatever it does to the logits afterwards. The backbone is not changed:
+    other threads may call it at the same time.
     """
     head, was_projected = backbone.get_output_embeddings(), []
 

@@ -44,14 +44,9 @@ class Block:
 
 
 def cut(mask: Tensor, ends: list[int], dtype: torch.dtype) -> list[Block]:
-    """Cut a mask into blocks of at least `MIN_BLOCK` queries, or `MIN_OWN_BLOCK` before another prompt's text.
+    """Cut a mask ([N, N] bool) into blocks of `MIN_BLOCK` queries, or `MIN_OWN_BLOCK` before another prompt's text.
 
-    Blocks end where segments end.
-
-    Args:
-        mask: [N, N] bool.
-        ends: the column after each segment's last, ascending to N.
-        dtype: of the queries.
+    Blocks end where segments end; `ends` are the columns after each segment's last. `dtype` is that of the queries.
     """
     blocks, start = [], 0
     for stop in ends:

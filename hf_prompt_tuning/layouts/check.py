@@ -31,16 +31,9 @@ def disagreement(
 ) -> str:
     """Return how a layout differs from `padded`, or an empty string if it does not.
 
-    The loss of each token and the prompts' gradient are compared. The prompts' `.grad` is not changed. The check costs
-    less than a training step.
-
-    Args:
-        layout: the layout to check for this backbone.
-        backbone: a causal model.
-        embed: the backbone's embedding.
-        prompts: one or several, [P, H] each, P of 1 or more.
-        thorough: for a layout that only this check can prove exact: also check rows of one token, and words after
-            texts.
+    The loss of each token and the gradient of the prompts ([P, H] each, P of 1 or more) are compared. The prompts'
+    `.grad` is not changed. The check costs less than a training step. `thorough` also checks rows of one token, and
+    words after texts: for a layout that only this check can prove exact.
     """
     trials = [partial(_losses, lengths=LENGTHS)]
     if thorough:

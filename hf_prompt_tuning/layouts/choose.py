@@ -75,13 +75,8 @@ def choose(
 ) -> Layout:
     """Return the layout with that name, or for "auto" the fastest exact layout.
 
-    Args:
-        name: "auto", or one of `NAMES`.
-        backbone: a causal model.
-        max_packed_tokens: a packed row's token budget, default `MAX_PACKED_TOKENS`.
-        check: takes a layout and `thorough`, and returns how the layout differs from `padded`, or an empty string.
-            None if no check is possible.
-        check_all: also check layouts that config and signature prove exact.
+    `check` takes a layout and `thorough`, and returns how the layout differs from `padded`, or an empty string; None
+    if no check is possible. `check_all` also checks layouts that config and signature prove exact.
 
     Raises:
         PromptTuningError: no layout has that name, or the named layout is not exact for this backbone.

@@ -73,12 +73,9 @@ class ComputedPrompts:
         self._state: BackboneState | None = None
 
     def added_to(self, prompts: Prompts, dtype: torch.dtype, backbone: PreTrainedModel) -> Prompts:
-        """Add to each prompt what was computed of it before, or compute it now.
+        """Add to each prompt, by its name, what was computed of it before, or compute it now.
 
-        Args:
-            prompts: with their names.
-            dtype: of embedded text.
-            backbone: must pass `can_be_continued`.
+        `dtype` is that of embedded text. The backbone must pass `can_be_continued`.
         """
         # Read before anything is computed, so that the next call detects what another thread changes meanwhile.
         state, latest = state_of(backbone), self._state
@@ -199,12 +196,7 @@ def _runs(weight: Tensor, length: int, limit: int) -> Tensor:
 
 @torch.no_grad()
 def compute(backbone: PreTrainedModel, vectors: Tensor) -> ComputedPrompt:
-    """Run one pass over a prompt alone.
-
-    Args:
-        backbone: a causal model with a key-value cache and no recurrence.
-        vectors: [P, H] (or wider, see `token_inputs`) with P of 1 or more, in the dtype of embedded text.
-    """
+    """Run one pass over a prompt alone, [P, H] (or wider, see `token_inputs`), in the dtype of embedded text."""
     cache, row = DynamicCache(), torch.zeros(1, dtype=torch.long, device=vectors.device)
     inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, row.new_ones(1, len(vectors)))
     last = row + len(vectors) - 1
@@ -241,12 +233,9 @@ def side_by_side(computed: Sequence[ComputedPrompt]) -> Layers:
 def in_rows(computed: Sequence[ComputedPrompt | None], of_row: Tensor) -> tuple[Layers, Tensor]:
     """Put each row's prompt into a batch of B rows. Shorter prompts follow masked columns: `[masked | prompt]`.
 
-    Args:
-        computed: G prompts, None for no prompt. At least one is not None.
-        of_row: [B] long, the prompt of each row.
-
-    Returns:
-        Each layer's keys and values, [B, heads, P, d], and the mask, [B, P] bool. P is the longest prompt's length.
+    `computed` are G prompts, of which at least one is not None (no prompt); `of_row` [B] long is the prompt of each
+    row. Return each layer's keys and values, [B, heads, P, d], and the mask, [B, P] bool. P is the longest prompt's
+    length.
     """
     lengths = torch.tensor([0 if prompt is None else len(prompt) for prompt in computed], device=of_row.device)
     columns = torch.arange(int(lengths.max()), device=of_row.device) - (lengths.max() - lengths)[:, None]
@@ -261,15 +250,7 @@ def in_rows(computed: Sequence[ComputedPrompt | None], of_row: Tensor) -> tuple[
 
 
 def spread_over_rows(layers: Layers, columns: Tensor) -> Layers:
-    """Spread some columns of one row over the rows of a batch.
-
-    Args:
-        layers: [1, heads, N, d] each.
-        columns: [B, W] long.
-
-    Returns:
-        [B, heads, W, d] each.
-    """
+    """Spread columns ([B, W] long) of one row's layers, [1, heads, N, d], over a batch, [B, heads, W, d]."""
 
     def rows(x: Tensor) -> Tensor:
         return x[0].index_select(1, columns.flatten()).unflatten(1, columns.shape).transpose(0, 1)

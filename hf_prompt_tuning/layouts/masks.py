@@ -101,11 +101,7 @@ class Row:
 
 
 def ancestors(parents: list[int]) -> Tensor:
-    """Tell for each pair of segments whether segment j is segment i or above it, [S, S] bool.
-
-    Args:
-        parents: the parent of each segment, which comes earlier; -1 for a root.
-    """
+    """Tell for each pair of segments whether segment j is i or above it, [S, S] bool. The parent of a root is -1."""
     above = torch.eye(len(parents), dtype=torch.bool)
     for segment, parent in enumerate(parents):
         if parent >= 0:
@@ -116,13 +112,7 @@ def ancestors(parents: list[int]) -> Tensor:
 def sees(above: Tensor, segments: Tensor, positions: Tensor, reach: Reach, query: Tensor, key: Tensor) -> Tensor:
     """Tell whether the tokens at columns `query` see those at columns `key` (bool, in their broadcast shape).
 
-    Args:
-        above: [S, S] bool, from `ancestors`.
-        segments: [N] long, each token's segment.
-        positions: [N] long, each token's position.
-        reach: the layer's reach.
-        query: columns, long.
-        key: columns, long.
+    `above` [S, S] bool is from `ancestors`; `segments` and `positions` [N] long are each token's.
     """
     back = positions[query] - positions[key]
     visible = above[segments[query], segments[key]] & (back >= 0)

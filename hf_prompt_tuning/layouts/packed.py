@@ -40,11 +40,9 @@ Example = Column = Query = int
 class PackedLayout:
     """Layout with prompts and examples packed into rows. See the module's docstring.
 
-    Args:
-        max_tokens: a row's token budget, because the mask has this many rows and columns. A prompt that was computed
-            before adds no rows to the mask. A longer example gets its own row.
-        reaches: the reach of each kind of layer, by its name in the config's `layer_types`; usually there is one.
-        as_dict: whether the model takes a dict with a mask for each kind of layer.
+    `max_tokens` is a row's token budget, because the mask has this many rows and columns. A prompt that was computed
+    before adds no rows to the mask. A longer example gets its own row. `reaches` has the reach of each kind of layer;
+    `as_dict` tells whether the model takes a dict with a mask for each kind.
     """
 
     name = "packed"
@@ -102,15 +100,9 @@ class PackedLayout:
     ) -> tuple[Layers, Tensor, Tensor]:
         """Compute the cache of every example after its prompt, for a caller that continues from it.
 
-        Args:
-            backbone: a causal model with a key-value cache.
-            prompts: the prompts of the B examples.
-            examples: each has at least one token.
-            copies: how often each row is repeated; copies are neighbours.
-
-        Returns:
-            Each layer's keys and values, [B * copies, heads, P+T, d]; the predictions of the examples' last tokens,
-            [B * copies, V]; and the mask of the real columns, which are at the right, [B, P+T] bool.
+        Each example has at least one token. Each row is repeated `copies` times; copies are neighbours. Return each
+        layer's keys and values, [B * copies, heads, P+T, d]; the predictions of the examples' last tokens, [B *
+        copies, V]; and the mask of the real columns, which are at the right, [B, P+T] bool.
         """
         lengths = examples.mask.sum(1).tolist()
         width = max(map(len, prompts.vectors)) + max(lengths)

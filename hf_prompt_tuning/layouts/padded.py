@@ -19,13 +19,8 @@ from .traits import text_positions
 def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tuple[Tensor, Tensor]:
     """Return rows `[prompt | text | pads]`, or `[pads | prompt | text]` if `pads` is "left" (as generation needs).
 
-    Args:
-        prompts: cast to the embeddings' dtype here, where they are joined. P is the longest prompt's length.
-        examples: a batch of [B, T, H].
-        pads: "right" or "left".
-
-    Returns:
-        inputs_embeds [B, P+T, H] and attention_mask [B, P+T] long.
+    Prompts are cast to the embeddings' dtype here, where they are joined. Return inputs_embeds [B, P+T, H] and
+    attention_mask [B, P+T] long. P is the longest prompt's length.
     """
     dtype = examples.embeds.dtype
     if len(prompts.vectors) == 1:
@@ -121,13 +116,7 @@ class PaddedLayout:
 
 
 def continued(sources: Examples, ids: Tensor, embeds: Tensor) -> Examples:
-    """Append the same words to every source, and label them.
-
-    Args:
-        sources: [B, T].
-        ids: [W] long.
-        embeds: [W, H].
-    """
+    """Append the same words (`ids` [W] long, `embeds` [W, H]) to every source, and label them."""
     batch = len(sources.mask)
     return Examples.align(
         torch.cat([sources.embeds, embeds.to(sources.embeds.dtype).expand(batch, -1, -1)], dim=1),

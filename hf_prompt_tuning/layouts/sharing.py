@@ -112,11 +112,7 @@ class ByContext(Generic[Value]):
     """A value of each model that can be replaced within a `with` block, only for the thread or task that entered it.
 
     An attribute of the model would change what other threads compute. Copying or pickling a model does not include
-    this value.
-
-    Args:
-        name: the name of the context variable.
-        usual: the value outside all blocks.
+    this value. Outside all blocks it is the `usual` one.
     """
 
     def __init__(self, name: str, usual: Value):
@@ -188,14 +184,8 @@ def in_step(backbone: nn.Module, tokens: dict[str, Tensor]) -> Iterator[list[Ten
 
     The number of passes of a layout depends on a process's batch. A process that made fewer passes would leave the
     others waiting for its share of the weights. So each pass is announced, and a process that is done runs empty
-    forward passes until every process is done.
-
-    Args:
-        backbone: the model that is called.
-        tokens: the input of the empty passes, at least one token; the prompt's if there is one.
-
-    Yields:
-        A list. Afterwards it holds zeros to add to the loss, because a backward pass gathers weights, too.
+    forward passes over `tokens` (at least one) until every process is done. Yield a list. Afterwards it holds zeros to
+    add to the loss, because a backward pass gathers weights, too.
     """
     zeros: list[Tensor] = []
     if not is_sharded(backbone):

@@ -87,14 +87,10 @@ def with_own_positions(backbone: PreTrainedModel) -> nn.Module | None:
 
 
 def text_positions(backbone: PreTrainedModel, mask: Tensor, columns: int | None = None) -> dict[str, Tensor]:
-    """Return the `position_ids` of text rows, for a backbone that counts positions with images.
+    """Return the `position_ids` of text rows, for a backbone that counts positions with images; empty for others.
 
-    Without them it would continue from the positions of its last call's images.
-
-    Args:
-        backbone: any backbone; most need no `position_ids`, and the result is empty.
-        mask: [B, N], of all columns so far.
-        columns: how many of them are new; by default all.
+    Without them it would continue from the positions of its last call's images. `mask` [B, N] is of all columns so
+    far, and `columns` says how many of them are new, by default all.
     """
     if with_own_positions(backbone) is None:
         return {}

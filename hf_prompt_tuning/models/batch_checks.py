@@ -112,16 +112,10 @@ def check_has_labels(targets: Targets) -> None:
 def check_labels(
     backbone: PreTrainedModel, labels: Tensor | None, shape: torch.Size | None, rows: int
 ) -> Tensor | None:
-    """Return the labels as long.
+    """Return the labels as long, or None.
 
-    Args:
-        backbone: the labels must fit its vocabulary.
-        labels: one for each token, or None.
-        shape: [B, T] of a causal backbone's texts. None for an encoder-decoder, whose targets may have another width.
-        rows: B.
-
-    Raises:
-        PromptTuningError: the labels have another shape or dtype, or are not in the vocabulary.
+    `shape` is [B, T] of a causal backbone's texts; None for an encoder-decoder, whose targets may have another width.
+    Raise PromptTuningError if the labels have another shape or dtype, or are not in the backbone's vocabulary.
     """
     if labels is None:
         return None

@@ -13,15 +13,10 @@ def fit_calibration(scores: np.ndarray, references: np.ndarray) -> dict[str, Any
     """Fit the temperature that makes the softmax of scores / temperature most likely (Guo et al. 2017, section 4.2).
 
     The right label has the target (N+1)/(N+L), and each other label 1/(N+L), as in Platt (1999) for two labels.
-    Without this, rows that are all predicted correctly would give a temperature of 0.
-
-    Args:
-        scores: [N, L] log-likelihoods.
-        references: [N], the index of the right label; rows with -1 are left out.
-
-    Returns:
-        `temperature`, `rows` (N), and the expected calibration error on these rows, without the temperature (`ece`)
-        and with it (`calibrated_ece`). Empty without a labelled row.
+    Without this, rows that are all predicted correctly would give a temperature of 0. `scores` are log-likelihoods,
+    [N, L], and `references` [N] the right labels; rows with -1 are left out. Return `temperature`, `rows` (N), and the
+    expected calibration error on these rows, without the temperature (`ece`) and with it (`calibrated_ece`). Empty
+    without a labelled row.
     """
     from scipy.optimize import minimize_scalar  # of the extra `train`
     from scipy.special import log_softmax
@@ -49,9 +44,7 @@ def fit_calibration(scores: np.ndarray, references: np.ndarray) -> dict[str, Any
 def expected_calibration_error(scores: np.ndarray, references: np.ndarray) -> float:
     """Return the mean difference between the best label's probability and its accuracy, over `BINS` equal bins.
 
-    Args:
-        scores: [N, L], unnormalised log-probabilities.
-        references: [N], the index of the right label.
+    `scores` are unnormalised log-probabilities, [N, L], and `references` [N] the right labels.
     """
     from scipy.special import log_softmax
 

@@ -84,9 +84,8 @@ def decoder_arguments(
 ) -> dict[str, Any]:
     """Return the arguments for an encoder-decoder whose encoder gets embeddings. Arguments that are None are left out.
 
-    Raises:
-        PromptTuningError: the backbone does not take an argument, an argument is for the encoder's tokens, or a
-            decoder argument's shape does not match the labels.
+    Raise PromptTuningError if the backbone does not take one, one is for the encoder's tokens, or a decoder's does not
+    match the labels' shape.
     """
     given = _taken(backbone, arguments)
     if not given.get("fused_lm_head"):

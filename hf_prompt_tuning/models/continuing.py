@@ -44,8 +44,7 @@ class CacheContent:
 def columns_in(cache: Any) -> int:
     """Return the number of columns in a cache; 0 for None, an empty cache, and a recurrent backbone's states.
 
-    Raises:
-        PromptTuningError: it is not a transformers cache.
+    Raise PromptTuningError if it is not a transformers cache.
     """
     if cache is None:
         return 0
@@ -67,11 +66,7 @@ def mark(cache: Any, content: CacheContent) -> None:
 
 
 def check_only_new_tokens(arguments: Mapping[str, Any]) -> None:
-    """Raise an error for arguments that do not go with new tokens after a filled cache.
-
-    Raises:
-        PromptTuningError: labels, images or token types are given.
-    """
+    """Raise PromptTuningError for labels, images or token types: only new tokens are computed after a filled cache."""
     for name, value in arguments.items():
         if value is None or value is False:
             continue
@@ -83,10 +78,10 @@ def check_only_new_tokens(arguments: Mapping[str, Any]) -> None:
 
 
 def content_of(cache: Cache, names: tuple[str, ...]) -> CacheContent:
-    """Return what a filled cache holds, after checking that it belongs to these rows and prompts.
+    """Return what a filled cache holds.
 
-    Raises:
-        PromptTuningError: it was not filled by this package, was changed since, or belongs to other rows or prompts.
+    Raise PromptTuningError if it was not filled by this package, was changed since, or belongs to other rows or
+    prompts.
     """
     content, columns = getattr(cache, MARK, None), columns_in(cache)
     if content is None or tuple(content.mask.shape) != (len(names), columns) or content.names != names:
@@ -101,15 +96,8 @@ def content_of(cache: Cache, names: tuple[str, ...]) -> CacheContent:
 def encoder_decoder_cache(cache: Any, prompts: Prompts, mask: Tensor) -> Any:
     """Return the cache for an encoder-decoder, with a part for each half; None for None.
 
-    A filled cache contains the encoder's output, so it must belong to these rows.
-
-    Args:
-        cache: the caller's, or None.
-        prompts: of the rows.
-        mask: [B, P+T], of the encoder's rows.
-
-    Raises:
-        PromptTuningError: it was not filled by this package, or belongs to other texts or prompts.
+    A filled cache contains the encoder's output, so it must belong to these rows, whose mask is [B, P+T]. Raise
+    PromptTuningError if it was not filled by this package, or belongs to other texts or prompts.
     """
     if not columns_in(cache):
         plain = cache is not None and not isinstance(cache, EncoderDecoderCache)
@@ -138,18 +126,11 @@ def continued_inputs(
     mask: Tensor | None,
     positions: Tensor | None,
 ) -> tuple[dict[str, Tensor], CacheContent]:
-    """Return the mask and positions of new tokens after a cache, and what the cache holds after them.
+    """Return the mask and positions of `new` columns after a cache, and what the cache holds after them.
 
-    Args:
-        backbone: a causal model.
-        content: what the cache holds now.
-        lengths: [B], the length of each row's prompt.
-        new: the number of new columns.
-        mask: the caller's mask of all columns, [B, T + new], or the same with the prompts' columns in front.
-        positions: the caller's positions of the new columns, counted from the text's or the prompt's start; or None.
-
-    Raises:
-        PromptTuningError: mask or positions do not match the columns, or this backbone would count the pads.
+    `lengths` [B] are the prompts'. `mask` is the caller's, of all columns, [B, T + new], or with the prompts' columns
+    in front; `positions` are the caller's, of the new columns, counted from the text's or the prompt's start. Both may
+    be None. Raise PromptTuningError if they do not match the columns, or this backbone would count the pads.
     """
     columns, seen = content.mask.shape[1], content.mask.sum(1)
     now = content.mask.new_ones(len(content.mask), new)

@@ -109,17 +109,11 @@ def generate(
     computed: Callable[[Prompts, Examples], Prompts],
     packed_layout: Callable[[], PackedLayout | None],
 ) -> Any:
-    """Return the result of `backbone.generate` with each row's prompt in front.
+    """Return the result of `backbone.generate` with each of B rows' prompt in front.
 
-    Args:
-        backbone: a causal model.
-        prompts: of the B rows.
-        examples: the embedded batch.
-        input_ids: [B, T] long, the ids of the same batch; the result starts with them. None: the result is only the
-            new tokens.
-        options: `generate`'s other arguments.
-        computed: adds to the prompts what was computed of them before.
-        packed_layout: returns the packed layout, or None if texts may not be packed.
+    The result starts with `input_ids` [B, T]; without them it is only the new tokens. `options` are `generate`'s other
+    arguments. `computed` adds to the prompts what was computed of them before. `packed_layout` returns the packed
+    layout, or None if texts may not be packed.
     """
     given, options = model_arguments(backbone, options)
     if given or with_own_positions(backbone) is not None:

@@ -98,11 +98,7 @@ def model_arguments(backbone: PreTrainedModel, options: dict[str, Any]) -> tuple
 
 
 def from_inputs(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor | None:
-    """Return the ids, which the caller may also give as `inputs`. Remove `inputs` from the options.
-
-    Raises:
-        PromptTuningError: both are given.
-    """
+    """Return the ids, which the caller may also give as `inputs`, not as both. Remove `inputs` from the options."""
     inputs = options.pop("inputs", None)
     if inputs is not None and input_ids is not None:
         raise PromptTuningError("inputs and input_ids are given, which are one; leave one out.")
@@ -150,15 +146,9 @@ def with_settings(options: dict[str, Any], **settings: Any) -> dict[str, Any]:
 
 
 def with_encoder_ids(options: dict[str, Any], config: GenerationConfig, ids: Tensor, real: Tensor) -> dict[str, Any]:
-    """Replace the options that use a text's ids by logits processors.
+    """Replace the options that use a text's ids by logits processors: given embeddings, transformers ignores them.
 
-    Given embeddings, transformers ignores these options.
-
-    Args:
-        options: `generate`'s.
-        config: the resulting config.
-        ids: [B, T], the text's ids.
-        real: [B, T] bool, False on pads.
+    `ids` [B, T] are the text's, and `real` [B, T] bool is False on pads.
     """
     settings: dict[str, Any] = {}
     order = real.long().argsort(dim=1, stable=True)
@@ -194,9 +184,7 @@ def without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor
 def prepares_embeddings(backbone: PreTrainedModel, handed_on: bool) -> bool:
     """Tell whether the model's `prepare_inputs_for_generation` takes embeddings.
 
-    Args:
-        backbone: the model.
-        handed_on: also accept a method that passes on all its keyword arguments.
+    `handed_on` also accepts a method that passes on all its keyword arguments.
     """
     names = inspect.signature(backbone.prepare_inputs_for_generation).parameters
     return "inputs_embeds" in names or (handed_on and "kwargs" in names)
@@ -206,12 +194,8 @@ def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) 
     """Return a model whose `generate` takes embeddings: the backbone itself, or a stand-in for it.
 
     `generate` passes on only the arguments that the outermost `forward` names, and Gemma 3n's does not name the
-    per-layer vectors. `generate` also refuses embeddings for models (Bamba, Falcon-H1, Nemotron-H, Zamba2) whose
-    `prepare_inputs_for_generation` does not name them, although it passes them on.
-
-    Args:
-        backbone: any model.
-        per_layer_inputs: [B, N, layers, D], or None.
+    per-layer vectors ([B, N, layers, D], or None). `generate` also refuses embeddings for models (Bamba, Falcon-H1,
+    Nemotron-H, Zamba2) whose `prepare_inputs_for_generation` does not name them, although it passes them on.
     """
     named = prepares_embeddings(backbone, handed_on=False)
     if per_layer_inputs is None and named:

@@ -63,11 +63,7 @@ class HeldPrompts(SavingMixin):
     ):
         """Make the first prompt, as in PEFT. The backbone is checked first and changed last.
 
-        Args:
-            model: the backbone.
-            peft_config, adapter_name: the first prompt's.
-            frozen: False leaves the backbone unchanged until `freeze_backbone`.
-            **kwargs: as in PEFT.
+        Without `frozen` it is left unchanged until `freeze_backbone`.
         """
         check_backbone(model, self.task_type)
         parallel = getattr(model.config, "pretraining_tp", None)
@@ -143,20 +139,12 @@ class HeldPrompts(SavingMixin):
         self.prompt_tokens[adapter_name] = torch.arange(len(prompt.embedding.weight))
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove a prompt.
-
-        Raises:
-            PromptTuningError: there is no such prompt.
-        """
+        """Remove a prompt. Raise PromptTuningError if there is none with that name."""
         self.peft_config.check(adapter_name)
         delete_prompt(self, adapter_name)
 
     def set_adapter(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Make a prompt the active one.
-
-        Raises:
-            PromptTuningError: there is no such prompt.
-        """
+        """Make a prompt the active one. Raise PromptTuningError if there is none with that name."""
         self.peft_config.check(adapter_name)
         super().set_adapter(adapter_name, *args, **kwargs)
 

@@ -28,19 +28,12 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float = 1.0) -> Tensor:
-    """Return the P vectors that training starts from (Lester et al. 2021, section 3.2).
+    """Return the vectors that training starts from, [P, H] fp32 (Lester et al. 2021, section 3.2).
 
-    Args:
-        config: how to initialise. `TEXT` and `CLASS_LABELS` need its `tokenizer`, and `SAMPLE_VOCAB` uses it to leave
-            out special and byte tokens. `PROMPT` may set its `num_virtual_tokens`, from the other prompt.
-        embed: the backbone's input embedding module, [V, H].
-        scale: the factor that the backbone applies to token vectors (`token_scale`).
-
-    Returns:
-        [P, H], fp32, on the embedding's device.
-
-    Raises:
-        PromptTuningError: the text is empty, a tokenizer or label words are missing, or the other prompt does not fit.
+    `TEXT` and `CLASS_LABELS` need the config's `tokenizer`, and `SAMPLE_VOCAB` uses it to leave out special and byte
+    tokens. `PROMPT` may set `num_virtual_tokens`, from the other prompt. `scale` is the factor that the backbone
+    applies to token vectors (`token_scale`). Raise PromptTuningError if the text is empty, a tokenizer or label words
+    are missing, or the other prompt does not fit.
     """
     init = config.prompt_tuning_init
     if init == PromptTuningInit.RANDOM:

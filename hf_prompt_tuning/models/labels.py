@@ -110,10 +110,7 @@ def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
     """Return labels [B, T] from labels in the columns that predict them.
 
     `shift_labels` is [B, T], where the first token predicts the first column; or [B, T+1], where the prompt's last
-    vector does.
-
-    Raises:
-        PromptTuningError: the number of columns is wrong, or the last column has a label, which no token follows.
+    vector does. Raise PromptTuningError for another width, or for a label in the last column, which no token follows.
     """
     columns = shift_labels.shape[1]
     if columns not in (length, length + 1):

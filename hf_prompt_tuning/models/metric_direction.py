@@ -28,12 +28,8 @@ QUALIFIERS = {
 def greater_is_better(metric: str, answer: bool | None = None) -> bool:
     """Tell whether a higher value of a metric is better: the caller's answer, else by the last known word of its name.
 
-    Args:
-        metric: with or without `eval_`, and with or without the name of a task or data set.
-        answer: the caller's, or None.
-
-    Raises:
-        PromptTuningError: the name has no known word, and the caller gave no answer.
+    The name may have `eval_` and the name of a task or data set in it. Raise PromptTuningError if it has no known
+    word, and the caller gave no answer.
     """
     if answer is None:
         answer = by_name(metric)
@@ -66,11 +62,7 @@ def is_better(value: Any, best: float | None, greater: bool) -> bool:
 
 
 def value_of(metrics: dict[str, Any], metric: str) -> Any:
-    """Return an evaluation's value of `metric_for_best_model`.
-
-    Raises:
-        PromptTuningError: the evaluation has no such metric.
-    """
+    """Return an evaluation's value of `metric_for_best_model`. Raise PromptTuningError if it has no such metric."""
     name = metric if metric.startswith("eval_") else f"eval_{metric}"
     if name not in metrics:
         raise PromptTuningError(

@@ -193,13 +193,9 @@ def _sample(embed: nn.Embedding) -> Tensor:
 
 
 def check_match(saved: SavedPrompt, width: int, fingerprint: dict[str, Any], ignore_mismatch: bool) -> None:
-    """Raise PromptMismatchError if the prompt was trained on another backbone.
+    """Raise PromptMismatchError if the prompt was trained on another backbone, told by its width and fingerprint.
 
-    Args:
-        saved: the prompt.
-        width: the width of the backbone's embeddings.
-        fingerprint: the backbone's.
-        ignore_mismatch: only warn about another backbone. Another width is an error all the same.
+    `ignore_mismatch` only warns about another backbone. Another width is an error all the same.
     """
     name = saved.backbone["name_or_path"] or "another backbone"
     advice = f"The prompt was trained on {name}; load that one."
@@ -217,12 +213,7 @@ def check_match(saved: SavedPrompt, width: int, fingerprint: dict[str, Any], ign
 
 
 def differences(recorded: dict[str, Any], present: dict[str, Any]) -> list[str]:
-    """Describe the differences between two fingerprints. Fields that one of them lacks are not compared.
-
-    Args:
-        recorded: the fingerprint in the prompt's files.
-        present: the fingerprint of the present backbone.
-    """
+    """Describe the differences between two fingerprints. Fields that one of them lacks are not compared."""
     pairs = {name: (recorded.get(name), present.get(name)) for name in SIZES}
     different = [
         f"{name} is {there} there and {here} here"

@@ -21,15 +21,10 @@ METRICS = Path(__file__).parents[1] / "metrics"
 
 
 def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the negative log-likelihood of each example's labelled tokens, and the number of these tokens.
+    """Return the negative log-likelihood of each row's labelled tokens, [B] fp32, and their number, [B] long.
 
-    Args:
-        model: a prompt-tuning model (or its wrapper).
-        batch: `input_ids`, `attention_mask` [B, T] and `labels`; with `adapter_names` if the rows have several
-            prompts.
-
-    Returns:
-        [B] fp32 and [B] long.
+    The batch has `input_ids`, `attention_mask` [B, T] and `labels`, and `adapter_names` if the rows have several
+    prompts. The model may be wrapped.
     """
     with torch.no_grad():
         logits, targets, rows = labelled_logits(model, batch)
@@ -38,10 +33,7 @@ def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
 
 
 def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the predictions of the K labelled tokens, [K, V], their token ids [K], and their rows [K].
-
-    Arguments are those of `label_nll`.
-    """
+    """Return the predictions of a batch's K labelled tokens, [K, V], their token ids [K], and their rows [K]."""
     if not beside_texts(batch):
         output = model(**batch, only_labelled=True)
         return output.logits, output.targets, output.rows
@@ -58,17 +50,10 @@ def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, 
 def rank_labels(
     model: Callable, batch: dict[str, Tensor], label_token_ids: Sequence[Sequence[int]], is_encoder_decoder: bool
 ) -> Tensor:
-    """Return the log-likelihood of every label's words (and EOS) after every source.
+    """Return the log-likelihood of every label's words (and EOS) after every source, [B, L] fp32.
 
-    Args:
-        model: a prompt-tuning model (or its wrapper).
-        batch: `input_ids`, `attention_mask` and `labels` from the collator. Only the source in `input_ids` is read
-            (for causal models, where `labels` is -100). With `adapter_names` if the rows have several prompts.
-        label_token_ids: L sequences of token ids.
-        is_encoder_decoder: whether the labels are the decoder's, and all of `input_ids` is source.
-
-    Returns:
-        [B, L] fp32, summed over each label's tokens.
+    The batch is as for `label_nll`. Of `input_ids` only the source is read: all of them in an encoder-decoder; in a
+    causal model those whose label is -100. `label_token_ids` are L sequences.
     """
     mask = batch["attention_mask"]
     if not is_encoder_decoder:
@@ -83,15 +68,9 @@ def rank_labels(
 
 
 def label_losses(scores: Tensor, labels: Tensor, label_token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return what `label_nll` returns, from the scores of `rank_labels`.
+    """Return what `label_nll` returns, from the scores [B, L] of `rank_labels`.
 
-    Args:
-        scores: [B, L].
-        labels: the index of each row's label, [B]; -1 for a row without a label, which has no labelled tokens.
-        label_token_ids: as in `rank_labels`.
-
-    Returns:
-        [B] fp32 and [B] long.
+    `labels` [B] are the indices of the rows' labels; -1 for a row without a label, which has no labelled tokens.
     """
     known, index = labels >= 0, labels.clamp(min=0)
     sizes = torch.tensor([len(ids) for ids in label_token_ids], device=scores.device)
@@ -108,12 +87,7 @@ def loss_metrics(nll: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
 
 
 def classification_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """Return accuracy and macro F1 of the rows that have a label.
-
-    Args:
-        scores: [N, L].
-        references: [N], -1 for a row without a label.
-    """
+    """Return accuracy and macro F1 from scores [N, L] and references [N], of the rows that have a label (-1: none)."""
     labelled = references >= 0
     if not labelled.any():
         return {}
@@ -137,10 +111,8 @@ def loss_history(
 ) -> dict[str, list[list[float]]]:
     """Return training and evaluation loss as [update step, value], thinned to at most `most` points each.
 
-    Args:
-        log_history: `trainer.state.log_history`.
-        name: the prompt, in the log of several prompts.
-        most: more points would make a prompt's description larger than the prompt.
+    More points would make a prompt's description larger than the prompt. `name` is the prompt's, in the log of
+    several.
     """
     keys = {"loss": f"loss_{name}" if name else "loss", "eval_loss": f"eval_{name}_loss" if name else "eval_loss"}
     curves = {
@@ -174,14 +146,7 @@ def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[st
 def generate_targets(
     model: Any, batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> Tensor:
-    """Generate greedy continuations of the sources, [B, T'], with -100 after their end.
-
-    Args:
-        model: a prompt-tuning model, unwrapped.
-        batch: as for `rank_labels`.
-        tokenizer: provides an end token and the pad token.
-        max_new_tokens: the maximum length of a continuation.
-    """
+    """Generate greedy continuations of a batch's sources (see `rank_labels`), [B, T'], with -100 after their end."""
     mask, ends, pad = batch["attention_mask"], ends_of_text(model.generation_config, tokenizer), tokenizer.pad_token_id
     if not model.config.is_encoder_decoder:
         mask = mask * (batch["labels"] == IGNORED)

@@ -42,8 +42,7 @@ def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
 def _move_encoder_outputs(kwargs: dict[str, Any], prompts: Prompts, sources: Examples) -> None:
     """Move `encoder_outputs` from the caller's columns, in which `forward` returns them, to those of padded rows.
 
-    Raises:
-        PromptTuningError: they were computed without the prompt, or of other rows.
+    Raise PromptTuningError if they were computed without the prompt, or of other rows.
     """
     if (given := kwargs.get("encoder_outputs")) is None:
         return

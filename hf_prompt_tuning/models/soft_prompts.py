@@ -206,8 +206,7 @@ class SoftPrompts(HeldPrompts):
 def embed(backbone: PreTrainedModel, input_ids: Tensor, what: str = "input_ids have") -> Tensor:
     """Embed token ids, [B, T, H]. If the backbone has per-layer vectors, append them in the last dimension.
 
-    Raises:
-        PromptTuningError: an id is not in the vocabulary. The message starts with `what`.
+    Raise PromptTuningError if an id is not in the vocabulary. The message starts with `what`.
     """
     words = backbone.get_input_embeddings()
     check_tensor(input_ids, words.num_embeddings, what)

@@ -23,10 +23,5 @@ class _Untrainable(torch.autograd.Function):
 
 
 def untrainable(loss: Tensor, name: str) -> Tensor:
-    """Return the loss. Its backward pass raises PromptTuningError.
-
-    Args:
-        loss: a scalar that needs no gradient.
-        name: the prompt's name.
-    """
+    """Return a loss that needs no gradient. Its backward pass raises PromptTuningError with the prompt's name."""
     return _Untrainable.apply(loss, torch.zeros((), requires_grad=True, device=loss.device), name)

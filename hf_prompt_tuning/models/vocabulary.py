@@ -39,14 +39,7 @@ def nearest_words(
 ) -> list[list[list]]:
     """Return the tokens whose embeddings have the highest cosine with each vector (Lester et al. 2021, section 7).
 
-    Args:
-        vectors: [P, H].
-        embed: the backbone's input embedding module.
-        tokenizer: decodes the tokens.
-        how_many: the number of words for each position.
-
-    Returns:
-        P lists of [text, cosine], nearest first.
+    For vectors [P, H], return P lists of `how_many` [text, cosine], nearest first.
     """
     nearest = nearest_tokens(vectors, embed, vocabulary_size(embed, tokenizer), how_many)
     return [
@@ -59,14 +52,9 @@ def nearest_words(
 def nearest_tokens(
     vectors: Tensor, embed: nn.Embedding, size: int, how_many: int, by_distance: bool = False
 ) -> NearestTokens:
-    """Return the tokens with the highest cosine with each vector, or with the smallest Euclidean distance.
+    """Return the tokens with the highest cosine with each vector of [P, H], or with the smallest Euclidean distance.
 
-    Args:
-        vectors: [P, H].
-        embed: the backbone's input embedding module. Its output is compared, because the model sees that.
-        size: compare only the first `size` tokens.
-        how_many: k; fewer if the vocabulary is smaller.
-        by_distance: rank by distance instead of cosine.
+    The output of the embedding module is compared, because the model sees that; only the first `size` tokens.
     """
     vectors = vectors.detach().float()
     directions = nn.functional.normalize(vectors, dim=1)

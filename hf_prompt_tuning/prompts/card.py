@@ -28,14 +28,9 @@ def write_card(
 ) -> None:
     """Write `README.md` into a prompt's folder, next to its pictures.
 
-    Args:
-        folder: the prompt's folder.
-        config: the prompt's config.
-        info: the prompt's description.
-        backbone_size: the number of frozen parameters.
-        repo_id: the Hub repository for the folder. Without it, the card's code loads the folder.
-        ensemble: the ensemble in the folder, if there is one. This prompt is its best member.
-        subfolder: the prompt's folder in the repository, if it is not the root.
+    `backbone_size` is the number of frozen parameters. Without a `repo_id`, the card's code loads the folder;
+    `subfolder` is the prompt's in the repository. This prompt is the best member of the `ensemble` in the folder, if
+    there is one.
     """
     info = info.for_others()
     facts = {

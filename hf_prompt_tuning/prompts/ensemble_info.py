@@ -40,8 +40,7 @@ class EnsembleInfo:
     def from_json(cls, values: dict[str, Any]) -> "EnsembleInfo":
         """Check a parsed `ensemble.json` and return its description.
 
-        Raises:
-            PromptTuningError: a field is missing or has the wrong type, or a member's name is invalid.
+        Raise PromptTuningError if a field is missing or has the wrong type, or a member's name is invalid.
         """
         if values.get("format_version") != FORMAT_VERSION or isinstance(values["format_version"], bool):
             raise PromptTuningError(

@@ -89,8 +89,7 @@ class PromptInfo:
     def from_json(cls, values: dict[str, Any]) -> "PromptInfo":
         """Check a parsed `prompt_tuning.json` and return its description. Missing fields stay empty.
 
-        Raises:
-            PromptTuningError: a field has the wrong type, or a later version wrote the format.
+        Raise PromptTuningError if a field has the wrong type, or a later version wrote the format.
         """
         format_version = values.get("format_version")
         if type(format_version) is not int or format_version < 1:

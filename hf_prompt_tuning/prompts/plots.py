@@ -75,12 +75,9 @@ def _confusion(matrix: dict) -> "Figure":
 
 
 def save_curves(folder: str | Path, histories: dict[str, dict[str, list[list[float]]]]) -> None:
-    """Write `losses.png`, the losses of several prompts in one picture. Write nothing if there are no losses.
+    """Write `losses.png`: the losses of several prompts in one picture, by name. Write nothing if there are no losses.
 
-    Args:
-        folder: the folder to write to.
-        histories: the history of each prompt by name, as in `PromptInfo.history`. Training loss is a solid line,
-            evaluation loss a dashed line.
+    Training loss is a solid line, evaluation loss a dashed line.
     """
     if not any(points for history in histories.values() for points in history.values()):
         return

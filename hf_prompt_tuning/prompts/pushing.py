@@ -57,8 +57,7 @@ class Destination:
 def checked_subfolder(subfolder: str | None) -> str | None:
     """Return a subfolder without slashes at its ends, or None for the root.
 
-    Raises:
-        PromptTuningError: the subfolder leads out of the repository, or is a checkpoint's.
+    Raise PromptTuningError if it leads out of the repository, or is a checkpoint's.
     """
     parts = [part for part in (subfolder or "").split("/") if part]
     if (
@@ -81,21 +80,12 @@ def push(
     commit_description: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Push all files of a folder in one commit.
+    """Push all files of a folder (a prompt's, of several prompts in subfolders, or a checkpoint's) in one commit.
 
     Files of an earlier prompt in the same place are deleted (see `obsolete_files`), because a mix of both could not be
-    loaded. In a repository with several prompts, the list of prompts in `README.md` is updated.
-
-    Args:
-        folder: the folder of a prompt, of several prompts in subfolders, or of a checkpoint.
-        to: the destination. The repository must exist.
-        commit_message: the message of the commit.
-        path_in_repo: the folder in the repository.
-        commit_description: the description of the commit.
-        create_pr: open a pull request instead of committing to the branch.
-
-    Raises:
-        PromptPushError: the Hub rejects the push or cannot be reached.
+    loaded. In a repository with several prompts, the list of prompts in `README.md` is updated. The repository must
+    exist. `create_pr` opens a pull request instead of committing to the branch. Raise PromptPushError if the Hub
+    rejects the push or cannot be reached.
     """
     with explained(to.repo_id):
         if not create_pr:

@@ -22,13 +22,10 @@ def is_ours(card: str | None) -> bool:
 def repository_card(
     repo_id: str | None, folders: Iterable[str], bases: Mapping[str, str | None], before: str | None = None
 ) -> str:
-    """Return the text of the card.
+    """Return the text of the card of the prompts in `folders`; `repo_id` is None for a local folder.
 
-    Args:
-        repo_id: the repository; None for a local folder.
-        folders: the folders of all prompts in the repository.
-        bases: by prompt folder, the Hub id of the backbone, as far as it is known.
-        before: the present card. The backbones of the other prompts are read from it.
+    `bases` are the Hub ids of the backbones by folder, as far as they are known. The others are read from the present
+    card.
     """
     base_of = {row["name"]: row["base"] for row in ROW.finditer(before or "")} | dict(bases)
     prompts = {folder: base_of.get(folder) for folder in sorted(folders)}

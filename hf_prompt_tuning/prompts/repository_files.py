@@ -43,13 +43,9 @@ def inside(folder: str, name: str) -> str:
 def obsolete_files(new: set[str], present: set[str], folder: str, former_members: Iterable[str] | None) -> set[str]:
     """Return the files to delete: those of the earlier prompt, ensemble or checkpoint that this push replaces.
 
-    Files in another prompt's folder, and files that this package does not write, are never deleted.
-
-    Args:
-        new: the paths of the pushed files.
-        present: the paths in the repository.
-        folder: the folder that the push goes to; "" is the root.
-        former_members: the members of the ensemble that is replaced, else None.
+    Files in another prompt's folder, and files that this package does not write, are never deleted. `new` and
+    `present` are paths in the repository, `folder` is where the push goes to ("" is the root), and `former_members`
+    are those of the ensemble that is replaced, else None.
     """
     if inside(folder, STATE) in new:
         in_folder = {name for name in present if name.startswith(f"{folder}/")}

@@ -63,8 +63,7 @@ class Configs(AutoConfig):
     def from_pretrained(cls, name: str | None, **kwargs: Any) -> Any:
         """Return the config of this name, or, for this package's tasks, an empty config.
 
-        Raises:
-            PromptLoadError: the prompt does not name its backbone.
+        Raise PromptLoadError if the prompt does not name its backbone.
         """
         if kwargs.get("_from_pipeline") not in TASKS:
             return AutoConfig.from_pretrained(name, **kwargs)

@@ -97,8 +97,7 @@ class PromptPipeline(Pipeline):
     def _coder(self, name: str) -> PromptTokenizer:
         """Return the tokenizer for a prompt's template.
 
-        Raises:
-            PromptTuningError: the prompt is unknown, has no template, or is for the other pipeline.
+        Raise PromptTuningError if the prompt is unknown, has no template, or is for the other pipeline.
         """
         if name not in self._coders:
             if name not in self.model.prompt_info:
@@ -145,9 +144,7 @@ class PromptPipeline(Pipeline):
 def _padding(tokenizer: PreTrainedTokenizerBase | str | None) -> PreTrainedTokenizerBase:
     """Return the pipeline's tokenizer, with a pad token; load it if a name was given.
 
-    Raises:
-        PromptTuningError: there is no tokenizer.
-        PromptLoadError: the tokenizer could not be loaded.
+    Raise PromptTuningError if there is none, and PromptLoadError if it could not be loaded.
     """
     if tokenizer is None:
         raise PromptTuningError("tokenizer is not given; give it as tokenizer=…, the one that load_prompt returns.")

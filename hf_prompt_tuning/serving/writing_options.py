@@ -42,11 +42,7 @@ NOT_OURS = {
 def split_options(
     options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split options into those of `generate` and those of decoding.
-
-    Raises:
-        PromptTuningError: this pipeline does not support an option.
-    """
+    """Split options into those of `generate` and those of decoding. Raise PromptTuningError for an unsupported one."""
     for name, harmless in NOT_OURS.items():
         if options.get(name) is not None and options[name] != harmless:
             raise PromptTuningError(
@@ -87,14 +83,7 @@ def merge_options(made: Mapping[str, Any], called: Mapping[str, Any]) -> dict[st
 def new_tokens(settings: Mapping[str, Any], of_template: int | None, of_model: GenerationConfig, before: int) -> int:
     """Return the limit of new tokens for one row: the first one set by the call, the template or the model.
 
-    Args:
-        settings: options of `generate`.
-        of_template: the template's `max_target_length`.
-        of_model: the backbone's generation config.
-        before: number of existing tokens that count in `max_length`.
-
-    Raises:
-        PromptTuningError: there is no room for new tokens.
+    `before` tokens count in `max_length`. Raise PromptTuningError if there is no room for new tokens.
     """
     config = settings.get("generation_config") or GenerationConfig()
     places = [settings, vars(config), {"max_new_tokens": of_template}, vars(of_model), {"max_new_tokens": NEW_TOKENS}]

@@ -79,11 +79,7 @@ class PromptEnsemble:
     def scores(self, rows: Any) -> np.ndarray:
         """Return every prompt's log-likelihood of every label for every row, [B, G, L], from one backbone call.
 
-        Args:
-            rows: as in `predict`.
-
-        Raises:
-            PromptTuningError: as in `predict`.
+        Rows and errors are as in `predict`.
         """
         return self._ranked(self._batch(self._features(rows)))
 

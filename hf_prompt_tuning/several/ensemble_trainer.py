@@ -102,10 +102,11 @@ class EnsembleTrainer(MultiPromptTrainer):
                     "lengths, or other learning rates."
                 )
 
-    def _make_scorer(self, **options: Any) -> VotingScorer:
+    def make_scorer(self, **options: Any) -> VotingScorer:
+        """Return the scorer of all members and their vote; `options` are fields of `VotingScorer`."""
         # The members have the same rows, so they have the room behind the longest prompt.
         longest = max(self.members, key=lambda name: len(self.prompts[name]))
-        scorer = vars(self._scorer_of_prompt()) | {"rows": self._runs[longest].rows, "members": tuple(self.members)}
+        scorer = vars(self.scorer_of_prompt()) | {"rows": self._runs[longest].rows, "members": tuple(self.members)}
         return VotingScorer(**scorer | options)
 
     def evaluate(
@@ -113,17 +114,12 @@ class EnsembleTrainer(MultiPromptTrainer):
     ) -> dict[str, float]:
         """Evaluate each prompt (`eval_NAME_accuracy` and so on) and the vote (`eval_accuracy` and so on).
 
-        `eval_loss` is the mean of the prompts' losses.
-
-        Args:
-            eval_dataset: default: the trainer's evaluation data.
-            ignore_keys: as in `Trainer`.
-            metric_key_prefix: as in `Trainer`.
+        `eval_loss` is the mean of the prompts' losses. Arguments are those of `PromptTuningTrainer.evaluate`.
         """
         infos = self._unwrapped.prompt_info
-        own = self._is_own(eval_dataset, metric_key_prefix)
-        scorer = self._make_scorer(infos=infos if own else {})
-        metrics = self._evaluated(scorer, eval_dataset, ignore_keys, metric_key_prefix)
+        own = self.is_own(eval_dataset, metric_key_prefix)
+        scorer = self.make_scorer(infos=infos if own else {})
+        metrics = self.evaluate_with(scorer, eval_dataset, ignore_keys, metric_key_prefix)
         if own:
             for name in self.members:
                 infos[name].metrics = _as_evaluation(scorer.of_members[name])
@@ -133,8 +129,8 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
         """Return the metrics of the backbone without a prompt, and record them in every member."""
-        metrics = self._without_prompt(self.eval_dataset if eval_dataset is None else eval_dataset, "untuned")
-        if self._is_own(eval_dataset, "eval"):
+        metrics = self.metrics_without_prompt(self.eval_dataset if eval_dataset is None else eval_dataset, "untuned")
+        if self.is_own(eval_dataset, "eval"):
             for name in self.members:
                 self._unwrapped.prompt_info[name].untuned_metrics = to_record(metrics)
         return metrics
@@ -152,8 +148,8 @@ class EnsembleTrainer(MultiPromptTrainer):
         """
         infos, transfer = self._unwrapped.prompt_info, {}
         for name, data in datasets.items():
-            scorer = self._make_scorer()
-            metrics, rows = self._transferred(scorer, name, data)
+            scorer = self.make_scorer()
+            metrics, rows = self.transfer_metrics(scorer, name, data)
             for member in self.members:
                 infos[member].transfer[name] = to_record(scorer.of_members[member]) | {"rows": rows}
             self._description.transfer[name] = to_record(scorer.of_vote) | {"rows": rows}
@@ -185,7 +181,7 @@ class EnsembleTrainer(MultiPromptTrainer):
     @property
     def _deciding(self) -> str:
         """The metric for the choice of the best member, without its prefix."""
-        default = "accuracy" if self._rows.tokenizer.template.is_classification else "loss"
+        default = "accuracy" if self.rows.tokenizer.template.is_classification else "loss"
         return (self.args.metric_for_best_model or default).removeprefix("eval_")
 
     def _check_best(self, of_members: dict[str, dict[str, float]]) -> None:
@@ -196,8 +192,10 @@ class EnsembleTrainer(MultiPromptTrainer):
                 f"{', '.join(next(iter(of_members.values())))}; name one of these (compute_metrics is of the vote)."
             )
 
-    def _own_files(self) -> list[str]:
-        return [*super()._own_files(), *PROMPT_FILES, ENSEMBLE_FILE]
+    @property
+    def pushed_files(self) -> list[str]:
+        """The paths in `output_dir` of all files that a push may contain."""
+        return [*super().pushed_files, *PROMPT_FILES, ENSEMBLE_FILE]
 
     def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:
         """Copy the best prompt into the ensemble's folder, with the description of the ensemble."""

@@ -13,8 +13,7 @@ from ..training.arguments import PromptTuningArguments
 def joint_schedule(optimizer: torch.optim.Optimizer, steps: Iterable[int], args: PromptTuningArguments) -> LambdaLR:
     """Return a schedule in which each parameter group of the optimizer follows its own number of update steps.
 
-    Raises:
-        PromptTuningError: the schedule depends on the loss instead of the steps.
+    Raise PromptTuningError if the schedule depends on the loss instead of the steps.
     """
     factors = []
     for total in steps:

@@ -35,10 +35,8 @@ class Stream:
 def read_stream(name: str, data: Any, args: PromptTuningArguments) -> Stream:
     """Return a prompt's update steps, as a Trainer with its arguments makes them.
 
-    The last step of an epoch may have fewer micro-batches than the others.
-
-    Raises:
-        PromptTuningError: the sampling strategy is neither "random" nor "sequential", or there is no complete batch.
+    The last step of an epoch may have fewer micro-batches than the others. Raise PromptTuningError if the sampling
+    strategy is neither "random" nor "sequential", or there is no complete batch.
     """
     rows, size = len(data), args.train_batch_size
     steps: list[Step] = []

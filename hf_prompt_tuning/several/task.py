@@ -88,17 +88,9 @@ def model_with_prompts(
 ) -> SoftPrompts:
     """Add a new prompt for each task to a backbone; return the model. A trainer freezes the backbone later.
 
-    Each prompt is initialised from its own seed, as it would be alone after `set_seed(seed)`. The global random
-    generator is not changed.
-
-    Args:
-        backbone: a causal or encoder-decoder model.
-        tasks: the tasks; their names become the names of the adapters.
-        tokenizer: needed by some initialisations.
-        seed: seed of the tasks that have no seed.
-
-    Raises:
-        PromptTuningError: two tasks have the same name, or a prompt could not be initialised.
+    Each prompt is initialised from its task's seed, or else `seed`, as it would be alone after `set_seed(seed)`. The
+    global random generator is not changed. Raise PromptTuningError if two tasks have the same name, or a prompt could
+    not be initialised.
     """
     check_names(tasks)
     model = None

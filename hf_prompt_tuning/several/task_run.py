@@ -40,11 +40,7 @@ class TaskRun:
         tokenizer: PreTrainedTokenizerBase | None,
         columns: ColumnCheck,
     ) -> "TaskRun":
-        """Encode and check the data of a task, which has its template, behind its prompt in the model.
-
-        Raises:
-            PromptTuningError: the data does not fit the prompt.
-        """
+        """Encode a task's data with its template. Raise PromptTuningError if it does not fit behind its prompt."""
         encoder = None if task.template is None else model.row_encoder(tokenizer, task.template)
         encode = RowEncoder(encoder, model.room(task.name), vocabulary_of(model), columns)
         train = encode(task.train_dataset, f"{task.name} training", require_target=True)
@@ -64,8 +60,7 @@ class TaskRun:
 def with_template(task: PromptTask, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> PromptTask:
     """Return the task with its template and label words; default: the template of the model's prompt for this task.
 
-    Raises:
-        PromptTuningError: the task has a template and there is no tokenizer, or its data is of another kind.
+    Raise PromptTuningError if there is a template and no tokenizer, or the data is of another kind.
     """
     check_kind(task.train_dataset, f"{task.name} training")
     check_kind(task.eval_dataset, f"{task.name} evaluation", may_be_several=True)

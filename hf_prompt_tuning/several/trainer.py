@@ -80,22 +80,21 @@ class MultiPromptTrainer(PromptTuningTrainer):
         for name, run in self._runs.items():
             run.rows.describe(self.model.prompt_info[name], run.task.train_dataset)
 
-    def _encode(self, model: SoftPrompts, *_: Any) -> tuple[RowEncoder, None, Any]:
+    def encode_data(self, model: SoftPrompts, *_: Any) -> tuple[RowEncoder, None, Any]:
+        """Return what encodes the active prompt's rows, and the tasks' evaluation data: `TaskRun` has encoded both."""
         return self._runs[model.active_adapter].rows, None, self._evaluation_data()
 
     def _evaluation_data(self) -> Any:
         """Return the tasks' evaluation data as `Trainer` keeps it."""
         return {name: task.eval_dataset for name, task in self.tasks.items() if task.eval_dataset is not None} or None
 
-    def _prompts_to_train(self, model: SoftPrompts) -> list[str]:
+    @property
+    def trained_prompts(self) -> list[str]:
+        """The names of the tasks, which are those of their prompts."""
         return list(self.tasks)
 
     def add_callback(self, callback: Any) -> None:
-        """Add a callback as `Trainer` does.
-
-        Raises:
-            PromptTuningError: the callback supports only one prompt.
-        """
+        """Add a callback as `Trainer` does. Raise PromptTuningError if it supports only one prompt."""
         check_callback(callback, self.tasks)
         super().add_callback(callback)
 
@@ -115,8 +114,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return a data loader whose batches are whole update steps with the rows of all prompts.
 
-        Raises:
-            PromptTuningError: a task has no training data.
+        Raise PromptTuningError if a task has no training data.
         """
         if len(self._streams) < len(self.tasks):
             without = next(name for name, task in self.tasks.items() if task.train_dataset is None)
@@ -142,11 +140,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Create the scheduler as `Trainer` does; each prompt's schedule covers its own steps.
-
-        Raises:
-            PromptTuningError: the schedule depends on the loss instead of the steps.
-        """
+        """Create the scheduler as `Trainer` does; each prompt's schedule covers its own steps (`joint_schedule`)."""
         if self.lr_scheduler is None:
             steps = [len(stream.steps) for stream in self._streams]
             self.lr_scheduler = joint_schedule(optimizer or self.optimizer, steps, self.args)
@@ -188,7 +182,8 @@ class MultiPromptTrainer(PromptTuningTrainer):
             logs |= {f"loss_{name}": loss for name, loss in self._losses.take_means().items()}
         super().log(logs, *args, **kwargs)
 
-    def _rows_and_data(self) -> tuple[RowEncoder, Any]:
+    def rows_and_data(self) -> tuple[RowEncoder, Any]:
+        """Return what encodes the active prompt's rows, and the data of its task."""
         run = self._runs[self._unwrapped.active_adapter]
         return run.rows, run.task.train_dataset if run.task.train_dataset is not None else run.task.eval_dataset
 
@@ -211,21 +206,17 @@ class MultiPromptTrainer(PromptTuningTrainer):
     ) -> dict[str, float]:
         """Evaluate each prompt on its task's data, with metrics named `eval_NAME_accuracy` and so on.
 
-        `eval_loss` is the mean of the prompts' losses.
-
-        Args:
-            eval_dataset: a dict from task to data; default: the tasks' evaluation data.
-            ignore_keys: as in `Trainer`.
-            metric_key_prefix: as in `Trainer`.
+        `eval_loss` is the mean of the prompts' losses. `eval_dataset` is a dict from task to data; default: the tasks'
+        evaluation data. The other arguments are those of `Trainer`.
         """
-        own = self._is_own(eval_dataset, metric_key_prefix)
+        own = self.is_own(eval_dataset, metric_key_prefix)
         metrics: dict[str, float] = {}
         losses = []
         for name, rows in self._by_task(eval_dataset):
             prefix = f"{metric_key_prefix}_{name}"
             with self._using(name) as info:
-                scorer = self._make_scorer(info=info if own else None)
-                metrics_of_task = self._evaluated(scorer, rows, ignore_keys, prefix)
+                scorer = self.make_scorer(info=info if own else None)
+                metrics_of_task = self.evaluate_with(scorer, rows, ignore_keys, prefix)
                 if own:
                     info.metrics = _renamed(to_record(metrics_of_task), prefix, "eval")
             metrics |= metrics_of_task
@@ -237,16 +228,13 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
         """Return the metrics of the backbone without a prompt on each task's data: `untuned_NAME_accuracy` and so on.
 
-        Metrics of the tasks' own data are recorded in the prompts.
-
-        Args:
-            eval_dataset: a dict from task to data; default: the tasks' evaluation data.
+        `eval_dataset` is a dict from task to data; default: the tasks' evaluation data, whose metrics are recorded.
         """
-        own = self._is_own(eval_dataset, "eval")
+        own = self.is_own(eval_dataset, "eval")
         metrics: dict[str, float] = {}
         for name, rows in self._by_task(eval_dataset):
             with self._using(name) as info:
-                metrics_of_task = self._without_prompt(rows, "untuned")
+                metrics_of_task = self.metrics_without_prompt(rows, "untuned")
                 if own:
                     info.untuned_metrics = to_record(metrics_of_task)
             metrics |= _renamed(metrics_of_task, "untuned", f"untuned_{name}")
@@ -267,17 +255,13 @@ class MultiPromptTrainer(PromptTuningTrainer):
         for task, data_of_task in (datasets if by_task else dict.fromkeys(self.tasks, datasets)).items():
             with self._using(task) as info:
                 for name, data in data_of_task.items():
-                    metrics, rows = self._transferred(self._make_scorer(), name, data)
+                    metrics, rows = self.transfer_metrics(self.make_scorer(), name, data)
                     info.transfer[name] = to_record(metrics) | {"rows": rows}
                     transfer |= {f"transfer_{name}_{task}_{metric}": value for metric, value in metrics.items()}
         return transfer
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Raise PromptTuningError: it is not clear which prompt should predict.
-
-        Raises:
-            PromptTuningError: always; use `predict_tasks`, which takes data by task.
-        """
+        """Raise PromptTuningError: it is not clear which prompt should predict. Use `predict_tasks`."""
         raise PromptTuningError("predict is asked of several tasks; give predict_tasks a dict of task to data.")
 
     def _predict_rows(self, *args: Any, **kwargs: Any) -> Any:
@@ -285,14 +269,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
         return super().predict(*args, **kwargs)
 
     def predict_tasks(self, test_datasets: dict[str, Any], ignore_keys: Any = None) -> dict[str, Any]:
-        """Return a `PredictionOutput`, as `PromptTuningTrainer.predict` does, for each task's data.
+        """Return a `PredictionOutput`, as `PromptTuningTrainer.predict` does, for each task's data, by task.
 
-        Args:
-            test_datasets: a dict from task to data.
-            ignore_keys: as in `Trainer`.
-
-        Raises:
-            PromptTuningError: a task is unknown.
+        Raise PromptTuningError for an unknown task.
         """
         outputs = {}
         for name, rows in check_by_task(test_datasets, self.tasks).items():
@@ -302,7 +281,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            self._save_prompts(Path(output_dir or self.args.output_dir), self.publisher.repo_id, not self._unfinished)
+            self._save_prompts(
+                Path(output_dir or self.args.output_dir), self.publisher.repo_id, not self.is_saving_checkpoint
+            )
 
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         """Save each prompt in a folder of its name. `card` also writes cards and pictures, which checkpoints lack."""
@@ -321,11 +302,14 @@ class MultiPromptTrainer(PromptTuningTrainer):
         bases = {name: hub_id(model.peft_config[name].base_model_name_or_path) for name in self.tasks}
         write_repository_card(folder, repo_id, bases)
 
-    def _own_files(self) -> list[str]:
+    @property
+    def pushed_files(self) -> list[str]:
+        """The paths in `output_dir` of all files that a push may contain."""
         # Leave out the card at the root: on the Hub it may be a card that a person wrote, and only a push checks that.
         return [CURVES_FILE, *(f"{name}/{file}" for name in self.tasks for file in PROMPT_FILES)]
 
-    def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
+    def save_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
+        """Save the prompts as they are pushed, each in a folder of its name; return the folder that holds them."""
         self._save_prompts(folder, repo_id, card=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

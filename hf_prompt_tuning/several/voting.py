@@ -35,10 +35,7 @@ def vote_on_texts(texts: Sequence[str]) -> str:
 def label_record(template: PromptTemplate, names: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
     """Return one row's vote: `prediction`, `votes` (each prompt's best label) and `scores` (of every label).
 
-    Args:
-        template: a template with label words.
-        names: names of the prompts, in the order of the scores.
-        scores: [G, L], log-likelihoods; the record has their sums over the prompts.
+    `scores` are the prompts' log-likelihoods, [G, L]; the record has their sums over the prompts.
     """
     words = [template.label_words[label] for label in template.labels]
     return {

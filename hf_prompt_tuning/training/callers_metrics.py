@@ -13,9 +13,7 @@ from ..layouts.base import IGNORED
 def labelled_rows(references: Any) -> np.ndarray:
     """Return a mask of the rows that have a reference, [N] bool.
 
-    Args:
-        references: texts, label indices [N], or token labels [N, T]. A row without a reference is None in texts, -1 in
-            label indices, and all -100 in token labels.
+    A row without one has None in texts, -1 in label indices [N], and all -100 in token labels [N, T].
     """
     if isinstance(references, list):
         return np.array([reference is not None for reference in references], dtype=bool)
@@ -36,14 +34,9 @@ def mean_losses(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def plain_metrics(metrics: Any, best: str | None) -> dict[str, Any]:
-    """Return the metrics as plain Python numbers, lists, dicts and strings, which any log can store.
+    """Return a caller's metrics as plain Python numbers, lists, dicts and strings, which any log can store.
 
-    Args:
-        metrics: what `compute_metrics` returned; may contain arrays, tensors and NumPy numbers.
-        best: `metric_for_best_model`.
-
-    Raises:
-        PromptTuningError: `metrics` is not a dict, or the value of `metric_for_best_model` is not a number.
+    Raise PromptTuningError if it is not a dict, or its value for `best`, the `metric_for_best_model`, is not a number.
     """
     if not isinstance(metrics, Mapping):
         raise PromptTuningError(

@@ -129,11 +129,7 @@ def newest_whole(output_dir: str | Path) -> str | None:
 
 @contextmanager
 def saving(folder: str | Path, what: str) -> Iterator[None]:
-    """Turn every error of writing files (mostly a full disk) into a `CheckpointSaveError`.
-
-    Raises:
-        CheckpointSaveError: a file could not be written; the original error is its cause.
-    """
+    """Turn every error of writing files (mostly a full disk) into a `CheckpointSaveError`; it is the cause."""
     try:
         yield
     except CheckpointSaveError:

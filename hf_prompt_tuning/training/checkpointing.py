@@ -52,11 +52,8 @@ class CheckpointMixin:
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
         """Return the folder to resume from, after a look at what the output folder and the checkpoint hold.
 
-        Args:
-            wanted: a checkpoint folder, True for the newest complete one, or None.
-
-        Raises:
-            PromptTuningError: the folder is missing or damaged, or is of another optimizer, schedule or precision.
+        `wanted` is a checkpoint folder, True for the newest complete one, or None. Raise PromptTuningError if it is
+        missing or damaged, or is of another optimizer, schedule or precision.
         """
         if self.args.should_save:
             tidy(self.args.output_dir)
@@ -68,7 +65,7 @@ class CheckpointMixin:
             check_like(checkpoint, self.args, scales, own)
         return checkpoint
 
-    def _watching_signals(self, then: str) -> AbstractContextManager:
+    def watching_signals(self, then: str) -> AbstractContextManager:
         """Within this context, record a first SIGTERM or SIGINT, and do `then` next; only with `save_on_signal`."""
         return self.signals.watching(then) if getattr(self.args, "save_on_signal", False) else nullcontext()
 
@@ -94,11 +91,7 @@ class CheckpointMixin:
         return str(wanted)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator as `Trainer` does. FSDP2 shards the backbone but not the prompts.
-
-        Raises:
-            PromptTuningError: `fsdp_cpu_ram_efficient_loading` is on.
-        """
+        """Create the accelerator as `Trainer` does. FSDP2 does not shard prompts (see `keep_prompts_whole`)."""
         super().create_accelerator_and_postprocess()
         distributed.keep_prompts_whole(self)
 
@@ -114,10 +107,8 @@ class CheckpointMixin:
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as `Trainer` does, with FSDP2 also before training.
 
-        FSDP2 accepts a model only together with its optimizer, so both are prepared here.
-
-        Raises:
-            PromptTuningError: the data is streamed and there are several processes, which would count rows twice.
+        FSDP2 accepts a model only together with its optimizer, so both are prepared here. Raise PromptTuningError if
+        the data is streamed and there are several processes, which would count rows twice.
         """
         distributed.check_evaluation_data(dataloader, self.args)
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
@@ -156,13 +147,13 @@ class CheckpointMixin:
             super()._load_rng_state(folder)
 
     @property
-    def _unfinished(self) -> bool:
-        """Whether a checkpoint is being written."""
+    def is_saving_checkpoint(self) -> bool:
+        """Whether a checkpoint is being written: it gets no card and no pictures."""
         return _SAVING.of(self)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
-        return os.path.join(folder, UNFINISHED) if self._unfinished else folder
+        return os.path.join(folder, UNFINISHED) if self.is_saving_checkpoint else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint as `Trainer` does, but rename it only when it is complete.
@@ -189,11 +180,7 @@ class CheckpointMixin:
             self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the prompt as `Trainer` saves a model.
-
-        Raises:
-            CheckpointSaveError: the prompt could not be written.
-        """
+        """Save the prompt as `Trainer` saves a model. Raise CheckpointSaveError if it could not be written."""
         with saving(output_dir or self.args.output_dir, "the prompt"):
             super().save_model(output_dir, _internal_call)
 
@@ -230,11 +217,7 @@ class CheckpointMixin:
         )
 
     def _end(self, model: nn.Module, trial: Any) -> None:
-        """Save this step if it is not saved yet, and end the run.
-
-        Raises:
-            TrainingInterrupted: always.
-        """
+        """Save this step if it is not saved yet, and end the run by raising TrainingInterrupted."""
         if not self.control.should_save:
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)

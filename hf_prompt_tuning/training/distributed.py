@@ -25,11 +25,7 @@ def set_defaults(args: TrainingArguments) -> None:
 
 
 def share_prompts(model: SoftPrompts) -> None:
-    """Copy the prompts of process 0 to every process.
-
-    Raises:
-        PromptTuningError: a process has another backbone than process 0.
-    """
+    """Copy the prompts of process 0 to every process. Raise PromptTuningError if one has another backbone."""
     named = dict(model.prompt_encoder.named_parameters())
     prompts = [{name: parameter.detach().cpu() for name, parameter in named.items()}]
     backbones: list[Any] = [None] * dist.get_world_size()
@@ -70,8 +66,7 @@ def forget_evaluation(trainer: Trainer) -> None:
 def keep_prompts_whole(trainer: Trainer) -> None:
     """Let FSDP2 shard the backbone but not the prompts.
 
-    Raises:
-        PromptTuningError: `fsdp_cpu_ram_efficient_loading` is on.
+    Raise PromptTuningError if `fsdp_cpu_ram_efficient_loading` is on.
     """
     if not trainer.accelerator.is_fsdp2:
         return
@@ -94,16 +89,11 @@ def check_evaluation_data(dataloader: Any, args: TrainingArguments) -> None:
 
 
 def unlabel_repeated_rows(labels: torch.Tensor, rows: Any, args: TrainingArguments) -> None:
-    """Remove the labels of the rows that fill up the last batch.
+    """Remove, in place, this process's labels of the rows that fill up the last batch of the training data `rows`.
 
     Every process needs the same number of batches, so Accelerate repeats rows of the first batch (with
     "batch_rebalance" it repeats none). Without labels they do not count in the loss and the gradient, and the result
     equals that of one process.
-
-    Args:
-        labels: this process's labels of the last batch, changed in place.
-        rows: the training data.
-        args: the run's arguments.
     """
     none_repeated = args.dataloader_drop_last or args.train_sampling_strategy == "batch_rebalance"
     if args.world_size <= 1 or not has_length(rows) or none_repeated:

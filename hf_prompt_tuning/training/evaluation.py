@@ -32,11 +32,7 @@ _IN_USE: ByContext[Scorer | None] = ByContext("scorer", None)
 class EvaluationMixin:
     """Let a `Trainer` evaluate and predict with a `Scorer`, row by row in order, and record metrics in the prompt.
 
-    Args:
-        rows: turns the prompt's data into token ids.
-        compute_metrics: the caller's function.
-        preprocess_logits_for_metrics: the caller's function.
-        **kwargs: as in `Trainer`.
+    `rows` turns the prompt's data into token ids. The other arguments are those of `Trainer`.
     """
 
     def __init__(
@@ -47,18 +43,18 @@ class EvaluationMixin:
         preprocess_logits_for_metrics: Any = None,
         **kwargs: Any,
     ):
-        self._rows = rows
+        self.rows = rows
         self._extra_metrics, self._preprocess_logits = compute_metrics, preprocess_logits_for_metrics
         super().__init__(compute_metrics=self._compute_metrics, **kwargs)
         self._eval_dataloaders: dict[str, DataLoader] = {}  # made here, so that copies of the trainer share it
 
-    def _make_scorer(self, **options: Any) -> Scorer:
+    def make_scorer(self, **options: Any) -> Scorer:
         """Return the scorer for an evaluation of the trainer's data; `options` are fields of `Scorer`."""
-        return self._scorer_of_prompt(**options)
+        return self.scorer_of_prompt(**options)
 
-    def _scorer_of_prompt(self, **options: Any) -> Scorer:
+    def scorer_of_prompt(self, **options: Any) -> Scorer:
         """Return the scorer of the active prompt; `options` are fields of `Scorer`."""
-        rows, data = self._rows_and_data()
+        rows, data = self.rows_and_data()
         template = None if rows.tokenizer is None else rows.tokenizer.template
         writes = template is not None and not template.is_classification
         if writes and getattr(self.args, "predict_with_generate", True):
@@ -67,16 +63,16 @@ class EvaluationMixin:
             rows, self.args, compute_metrics=self._extra_metrics, preprocess_logits=self._preprocess_logits, **options
         )
 
-    def _rows_and_data(self) -> tuple[RowEncoder, Any]:
+    def rows_and_data(self) -> tuple[RowEncoder, Any]:
         """Return what encodes the active prompt's rows, and data whose targets bound the length of generated texts."""
-        return self._rows, self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        return self.rows, self.train_dataset if self.train_dataset is not None else self.eval_dataset
 
     @property
     def _scorer(self) -> Scorer:
         """The scorer in use: the one of the evaluation that is running."""
-        return _IN_USE.of(self) or self._make_scorer()
+        return _IN_USE.of(self) or self.make_scorer()
 
-    def _using_scorer(self, scorer: Scorer) -> AbstractContextManager[None]:
+    def using_scorer(self, scorer: Scorer) -> AbstractContextManager[None]:
         """Score with this scorer within the context."""
         return _IN_USE.set_to(scorer, self)
 
@@ -133,42 +129,33 @@ class EvaluationMixin:
     ) -> dict[str, float]:
         """Evaluate as `Trainer` does, and record the metrics in the prompt.
 
-        Only metrics of the trainer's own evaluation data under the prefix "eval" are recorded.
-
-        Args:
-            eval_dataset: default: the trainer's evaluation data.
-            ignore_keys: as in `Trainer`.
-            metric_key_prefix: as in `Trainer`.
+        Only metrics of the trainer's own evaluation data, the default, under the prefix "eval" are recorded.
         """
-        scorer, own = self._make_scorer(), self._is_own(eval_dataset, metric_key_prefix)
+        scorer, own = self.make_scorer(), self.is_own(eval_dataset, metric_key_prefix)
         info = self.accelerator.unwrap_model(self.model).info
         if own and isinstance(self.eval_dataset, dict):
             info.confusion_matrix, info.calibration = {}, {}  # they would describe only one of the data sets
         elif own:
             scorer = replace(scorer, info=info)
-        metrics = self._evaluated(scorer, eval_dataset, ignore_keys, metric_key_prefix)
+        metrics = self.evaluate_with(scorer, eval_dataset, ignore_keys, metric_key_prefix)
         if own:
             info.metrics = to_record(metrics)
         return metrics
 
-    def _is_own(self, data: Any, prefix: str) -> bool:
+    def is_own(self, data: Any, prefix: str) -> bool:
         """Tell whether an evaluation uses the trainer's own evaluation data and the prefix "eval"."""
         return (data is None or data is self.eval_dataset) and prefix == "eval"
 
-    def _evaluated(self, scorer: Scorer, *args: Any) -> dict[str, float]:
+    def evaluate_with(self, scorer: Scorer, *args: Any) -> dict[str, float]:
         """Evaluate as `Trainer.evaluate` does, with a scorer.
 
         The scorer writes confusion matrix and calibration before the callbacks run, so that callbacks can read them.
         """
-        with self._using_scorer(scorer):
+        with self.using_scorer(scorer):
             return super().evaluate(*args)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Determine the best metric as `Trainer` does, and warn if it is NaN.
-
-        Raises:
-            PromptTuningError: the evaluation does not return the metric.
-        """
+        """Determine the best metric as `Trainer` does. Warn if it is NaN, raise PromptTuningError if it is missing."""
         name = self.args.metric_for_best_model
         if name is not None and math.isnan(value := value_of(metrics, name)):
             logger.warning("At step %d %s is %s: it is not the best.", self.state.global_step, name, value)
@@ -177,25 +164,22 @@ class EvaluationMixin:
     def evaluate_untuned(self, eval_dataset: Any = None) -> dict[str, float]:
         """Return the metrics of the backbone without the prompt, named `untuned_accuracy` and so on.
 
-        Metrics of the trainer's own data are recorded in the prompt.
-
-        Args:
-            eval_dataset: default: the trainer's evaluation data. For a dict of datasets, each one is evaluated, and
-                the metrics are named `untuned_NAME_accuracy` and so on.
+        Metrics of the trainer's own data, the default, are recorded in the prompt. For a dict of datasets, each one is
+        evaluated, and the metrics are named `untuned_NAME_accuracy` and so on.
         """
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         by_name = {f"untuned_{name}": rows for name, rows in data.items()} if isinstance(data, dict) else {}
         metrics: dict[str, float] = {}
         for prefix, rows in (by_name or {"untuned": data}).items():
-            metrics |= self._without_prompt(rows, prefix)
-        if self._is_own(eval_dataset, "eval"):
+            metrics |= self.metrics_without_prompt(rows, prefix)
+        if self.is_own(eval_dataset, "eval"):
             self.accelerator.unwrap_model(self.model).info.untuned_metrics = to_record(metrics)
         return metrics
 
-    def _without_prompt(self, data: Any, prefix: str) -> dict[str, float]:
+    def metrics_without_prompt(self, data: Any, prefix: str) -> dict[str, float]:
         # A data loader draws a seed. Fork the random state, so that this evaluation does not change the run.
         without = self.accelerator.unwrap_model(self.model).disable_adapter()
-        with without, torch.random.fork_rng(devices=[]), self._using_scorer(self._scorer_of_prompt()):
+        with without, torch.random.fork_rng(devices=[]), self.using_scorer(self.scorer_of_prompt()):
             # Do not call `evaluate`: its callbacks would take these metrics for the prompt's.
             return super().predict(data, metric_key_prefix=prefix).metrics
 
@@ -203,27 +187,22 @@ class EvaluationMixin:
         """Evaluate the prompt on other domains, which it was not trained on, and record the metrics in the prompt.
 
         This measures zero-shot transfer (Lester et al. 2021, section 5): a prompt that has not overfitted to its own
-        domain does well on another domain.
-
-        Args:
-            datasets: data sets by name; their rows have the columns of the prompt's template.
-
-        Returns:
-            All metrics, named `transfer_<name>_<metric>`.
+        domain does well on another domain. The rows of `datasets`, by name, have the columns of the prompt's template.
+        Return all metrics, named `transfer_<name>_<metric>`.
         """
         info, transfer = self.accelerator.unwrap_model(self.model).info, {}
         for name, data in datasets.items():
-            metrics, rows = self._transferred(self._make_scorer(), name, data)
+            metrics, rows = self.transfer_metrics(self.make_scorer(), name, data)
             info.transfer[name] = to_record(metrics) | {"rows": rows}
             transfer |= {f"transfer_{name}_{metric}": value for metric, value in metrics.items()}
         return transfer
 
-    def _transferred(self, scorer: Scorer, name: str, data: Any) -> tuple[dict[str, float], int]:
+    def transfer_metrics(self, scorer: Scorer, name: str, data: Any) -> tuple[dict[str, float], int]:
         """Return the metrics on a data set, without prefix, and its number of rows."""
         prefix = f"transfer_{name}"
         data = scorer.rows(data, f"transfer ({name})", require_target=False)
         # Do not call `evaluate`: its callbacks would take these metrics for the validation's.
-        with self._using_scorer(scorer):
+        with self.using_scorer(scorer):
             metrics = super().predict(data, metric_key_prefix=prefix).metrics
         return {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}, len(data)
 
@@ -236,8 +215,8 @@ class EvaluationMixin:
           one.
         - Rows of token ids: `predictions` are the logits.
         """
-        scorer = self._make_scorer(with_logits=True)
-        with self._using_scorer(scorer):
+        scorer = self.make_scorer(with_logits=True)
+        with self.using_scorer(scorer):
             output = super().predict(test_dataset, *args, **kwargs)
         outputs, references = scorer.readable(output.predictions, output.label_ids)
         return output._replace(predictions=outputs, label_ids=references)

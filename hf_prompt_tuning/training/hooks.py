@@ -56,11 +56,7 @@ ATTRIBUTES = {
 
 
 def check_hooks(trainer: type = Trainer) -> None:
-    """Raise PromptTuningError if the installed `Trainer` lacks a hook.
-
-    Args:
-        trainer: the class to check.
-    """
+    """Raise PromptTuningError if the installed `Trainer`, or another class, lacks a hook."""
     names = {name for method in vars(trainer).values() for name in _names_in(method)}
     lacking = {name: hook for name, hook in METHODS.items() if not callable(getattr(trainer, name, None))}
     lacking |= {name: hook for name, hook in ATTRIBUTES.items() if name not in names}

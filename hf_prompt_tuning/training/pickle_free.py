@@ -28,19 +28,10 @@ ARGUMENTS = "training_args.bin"
 
 
 def without_pickles(checkpoint: str | Path, folder: str | Path) -> Path:
-    """Copy a checkpoint's files, and convert each pickle to `NAME.json` and, for its tensors, `NAME.safetensors`.
+    """Copy a checkpoint of this machine into a folder, and return the folder. Convert each pickle to safe files.
 
-    `training_args.bin` is left out, because it names folders and tokens.
-
-    Args:
-        checkpoint: a folder that `Trainer` wrote on this machine.
-        folder: the folder to write the copy to.
-
-    Returns:
-        The folder of the copy.
-
-    Raises:
-        PromptTuningError: a pickle holds a value of an unsupported type.
+    They are `NAME.json` and, for its tensors, `NAME.safetensors`. `training_args.bin` is left out, because it names
+    folders and tokens. Raise PromptTuningError if a pickle holds a value of an unsupported type.
     """
     for file in sorted(Path(checkpoint).iterdir()):
         if (file / "adapter_config.json").exists():
@@ -73,11 +64,7 @@ def without_pickles(checkpoint: str | Path, folder: str | Path) -> Path:
 def with_pickles(checkpoint: str | Path | None) -> Iterator[str | None]:
     """Yield a folder from which transformers can resume: the checkpoint itself, or a copy with its pickles restored.
 
-    Args:
-        checkpoint: a checkpoint folder. None (a run that starts from the beginning) stays None.
-
-    Raises:
-        PromptTuningError: a file is damaged.
+    None (a run that starts from the beginning) stays None. Raise PromptTuningError if a file is damaged.
     """
     files = [] if checkpoint is None else Path(checkpoint).glob("*.json")
     converted = [file for file in files if Path(file.stem).suffix in PICKLES]

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,25 +42,10 @@ IGNORED_FIELDS = ("model_name", "finetuned_from", "tasks", "dataset", "dataset_t
 
 
 class Publisher:
-    """Push a trainer's prompts and checkpoints.
+    """Push the prompts and checkpoints of a `PromptTuningTrainer`."""
 
-    Args:
-        trainer: a trainer that has `signals`.
-        copy_files: saves the files to push in a folder; takes the folder, the repository's name, and the tokenizer to
-            push or None, and returns the folder that holds them.
-        file_names: returns the paths in `output_dir` of all files that a push may contain.
-        watching_signals: returns a context that records signals; takes what happens next, for a message.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        copy_files: Callable[[Path, str, Any], Path],
-        file_names: Callable[[], list[str]],
-        watching_signals: Callable[[str], AbstractContextManager],
-    ):
-        self._trainer, self._copy_files, self._file_names = trainer, copy_files, file_names
-        self._watching_signals = watching_signals
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
         self._last_push: Future | None = None
         self._wanted_repo_id: str | None = None
         self._card_fields: dict[str, Any] = {}
@@ -92,7 +77,7 @@ class Publisher:
         failed, self._wanted_repo_id = partial(self._warn_of_failure, to), to.repo_id
         # In other threads, Python handles no signals.
         in_main = threading.current_thread() is threading.main_thread()
-        with self._watching_signals("ending after this push") if in_main else nullcontext():
+        with trainer.watching_signals("ending after this push") if in_main else nullcontext():
             self._begin()
             trainer.save_model(_internal_call=True)
             with self._model.whole_prompt():
@@ -132,7 +117,7 @@ class Publisher:
         words = ["hf", "upload", self._trainer.hub_model_id or to.repo_id, str(folder), "."]
         words += ["--private"] if to.private else []
         words += [] if to.revision is None else ["--revision", to.revision]
-        for name in self._file_names():
+        for name in self._trainer.pushed_files:
             words += ["--include" if (folder / name).exists() else "--delete", name]
         return shlex.join(words)
 
@@ -165,7 +150,7 @@ class Publisher:
         """
         to = self._with_namespace(to)
         pushed_tokenizer = self._trainer.processing_class if tokenizer else None
-        fill = partial(self._copy_files, repo_id=to.repo_id, tokenizer=pushed_tokenizer)
+        fill = partial(self._trainer.save_for_hub, repo_id=to.repo_id, tokenizer=pushed_tokenizer)
         return self._send(fill, "", commit_message, to, failed)
 
     def _with_namespace(self, to: Destination) -> Destination:

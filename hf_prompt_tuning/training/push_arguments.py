@@ -20,14 +20,9 @@ CHECK_SECONDS = 30.0
 
 
 def destination(args: TrainingArguments, **changes: Any) -> Destination:
-    """Return the destination of a run's pushes.
+    """Return the destination of a run's pushes. Raise PromptTuningError for an invalid repository or branch name.
 
-    Args:
-        args: the run's arguments.
-        **changes: `revision`, `private` or `token`, which override the arguments; None changes nothing.
-
-    Raises:
-        PromptTuningError: the name of the repository or branch is invalid.
+    `changes` (`revision`, `private`, `token`) override the arguments; None changes nothing.
     """
     options = {"revision": args.hub_revision, "private": args.hub_private_repo, "token": args.hub_token}
     options |= {name: value for name, value in changes.items() if value is not None}
@@ -37,10 +32,8 @@ def destination(args: TrainingArguments, **changes: Any) -> Destination:
 def check_hub(args: TrainingArguments) -> None:
     """Check on all processes whether a run with `push_to_hub` may push.
 
-    If the Hub is unreachable, training starts anyway. At its end the run logs how to push later.
-
-    Raises:
-        PromptTuningError: the token, the namespace, the branch or the visibility is invalid.
+    If the Hub is unreachable, training starts anyway. At its end the run logs how to push later. Raise
+    PromptTuningError if the token, the namespace, the branch or the visibility is invalid.
     """
     if args.push_to_hub:
         to = destination(args)
@@ -48,12 +41,9 @@ def check_hub(args: TrainingArguments) -> None:
 
 
 def on_all_processes(args: TrainingArguments, repo_id: str, request: Callable[[], Any]) -> Any:
-    """Send a request to the Hub on process 0 and return its answer.
+    """Send a request to the Hub on process 0; return its answer, None on other processes or if the Hub is unreachable.
 
-    Return None on the other processes, or if the Hub is unreachable.
-
-    Raises:
-        PromptTuningError: the Hub refuses. Raised on all processes, so that none waits for another.
+    If the Hub refuses, raise PromptTuningError on all processes, so that none waits for another.
     """
     answer, refusal = None, [None]
     if args.process_index == 0:

@@ -22,11 +22,8 @@ RESUMED = ("learning_rate", "weight_decay", "warmup_steps")
 def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optimizer: bool) -> None:
     """Raise PromptTuningError if the checkpoint was saved with another optimizer, schedule or precision.
 
-    Args:
-        checkpoint: folder of the checkpoint.
-        args: the run's arguments.
-        scales: whether the run scales its loss (fp16).
-        own_optimizer: whether the caller passed the optimizer; the arguments then do not describe it.
+    `scales` tells whether the run scales its loss (fp16), and `own_optimizer` whether the caller passed the optimizer;
+    the arguments then do not describe it.
     """
     folder = Path(checkpoint)
     if not any(folder.glob(f"{OPTIMIZER_NAME}*")):
@@ -70,13 +67,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
-    """Raise PromptTuningError if the checkpoint's optimizer or schedule has another type than the run's.
-
-    Args:
-        checkpoint: a folder with the files that `Trainer` writes.
-        optimizer: the run's optimizer, or its wrapper.
-        scheduler: the run's scheduler, or its wrapper.
-    """
+    """Raise PromptTuningError if a checkpoint's optimizer or schedule has another type than the run's."""
     saved = _state(Path(checkpoint, OPTIMIZER_NAME))
     inner = getattr(optimizer, "optimizer", optimizer)
     if saved is not None and saved.get("param_groups"):

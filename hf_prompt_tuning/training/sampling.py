@@ -10,12 +10,8 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     """Group rows of similar length into batches, shuffled anew in each epoch.
 
     transformers' sampler uses the same random generator as dropout. So its batches depend on how the model is
-    computed, and a run that is resumed within an epoch gets other batches than the interrupted run.
-
-    Args:
-        batch_size: rows in one batch, over all processes.
-        lengths: length of each row.
-        seed: seed of the run.
+    computed, and a run that is resumed within an epoch gets other batches than the interrupted run. `batch_size`
+    counts the rows of all processes.
     """
 
     def __init__(self, batch_size: int, lengths: Sequence[int], seed: int):

@@ -88,18 +88,10 @@ class Scorer:
     def score(self, model: nn.Module, batch: dict[str, Any], loss_only: bool = False) -> tuple[RowResults, Tensor]:
         """Return the results of a batch's rows, and what they are compared with.
 
-        There is no loss of the batch, because a mean of batch means would depend on the batch size.
-
-        Args:
-            model: a prompt-tuning model (or its wrapper).
-            batch: from the collator; with `adapter_names` if the rows have several prompts.
-            loss_only: whether to return only losses and token counts.
-
-        Returns:
-            The results, and label indices [B] (-1: no label) if labels are ranked, otherwise the labels [B, T].
-
-        Raises:
-            PromptTuningError: with a template, the batch has inputs other than text.
+        The batch is from the collator, with `adapter_names` if the rows have several prompts. `loss_only` leaves out
+        all but losses and token counts. There is no loss of the batch, because a mean of batch means would depend on
+        the batch size. The second value is label indices [B] (-1: no label) if labels are ranked, otherwise the labels
+        [B, T]. Raise PromptTuningError if there is a template and the batch has inputs other than text.
         """
         batch = dict(batch)
         label = batch.pop("label", None)
@@ -131,11 +123,7 @@ class Scorer:
             return generate_within(model, batch, self.encoder.tokenizer, self.max_new_tokens)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, Any]:
-        """Return the metrics of all rows, and those of the caller's `compute_metrics`.
-
-        Args:
-            prediction: `RowResults` of all rows, and what they are compared with.
-        """
+        """Return the metrics of all rows (`predictions` are `RowResults`), and those of the caller's function."""
         outputs, references = self.readable(prediction.predictions, prediction.label_ids)
         metrics = self.metrics_of(prediction.predictions, outputs, references, self.info)
         return metrics | self.callers_metrics(outputs, references, prediction)
@@ -161,11 +149,7 @@ class Scorer:
     ) -> dict[str, float]:
         """Return the metrics of one prompt: loss and perplexity, and those of its labels or texts.
 
-        Args:
-            results: the losses.
-            outputs: label scores or texts, as `readable` returns them.
-            references: as `readable` returns them.
-            info: description of the prompt, in which to record the confusion matrix and the calibration.
+        `outputs` and `references` are as `readable` returns them. Record confusion matrix and calibration in `info`.
         """
         metrics = loss_metrics(results.nll, results.tokens)
         if results.label_scores is not None:

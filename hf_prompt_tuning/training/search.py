@@ -43,14 +43,7 @@ def load_trial(model: SoftPrompts, folder: Path) -> SoftPrompts:
 
 
 def restore_trial(trainer: Trainer, model: nn.Module, folder: Path, hyperparameters: dict[str, Any]) -> None:
-    """Set a trainer's model, state and arguments as if this trial had been trained last.
-
-    Args:
-        trainer: the trainer.
-        model: the model with the trial's prompt.
-        folder: folder of the trial.
-        hyperparameters: the trial's suggestions, by name.
-    """
+    """Set a trainer's model, state and arguments as if this trial, with its hyperparameters, had been the last."""
     for name, value in hyperparameters.items():
         if hasattr(trainer.args, name):
             setattr(trainer.args, name, value)

@@ -21,8 +21,7 @@ def choose_template(
 ) -> PromptTemplate | None:
     """Return the template for the data: the given one, or the prompt's; None if all data are token ids.
 
-    Raises:
-        PromptTuningError: the data is text and there is no tokenizer.
+    Raise PromptTuningError if the data is text and there is no tokenizer.
     """
     own = model.info.template if isinstance(model, SoftPrompts) else None
     warn_of_template(own, template)
@@ -44,10 +43,8 @@ def prompt_model(
 ) -> SoftPrompts:
     """Return the model with its prompt. A plain backbone gets a prompt from the config, and is not frozen yet.
 
-    The prompt's vectors are drawn after `set_seed(seed)`.
-
-    Raises:
-        PromptTuningError: a plain backbone has no config, or the prompt cannot be made.
+    The prompt's vectors are drawn after `set_seed(seed)`. Raise PromptTuningError if a plain backbone has no config,
+    or the prompt cannot be made.
     """
     if isinstance(model, SoftPrompts):
         return model

@@ -38,11 +38,7 @@ class SignalWatch:
         self._before: dict[int, Any] = {}
 
     def watching(self, then: str) -> AbstractContextManager:
-        """Return this context; within it, one that does nothing.
-
-        Args:
-            then: what happens next, for the message that the first signal prints.
-        """
+        """Return this context; within it, one that does nothing. The first signal prints what happens `then`."""
         if self._active:
             return nullcontext()
         self._then = then

@@ -53,12 +53,9 @@ class ColumnCheck:
     def __call__(self, data: Any, name: str, template: PromptTemplate | None) -> None:
         """Raise PromptTuningError for a column that the backbone reads and that would be lost.
 
-        Rows of token ids are also refused if they lack labels or have an input that the backbone does not take.
-
-        Args:
-            data: raw columns or token ids, a dict of such data sets, or None.
-            name: name of the data in messages.
-            template: the template that turns raw columns into text.
+        Rows of token ids are also refused if they lack labels or have an input that the backbone does not take. The
+        data (columns that the template turns into text, token ids, a dict of such, or None) is called `name` in
+        messages.
         """
         if isinstance(data, dict):
             for key, rows in data.items():
@@ -126,12 +123,9 @@ class RowEncoder:
     columns: ColumnCheck
 
     def __call__(self, data: Any, name: str, require_target: bool, may_be_several: bool = False) -> Any:
-        """Return the token ids of a dataset, or of each dataset in a dict, as `encode_data` does.
+        """Return the token ids of a dataset, or of each in a dict if it `may_be_several`, as `encode_data` does.
 
-        A dict of datasets must be allowed by `may_be_several`.
-
-        Raises:
-            PromptTuningError: a column would be lost, or `check_kind` or `encode_data` rejects the data.
+        Raise PromptTuningError if a column would be lost, or `check_kind` or `encode_data` rejects the data.
         """
         check_kind(data, name, may_be_several)
         self.columns(data, name, None if self.tokenizer is None else self.tokenizer.template)

@@ -87,12 +87,12 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         check_options(args, kwargs, compute_metrics, template)
         model = prompt_model(model, prompt_config, processing_class, template, args.seed)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
-        rows, train_dataset, eval_dataset = self._encode(
+        rows, train_dataset, eval_dataset = self.encode_data(
             model, template, processing_class, columns, train_dataset, eval_dataset
         )
         if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
-        self.publisher = Publisher(self, self._copy_for_hub, self._own_files, self._watching_signals)
+        self.publisher = Publisher(self)
         super().__init__(
             rows=rows,
             model=model,
@@ -109,7 +109,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self.model_init = model_init  # not passed to super(), which would call it again
         self._adopt(self.model)
 
-    def _encode(
+    def encode_data(
         self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any
     ) -> tuple[RowEncoder, Any, Any]:
         """Return what encodes the prompt's rows, and the training and evaluation data as token ids."""
@@ -125,7 +125,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self._loss_shifts_labels = False
         self.label_smoother = None
         self.label_names = ["labels"]
-        if self._rows.tokenizer is not None:
+        if self.rows.tokenizer is not None:
             # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
             self._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
 
@@ -134,8 +134,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         if not model.config.is_encoder_decoder:
             names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
             model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
-        self._rows = replace(self._rows, limit=model.room(), vocabulary=vocabulary_of(model))
-        self._rows.describe(model.info, self.train_dataset)
+        self.rows = replace(self.rows, limit=model.room(), vocabulary=vocabulary_of(model))
+        self.rows.describe(model.info, self.train_dataset)
         return model
 
     def call_model_init(self, trial: Any = None) -> SoftPrompts:
@@ -146,7 +146,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         """
         model = self._adopt(prompt_model(super().call_model_init(trial)))
         for name, data in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
-            self._rows(data, name, require_target=False, may_be_several=True)
+            self.rows(data, name, require_target=False, may_be_several=True)
         return model
 
     def train(
@@ -172,17 +172,18 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             TrainingInterrupted: SIGTERM or SIGINT arrived with `save_on_signal` on; the run is saved.
         """
         if self.model is not None:  # otherwise `model_init` makes the model later
-            model = self.accelerator.unwrap_model(self.model)
-            check_trains(model, self._prompts_to_train(model))
+            check_trains(self.accelerator.unwrap_model(self.model), self.trained_prompts)
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        with self._watching_signals("saving after this step"):
+        with self.watching_signals("saving after this step"):
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         if getattr(trial, "number", None) is not None:
             self._trial_folders[str(trial.number)] = search.keep_trial(self, trial)
         return output
 
-    def _prompts_to_train(self, model: SoftPrompts) -> list[str]:
-        return [model.active_adapter]
+    @property
+    def trained_prompts(self) -> list[str]:
+        """The names of the prompts that train."""
+        return [self.accelerator.unwrap_model(self.model).active_adapter]
 
     def hyperparameter_search(
         self,
@@ -250,7 +251,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
                     model.info.data[name] = len(data)
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir
-                model.save_pretrained(folder, repo_id=self.publisher.repo_id, card=not self._unfinished)
+                model.save_pretrained(folder, repo_id=self.publisher.repo_id, card=not self.is_saving_checkpoint)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the Hub repository as `Trainer` does, for all processes.
@@ -295,14 +296,15 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         to = destination(self.args, token=token, revision=revision, private=private)
         return self.publisher.push(to, commit_message or "End of training", blocking, tokenizer, kwargs)
 
-    def _own_files(self) -> list[str]:
-        """Return the paths in `output_dir` of all files that a push may contain.
+    @property
+    def pushed_files(self) -> list[str]:
+        """The paths in `output_dir` of all files that a push may contain.
 
         A single prompt replaces the files in the root of a run with several prompts.
         """
         return [*PROMPT_FILES, ENSEMBLE_FILE, CURVES_FILE]
 
-    def _copy_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
+    def save_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
         """Save the files to push in `folder`; return the folder that holds them."""
         return self.accelerator.unwrap_model(self.model).save_for_hub(folder, repo_id, tokenizer)
 

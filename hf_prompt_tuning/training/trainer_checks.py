@@ -60,14 +60,7 @@ def _kind(callback: Any) -> type:
 def check_options(
     args: TrainingArguments, options: Mapping[str, Any], compute_metrics: Any, template: PromptTemplate | None
 ) -> None:
-    """Raise PromptTuningError for an option of `Trainer` that this trainer does not support.
-
-    Args:
-        args: the training arguments.
-        options: the other arguments of `Trainer`, by name.
-        compute_metrics: the caller's function, or None.
-        template: the template; None for rows of token ids.
-    """
+    """Raise PromptTuningError for an argument of `Trainer`'s that this trainer does not support."""
     refused = {
         "compute_loss_func": (
             options.get("compute_loss_func"),

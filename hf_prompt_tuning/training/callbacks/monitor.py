@@ -41,8 +41,8 @@ class PromptMonitorCallback(TrainerCallback):
         self._gradient_norms: dict[str, Tensor] = {}
 
     def _names(self, model: SoftPrompts) -> list[str]:
-        """Return the names of the prompts that train: all tasks of a trainer with tasks, otherwise the active one."""
-        return list(getattr(self.trainer, "tasks", None) or [model.active_adapter])
+        """Return the names of the prompts that train; of a trainer that does not tell, the active one."""
+        return list(getattr(self.trainer, "trained_prompts", None) or [model.active_adapter])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Store the prompts' starting vectors and the mean norm of the vocabulary."""

@@ -13,11 +13,7 @@ SAMPLED_WORDS = 4096
 
 
 def watched(model: nn.Module, callback: TrainerCallback) -> SoftPrompts:
-    """Return a Trainer's model without its wrappers.
-
-    Raises:
-        PromptTuningError: the model holds no soft prompt.
-    """
+    """Return a Trainer's model without its wrappers. Raise PromptTuningError if it holds no soft prompt."""
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     if not isinstance(model, SoftPrompts):
         raise PromptTuningError(
