@@ -1,14 +1,17 @@
 """Differences between versions: all in the folder compat, and each mended or refused on every version."""
 
 import ast
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from packaging.version import Version
+from torch import nn
 from transformers import DynamicCache
 
 from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning.compat import peft as compat_peft
 from hf_prompt_tuning.compat import transformers as compat
 from tests.shared.architectures import tiny_backbone
 from tests.shared.reference import tiny_prompt_model
@@ -103,3 +106,25 @@ def test_what_an_old_version_does_wrong_is_refused(monkeypatch):
         "_loss_shifts_labels",
         "_save",
     ]
+
+
+@pytest.mark.parametrize("version", ["0.20.0", "0.21.2"])
+@pytest.mark.parametrize("active", ["default", "b"])
+def test_a_deleted_prompt_leaves_the_others(version, active, monkeypatch):
+    monkeypatch.setattr(compat_peft, "PEFT", min(Version(version), compat_peft.PEFT))
+    model = tiny_prompt_model("llama")
+    model.add_adapter("b", model.peft_config["default"])
+    model.set_adapter(active)
+    kept = model.prompt_encoder["b"].embedding.weight.clone()
+    with pytest.warns(UserWarning, match="default was active") if active == "default" else nullcontext():
+        model.delete_adapter("default")
+    assert list(model.peft_config) == list(model.prompt_encoder) == list(model.prompt_tokens) == ["b"]
+    assert model.active_adapter == "b" and torch.equal(model.prompt, kept)
+
+
+def test_peft_finds_the_method_of_encoders_that_transformers_has_no_more(monkeypatch):
+    monkeypatch.setattr(compat_peft, "PEFT", Version("0.20.0"))
+    backbone = nn.Linear(1, 1)
+    with compat_peft.encoder_method(backbone):
+        assert getattr(backbone, compat_peft.ENCODER) is None
+    assert not hasattr(backbone, compat_peft.ENCODER)
