@@ -20,6 +20,9 @@ CACHE_NAMES = ("cache", "past_key_values")
 CACHE = CACHE_NAMES[0] if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else CACHE_NAMES[1]
 """What transformers calls a cache of keys and values: `cache` from 5.24, `past_key_values` before."""
 
+GGUF = "gguf"
+"""What transformers calls the quantization of a backbone from a GGUF file. It leaves this mark from 5.17 only."""
+
 CHECKPOINTS_ACTIVATIONS = next(
     name for name in ("is_activation_checkpointing", "is_gradient_checkpointing") if hasattr(PreTrainedModel, name)
 )

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..compat.transformers import GGUF
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
 from .errors import raise_fault
 from .files import HubFolder, Place, hub_id, named, open_tensors, read_whole
@@ -80,6 +81,8 @@ def load_backbone(
             is_seq2seq = AutoConfig.from_pretrained(name, **origin).is_encoder_decoder
         auto_class = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
         backbone = auto_class.from_pretrained(name, tqdm_class=OnceMore, **options, **origin)
+    if gguf_file is not None:
+        backbone.dequantized_from = GGUF
     remember_commit(backbone, place)
     return backbone, place
 

@@ -12,12 +12,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..compat.transformers import GGUF
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
 from ..prompts.config import PromptTuningConfig
 
-GGUF = "gguf"
-"""What transformers calls the quantization of a backbone that was loaded from a GGUF file (from 5.17)."""
 CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compat.torch import FSDPModule
+from ..compat.transformers import GGUF
 from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from ..layouts.computed import BITS
 from ..layouts.sharing import embedding_device, whole
@@ -26,7 +27,7 @@ from ..layouts.traits import token_scale
 from ..prompts.config import PromptTuningConfig
 from ..prompts.files import SavedPrompt
 from ..prompts.info import PromptInfo
-from .backbone import GGUF, is_from_gguf
+from .backbone import is_from_gguf
 from .initialization import can_be_made_again, initial_prompt
 
 logger = logging.getLogger(__name__)

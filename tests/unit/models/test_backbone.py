@@ -2,7 +2,7 @@
 
 import pytest
 from transformers.trainer_utils import validate_quantization_for_training
-from transformers.utils.quantization_config import GgufConfig, QuantizationMethod
+from transformers.utils import quantization_config
 
 from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
 from hf_prompt_tuning.layouts.traits import max_positions
@@ -16,11 +16,15 @@ def test_positions(name, limit):
     assert max_positions(tiny_model(name)) == limit
 
 
+@pytest.mark.skipif(
+    not hasattr(quantization_config, "GgufConfig"), reason="transformers marks a backbone from GGUF from 5.17"
+)
 def test_a_backbone_from_gguf_can_be_trained():
     """As transformers leaves one, whose weights are plain floats by then."""
     backbone = tiny_model("llama")
-    backbone.config.quantization_config = GgufConfig()
-    backbone.is_quantized, backbone.quantization_method, backbone.hf_quantizer = True, QuantizationMethod.GGUF, None
+    backbone.config.quantization_config = quantization_config.GgufConfig()
+    backbone.is_quantized, backbone.hf_quantizer = True, None
+    backbone.quantization_method = quantization_config.QuantizationMethod.GGUF
     with pytest.raises(ValueError, match="quantized"):
         validate_quantization_for_training(backbone)
     model = get_prompt_tuning_model(backbone, PromptTuningConfig(num_virtual_tokens=3))

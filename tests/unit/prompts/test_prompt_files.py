@@ -165,8 +165,9 @@ def test_a_gguf_files_tokenizer_is_read_from_it(folder, monkeypatch):
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", answer("backbone", tiny_model("llama")))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", answer("tokenizer", make_tokenizer()))
-    load_prompt(folder, backbone="some/where", gguf_file="model.gguf")
+    model = load_prompt(folder, backbone="some/where", gguf_file="model.gguf").model
     assert asked["backbone"]["gguf_file"] == asked["tokenizer"]["gguf_file"] == "model.gguf"
+    assert model.fingerprint["embedding"]["quantized"] == "gguf"
 
 
 def test_a_prompt_that_is_pushed_alone_is_at_the_root(tmp_path):
