@@ -2,6 +2,8 @@
 
 import ast
 from contextlib import nullcontext
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -128,3 +130,19 @@ def test_peft_finds_the_method_of_encoders_that_transformers_has_no_more(monkeyp
     with compat_peft.encoder_method(backbone):
         assert getattr(backbone, compat_peft.ENCODER) is None
     assert not hasattr(backbone, compat_peft.ENCODER)
+
+
+@pytest.mark.parametrize("newer", [[], ["peft"], ["transformers", "accelerate"]], ids=" and ".join)
+def test_one_line_is_logged_where_a_library_is_newer_than_tested(newer, tmp_path):
+    """The libraries are those installed. Their metadata, of which Python takes the first, tell another version."""
+    for name, tested in compat.NEWEST_TESTED.items():
+        told = tmp_path / f"{name}.dist-info" / "METADATA"
+        told.parent.mkdir()
+        told.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {'99.1' if name in newer else tested}+cpu\n")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from hf_prompt_tuning import load_prompt, PromptTuningTrainer"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tested = ", ".join(f"{name} {compat.NEWEST_TESTED[name]}" for name in newer)
+    installed = ", ".join(f"{name} 99.1+cpu" for name in newer)
+    line = f"hf_prompt_tuning was tested with {tested} at the newest, and {installed} is installed."
+    assert [told for told in done.stderr.splitlines() if "was tested" in told] == ([line] if newer else [])
