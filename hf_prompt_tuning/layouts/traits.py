@@ -134,6 +134,11 @@ def has_per_layer_inputs(backbone: PreTrainedModel) -> bool:
     return bool(getattr(backbone.config.get_text_config(), "hidden_size_per_layer_input", None))
 
 
+def needs_embeddings_only(backbone: PreTrainedModel) -> bool:
+    """Tell whether rows of looked-up embeddings, as PEFT gives them, are all that the model needs."""
+    return token_scale(backbone) == 1.0 and not has_per_layer_inputs(backbone)
+
+
 def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Return the per-layer vectors of all layers, side by side: [B, T, layers * D] for ids [B, T]."""
     return embedded(backbone.get_per_layer_input_embeddings(), input_ids)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import PromptTuningError
 from ..hub.background import PUSH_SECONDS, temporary_folder, within
 from ..hub.push_errors import explained
+from ..layouts.traits import needs_embeddings_only
 from ..prompts.card import write_card
 from ..prompts.config import PromptTuningConfig
 from ..prompts.ensemble_info import EnsembleInfo
@@ -185,4 +186,4 @@ def write_start_and_card(
     write_start(folder, None if can_be_made_again(prompt.info.initialization) else prompt.start)
     save_pictures(folder, prompt.info)
     size = sum(parameter.numel() for parameter in backbone.parameters())
-    write_card(folder, config, prompt.info, size, repo_id, ensemble, subfolder)
+    write_card(folder, config, prompt.info, size, needs_embeddings_only(backbone), repo_id, ensemble, subfolder)

@@ -22,21 +22,23 @@ def write_card(
     config: PromptTuningConfig,
     info: PromptInfo,
     backbone_size: int,
+    peft_agrees: bool,
     repo_id: str | None = None,
     ensemble: EnsembleInfo | None = None,
     subfolder: str | None = None,
 ) -> None:
     """Write `README.md` into a prompt's folder, next to its pictures.
 
-    `backbone_size` is the number of frozen parameters. Without a `repo_id`, the card's code loads the folder;
-    `subfolder` is the prompt's in the repository. This prompt is the best member of the `ensemble` in the folder, if
-    there is one.
+    `backbone_size` is the number of frozen parameters. Unless `peft_agrees` with this package on the backbone, the
+    card has no code for PEFT. Without a `repo_id`, the card's code loads the folder; `subfolder` is the prompt's in the
+    repository. This prompt is the best member of the `ensemble` in the folder, if there is one.
     """
     info = info.for_others()
     facts = {
         "title": _title(repo_id, subfolder, hub_id(config.base_model_name_or_path)),
         "base": hub_id(config.base_model_name_or_path),
         "where": f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
+        "peft_agrees": peft_agrees,
         "causal": config.task_type != "SEQ_2_SEQ_LM",
         "classifies": info.template is not None and info.template.is_classification,
     }
