@@ -1,10 +1,8 @@
 """What differs between versions of transformers."""
 
 import inspect
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -16,9 +14,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import PromptTuningError
 
-logger = logging.getLogger(__name__)
-
-NEWEST_TESTED = {"transformers": "5.24.0", "peft": "0.21.2", "accelerate": "1.15.0"}
 TRANSFORMERS = Version(transformers.__version__)
 SYNC = "_sync_replicated_trainable_parameters"
 CACHE_NAMES = ("cache", "past_key_values")
@@ -126,18 +121,3 @@ def needed_hooks(names: Iterable[str]) -> list[str]:
     """
     since = {SYNC: "5.19", "_loss_shifts_labels": "5.10"}
     return [name for name in names if Version(since.get(name, "0")) <= TRANSFORMERS]
-
-
-def log_untested() -> None:
-    """Log one line if libraries are newer than the newest that this package was tested with."""
-    installed = {name: Version(version(name)) for name in NEWEST_TESTED}
-    newer = [name for name, tested in NEWEST_TESTED.items() if Version(installed[name].public) > Version(tested)]
-    if newer:
-        logger.warning(
-            "hf_prompt_tuning was tested with %s at the newest, and %s is installed.",
-            ", ".join(f"{name} {NEWEST_TESTED[name]}" for name in newer),
-            ", ".join(f"{name} {installed[name]}" for name in newer),
-        )
-
-
-log_untested()  # Python imports this file once in a process, with the first name that needs a model

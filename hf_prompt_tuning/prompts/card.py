@@ -30,8 +30,8 @@ def write_card(
     """Write `README.md` into a prompt's folder, next to its pictures.
 
     `backbone_size` is the number of frozen parameters. Unless `peft_agrees` with this package on the backbone, the
-    card has no code for PEFT. Without a `repo_id`, the card's code loads the folder; `subfolder` is the prompt's in the
-    repository. This prompt is the best member of the `ensemble` in the folder, if there is one.
+    card has no code for PEFT. Without a `repo_id`, the card's code loads the folder; `subfolder` is the prompt's in
+    the repository. This prompt is the best member of the `ensemble` in the folder, if there is one.
     """
     info = info.for_others()
     facts = {

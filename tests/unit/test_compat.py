@@ -1,9 +1,9 @@
 """Differences between versions: all in the folder compat, and each mended or refused on every version."""
 
 import ast
-from contextlib import nullcontext
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.compat import peft as compat_peft
 from hf_prompt_tuning.compat import transformers as compat
+from hf_prompt_tuning.compat.newest import NEWEST_TESTED
 from tests.shared.architectures import tiny_backbone
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.repository import ROOT
@@ -135,14 +136,14 @@ def test_peft_finds_the_method_of_encoders_that_transformers_has_no_more(monkeyp
 @pytest.mark.parametrize("newer", [[], ["peft"], ["transformers", "accelerate"]], ids=" and ".join)
 def test_one_line_is_logged_where_a_library_is_newer_than_tested(newer, tmp_path):
     """The libraries are those installed. Their metadata, of which Python takes the first, tell another version."""
-    for name, tested in compat.NEWEST_TESTED.items():
+    for name, tested in NEWEST_TESTED.items():
         told = tmp_path / f"{name}.dist-info" / "METADATA"
         told.parent.mkdir()
         told.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {'99.1' if name in newer else tested}+cpu\n")
     code = "import sys; sys.path.insert(0, sys.argv[1]); from hf_prompt_tuning import load_prompt, PromptTuningTrainer"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    tested = ", ".join(f"{name} {compat.NEWEST_TESTED[name]}" for name in newer)
+    tested = ", ".join(f"{name} {NEWEST_TESTED[name]}" for name in newer)
     installed = ", ".join(f"{name} 99.1+cpu" for name in newer)
     line = f"hf_prompt_tuning was tested with {tested} at the newest, and {installed} is installed."
     assert [told for told in done.stderr.splitlines() if "was tested" in told] == ([line] if newer else [])
