@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BACKBONE := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-oldest test-newest soak quality style docs bench clean
+.PHONY: demo test test-window test-window-short soak quality style docs bench clean
 
 demo: $(VENV)/installed $(BACKBONE)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
@@ -17,13 +17,14 @@ demo: $(VENV)/installed $(BACKBONE)
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
-# The suite with the lowest versions that setup.cfg allows, and with the newest: each in an environment of its own.
-test-oldest:
-	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
+# The suite in an environment for each set of versions of constraints/, in the user's cache; docs/window.json and the
+# table of docs/reliability.md say what passed. SETS="axolotl newest" runs these; TESTS=FILES runs a part.
+test-window:
+	$(PYTHON) -m tools.window $(SETS) $(if $(TESTS),--tests $(TESTS))
 
-test-newest:
-	rm -f $(VENV)-newest/installed
-	$(MAKE) test VENV=$(VENV)-newest CONSTRAINTS=
+# A part of the suite, at both ends of the window.
+test-window-short:
+	$(PYTHON) -m tools.window oldest newest --short
 
 # The long form of what `test` tries a little: 10,000 drawn calls beside the bare backbone; 30 deaths of a run and what
 # each of them left; 10,000 data files, most of them damaged.
@@ -65,4 +66,4 @@ $(BACKBONE): | $(VENV)/installed
 	$(BIN)/python examples/get_backbone.py $(dir $@)
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest .cache outputs build *.egg-info
+	rm -rf $(VENV) .cache outputs build *.egg-info

@@ -1,4 +1,4 @@
-"""The ranges of setup.cfg, the tested versions, and the workflows that run the suite at both ends of the ranges."""
+"""The ranges of setup.cfg, the tested versions, and the workflows that run the suite on every set of versions."""
 
 import configparser
 import re
@@ -10,6 +10,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.shared.repository import ROOT
+from tools.window.__main__ import SETS
+from tools.window.sets import version_set
 
 CONSTRAINTS = ROOT / "constraints"
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -56,12 +58,24 @@ def test_the_workflows_run_what_is_there(file):
     assert {file.stem for file in WORKFLOWS} == {"ci", "weekly"}
     workflow = yaml.safe_load(file.read_text())
     assert workflow["permissions"] == {"contents": "read"}
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for job in workflow["jobs"].values():
-        for target in job.get("strategy", {}).get("matrix", {}).get("target", []):
-            assert target in targets
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step)
             assert re.search(r"@v\d+\.\d+\.\d+$", step.get("uses", "@v0.0.0"))
-        assert job["steps"][-1]["run"] in (".ci/run", "make ${{ matrix.target }}")
+        assert job["steps"][-1]["run"] in (".ci/run", "make test-window SETS=${{ matrix.set }}")
     assert (ROOT / ".ci/run").stat().st_mode & 0o100
+
+
+def test_every_set_is_run_weekly_on_its_python():
+    matrix = yaml.safe_load((ROOT / ".github/workflows/weekly.yml").read_text())["jobs"]["window"]["strategy"][
+        "matrix"
+    ]
+    python = dict.fromkeys(matrix["set"], matrix["python"][0])
+    python |= {entry["set"]: entry["python"] for entry in matrix["include"]}
+    assert python == {name: version_set(name).python for name in SETS}
+
+
+def test_ci_runs_targets_that_are_there():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    run = re.findall(r"^make ([\w-]+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert set(run) < set(targets) and {"test", "test-window-short"} < set(run)

@@ -1,0 +1,47 @@
+"""Runs the suite on sets of versions, and writes down what passed.
+
+python -m tools.window [oldest newest ...] [--tests tests/unit ...] [--short] [--environments FOLDER]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import results
+from .environments import NotInstalledError, cache, environment
+from .sets import version_set
+
+SETS = ("oldest", "llamafactory", "axolotl", "vllm", "newest")
+SHORT = ("tests/unit/test_compat.py",)
+"""A part of the suite that touches each difference between versions, for CI."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the sets that are named, all of them whatever fails; return 1 if one failed."""
+    parser = argparse.ArgumentParser(prog="python -m tools.window", description=__doc__.splitlines()[0])
+    parser.add_argument("sets", nargs="*", default=SETS)
+    parser.add_argument("--tests", nargs="+", default=[], help="files or folders; nothing is written down then")
+    parser.add_argument("--short", action="store_true", help="a part of the suite; nothing is written down then")
+    parser.add_argument("--environments", type=Path, default=cache(), help="the folder to keep them in")
+    parser.add_argument("--limit", type=float, default=60, help="minutes for each set, without its installation")
+    given = parser.parse_args(arguments)
+    tests = [*(SHORT if given.short else ()), *given.tests]
+    sets, commit, lines = [version_set(name) for name in given.sets], results.commit(), {}
+    for chosen in sets:
+        print(f"window: the set {chosen.name}", flush=True)
+        try:
+            # A set without pins is resolved on the day; a part of the suite takes that of the week.
+            with environment(chosen, given.environments, days=7 if given.short else 1) as python:
+                result = results.run(python, tests, 60 * given.limit)
+        except NotInstalledError as error:
+            lines[chosen.name] = f"not installed: {error}"
+            continue
+        lines[chosen.name] = ", ".join(f"{result[name]} {name}" for name in results.COUNTS)
+        if not tests:
+            results.write(chosen.name, {**result, "commit": commit})
+    print("\nwindow:", *(f"{name}: {line}" for name, line in lines.items()), sep="\n  ", flush=True)
+    return int(any(not line.endswith(" 0 failed") for line in lines.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
