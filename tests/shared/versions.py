@@ -4,8 +4,12 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import huggingface_hub
+import pandas
+import pytest
 from huggingface_hub import get_session
 from packaging.version import Version
+
+from hf_prompt_tuning.compat.transformers import TRANSFORMERS
 
 HUB = Version(huggingface_hub.__version__)
 HTTP = import_module(type(get_session()).__module__.partition(".")[0])
@@ -16,6 +20,26 @@ LISTS_FILES_IN_CACHE = find_spec("huggingface_hub._tree_cache") is not None
 
 TRIES_AGAIN = Version("1.20") <= HUB
 """Whether a download that breaks off is tried again: huggingface_hub from 1.20."""
+
+PANDAS_READS_NULS = Version("3") <= Version(pandas.__version__)
+"""Whether pandas reads a NUL in a table as it stands: pandas 2 leaves it out."""
+
+STATES_CONTINUE = {"granitemoehybrid": Version("5.13"), "lfm2": Version("5.15")}
+"""The first transformers whose pass of several tokens goes on from a cache of these models' states. An older one starts
+them anew, or leaves a part out.
+"""
+
+
+def states_continue(name: str) -> bool:
+    """Tell whether a model with states goes on from a cache, and so may get the cached layout."""
+    return STATES_CONTINUE.get(name, Version("99")) <= TRANSFORMERS
+
+
+def needs_states_of(name: str) -> pytest.MarkDecorator:
+    """Skip a test that needs a model with states and the cached layout."""
+    return pytest.mark.skipif(
+        not states_continue(name), reason=f"{name} goes on from a cache from transformers {STATES_CONTINUE[name]}"
+    )
 
 
 def forget_lists_of_files() -> None:

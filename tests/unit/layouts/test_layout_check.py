@@ -12,6 +12,7 @@ from tests.conformance.prompts import wrapped
 from tests.shared.architectures import ARCHITECTURES, tiny_backbone
 from tests.shared.reference import greedy, pad, ragged_rows, require_exact, tiny_prompt_model
 from tests.shared.tiny_models import LLAMA_LIKE, scale_weights
+from tests.shared.versions import needs_states_of, states_continue
 
 LINEAR = dict(layer_types=["linear_attention", "full_attention"])
 MIXTURE = dict(num_local_experts=2, num_experts_per_tok=1)
@@ -27,9 +28,7 @@ STATEFUL = {
     "bamba": LLAMA_LIKE | MAMBA | dict(attn_layer_indices=[1]),
     "falcon_h1": LLAMA_LIKE | MAMBA | dict(mamba_d_ssm=64),
 }
-CHOSEN = {"granitemoehybrid": "cached", "lfm2": "cached"} | dict.fromkeys(
-    ("jamba", "minimax", "bamba", "falcon_h1"), "padded"
-)
+CHOSEN = {name: "cached" if states_continue(name) else "padded" for name in STATEFUL}
 
 
 def stateful(name: str, scale: float = 2.0):
@@ -98,6 +97,7 @@ def test_generation_behind_rows_of_several_lengths(name):
     assert tokens[:, 7:].tolist() == [greedy(model, ids, 3) for ids, _ in rows]
 
 
+@needs_states_of("lfm2")
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_checked_is_not_used(monkeypatch):
     model = stateful("lfm2")
@@ -113,6 +113,7 @@ def test_what_cannot_be_checked_is_not_used(monkeypatch):
     assert model.chosen_layouts == ["cached"]
 
 
+@needs_states_of("lfm2")
 @pytest.mark.filterwarnings("ignore")
 def test_training_and_evaluation_are_checked_apart_where_there_is_a_state():
     model = stateful("lfm2")
