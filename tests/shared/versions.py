@@ -25,8 +25,8 @@ PANDAS_READS_NULS = Version("3") <= Version(pandas.__version__)
 """Whether pandas reads a NUL in a table as it stands: pandas 2 leaves it out."""
 
 STATES_CONTINUE = {"granitemoehybrid": Version("5.13"), "lfm2": Version("5.15")}
-"""The first transformers whose pass of several tokens goes on from a cache of these models' states. An older one starts
-them anew, or leaves a part out.
+"""The first transformers whose pass of several tokens goes on from a cache of these models' states. An older one
+starts them anew, or leaves a part out.
 """
 
 
