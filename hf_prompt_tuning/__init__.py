@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from .serving.registration import register_pipelines
 
 if TYPE_CHECKING:
+    from .data.chat_format import ChatFormat
+    from .data.chat_template import ChatTemplate
+    from .data.chat_tokenization import ChatTokenizer
     from .data.collator import DataCollatorForPromptTuning
     from .data.template import PromptTemplate
     from .data.tokenization import PromptTokenizer
@@ -53,6 +56,9 @@ __version__ = "0.1.0"
 
 # The same names as in the imports above, for use at run time. A test checks that both lists agree.
 _NAMES_OF = {
+    ".data.chat_format": ["ChatFormat"],
+    ".data.chat_template": ["ChatTemplate"],
+    ".data.chat_tokenization": ["ChatTokenizer"],
     ".data.collator": ["DataCollatorForPromptTuning"],
     ".data.template": ["PromptTemplate"],
     ".data.tokenization": ["PromptTokenizer"],

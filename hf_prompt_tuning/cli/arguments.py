@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
-from ..data.template import PromptTemplate
+from ..data.chat_tokenization import RowTemplate
 from ..errors import PromptTuningError
 from ..prompts.config import PromptTuningConfig
 from ..prompts.files import read_prompt
@@ -77,7 +77,7 @@ class PromptArguments:
         values |= {"base_model_name_or_path": values.pop("base_model_id"), "init_prompt_token": token}
         return PromptTuningConfig(task_type=task_type, **values)
 
-    def saved_template(self, token: str | None = None) -> PromptTemplate | None:
+    def saved_template(self, token: str | None = None) -> RowTemplate | None:
         """Load the template of `init_prompt`; return None if it has none, as files of other codebases."""
         subfolder = self.init_prompt_subfolder or ""
         folder = Path(self.init_prompt, subfolder)
@@ -103,7 +103,7 @@ class Arguments(NamedTuple):
     prompt: PromptArguments
     training: PromptTuningArguments
 
-    def template(self) -> PromptTemplate:
+    def template(self) -> RowTemplate:
         """Return the template that the arguments describe. Without `source_template`, change that of `init_prompt`.
 
         Raise PromptTuningError if there is no source template, or the label words are not a JSON object.

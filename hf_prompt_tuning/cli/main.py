@@ -78,7 +78,7 @@ def save_predictions(
     with file.open("w", encoding="utf-8") as lines:
         rows = enumerate(zip(data, output.predictions, output.label_ids, strict=True))
         for number, (row, predicted, reference) in rows:
-            record: dict[str, Any] = {"row": number, "input": info.template.source_text(row)}
+            record: dict[str, Any] = {"row": number, "input": info.template.shown(row)}
             if members:
                 record |= label_record(info.template, members, predicted) if words else text_record(members, predicted)
             elif words:

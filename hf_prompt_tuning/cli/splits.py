@@ -6,9 +6,9 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
+from ..data.chat_tokenization import RowTemplate
 from ..data.files import ORIGIN, read_file
 from ..data.labels import check_label_column
-from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub.errors import words
 from .data_arguments import DataArguments
@@ -70,7 +70,7 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
     return splits
 
 
-def load_transfer(args: DataArguments, template: PromptTemplate, token: str | None = None) -> dict[str, Dataset]:
+def load_transfer(args: DataArguments, template: RowTemplate, token: str | None = None) -> dict[str, Dataset]:
     """Return the datasets of `transfer_file` by name, with the columns that the template reads.
 
     They are checked here, before training, so that a fault does not show up only after training.
@@ -102,7 +102,7 @@ def load_transfer(args: DataArguments, template: PromptTemplate, token: str | No
     }
 
 
-def _for_template(data: Dataset, name: str, columns: dict[str, str], template: PromptTemplate) -> Dataset:
+def _for_template(data: Dataset, name: str, columns: dict[str, str], template: RowTemplate) -> Dataset:
     for column, field in columns.items():
         if column not in data.column_names:
             raise PromptTuningError(

@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..errors import PromptTuningError
+from .chat_format import ChatFormat
 from .labels import (
     LabelReader,
     check_is_column,
@@ -57,6 +58,8 @@ class PromptTemplate:
             targets, and generates at most as many tokens as the longest target in training.
         label_names: the names of the ClassLabel column whose numbers are the keys of `label_words`. They are set by
             `with_label_words`.
+        chat: tell the row as a chat: the source in the user's turn, the target in the assistant's. Its tokens are
+            those of the chat template, without a separator. None for plain text.
 
     Raises:
         PromptTuningError: neither or both of target and label column are given, a brace is unpaired, or two labels
@@ -71,6 +74,7 @@ class PromptTemplate:
     max_source_length: int | None = None
     max_target_length: int | None = None
     label_names: Sequence[str] | None = None
+    chat: ChatFormat | None = None
 
     def __post_init__(self):
         if (self.target is None) == (self.label_column is None):
@@ -86,6 +90,8 @@ class PromptTemplate:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("source", "separator")):
                 raise PromptTuningError(f"{name} is {value!r:.80}, a {type(value).__name__}; give a text.")
+        if self.chat is not None and not isinstance(self.chat, ChatFormat):
+            raise PromptTuningError(f"chat is {self.chat!r:.80}; give a ChatFormat, or None for plain text.")
         if self.label_words is not None:
             if self.label_column is None:
                 raise PromptTuningError("label_words are given without label_column; name the label's column.")
@@ -144,6 +150,10 @@ class PromptTemplate:
     def source_text(self, row: Mapping[str, Any], longest_field: int | None = None) -> str:
         """Return the source text of a row, with each field cut to `longest_field` characters if it is given."""
         return fill(self.source, row, longest_field)
+
+    def shown(self, row: Mapping[str, Any]) -> str:
+        """Return a row's input for people, in a file of predictions."""
+        return self.source_text(row)
 
     def label_reader(self, features: Mapping[str, Any] | None = None) -> LabelReader:
         """Return the reader that turns a row's label into a key of `label_words`.

@@ -3,6 +3,7 @@
 import logging
 from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -11,34 +12,22 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from .chat_format import ChatFormat
+from .chat_rendering import ChatRenderer
+from .continuation import continuation_ids
 from .encoded_rows import FEATURES, columns_of
 from .files import ORIGIN
 from .labels import LabelReader
+from .rows import column_names, row_columns
 from .template import PromptTemplate
 
 logger = logging.getLogger(__name__)
 
-ANCHORS = ("a", ":", "\n")
 LONG = 16
 """Characters per token. A text longer than this times the limit is cut before all of it is tokenized.
 
 Tokenizing takes seconds per megabyte.
 """
-
-
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the tokens of `text` when it follows other text, without special tokens.
-
-    Tokenizers treat the start of a text differently: GPT-2's marks a leading space on the word, Llama's always adds a
-    space, and T5's drops it. So the text is tokenized after an anchor, and the anchor's tokens are removed. An anchor
-    that shares a token with the text is skipped.
-    """
-    for anchor in ANCHORS:
-        head = tokenizer(anchor, add_special_tokens=False)["input_ids"]
-        joined = tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
-        if joined[: len(head)] == head:
-            return joined[len(head) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def origin(row: Mapping[str, Any]) -> str:
@@ -53,14 +42,30 @@ class PromptTokenizer:
     separately, so no token spans both. White space at the end of the source moves to the start of the target.
     Encoder-decoder: `input_ids` is the source with the tokenizer's special tokens, and `labels` is the target.
     Both: the target ends with EOS.
+    A template that is told as a chat: the source is the user's turn up to where the assistant's begins, and the target
+    is the assistant's turn with its end, both as the chat template writes them.
 
     Args:
         template: the template; it must have label words if it classifies.
         tokenizer: the backbone's tokenizer.
         is_encoder_decoder: whether the backbone is an encoder-decoder model.
+        always_system: begin every chat with a system turn, an empty one if there is no text for it.
     """
 
-    def __init__(self, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool):
+    takes: type = PromptTemplate
+
+    def __init__(
+        self,
+        template: PromptTemplate,
+        tokenizer: PreTrainedTokenizerBase,
+        is_encoder_decoder: bool,
+        always_system: bool = False,
+    ):
+        if not isinstance(template, self.takes):
+            raise PromptTuningError(
+                f"template is a {type(template).__name__}, and {type(self).__name__} takes a {self.takes.__name__}; "
+                "model.row_encoder(tokenizer, template) returns what takes it."
+            )
         if tokenizer.eos_token_id is None:
             raise PromptTuningError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no EOS token, which ends every target; "
@@ -74,7 +79,22 @@ class PromptTokenizer:
         self.template = template
         self.tokenizer = tokenizer
         self.is_encoder_decoder = is_encoder_decoder
+        self.chats = None if template.chat is None else self._renderer(template.chat, always_system)
         self.label_token_ids  # noqa: B018  (labels with the same tokens raise here, before training)
+
+    def _renderer(self, format: ChatFormat, always_system: bool) -> ChatRenderer:
+        """Return what renders the chats, and keep the tokenizer's own chat template in the template, for others."""
+        if self.is_encoder_decoder:
+            raise PromptTuningError("chats are given to an encoder-decoder model; they are for causal models alone.")
+        chats = ChatRenderer(self.tokenizer, format, always_system)
+        if isinstance(chats.template, str):
+            self.template = replace(self.template, chat=replace(format, chat_template=chats.template))
+        return chats
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end a chat's turn; empty for plain text, which ends with the tokenizer's EOS."""
+        return [] if self.chats is None else [self.chats.end_id]
 
     @cached_property
     def _leading_special_ids(self) -> list[int]:
@@ -102,6 +122,8 @@ class PromptTokenizer:
     def _source_ids(self, text: str) -> list[int]:
         if self.is_encoder_decoder:
             return self.tokenizer(text)["input_ids"]
+        if self.chats is not None:
+            return self.chats.source_ids(self.chats.user_turn(text))
         # Leave out trailing special tokens: an EOS would end the text before its target.
         ids = self.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
         return self._leading_special_ids + ids
@@ -140,8 +162,27 @@ class PromptTokenizer:
         fitting = bisect_right(range(low, high), limit, key=lambda characters: len(ids_at(characters)))
         return ids_at(low + fitting - 1), True
 
+    def content_ids(self, content: Any) -> list[int]:
+        """Return the tokens of a row's source, of a row as a caller holds it.
+
+        Args:
+            content: a dict of columns, or the text of the one column.
+
+        Raises:
+            PromptTuningError: it is neither, or lacks a column; or as `source_ids`.
+        """
+        columns = self.template.source_columns
+        row = row_columns(content, columns)
+        if missing := [name for name in columns if name not in row]:
+            raise PromptTuningError(
+                f"the template's field {{{missing[0]}}} is not in the row, which has {column_names(row)}."
+            )
+        return self.source_ids(row)[0]
+
     def target_ids(self, text: str) -> list[int]:
-        """Return the tokens of the target with EOS at the end. mBART's tokenizer adds a language token after it.
+        """Return the tokens of the target with EOS at the end, of a chat with the end of its turn.
+
+        mBART's tokenizer adds a language token after EOS.
 
         Raises:
             PromptTuningError: the target is empty, or longer than `max_target_length`.
@@ -152,6 +193,9 @@ class PromptTokenizer:
             ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
             words = [i for i, is_special in zip(ids, special, strict=True) if not is_special]
             ended = eos in ids[len(special) - special[::-1].index(0) :] if words else False
+        elif self.chats is not None:
+            words = ids = self.chats.answer_ids(text) if text.strip() else []
+            ended = True
         else:
             words = ids = continuation_ids(self.tokenizer, self._separator(text) + text)
             ended = ids[-1:] == [eos]
@@ -262,14 +306,13 @@ class PromptTokenizer:
         encoded = data.map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
         cut = sum(encoded["was_cut"])
         if cut:
-            logger.warning(
-                "%d of %d %s rows were cut to max_source_length=%d tokens.",
-                cut,
-                len(encoded),
-                name,
-                template.max_source_length,
-            )
+            self._report_cut(cut, len(encoded), name)
         return encoded.remove_columns("was_cut")
+
+    def _report_cut(self, cut: int, rows: int, name: str) -> None:
+        """Log how many rows were cut."""
+        limit = self.template.max_source_length
+        logger.warning("%d of %d %s rows were cut to max_source_length=%d tokens.", cut, rows, name, limit)
 
     def _warn_of_names(self, data: Dataset, reader: LabelReader, without: set[str], name: str) -> None:
         """Warn once about the rows whose label has no label words."""

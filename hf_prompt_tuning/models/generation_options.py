@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -120,10 +121,12 @@ def inferred_mask(backbone: PreTrainedModel, options: dict[str, Any], input_ids:
     return None if bool(mask.all()) else mask.long()
 
 
-def ends_of_text(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end a text: the backbone's own (Llama 3 has three), and the EOS that ends targets."""
+def ends_of_text(
+    config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int] = ()
+) -> list[int]:
+    """Return the tokens that end a text: the backbone's own (Llama 3 has three), EOS, and `end_ids`."""
     own = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).flatten().tolist()
-    return list(dict.fromkeys([*own, tokenizer.eos_token_id]))
+    return list(dict.fromkeys([*own, tokenizer.eos_token_id, *end_ids]))
 
 
 def drafting_option(config: GenerationConfig, options: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.chat_rendering import last_run
 from ..data.collator import beside_texts
 from ..data.template import PromptTemplate
 from ..layouts.base import IGNORED, nll_by_row, token_nll
@@ -55,9 +56,7 @@ def rank_labels(
     The batch is as for `label_nll`. Of `input_ids` only the source is read: all of them in an encoder-decoder; in a
     causal model those whose label is -100. `label_token_ids` are L sequences.
     """
-    mask = batch["attention_mask"]
-    if not is_encoder_decoder:
-        mask = mask * (batch["labels"] == IGNORED)
+    mask = batch["attention_mask"] if is_encoder_decoder else sources(batch)
     with torch.no_grad():
         return model(
             input_ids=batch["input_ids"],
@@ -65,6 +64,19 @@ def rank_labels(
             candidates=label_token_ids,
             adapter_names=batch.get("adapter_names"),
         ).scores
+
+
+def sources(batch: dict[str, Tensor]) -> Tensor:
+    """Return the attention mask [B, T] of what stands before each row's last target; of a row without one, all of it.
+
+    A chat has several targets if all turns of the assistant are, and tokens behind the last one. A text has one
+    target, at its end.
+    """
+    labelled = batch["labels"] != IGNORED
+    starts = labelled & ~torch.nn.functional.pad(labelled, (1, 0))[:, :-1]
+    columns = torch.arange(labelled.shape[1], device=labelled.device)
+    last = torch.where(starts, columns, -1).amax(1, keepdim=True)
+    return batch["attention_mask"] * ((columns < last) | (last < 0))
 
 
 def label_losses(scores: Tensor, labels: Tensor, label_token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -137,19 +149,25 @@ def _metric(file: str) -> Any:
     return evaluate.load(str(METRICS / file), keep_in_memory=True)
 
 
-def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Decode [N, T] token ids to texts; -100 and special tokens are left out."""
+def decode(token_ids: np.ndarray | Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Decode N rows of token ids to texts; -100 and special tokens are left out."""
     rows: list[Any] = [[int(i) for i in row if i != IGNORED] for row in token_ids]
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def generate_targets(
-    model: Any, batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+    model: Any,
+    batch: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    end_ids: Sequence[int] = (),
 ) -> Tensor:
-    """Generate greedy continuations of a batch's sources (see `rank_labels`), [B, T'], with -100 after their end."""
-    mask, ends, pad = batch["attention_mask"], ends_of_text(model.generation_config, tokenizer), tokenizer.pad_token_id
-    if not model.config.is_encoder_decoder:
-        mask = mask * (batch["labels"] == IGNORED)
+    """Generate greedy continuations of a batch's sources (see `sources`), [B, T'], with -100 after their end.
+
+    `end_ids` are more end tokens, those of a chat's turn.
+    """
+    mask = batch["attention_mask"] if model.config.is_encoder_decoder else sources(batch)
+    ends, pad = ends_of_text(model.generation_config, tokenizer, end_ids), tokenizer.pad_token_id
     ids = model.generate(
         input_ids=batch["input_ids"],
         attention_mask=mask,
@@ -169,7 +187,11 @@ def generate_targets(
 
 
 def generate_within(
-    model: Any, batch: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+    model: Any,
+    batch: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    end_ids: Sequence[int] = (),
 ) -> Tensor:
     """Generate as `generate_targets`, but stop at a causal backbone's last position.
 
@@ -178,9 +200,9 @@ def generate_within(
     """
     room = [model.room(name) for name in batch.get("adapter_names") or [None] * len(batch["input_ids"])]
     if model.config.is_encoder_decoder or None in room:
-        return generate_targets(model, batch, tokenizer, max_new_tokens)
-    sources = batch["attention_mask"] * (batch["labels"] == IGNORED)
-    left = torch.tensor(room, device=sources.device) - sources.sum(1)
+        return generate_targets(model, batch, tokenizer, max_new_tokens, end_ids)
+    lengths = sources(batch).sum(1)
+    left = torch.tensor(room, device=lengths.device) - lengths
     tight = left < max_new_tokens
     parts = [((~tight).nonzero()[:, 0], max_new_tokens)] if not tight.all() else []
     parts += [(row, max(1, int(left[row]))) for row in tight.nonzero()]
@@ -190,7 +212,7 @@ def generate_within(
             name: values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
             for name, values in batch.items()
         }
-        generated.append((rows, generate_targets(model, part, tokenizer, limit)))
+        generated.append((rows, generate_targets(model, part, tokenizer, limit, end_ids)))
     ids = left.new_full((len(left), max(new.shape[1] for _, new in generated)), IGNORED)
     for rows, new in generated:
         ids[rows, : new.shape[1]] = new
@@ -204,4 +226,10 @@ def longest_target(data: Any) -> int:
     if not isinstance(data, Dataset):
         return 128
     rows = data[: min(len(data), 1000)]["labels"]
-    return max(sum(label != IGNORED for label in row) for row in rows) or 128
+    return max(len(last_target(row)) for row in rows) or 128
+
+
+def last_target(labels: Sequence[int]) -> list[int]:
+    """Return the token ids of a row's last target; an empty list for a row without one."""
+    target = last_run([label != IGNORED for label in labels])
+    return [int(labels[i]) for i in target]

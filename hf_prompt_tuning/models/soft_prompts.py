@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.template import PromptTemplate
+from ..data.chat_tokenization import RowTemplate, row_tokenizer
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
@@ -71,15 +71,13 @@ class SoftPrompts(HeldPrompts):
         config = self.peft_config[self.active_adapter if name is None else name]
         return None if limit is None else limit - config.num_virtual_tokens
 
-    def row_encoder(
-        self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate | None = None
-    ) -> PromptTokenizer:
+    def row_encoder(self, tokenizer: PreTrainedTokenizerBase, template: RowTemplate | None = None) -> PromptTokenizer:
         """Return what turns rows into token ids for this backbone.
 
         The template turns a row into text; default the active prompt's, which must be set.
         """
         template = self.info.template if template is None else template
-        return PromptTokenizer(template, tokenizer, self.config.is_encoder_decoder)
+        return row_tokenizer(template, tokenizer, self.config.is_encoder_decoder)
 
     def whole_prompt(self, name: str | None = None) -> AbstractContextManager[None]:
         """Gather a prompt's vectors within this context. ZeRO-3 shards them; every process must enter it.

@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data.chat_template import ChatTemplate
 from ..hub.files import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
@@ -40,6 +41,7 @@ def write_card(
         "where": f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
         "peft_agrees": peft_agrees,
         "causal": config.task_type != "SEQ_2_SEQ_LM",
+        "chats": isinstance(info.template, ChatTemplate),
         "classifies": info.template is not None and info.template.is_classification,
     }
     pictures = [name for name in (LOSS_FILE, CONFUSION_FILE, CURVES_FILE) if (folder / name).exists()]

@@ -9,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from ..data.chat_format import ChatFormat
+from ..data.chat_template import ChatTemplate
+from ..data.chat_tokenization import RowTemplate
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
@@ -45,7 +48,7 @@ class PromptInfo:
         nearest_words: for each position, the nearest tokens of the vocabulary, each with its cosine.
     """
 
-    template: PromptTemplate | None = None
+    template: RowTemplate | None = None
     example: dict[str, str] = field(default_factory=dict)
     initialization: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -63,8 +66,10 @@ class PromptInfo:
     def write(self, folder: str | Path) -> None:
         """Write `prompt_tuning.json` into `folder`, and `results.json` if there are results."""
         values = {"format_version": FORMAT_VERSION} | asdict(self.for_others())
-        if self.template is not None and self.template.label_names is None:
-            del values["template"]["label_names"]  # earlier versions reject this field
+        if isinstance(self.template, PromptTemplate):
+            for name in ("label_names", "chat"):  # earlier versions reject these fields
+                if values["template"][name] is None:
+                    del values["template"][name]
         for name in ("metrics", "untuned_metrics", "calibration"):
             values[name] = numbers_of(values[name])
         values["transfer"] = {name: numbers_of(metrics) for name, metrics in values["transfer"].items()}
@@ -135,25 +140,39 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
-JSON_TYPES = {Mapping: dict, Sequence: list}
-TEMPLATE_TYPES = {
-    field.name: tuple(JSON_TYPES.get(get_origin(kind), kind) for kind in get_args(field.type) or (field.type,))
-    for field in fields(PromptTemplate)
+JSON_TYPES = {Mapping: dict, Sequence: list, ChatFormat: dict}
+TYPES = {
+    kind: {
+        field.name: tuple(
+            JSON_TYPES.get(get_origin(part) or part, part) for part in get_args(field.type) or (field.type,)
+        )
+        for field in fields(kind)
+    }
+    for kind in (PromptTemplate, ChatTemplate, ChatFormat)
 }
 """The types of a template's fields in JSON."""
 
 
-def _template(values: Any) -> PromptTemplate:
+def _template(values: Any) -> RowTemplate:
     _object("template", values)
-    if unknown := [name for name in values if name not in TEMPLATE_TYPES]:
-        raise PromptTuningError(f"template has an unknown field {unknown[0]!r:.80}")
-    check_types(values, TEMPLATE_TYPES, "template.")
-    if "source" not in values:
+    kind = ChatTemplate if "messages_column" in values else PromptTemplate
+    _known_fields("template", values, kind)
+    if kind is PromptTemplate and "source" not in values:
         raise PromptTuningError("template has no source")
     _texts("template.label_words", values.get("label_words") or {})
     for label in values.get("label_names") or ():
         _text("template.label_names", label)
-    return PromptTemplate(**values)
+    if values.get("chat") is not None:
+        _known_fields("template.chat", values["chat"], ChatFormat)
+        values = values | {"chat": ChatFormat(**values["chat"])}
+    return kind(**values)
+
+
+def _known_fields(name: str, values: dict[str, Any], kind: type) -> None:
+    """Raise PromptTuningError if a value is no field of a class, or has another type than the field."""
+    if unknown := [field for field in values if field not in TYPES[kind]]:
+        raise PromptTuningError(f"{name} has an unknown field {unknown[0]!r:.80}")
+    check_types(values, TYPES[kind], f"{name}.")
 
 
 def check_types(values: dict[str, Any], types: dict[str, tuple[type, ...]], where: str = "") -> None:

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Pipeline, PreTrainedTokenizerBase
 
-from ..data.rows import column_names, row_columns, series_row, table_rows
-from ..data.template import PromptTemplate
+from ..data.chat_template import ChatTemplate
+from ..data.chat_tokenization import RowTemplate
+from ..data.messages import ASSISTANT, is_chat, read_messages
+from ..data.rows import series_row, table_rows
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
@@ -66,7 +68,7 @@ class PromptPipeline(Pipeline):
         Args:
             inputs: a row, a list or table (pandas, pyarrow, polars) of rows, or a dataset or generator of rows, which
                 returns its results one by one. A row is a dict of columns, or the text itself if the template has one
-                column.
+                column. A prompt for conversations takes chats, too: a list of messages, or a list of such lists.
             adapter_names: the prompt for all rows, or (for a list) a prompt for each row; default: the active prompt.
             **kwargs: `batch_size` and `num_workers` as in transformers, and the options of the pipeline.
 
@@ -76,6 +78,8 @@ class PromptPipeline(Pipeline):
         """
         names = self.model.active_adapter if adapter_names is None else adapter_names
         inputs = table_rows(inputs)
+        if isinstance(names, str) and is_chat(inputs) and isinstance(self._coder(names).template, ChatTemplate):
+            return super().__call__([_Row(inputs, names)], **kwargs)[0]
         if isinstance(inputs, list):
             if isinstance(names, str):
                 names = [names] * len(inputs)
@@ -109,7 +113,7 @@ class PromptPipeline(Pipeline):
             self._coders[name] = self.model.row_encoder(self.tokenizer, template)
         return self._coders[name]
 
-    def _unfit(self, name: str, template: PromptTemplate | None) -> PromptTuningError:
+    def _unfit(self, name: str, template: RowTemplate | None) -> PromptTuningError:
         if template is None:
             return PromptTuningError(
                 f"the prompt {name!r} has no template, and {type(self).__name__} makes text of rows by it. "
@@ -122,18 +126,11 @@ class PromptPipeline(Pipeline):
             f"the prompt {name!r} {does}, which is not for {type(self).__name__}. Use pipeline({other!r}) for it."
         )
 
-    def preprocess(self, row: _Row) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask` [1, T], and `which` [1], the prompt's index in `prompt_info`."""
-        coder = self._coder(row.adapter_name)
-        columns = coder.template.source_columns
-        content = row_columns(row.content, columns)
-        if missing := [name for name in columns if name not in content]:
-            raise PromptTuningError(
-                f"the template's field {{{missing[0]}}} is not in the row, which has {column_names(content)}."
-            )
-        ids = torch.tensor([coder.source_ids(content)[0]])
+    def preprocess(self, row: _Row) -> dict[str, Any]:
+        """Return `input_ids`, `attention_mask` [1, T], `row`, `which` [1], its prompt's index in `prompt_info`."""
+        ids = torch.tensor([self._coder(row.adapter_name).content_ids(row.content)])
         which = torch.tensor([list(self.model.prompt_info).index(row.adapter_name)])
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "which": which}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "which": which, "row": row}
 
     def _names(self, batch: Mapping[str, Tensor]) -> list[str]:
         """Return the prompt's name for each row."""
@@ -209,7 +206,11 @@ class PromptClassificationPipeline(PromptPipeline):
 
 
 class PromptGenerationPipeline(PromptPipeline):
-    """Return texts: `{"generated_text"}`, or with `num_return_sequences` a list of them, without the input text."""
+    """Return texts: `{"generated_text"}`, or with `num_return_sequences` a list of them, without the input text.
+
+    For a chat (a list of messages), return a list of `{"generated_text"}` as transformers' `text-generation` does:
+    each is the chat with the assistant's message, or with `return_full_text=False` its text alone.
+    """
 
     classifies = False
 
@@ -232,13 +233,17 @@ class PromptGenerationPipeline(PromptPipeline):
         # result of a search depends on its limit, so each limit needs its own pass.
         is_cut = is_greedy(settings, model_config)
         texts: list[Tensor] = [torch.empty(0)] * len(names)
-        for limit in [max(limits)] if is_cut else sorted(set(limits)):
-            rows = [row for row in range(len(names)) if is_cut or limits[row] == limit]
+        # Rows with other end tokens, those of a chat's turn, need a pass of their own, too.
+        passes: dict[tuple, list[int]] = {}
+        for row, name in enumerate(names):
+            limit = max(limits) if is_cut else limits[row]
+            passes.setdefault((limit, *self._coder(name).end_ids), []).append(row)
+        for (limit, *end_ids), rows in passes.items():
             sequences = self.model.generate(
                 input_ids=batch["input_ids"][rows],
                 attention_mask=batch["attention_mask"][rows],
                 adapter_names=[names[row] for row in rows],
-                **generate_options(settings, limit, self.tokenizer, model_config),
+                **generate_options(settings, limit, self.tokenizer, model_config, end_ids),
             )
             # The first token of an encoder-decoder's output is the start token and not text.
             new = sequences[:, batch["input_ids"].shape[1] if is_decoder_only else 1 :]
@@ -246,10 +251,23 @@ class PromptGenerationPipeline(PromptPipeline):
                 texts[row] = ids[:, : limits[row]]
         width, pad = max(ids.shape[1] for ids in texts), self.tokenizer.pad_token_id
         padded = [torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=pad) for ids in texts]
-        return {"sequences": torch.stack(padded), "which": batch["which"]}
+        return {"sequences": torch.stack(padded), "which": batch["which"], "row": batch["row"]}
 
-    def postprocess(self, outputs: dict[str, Tensor], **decoding: Any) -> dict | list[dict]:
-        """Return one row's texts."""
-        sequences = self.tokenizer.batch_decode(outputs["sequences"][0], **OF_THE_TEXT | decoding)
-        texts = [{"generated_text": text.strip()} for text in sequences]
-        return texts[0] if len(texts) == 1 else texts
+    def postprocess(self, outputs: dict[str, Any], **decoding: Any) -> dict | list[dict]:
+        """Return one row's texts; of a chat a list of chats, as transformers' `text-generation` does."""
+        full = decoding.pop("return_full_text", None) is not False
+        texts = self.tokenizer.batch_decode(outputs["sequences"][0], **OF_THE_TEXT | decoding)
+        chat = outputs["row"].content
+        if isinstance(chat, list | tuple):
+            return [{"generated_text": answered(chat, text) if full else text} for text in texts]
+        records = [{"generated_text": text.strip()} for text in texts]
+        return records[0] if len(records) == 1 else records
+
+
+def answered(chat: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
+    """Return a chat with the assistant's text: as a message more, or at the end of its last message."""
+    role, content = ("role", "content") if "role" in chat[-1] else ("from", "value")
+    last = read_messages(chat[-1:], "the chat")[0]
+    if last["role"] == ASSISTANT:
+        return [*chat[:-1], {**chat[-1], content: last["content"] + text}]
+    return [*chat, {role: ASSISTANT, content: text}]

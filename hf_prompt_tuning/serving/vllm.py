@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..data.rows import row_columns
+from ..data.chat_tokenization import row_tokenizer
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..hub.files import open_tensors
@@ -105,11 +105,11 @@ class VllmPrompt:
         with open_tensors(folder / EMBEDDINGS_FILE, "is not whole", "; export it again.") as tensors:
             prompt, embedding = tensors.get_tensor("prompt"), tensors.get_tensor("embedding")
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return cls(prompt, embedding, PromptTokenizer(info.template, tokenizer, is_encoder_decoder=False))
+        return cls(prompt, embedding, row_tokenizer(info.template, tokenizer, is_encoder_decoder=False))
 
     def embeds(self, row: Mapping[str, Any]) -> Tensor:
         """Return the embeddings of the prompt and a row's source text, [P+T, H]."""
-        ids, _ = self.coder.source_ids(row_columns(row, self.coder.template.source_columns))
+        ids = self.coder.content_ids(row)
         return torch.cat([self.prompt, self.embedding[torch.tensor(ids)]])
 
     def payload(self, row: Mapping[str, Any]) -> str:

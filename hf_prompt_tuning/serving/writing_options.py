@@ -1,6 +1,6 @@
 """Combine the options of the generation pipeline: from the call, the construction, the template and the configs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def split_options(
             "generation_config asks for more than text (return_dict_in_generate, output_scores), and the "
             "prompt-generation pipeline gives text alone. Leave it out."
         )
-    return settings, {name: options[name] for name in OF_THE_TEXT if name in options}
+    return settings, {name: options[name] for name in (*OF_THE_TEXT, "return_full_text") if name in options}
 
 
 def merge_options(made: Mapping[str, Any], called: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,15 +102,19 @@ def new_tokens(settings: Mapping[str, Any], of_template: int | None, of_model: G
 
 
 def generate_options(
-    settings: Mapping[str, Any], limit: int, tokenizer: PreTrainedTokenizerBase, of_model: GenerationConfig
+    settings: Mapping[str, Any],
+    limit: int,
+    tokenizer: PreTrainedTokenizerBase,
+    of_model: GenerationConfig,
+    end_ids: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return the options of `generate` for rows that end after `limit` tokens or at an end-of-text token.
 
-    The end-of-text tokens are those of the backbone and of the tokenizer.
+    The end-of-text tokens are those of the backbone, those of the tokenizer, and `end_ids`.
     """
     options = {name: value for name, value in settings.items() if name not in LENGTHS}
     config = options.get("generation_config")
-    tokens = {"eos_token_id": ends_of_text(of_model, tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    tokens = {"eos_token_id": ends_of_text(of_model, tokenizer, end_ids), "pad_token_id": tokenizer.pad_token_id}
     tokens = {
         name: token for name, token in tokens.items() if name not in options and getattr(config, name, None) is None
     }

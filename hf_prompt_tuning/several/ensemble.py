@@ -8,9 +8,9 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..data.chat_tokenization import RowTemplate
 from ..data.collator import DataCollatorForPromptTuning
-from ..data.rows import column_names, row_columns, series_row, table_rows
-from ..data.template import PromptTemplate
+from ..data.rows import column_names, series_row, table_rows
 from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Place, read_whole
 from ..layouts.base import IGNORED
@@ -38,7 +38,7 @@ class PromptEnsemble:
         model: SoftPrompts,
         members: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
-        template: PromptTemplate,
+        template: RowTemplate,
     ):
         self.model = model
         self.members = list(members)
@@ -94,15 +94,8 @@ class PromptEnsemble:
         return [self._feature(row, number) for number, row in enumerate(table, start=1)]
 
     def _feature(self, content: Any, number: int) -> dict[str, Any]:
-        columns = self.template.source_columns
         try:
-            row = row_columns(content, columns)
-            if missing := [name for name in columns if name not in row]:
-                raise PromptTuningError(
-                    f"a row has {column_names(row)}, and the template's source names {missing[0]!r}; "
-                    "give the row that column."
-                )
-            ids, _ = self._encoder.source_ids(row)
+            ids = self._encoder.content_ids(content)
         except PromptTuningError as error:
             raise PromptTuningError(f"row {number}: {error}") from error
         return {"input_ids": ids, "labels": [IGNORED] * len(ids)}
@@ -117,7 +110,7 @@ class PromptEnsemble:
 
     def _written(self, batch: dict[str, Any]) -> list[list[str]]:
         rows, limit = for_members(batch, self.members), self.template.max_target_length or 128
-        ids = by_member(generate_within(self.model, rows, self.tokenizer, limit), self.members)
+        ids = by_member(generate_within(self.model, rows, self.tokenizer, limit, self._encoder.end_ids), self.members)
         return [decode(texts, self.tokenizer) for texts in ids.cpu().numpy()]
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.chat_tokenization import RowTemplate, row_tokenizer
 from ..data.encoding import check_kind, with_label_words
-from ..data.template import PromptTemplate
-from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..models.backbone import check_backbone
 from ..models.metric_direction import greater_is_better
@@ -59,7 +58,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        template: PromptTemplate | None = None,
+        template: RowTemplate | None = None,
         **kwargs: Any,
     ):
         check_kind(train_dataset, "training")
@@ -74,7 +73,7 @@ class EnsembleTrainer(MultiPromptTrainer):
             check_backbone(model)
         template = with_label_words(template, train_dataset, eval_dataset)
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
-        tokenizer = PromptTokenizer(template, processing_class, model.config.is_encoder_decoder)
+        tokenizer = row_tokenizer(template, processing_class, model.config.is_encoder_decoder)
         backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
         columns = ColumnCheck.of_run(backbone, args, kwargs.get("data_collator"), alone=False)
         encode = RowEncoder(tokenizer, None, None, columns)

@@ -22,6 +22,7 @@ from ..models.scoring import (
     generate_within,
     label_losses,
     label_nll,
+    last_target,
     loss_metrics,
     rank_labels,
     text_metrics,
@@ -120,7 +121,8 @@ class Scorer:
     def _generate(self, model: Any, batch: dict[str, Any]) -> Tensor:
         # ZeRO-3 gathers a prompt only in `forward`.
         with model.whole_prompt():
-            return generate_within(model, batch, self.encoder.tokenizer, self.max_new_tokens)
+            encoder = self.encoder
+            return generate_within(model, batch, encoder.tokenizer, self.max_new_tokens, encoder.end_ids)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, Any]:
         """Return the metrics of all rows (`predictions` are `RowResults`), and those of the caller's function."""
@@ -139,10 +141,10 @@ class Scorer:
         return (None, None) if outputs is None else (outputs, references)
 
     def reference_texts(self, labels: np.ndarray) -> list[str | None]:
-        """Return the texts of the labels, [B, T]; None for a row without labels."""
-        labelled = (labels != IGNORED).any(1)
-        texts = decode(labels, self.encoder.tokenizer)
-        return [text if there else None for text, there in zip(texts, labelled, strict=True)]
+        """Return the text of each row's last target, in labels [B, T]; None for a row without labels."""
+        targets = [last_target(row) for row in labels]
+        texts = decode(targets, self.encoder.tokenizer)
+        return [text if target else None for text, target in zip(texts, targets, strict=True)]
 
     def metrics_of(
         self, results: RowResults, outputs: Any, references: Any, info: PromptInfo | None

@@ -167,7 +167,7 @@ def test_an_ensemble_is_saved_and_loads_as_one(tmp_path, messages):
     ensemble = load_ensemble(tmp_path, backbone=tiny_model("llama"), tokenizer=trainer.processing_class)
     output = trainer.predict(messages)
     np.testing.assert_allclose(ensemble.scores(messages), output.predictions, rtol=1e-4, atol=1e-4)
-    with pytest.raises(PromptTuningError, match="a row has 'text', and the template's source names 'message'"):
+    with pytest.raises(PromptTuningError, match=r"\{message\} is not in the row, which has 'text'"):
         ensemble.predict([{"text": "x"}])
     records = ensemble.predict([{"message": row["message"]} for row in messages], batch_size=5)
     assert [record["prediction"] for record in records] == ["ab"[i] for i in vote(output.predictions)]

@@ -1,0 +1,269 @@
+"""Render conversations with a chat template, and find the tokens that the assistant writes.
+
+A template with generation markers says itself which text is the assistant's. For any other template it is told from
+renderings of the conversation's beginnings:
+
+    messages[:i], with the generation prompt   <|user|>Hi<|end|><|assistant|>
+    messages[:i + 1]                           <|user|>Hi<|end|><|assistant|>Hello<|end|>…
+    the whole conversation                     <|user|>Hi<|end|><|assistant|>Hello<|end|><|user|>…
+    the assistant's                                                          Hello<|end|>
+
+This is right only if each beginning is rendered in the whole conversation as it is alone, which is checked.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ..errors import PromptTuningError, first_line
+from .chat_format import ChatFormat
+from .continuation import continuation_ids
+from .conversation import Conversation
+from .messages import ASSISTANT
+
+MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Span = tuple[int, int]
+
+
+class ChatRenderer:
+    """Turn conversations into text and token ids, as transformers' `apply_chat_template` does.
+
+    The template alone writes special tokens such as BOS; the tokenizer adds none.
+
+    Args:
+        tokenizer: the backbone's tokenizer.
+        format: the chat template, and the system message.
+        always_system: write a system turn in every conversation, an empty one if there is no text for it.
+
+    Raises:
+        PromptTuningError: there is no chat template, it cannot render a conversation, or it writes no special token
+            behind the assistant's turn.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, format: ChatFormat, always_system: bool = False):
+        self.tokenizer = tokenizer
+        self.template = format.chat_template if format.chat_template is not None else tokenizer.chat_template
+        if self.template is None:
+            raise PromptTuningError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no chat template; give one as chat_template, or tune "
+                "an instruct model."
+            )
+        self.system = format.system_message
+        if always_system and self.system is None:
+            self.system = ""
+        self.kwargs = dict(format.chat_template_kwargs or {})
+        self.end_id  # noqa: B018  (a template that cannot be used raises here, before training)
+
+    def text(self, chat: Conversation, generation_prompt: bool = False, prefill: bool = False) -> str:
+        """Return the text of a conversation.
+
+        Args:
+            chat: the conversation.
+            generation_prompt: end with what stands before the assistant's turn.
+            prefill: end within the last message, which the model continues.
+
+        Raises:
+            PromptTuningError: the template refuses the conversation.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                chat.messages,
+                tools=chat.tools,
+                chat_template=self._template_for(chat),
+                add_generation_prompt=generation_prompt,
+                continue_final_message=prefill,
+                tokenize=False,
+                **chat.kwargs,
+            )
+        except Exception as error:  # a template may fail in any way that Python has
+            raise self._refused(chat, error) from error
+
+    def _template_for(self, chat: Conversation) -> str:
+        """Return the chat template; of several that a tokenizer has, the one that transformers takes."""
+        if isinstance(self.template, str):
+            return self.template
+        return self.tokenizer.get_chat_template(None, chat.tools)
+
+    def _refused(self, chat: Conversation, error: Exception) -> PromptTuningError:
+        roles = ", ".join(str(message["role"]) for message in chat.messages)
+        return PromptTuningError(
+            f"the chat template cannot render a conversation of {roles or 'no messages'}: {first_line(error)}. "
+            "Correct the messages, or give another chat_template."
+        )
+
+    def ids(self, text: str) -> list[int]:
+        """Return the tokens of a rendered text."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def source_ids(self, chat: Conversation) -> list[int]:
+        """Return the tokens of a conversation that the assistant is to answer."""
+        return self.ids(self.text(chat, generation_prompt=True))
+
+    def user_turn(self, text: str) -> Conversation:
+        """Return a conversation of one user's turn, with the system turn before it."""
+        return Conversation([{"role": "user", "content": text}], kwargs=self.kwargs).with_system(self.system)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Return the tokens of an assistant's turn behind a user's: all that the template writes, up to its end."""
+        chat = self.user_turn("Hi")
+        chat.messages.append({"role": ASSISTANT, "content": text})
+        turn, whole = len(chat.messages) - 1, self.text(chat)
+        start, end = self._span(chat, turn, whole)
+        before, both = self.ids(whole[:start]), self.ids(whole[:end])
+        # A source is tokenized without its answer, so no token may stand in both.
+        return (
+            both[len(before) :]
+            if both[: len(before)] == before
+            else continuation_ids(self.tokenizer, whole[start:end])
+        )
+
+    @cached_property
+    def end_id(self) -> int:
+        """The id of the special token that the template writes behind the assistant's content.
+
+        Raises:
+            PromptTuningError: it writes none, so that a model could not learn where to stop.
+        """
+        word, chat = "Hello", self.user_turn("Hi")
+        chat.messages.append({"role": ASSISTANT, "content": word})
+        text = self.text(chat)
+        behind = text[text.rindex(word) + len(word) :] if word in text else ""
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.content.strip())}
+        end = next((i for i in self.ids(behind) if i in special), None)
+        if end is None:
+            raise PromptTuningError(
+                f"the chat template writes {behind!r:.40} behind the assistant's turn, and no special token, at which "
+                "a model stops. Give a chat_template that writes one."
+            )
+        return end
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """The text of the token `end_id`."""
+        return self.tokenizer.convert_ids_to_tokens(self.end_id)
+
+    def labelled(self, chat: Conversation, which: str) -> tuple[list[int], list[bool]]:
+        """Return the tokens of a whole conversation, and whether each is a target.
+
+        Args:
+            chat: the conversation, with one target at least.
+            which: "all" or the "last" of the assistant's turns.
+
+        Raises:
+            PromptTuningError: the template renders a beginning of the conversation otherwise than within the whole
+                (with "last": what stands before the last turn), or marks no text as the assistant's.
+        """
+        if MARKER.search(self._template_for(chat)):
+            text, spans = self._marked(chat, which)
+        else:
+            text = self.text(chat)
+            spans = [self._span(chat, i, text) for i in chat.targets(which)]
+        return self._tokens(text, spans)
+
+    def _marked(self, chat: Conversation, which: str) -> tuple[str, list[Span]]:
+        """Return the text of a conversation, and where the template marks it as the assistant's."""
+        template = self._template_for(chat)
+        values = {**self.tokenizer.special_tokens_map, **chat.kwargs}
+        try:
+            texts, spans = render_jinja_template(
+                [chat.messages], tools=chat.tools, chat_template=template, return_assistant_tokens_mask=True, **values
+            )
+        except Exception as error:  # as in `text`
+            raise self._refused(chat, error) from error
+        first = chat.targets(which)[0]
+        is_first = all(message["role"] != ASSISTANT for message in chat.messages[:first])
+        start = 0 if is_first else common_prefix(texts[0], self._before(chat, first))
+        found = [span for span in spans[0] if span[1] > start and span[0] < span[1]]
+        if not found:
+            raise PromptTuningError(
+                "the chat template marks no text of this conversation as the assistant's ({% generation %}); correct "
+                "the template, or the messages."
+            )
+        return texts[0], found
+
+    def _before(self, chat: Conversation, turn: int) -> str:
+        """Return the text that stands before an assistant's turn.
+
+        Raises:
+            PromptTuningError: no message stands before it.
+        """
+        if not turn:
+            raise PromptTuningError(
+                "the conversation begins with the assistant's turn; begin it with a user's, or with a system turn."
+            )
+        return self.text(_beginning(chat, turn), generation_prompt=True)
+
+    def _span(self, chat: Conversation, turn: int, text: str) -> Span:
+        """Return where an assistant's turn, with its end, stands in the text of the conversation."""
+        before = self._before(chat, turn)
+        whole = text if turn == len(chat.messages) - 1 else self.text(_beginning(chat, turn + 1))
+        end = whole.rfind(self.end_of_turn, len(before))
+        end = len(whole.rstrip()) if end < 0 else end + len(self.end_of_turn)
+        if not whole.startswith(before) or not text.startswith(whole[:end]):
+            raise PromptTuningError(
+                f"the chat template renders the conversation up to message {turn + 1} otherwise than within the whole "
+                f"({_difference(whole[:end], before, text)}), so what the assistant writes there cannot be told. Give "
+                "assistant_loss 'last' to train on the last turn alone, or a chat_template with generation markers."
+            )
+        if not whole[len(before) : end].removesuffix(self.end_of_turn).strip():
+            raise PromptTuningError(f"message {turn + 1}, the assistant's, is empty; give it a text, or remove it.")
+        return len(before), end
+
+    def _tokens(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
+        """Return the tokens of a text, and whether each stands, at least partly, in one of the spans."""
+        if not self.tokenizer.is_fast:
+            return self._tokens_by_parts(text, spans)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        mask, before = [], 0
+        for start, end in encoded["offset_mapping"]:
+            # Some tokenizers leave a token's leading space out of its offsets.
+            start, before = min(start, before), end
+            mask.append(any(start < to and end > at for at, to in spans))
+        return encoded["input_ids"], mask
+
+    def _tokens_by_parts(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
+        """Return what `_tokens` does, for a tokenizer that does not tell where its tokens stand."""
+        ids = self.ids(text)
+        mask = [False] * len(ids)
+        for span in spans:
+            first, last = (len(self.ids(text[:place])) for place in span)
+            if ids[:first] != self.ids(text[: span[0]]) or ids[:last] != self.ids(text[: span[1]]):
+                raise PromptTuningError(
+                    "a token stands across the border of the assistant's turn; use a fast tokenizer, which tells "
+                    "where its tokens stand."
+                )
+            mask[first:last] = [True] * (last - first)
+        return ids, mask
+
+
+def last_run(mask: Sequence[bool]) -> range:
+    """Return the positions of the last run of true values; an empty range at the end if there is none."""
+    end = len(mask)
+    while end and not mask[end - 1]:
+        end -= 1
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return range(start, end) if end else range(len(mask), len(mask))
+
+
+def common_prefix(first: str, second: str) -> int:
+    """Return how many characters two texts have in common at their start."""
+    pairs = enumerate(zip(first, second))  # noqa: B905  (up to the end of the shorter one)
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def _beginning(chat: Conversation, messages: int) -> Conversation:
+    return Conversation(chat.messages[:messages], chat.first_target, chat.tools, chat.kwargs)
+
+
+def _difference(turn: str, before: str, text: str) -> str:
+    """Return in words where a rendering differs from the whole."""
+    wrong = before if not turn.startswith(before) else turn
+    other = turn if wrong is before else text
+    at = common_prefix(wrong, other)
+    return f"{wrong[max(at - 10, 0) : at + 20]!r} in place of {other[max(at - 10, 0) : at + 20]!r}"

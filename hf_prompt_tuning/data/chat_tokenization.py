@@ -1,0 +1,179 @@
+"""Tokenize conversations: leave out old turns, render the rest, and label what the assistant writes."""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
+from .chat_rendering import last_run
+from .chat_template import ChatTemplate
+from .conversation import Conversation
+from .labels import LabelReader
+from .messages import ASSISTANT, read_messages
+from .rows import series_row
+from .template import PromptTemplate
+from .tokenization import PromptTokenizer
+
+logger = logging.getLogger(__name__)
+
+RowTemplate = PromptTemplate | ChatTemplate
+
+
+def row_tokenizer(
+    template: RowTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    is_encoder_decoder: bool,
+    always_system: bool = False,
+) -> PromptTokenizer:
+    """Return what turns rows into token ids with a template, of text or of conversations.
+
+    Arguments are those of `PromptTokenizer`.
+    """
+    kind = ChatTokenizer if isinstance(template, ChatTemplate) else PromptTokenizer
+    return kind(template, tokenizer, is_encoder_decoder, always_system)
+
+
+class ChatTokenizer(PromptTokenizer):
+    """Turn conversations into token ids for a causal backbone.
+
+    `input_ids` are those of `tokenizer.apply_chat_template`, and `labels` is `IGNORED` but for what the assistant
+    writes, with the end of its turn. Arguments are those of `PromptTokenizer`, with a `ChatTemplate`.
+    """
+
+    takes = ChatTemplate
+    template: ChatTemplate
+
+    def conversation(self, row: Mapping[str, Any]) -> tuple[Conversation, bool]:
+        """Return the conversation of a row, and whether turns were left out of it.
+
+        Whole turns are left out from the front, so that it begins with a user's turn, until the tokens before the last
+        target are at most `max_source_length`. The system turn is kept.
+
+        Raises:
+            PromptTuningError: the row holds no conversation, or one that is too long without its earlier turns, too.
+        """
+        chat = self.template.conversation(row).with_system(self.chats.system)
+        limit = self.template.max_source_length
+        if limit is None or not chat.question().messages:
+            return chat, False
+        starts = chat.starts()
+
+        def fits(start: int) -> bool:
+            return len(self.chats.source_ids(chat.without(start).question())) <= limit
+
+        kept = bisect_left(starts, True, key=fits)
+        if kept == len(starts):
+            length = len(self.chats.source_ids(chat.without(starts[-1]).question()))
+            raise PromptTuningError(
+                f"the last turn of the conversation takes {length} tokens, with the system turn, and "
+                f"max_source_length is {limit}. Turns are never cut: raise max_source_length or remove the row."
+            )
+        return chat.without(starts[kept]), starts[kept] > 0
+
+    def source_ids(self, row: Mapping[str, Any]) -> tuple[list[int], bool]:
+        """Return the tokens that the last target follows, and whether turns were left out.
+
+        A conversation without a target is one that the assistant is to answer.
+
+        Raises:
+            PromptTuningError: as `conversation`, or no message stands before the target.
+        """
+        chat, was_cut = self.conversation(row)
+        question = chat.question()
+        if not question.messages:
+            raise PromptTuningError(
+                "the conversation begins with the assistant's turn; begin it with a user's, or with a system turn."
+            )
+        return self.chats.source_ids(question), was_cut
+
+    def content_ids(self, content: Any) -> list[int]:
+        """Return the tokens of a conversation as a caller holds it.
+
+        Args:
+            content: a list of messages, which the model answers, or of which it continues the last one if that is the
+                assistant's; a row of columns, as `source_ids` takes it; or the text of a user's turn.
+
+        Raises:
+            PromptTuningError: it is none of these, or the chat template refuses it.
+        """
+        column = self.template.messages_column
+        content = series_row(content, [column])
+        if isinstance(content, Mapping) and column in content:
+            return self.source_ids(content)[0]
+        if isinstance(content, Mapping) or not isinstance(content, str | list | tuple):
+            raise PromptTuningError(
+                f"inputs hold {content!r:.80}; give a list of messages, a row with the column {column!r}, or the text "
+                "of a user's turn."
+            )
+        messages = read_messages(content, "the chat", role="user")
+        is_continued = messages[-1]["role"] == ASSISTANT
+        # The last message is no target here, so that no turn is taken off.
+        chat = Conversation(messages, len(messages), kwargs=self.template.kwargs())
+        chat = chat.with_system(self.chats.system)
+        limit = self.template.max_source_length
+        ids: list[int] = []
+        for start in chat.starts():
+            ids = self.chats.ids(self.chats.text(chat.without(start), not is_continued, prefill=is_continued))
+            if limit is None or len(ids) <= limit:
+                if start:
+                    logger.warning("%d turns of a chat were left out, to max_source_length=%d tokens.", start, limit)
+                return ids
+        raise PromptTuningError(
+            f"the last turn of the chat takes {len(ids)} tokens, with the system turn, and max_source_length is "
+            f"{limit}; shorten it."
+        )
+
+    def encode(
+        self, row: Mapping[str, Any], require_target: bool = True, reader: LabelReader | None = None
+    ) -> dict[str, Any]:
+        """Return the `input_ids`, `labels`, `length` and `was_cut` of one row.
+
+        A row without a target gets the `input_ids` of `source_ids` and no labels. It is rejected if `require_target`
+        is set.
+
+        Args:
+            row: raw columns.
+            require_target: reject a row without a target.
+            reader: not used.
+
+        Raises:
+            PromptTuningError: the row holds no conversation, or the chat template cannot tell its targets.
+        """
+        chat, was_cut = self.conversation(row)
+        if not chat.targets():
+            if require_target:
+                roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
+                what = "completion" if self.template.completion_column else "turn of the assistant"
+                raise PromptTuningError(f"the row has no {what} (roles: {roles}); training rows need one.")
+            ids = self.chats.source_ids(chat)
+            return {"was_cut": was_cut, "input_ids": ids, "labels": [IGNORED] * len(ids), "length": len(ids)}
+        ids, mask = self.chats.labelled(chat, self.template.chat.assistant_loss)
+        limit, target = self.template.max_target_length, len(last_run(mask))
+        if limit is not None and target > limit:
+            raise PromptTuningError(
+                f"the last target takes {target} tokens and max_target_length is {limit}. Targets are never cut: "
+                "raise max_target_length or remove the row."
+            )
+        labels = [i if labelled else IGNORED for i, labelled in zip(ids, mask, strict=True)]
+        return {"was_cut": was_cut, "input_ids": ids, "labels": labels, "length": len(ids)}
+
+    def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
+        """Return what stands before the last target as `source`, and this target, each cut to `longest` characters."""
+        ids = encoded["input_ids"]
+        target = last_run([label != IGNORED for label in encoded["labels"]])
+        parts = {"source": ids[: target.start], "target": ids[target.start : target.stop]}
+        texts = {name: self.tokenizer.decode(part, skip_special_tokens=True) for name, part in parts.items()}
+        return {name: text[:longest] for name, text in texts.items()}
+
+    def _report_cut(self, cut: int, rows: int, name: str) -> None:
+        logger.warning(
+            "Of %d of %d %s rows the first turns were left out, to max_source_length=%d tokens.",
+            cut,
+            rows,
+            name,
+            self.template.max_source_length,
+        )

@@ -1,0 +1,59 @@
+"""A conversation: its messages, which of them are targets, and what may be left out of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .messages import ASSISTANT, SYSTEM, Message
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The messages of a row, and what the chat template is given beside them.
+
+    Attributes:
+        messages: the messages.
+        first_target: the index of the first message that may be a target. Those before are a prompt's.
+        tools: JSON schemas, or None.
+        kwargs: variables of the template.
+    """
+
+    messages: list[Message]
+    first_target: int = 0
+    tools: list[Any] | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def targets(self, which: str = "all") -> list[int]:
+        """Return the indices of the assistant's messages that are targets: "all" of them, or the "last"."""
+        found = [i for i, message in enumerate(self.messages) if message["role"] == ASSISTANT]
+        found = [i for i in found if i >= self.first_target]
+        return found[-1:] if which == "last" else found
+
+    def question(self) -> "Conversation":
+        """Return the messages before the last target, which the assistant answers; all of them without a target."""
+        targets = self.targets()
+        return replace(self, messages=self.messages[: targets[-1]]) if targets else self
+
+    def with_system(self, text: str | None) -> "Conversation":
+        """Return this conversation with a system turn in front, unless it has one or `text` is None."""
+        if text is None or (self.messages and self.messages[0]["role"] in SYSTEM):
+            return self
+        messages = [{"role": "system", "content": text}, *self.messages]
+        return replace(self, messages=messages, first_target=self.first_target + 1)
+
+    def starts(self) -> list[int]:
+        """Return how many messages may be left out: none, or those before a user's turn. The system turn is kept."""
+        head = self.head
+        last = (self.targets() or [len(self.messages)])[-1]
+        users = [i for i in range(head + 1, last) if self.messages[i]["role"] == "user"]
+        return [0, *(i - head for i in users)]
+
+    def without(self, messages: int) -> "Conversation":
+        """Return this conversation without so many messages after the system turn."""
+        kept = [*self.messages[: self.head], *self.messages[self.head + messages :]]
+        return replace(self, messages=kept, first_target=max(self.first_target - messages, 0))
+
+    @property
+    def head(self) -> int:
+        """1 if the first message is a system turn, else 0."""
+        return int(bool(self.messages) and self.messages[0]["role"] in SYSTEM)

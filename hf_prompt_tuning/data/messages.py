@@ -1,0 +1,112 @@
+"""Read the messages of a conversation, and its tools, as data sets hold them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import PromptTuningError
+from .labels import is_missing
+
+Message = dict[str, Any]
+
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+"""Names that data sets of `from` and `value` have for roles. Other names stay as they are."""
+
+ASSISTANT = "assistant"
+SYSTEM = ("system", "developer")
+
+
+def is_message(value: Any) -> bool:
+    """Tell whether a value is a mapping that has a role, or what data sets of `from` and `value` call it."""
+    return isinstance(value, Mapping) and ("role" in value or {"from", "value"} <= value.keys())
+
+
+def is_chat(value: Any) -> bool:
+    """Tell whether a value is a list of messages."""
+    return isinstance(value, list | tuple) and bool(value) and all(is_message(message) for message in value)
+
+
+def read_messages(value: Any, column: str, role: str | None = None) -> list[Message]:
+    """Return the messages of a row, each with its `role` and a `content` of text. Keys that are None are left out.
+
+    Args:
+        value: a list of messages: `role` and `content` (a text, or a list of text parts), or `from` and `value`.
+        column: the name of the column in messages of errors.
+        role: the role of a text that is given in place of a list; None refuses a text.
+
+    Raises:
+        PromptTuningError: it is no list of messages, or a message has no role, or no text.
+    """
+    if isinstance(value, str) and role is not None:
+        return [{"role": role, "content": value}]
+    if hasattr(value, "tolist"):  # NumPy's array, as pandas reads parquet
+        value = value.tolist()
+    if not isinstance(value, list | tuple) or not value:
+        what = "missing" if is_missing(value) else f"{value!r:.80}"
+        raise PromptTuningError(f"{{{column}}} is {what}; give a list of messages, each with a role and a content.")
+    return [_message(message, f"message {number} of {{{column}}}") for number, message in enumerate(value, 1)]
+
+
+def _message(value: Any, where: str) -> Message:
+    if not is_message(value):
+        raise PromptTuningError(f"{where} is {value!r:.80}; give a mapping with 'role' and 'content'.")
+    message = {key: without_none(item) for key, item in value.items() if item is not None}
+    if "role" not in message and "from" in message:
+        role = message.pop("from")
+        message = {"role": SHAREGPT_ROLES.get(role, role), "content": message.pop("value", None)} | message
+    if not isinstance(message.get("role"), str):
+        raise PromptTuningError(f"{where} has the role {message.get('role')!r:.80}; give a text.")
+    if message.get("content") is not None:
+        message["content"] = _text(message["content"], where)
+    elif message["role"] != ASSISTANT:
+        raise PromptTuningError(f"{where} has no content; give it a text, or remove it.")
+    else:
+        message.pop("content", None)
+    if not message.get("tool_calls", True):
+        del message["tool_calls"]
+    return message
+
+
+def _text(content: Any, where: str) -> str:
+    """Return a message's content as a text. Text parts are joined without anything between them."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else [content]
+    for part in parts:
+        if (
+            not isinstance(part, Mapping)
+            or not isinstance(part.get("text"), str)
+            or part.get("type", "text") != "text"
+        ):
+            raise PromptTuningError(
+                f"{where} has the content {part!r:.80}; a prompt is tuned on text: give a text, or a list of "
+                '{"type": "text", "text": …}.'
+            )
+    return "".join(part["text"] for part in parts)
+
+
+def read_tools(value: Any) -> list[Any] | None:
+    """Return the tools of a row: a list of JSON schemas, or JSON text of it. None for no tools.
+
+    Raises:
+        PromptTuningError: it is neither.
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise PromptTuningError(f"{{tools}} is {value!r:.80}, not JSON: {error}.") from error
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if is_missing(value) or value in ("", [], ()):
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) or callable(tool) for tool in value):
+        raise PromptTuningError(f"{{tools}} is {value!r:.80}; give a list of JSON schemas, or JSON text of it.")
+    return [tool if callable(tool) else without_none(tool) for tool in value]
+
+
+def without_none(value: Any) -> Any:
+    """Return a tree of values without the keys that are None, which a data set adds if rows have different keys."""
+    if isinstance(value, Mapping):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list | tuple) else value
