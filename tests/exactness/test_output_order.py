@@ -3,7 +3,6 @@
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl.trainer.utils import add_fused_lm_head
 
 from hf_prompt_tuning import PromptTuningError
 from tests.shared.architectures import ARCHITECTURES
@@ -11,11 +10,20 @@ from tests.shared.reference import loss_and_gradient, tiny_prompt_model, with_pr
 from tests.shared.tiny_models import scale_weights, tiny_model
 from tests.shared.tiny_pictures import by_hand as picture_by_hand
 from tests.shared.tiny_pictures import picture_batch, row_of, tiny_picture_model
+from tests.shared.versions import WITHOUT_TRL
 
 LENGTHS = [6, 3, 1, 4]
 SIDES = ["right", "left", "both", "scattered"]
 NAMES = {"one prompt": None, "several": ["short", "default", "__base__", "long"]}
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+def add_fused_lm_head(backbone, **values):
+    """As TRL's trainers do."""
+    pytest.importorskip("trl", reason=WITHOUT_TRL)
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(backbone, **values)
 
 
 def batch_of(side, labelled=2, lengths=LENGTHS):

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
 
 from hf_prompt_tuning import DataCollatorForPromptTuning, PromptTuningError, load_prompt, strip_virtual_tokens
 from tests.shared.foreign_trainers import COMMON, as_tensors, by_hand, ours
 from tests.shared.reference import reference_loss, tiny_prompt_model
 from tests.shared.trainers import losses
+from tests.shared.versions import WITHOUT_TRL
+
+pytest.importorskip("trl", reason=WITHOUT_TRL)
+from trl import SFTConfig, SFTTrainer
 
 # TRL's own: it sets a name that transformers has deprecated, and says that compute_metrics will go.
 pytestmark = pytest.mark.filterwarnings(

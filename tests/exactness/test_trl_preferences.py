@@ -4,13 +4,16 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import logsigmoid, sigmoid
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model, load_prompt
 from tests.shared.reference import tiny_prompt_model, with_prompts
 from tests.shared.tiny_models import tiny_model
 from tests.shared.trainers import losses
 from tests.shared.trl_runs import BETA, COMMON, RATE
+from tests.shared.versions import WITHOUT_TRL
+
+pytest.importorskip("trl", reason=WITHOUT_TRL)
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 # TRL's own: it sets a name that transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")

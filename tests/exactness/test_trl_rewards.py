@@ -3,12 +3,15 @@
 import pytest
 import torch
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.trainer.utils import use_adapter
 
 from hf_prompt_tuning import PromptTuningError
 from tests.shared.reference import greedy, tiny_prompt_model
 from tests.shared.trl_runs import COMMON, RATE
+from tests.shared.versions import WITHOUT_TRL
+
+pytest.importorskip("trl", reason=WITHOUT_TRL)
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.trainer.utils import use_adapter
 
 # TRL's own: it sets a name that transformers has deprecated, and asks with another.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")

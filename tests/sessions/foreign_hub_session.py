@@ -17,20 +17,24 @@ def pushed(hub: HubServer, folder: Path) -> dict:
     Under "… callback" what `PromptHubCallback` pushed meanwhile, beside the best prompt, which the trainer ends with.
     """
     import transformers
-    from trl import SFTConfig, SFTTrainer
 
     from hf_prompt_tuning import load_prompt
     from hf_prompt_tuning.training.callbacks import PromptHubCallback
     from tests.shared.foreign_trainers import COMMON, rows_of, targets_of
     from tests.shared.reference import tiny_prompt_model
     from tests.shared.tiny_models import make_tokenizer
+    from tests.shared.versions import HAS_TRL
 
-    tokenizer, facts = make_tokenizer(), {}
-    for trainer_class, arguments, name, data, values in (
+    runs = [
         (transformers.Trainer, transformers.TrainingArguments, "llama", rows_of(), {}),
         (transformers.Seq2SeqTrainer, transformers.Seq2SeqTrainingArguments, "t5", targets_of(rows_of()), {}),
-        (SFTTrainer, SFTConfig, "llama", rows_of(), {"bf16": False}),
-    ):
+    ]
+    if HAS_TRL:
+        from trl import SFTConfig, SFTTrainer
+
+        runs.append((SFTTrainer, SFTConfig, "llama", rows_of(), {"bf16": False}))
+    tokenizer, facts = make_tokenizer(), {}
+    for trainer_class, arguments, name, data, values in runs:
         repo = f"alice/{trainer_class.__name__}"
         hub_values = {"push_to_hub": True, "hub_model_id": repo, "hub_token": "hf_alice", "save_strategy": "epoch"}
         hub_values |= {"eval_strategy": "epoch", "load_best_model_at_end": True}

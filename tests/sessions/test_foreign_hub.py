@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+from tests.shared.versions import HAS_TRL
+
 
 def test_what_they_push_loads(tmp_path):
     done = subprocess.run(
@@ -15,7 +17,7 @@ def test_what_they_push_loads(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    trainers = ("Trainer", "Seq2SeqTrainer", "SFTTrainer")
+    trainers = ["Trainer", "Seq2SeqTrainer"] + ["SFTTrainer"] * HAS_TRL
     assert set(facts) == {f"{name}{how}" for name in trainers for how in ("", " callback")}
     for fact in facts.values():
         assert {"adapter_config.json", "adapter_model.safetensors", "prompt_tuning.json", "README.md"} <= set(

@@ -24,6 +24,10 @@ TRIES_AGAIN = Version("1.20") <= HUB
 PANDAS_READS_NULS = Version("3") <= Version(pandas.__version__)
 """Whether pandas reads a NUL in a table as it stands: pandas 2 leaves it out."""
 
+HAS_TRL = find_spec("trl") is not None
+WITHOUT_TRL = "TRL from 1.0 asks for datasets 4.7 or newer"
+"""Why TRL cannot be installed beside older ones."""
+
 STATES_CONTINUE = {"granitemoehybrid": Version("5.13"), "lfm2": Version("5.15")}
 """The first transformers whose pass of several tokens goes on from a cache of these models' states. An older one
 starts them anew, or leaves a part out.

@@ -1,8 +1,10 @@
 """The calls that are tried: each draws its arguments, makes the call, and compares the result with the oracle's."""
 
+from tests.shared.versions import HAS_TRL
+
 from .base import EntryPoint
 from .broken import Broken
-from .foreign_trainers import Dpo, Grpo, Kto, Sft, VanillaTrainer
+from .foreign_trainers import VanillaTrainer
 from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
 from .loops import DecodingLoop
@@ -29,9 +31,9 @@ TRAINERS: list[EntryPoint] = [
     Texts(),
     Train(),
     VanillaTrainer(),
-    Sft(),
-    Dpo(),
-    Kto(),
-    Grpo(),
 ]
+if HAS_TRL:
+    from .trl_trainers import Dpo, Grpo, Kto, Sft
+
+    TRAINERS += [Sft(), Dpo(), Kto(), Grpo()]
 ENTRY_POINTS = CALLS + TRAINERS
