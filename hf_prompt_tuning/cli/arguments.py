@@ -122,11 +122,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 
     A flag overrides the file. Values of both are converted to the field's type. Some defaults depend on the data: with
     training data, train. With validation data, evaluate and save each epoch, and evaluate once before training. A
-    signal saves a checkpoint before the run ends.
-
-    Raises:
-        PromptTuningError: the file is missing or holds no mapping, a key is unknown (the message suggests the nearest
-            one), or a value is missing or invalid for its field.
+    signal saves a checkpoint before the run ends. Raise PromptTuningError if the file is missing or holds no mapping,
+    a key is unknown (the message suggests the nearest one), or a value is missing or invalid for its field.
     """
     return make_arguments(*read_command_line(argv))
 

@@ -42,11 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Inspect the named prompts, and print or write the results.
-
-    Raises:
-        PromptTuningError: a prompt, its backbone or the data could not be loaded or is invalid.
-    """
+    """Inspect the named prompts, and print or write the results. Raise PromptTuningError if one is invalid."""
     args = parser().parse_args(argv)
     if args.max_rows < 1:
         raise PromptTuningError(f"max_rows is {args.max_rows}; give 1 or more.")

@@ -30,11 +30,9 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
     """Load the splits that the arguments name, as "train", "validation" and "test".
 
     The rows of a file get one more column, `ORIGIN`. Sampling and splitting change row numbers, so messages take the
-    row's origin from this column. Samples are drawn at random, by `seed`, because files are often sorted.
-
-    Raises:
-        PromptTuningError: there is no data, a dataset could not be loaded, `read_file` rejects a file, or a number of
-            samples or a percentage is out of range.
+    row's origin from this column. Samples are drawn at random, by `seed`, because files are often sorted. Raise
+    PromptTuningError if there is no data, some could not be loaded, or a number of samples or a percentage is out of
+    range.
     """
     splits = DatasetDict()
     if args.dataset_name is not None:
@@ -73,11 +71,9 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
 def load_transfer(args: DataArguments, template: RowTemplate, token: str | None = None) -> dict[str, Dataset]:
     """Return the datasets of `transfer_file` by name, with the columns that the template reads.
 
-    They are checked here, before training, so that a fault does not show up only after training.
-
-    Raises:
-        PromptTuningError: an argument is not NAME=FILE or NAME.COLUMN=FIELD, a name is repeated or unknown, a file
-            cannot be read, a column is missing, a label has no words, or no row has a label.
+    They are checked here, so that a fault does not show up only after training. Raise PromptTuningError if an argument
+    is not NAME=FILE or NAME.COLUMN=FIELD, a name is repeated or unknown, a file cannot be read, a column is missing, a
+    label has no words, or no row has a label.
     """
     files: dict[str, str] = {}
     for entry in args.transfer_file or ():

@@ -40,11 +40,9 @@ def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
     """Parse `CONFIG.yaml [--flag value …]`, by default of `sys.argv`. Return None if the config lists no `tasks`.
 
     A task is a mapping with a `name` and any arguments of data and prompt; of training, only those in `OF_TRAINING`.
-    Keys next to `tasks` are the defaults of every task. A flag overrides them in all tasks.
-
-    Raises:
-        PromptTuningError: `tasks` is not a list of mappings, a name is missing, invalid or repeated, or a key is
-            unknown or not allowed in a task.
+    Keys next to `tasks` are the defaults of every task. A flag overrides them in all tasks. Raise PromptTuningError if
+    `tasks` is not a list of mappings, a name is missing, invalid or repeated, or a key is unknown or not allowed in a
+    task.
     """
     shared, flags = read_command_line(argv)
     if "tasks" not in shared:

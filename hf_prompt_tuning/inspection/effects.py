@@ -33,11 +33,8 @@ def attention_to_prompt(model: SoftPrompts, rows: Sequence[dict[str, Any]]) -> T
     It is the mean over heads and over the text's tokens (source and target), then over rows. The shares that a token
     gives to the prompt and to the text add up to 1. For an encoder-decoder model it is the encoder's self-attention.
     Each row (`input_ids`) runs on its own, because attention takes layers · heads · (P+T)² numbers. The model is in
-    eval mode, and is not changed.
-
-    Raises:
-        PromptTuningError: there are no rows, the backbone returns no attentions, or its eager code computes other
-            logits than its usual code.
+    eval mode, and is not changed. Raise PromptTuningError if there are no rows, the backbone returns no attentions, or
+    its eager code computes other logits than its usual code.
     """
     if not rows:
         raise PromptTuningError("there are no rows to look at; give some.")

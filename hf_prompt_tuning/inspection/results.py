@@ -1,10 +1,10 @@
 """Hold the results of an inspection, and convert them to text, JSON and HTML."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..prompts.info import finite
 from .comparison import PromptComparison
 from .page import as_html
 from .text import as_text
@@ -132,20 +132,8 @@ class Inspection:
 
     def to_json(self) -> str:
         """Return all results as JSON, with the attribute names as keys. A number that is not finite becomes null."""
-        return json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_html(self) -> str:
         """Return one HTML page that includes its pictures. It has no scripts and needs no network."""
         return as_html(self)
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that are not finite by None.
-
-    JSON has no NaN, but a backbone in half precision may return NaN as a loss.
-    """
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

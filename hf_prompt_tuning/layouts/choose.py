@@ -76,10 +76,8 @@ def choose(
     """Return the layout with that name, or for "auto" the fastest exact layout.
 
     `check` takes a layout and `thorough`, and returns how the layout differs from `padded`, or an empty string; None
-    if no check is possible. `check_all` also checks layouts that config and signature prove exact.
-
-    Raises:
-        PromptTuningError: no layout has that name, or the named layout is not exact for this backbone.
+    if no check is possible. `check_all` also checks layouts that config and signature prove exact. Raise
+    PromptTuningError if no layout has that name, or the named layout is not exact for this backbone.
     """
     check_layout_name(name)
     for candidate in NAMES if name == "auto" else (name,):

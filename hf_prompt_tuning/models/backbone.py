@@ -23,9 +23,8 @@ CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 def check_backbone(backbone: Any, task_type: str | None = None) -> str:
     """Return the task type of a model that a prompt can be put in front of. `task_type` is the expected one, or None.
 
-    Raises:
-        PromptTuningError: it already has a prompt or adapters, is not a language model of transformers, is wrapped, or
-            has another task type.
+    Raise PromptTuningError if it already has a prompt or adapters, is not a language model of transformers, is
+    wrapped, or has another task type.
     """
     if isinstance(backbone, PeftModel):
         raise _is_peft(backbone)
@@ -101,10 +100,8 @@ def completed_config(
 ) -> PromptTuningConfig:
     """Check a prompt's config, and return a copy with what the backbone determines.
 
-    `others` are the configs of the backbone's other prompts, which share its dropout.
-
-    Raises:
-        PromptTuningError: the config is not for a soft prompt, or is for another task, width or dropout.
+    `others` are the configs of the backbone's other prompts, which share its dropout. Raise PromptTuningError if the
+    config is not for a soft prompt, or is for another task, width or dropout.
     """
     config = PromptTuningConfig.from_peft(given)
     if config.task_type not in (None, task_type):

@@ -164,10 +164,8 @@ def check_positions(
 ) -> None:
     """Remove `position_ids` from the arguments if they are the default ones, which every layout sets itself.
 
-    The positions of a backbone that counts them with images are kept. `texts` is [B, T].
-
-    Raises:
-        PromptTuningError: the positions have another shape, or do not count each row's tokens from 0.
+    The positions of a backbone that counts them with images are kept. `texts` is [B, T]. Raise PromptTuningError if
+    they have another shape, or do not count each row's tokens from 0.
     """
     position_ids = arguments.get("position_ids")
     if position_ids is None or (position_ids.dim() == 3 and with_own_positions(backbone) is not None):

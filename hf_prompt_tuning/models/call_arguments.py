@@ -64,11 +64,8 @@ def arguments_in_rows(
     """Return the arguments of a causal backbone's `forward` for rows of `padded_rows(prompts, examples, pads)`.
 
     They are given in the caller's columns, and left out if they are None. Without any vectors, they are moved or
-    refused only because of pads. `input_ids` is None if the caller embedded the texts.
-
-    Raises:
-        PromptTuningError: the backbone does not take an argument, its shape does not match the texts, or it cannot be
-            adapted to a prompt.
+    refused only because of pads. `input_ids` is None if the caller embedded the texts. Raise PromptTuningError if the
+    backbone does not take one, its shape does not match the texts, or it cannot be adapted to a prompt.
     """
     given = _taken(backbone, arguments)
     _check_columns(backbone, given, examples.mask.shape)

@@ -20,16 +20,8 @@ from ..layouts.computed import ComputedPrompts, can_be_continued
 from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
 from ..layouts.sharing import in_step, is_sharded
 from ..layouts.traits import state_of_choice, takes
-from .batch_checks import (
-    Targets,
-    Texts,
-    check_has_labels,
-    check_labels,
-    check_left_out,
-    check_positions,
-    check_texts,
-    check_unpacked,
-)
+from . import batch_checks
+from .batch_checks import Targets, Texts
 from .call_arguments import MEDIA, arguments_in_rows, explained_media_errors, selected_columns
 from .continuing import CacheContent, check_only_new_tokens, columns_in, content_of, continued_inputs, mark
 from .generation import generate
@@ -82,13 +74,11 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def _layout(self, prompts: Prompts) -> Layout:
         chosen = self._chosen_layouts  # read first, because `use_layout` in another thread writes it last
         name, max_packed_tokens, check_all = self._layout_request
-        backbone = self.base_model
-        state = state_of_choice(backbone)
+        state = state_of_choice(backbone := self.base_model)
         if state not in chosen:
             # With dropout every pass differs, so no comparison is possible. Processes that share a sharded backbone
             # might get different results, or might have nothing to compare on.
-            dropout = backbone.training and self.active_peft_config.backbone_dropout
-            check = None
+            check, dropout = None, backbone.training and self.active_peft_config.backbone_dropout
             if not dropout and not is_sharded(backbone):
                 # Without a prompt (`disable_adapter`), words take its place: later batches use this choice, too. They
                 # stand in the middle of the vocabulary: among the first may be the pad token, whose vector is zero
@@ -158,26 +148,26 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         Raises:
             PromptTuningError: an argument is invalid, or cannot be adapted to rows with a prompt.
         """
-        texts = Texts(input_ids, attention_mask, inputs_embeds, adapter_names)
         scoring = num_items_in_batch, label_smoothing, shift_labels, fused_lm_head
-        return self._run(texts, Targets(labels, only_labelled, candidates, *scoring), kwargs)
+        targets = Targets(labels, only_labelled, candidates, *scoring)
+        return self._run(Texts(input_ids, attention_mask, inputs_embeds, adapter_names), targets, kwargs)
 
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
         """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
-        check_unpacked(arguments)
+        batch_checks.check_unpacked(arguments)
         if arguments and columns_in(cache_in(arguments := with_cache_renamed(self.base_model, arguments))):
             check_only_new_tokens(arguments | vars(targets))
-            check_texts(self.base_model, texts, None)
+            batch_checks.check_texts(self.base_model, texts, None)
             return self._behind_a_cache(texts, **arguments)
-        check_texts(self.base_model, texts, texts.attention_mask)
-        check_has_labels(targets)
-        labels = check_labels(self.base_model, targets.labels, texts.shape, texts.shape[0])
+        batch_checks.check_texts(self.base_model, texts, texts.attention_mask)
+        batch_checks.check_has_labels(targets)
+        labels = batch_checks.check_labels(self.base_model, targets.labels, texts.shape, texts.shape[0])
         if not targets.only_labelled or targets.shift_labels is not None or targets.fused_lm_head:
             labels = labels_for_trainers(self.base_model, labels, texts, targets, has_prompt=len(self.prompt) > 0)
         prompts, examples = self._inputs(texts, labels)
-        check_positions(self.base_model, arguments, texts.shape, texts.attention_mask)
+        batch_checks.check_positions(self.base_model, arguments, texts.shape, texts.attention_mask)
         if targets.only_labelled or targets.candidates is not None:
-            check_left_out(arguments)
+            batch_checks.check_left_out(arguments)
         if targets.candidates is not None:
             return RankingOutput(scores=self._rank(prompts, examples, self._candidates(targets.candidates)))
         if targets.only_labelled:
@@ -188,7 +178,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         return self._outputs(prompts, examples, targets, **arguments)
 
     def _labelled(self, prompts: Prompts, examples: Examples, targets: Targets) -> LabelledOutput:
-        """Return the loss and the predictions of the labelled tokens, computed in the fastest layout."""
+        """Return loss and predictions of the labelled tokens, computed in the fastest layout."""
         layout, prompts = self._layout_and_prompts(prompts, examples)
         with self._in_step(prompts, examples) as zeros:
             predictions = layout.labelled_logits(self.base_model, prompts, examples)
@@ -210,10 +200,10 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     ) -> ModelOutput | tuple:
         """Return the label scores that TRL has added to the backbone in place of logits."""
         embeds, mask = padded_rows(prompts, examples)
-        scored = {"attention_mask": mask, "shift_labels": labels_where_predicted(prompts, examples)} | kwargs
-        scored |= {"num_items_in_batch": targets.num_items_in_batch, "fused_lm_head": True}
+        inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask} | kwargs
+        inputs |= {"shift_labels": labels_where_predicted(prompts, examples), "fused_lm_head": True}
         with explained_media_errors(self.base_model, kwargs):
-            outputs = self.base_model(**token_inputs(self.base_model, embeds), **scored)
+            outputs = self.base_model(**inputs, num_items_in_batch=targets.num_items_in_batch)
         check_fused_head(self.base_model, outputs)
         result = fused_in_caller_columns(outputs, prompts, examples, targets.shift_labels)
         return result.to_tuple() if return_dict is False else result
@@ -292,7 +282,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         self._prepare_generation(texts, kwargs)
         if texts.attention_mask is None and texts.input_ids is not None:
             texts = replace(texts, attention_mask=inferred_mask(self.base_model, kwargs, texts.input_ids))
-        check_positions(self.base_model, kwargs, texts.shape, texts.attention_mask)
+        batch_checks.check_positions(self.base_model, kwargs, texts.shape, texts.attention_mask)
         with torch.no_grad():
             prompts, examples = self._inputs(texts)
             ways = self._with_computed, self._packed_layout
@@ -301,8 +291,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def _packed_layout(self) -> PackedLayout | None:
         """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed."""
         name, max_packed_tokens, _ = self._layout_request
-        if name not in ("auto", "packed") or any(layout != "packed" for layout in self.chosen_layouts):
-            return None
-        if why_inexact("packed", self.base_model):
+        allowed = name in ("auto", "packed") and all(layout == "packed" for layout in self.chosen_layouts)
+        if not allowed or why_inexact("packed", self.base_model):
             return None
         return make_layout("packed", self.base_model, max_packed_tokens)

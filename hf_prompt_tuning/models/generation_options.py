@@ -53,8 +53,7 @@ def in_new_tokens(backbone: PreTrainedModel, options: dict[str, Any], columns: i
 def generation_config(backbone: PreTrainedModel, options: dict[str, Any]) -> GenerationConfig:
     """Return the config that `generate` would use: the caller's options first, then the model's own config.
 
-    Raises:
-        PromptTuningError: the caller's `generation_config` is not a GenerationConfig.
+    Raise PromptTuningError if the caller's `generation_config` is not a GenerationConfig.
     """
     given = options.get("generation_config")
     if given is not None and not isinstance(given, GenerationConfig):
@@ -71,10 +70,8 @@ def generation_config(backbone: PreTrainedModel, options: dict[str, Any]) -> Gen
 def model_arguments(backbone: PreTrainedModel, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the options into arguments of the backbone's `forward` and arguments of `generate`.
 
-    A cache counts as an argument of `generate`. `forward` arguments that are None are left out.
-
-    Raises:
-        PromptTuningError: a name is neither, or `logits_to_keep` is a tensor.
+    A cache counts as an argument of `generate`. `forward` arguments that are None are left out. Raise
+    PromptTuningError if a name is neither, or `logits_to_keep` is a tensor.
     """
     config = generation_config(backbone, options)
     own = {*inspect.signature(backbone.generate).parameters, "tokenizer", "assistant_tokenizer", cache_name(backbone)}

@@ -111,9 +111,8 @@ class HeldPrompts(SavingMixin):
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
         """Add a prompt and initialise it as its config says. It does not become active (see PEFT's `set_adapter`).
 
-        Raises:
-            PromptTuningError: the name is taken or invalid, the config is not for a soft prompt or is for another
-                task, or the initialisation fails.
+        Raise PromptTuningError if the name is taken or invalid, the config is not for a soft prompt or is for another
+        task, or the initialisation fails.
         """
         forget_unmade(self)
         check_adapter_name(adapter_name, self.peft_config)

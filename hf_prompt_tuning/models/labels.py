@@ -25,21 +25,13 @@ REFERENCE = "ref"
 
 
 def strip_virtual_tokens(logits: Any, labels: Tensor | None) -> Any:
-    """Return the logits of the text only.
+    """Return the logits of the text only, [B, T, V], from logits [B, P+T, V] and labels [B, T].
 
     For `preprocess_logits_for_metrics` of a Trainer that does not know about prompts. Column t then belongs to the
-    text's column t (and predicts column t + 1), with pads at either side.
-
-    Args:
-        logits: [B, P+T, V], or a tuple that starts with them; every tensor of [B, P+T, ...] in it is cut. An
-            encoder-decoder's logits, and generated ids, have no virtual tokens and are returned unchanged.
-        labels: [B, T].
-
-    Returns:
-        As `logits`, [B, T, V].
-
-    Raises:
-        PromptTuningError: there are no labels, which T is read from, or more labels than logits.
+    text's column t (and predicts column t + 1), with pads at either side. Of a tuple that starts with logits, every
+    tensor of [B, P+T, ...] is cut. An encoder-decoder's logits, and generated ids, have no virtual tokens and are
+    returned unchanged. Raise PromptTuningError if there are no labels, which T is read from, or more labels than
+    logits.
     """
     first = logits[0] if isinstance(logits, tuple) else logits
     if first.dim() != 3:
@@ -72,11 +64,8 @@ def labels_for_trainers(
 
     A `transformers.Trainer` divides the loss by its own count of labels. If the backbone's own loss shifts the labels,
     Trainer counts from the second column on, because without a prompt no token stands before a row's first token.
-    TRL's fused head never counts a text's first token.
-
-    Raises:
-        PromptTuningError: `shift_labels` is invalid, a row's first token has a label that was not counted, or a pad
-            has a label that was.
+    TRL's fused head never counts a text's first token. Raise PromptTuningError if `shift_labels` is invalid, a row's
+    first token has a label that was not counted, or a pad has a label that was.
     """
     if targets.fused_lm_head:
         _check_fused(targets)
@@ -196,10 +185,8 @@ def add_reference(model: PeftModel, config: PromptTuningConfig) -> None:
 
     TRL asks for a new prompt with the same config and then copies the vectors. A normal initialisation would need the
     tokenizer or the other prompt that the first prompt needed. It would also give the optimizer vectors that must not
-    be trained.
-
-    Raises:
-        PromptTuningError: another prompt is active. TRL would train it, and would compare it with a copy of "default".
+    be trained. Raise PromptTuningError if another prompt is active: TRL would train it, and would compare it with
+    "default".
     """
     if model.active_adapter != "default":
         raise PromptTuningError(

@@ -1,5 +1,7 @@
-"""Write the model card of a prompt, from recorded facts only."""
+"""Write the model card of a prompt, from recorded facts only, and of a repository with several prompts, a list."""
 
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
 from .info import PromptInfo
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
+from .repository_files import CARD_FILE
 
-TEMPLATE = Path(__file__).parent / "card.md.jinja"
+TEMPLATE, LIST_TEMPLATE = (Path(__file__).parent / name for name in ("card.md.jinja", "repository.md.jinja"))
 TAGS = ["prompt-tuning", "soft-prompt", "hf_prompt_tuning"]
+MARKER = "<!-- This list is written anew with every push by hf_prompt_tuning; without this line it is left alone. -->"
+ROW = re.compile(r"^\| \[(?P<name>[^]]+)\]\([^)]*\) \| (?:`(?P<base>[^`]+)`|not on the Hub) \|$", re.MULTILINE)
 METRIC_NAMES = {"f1": "macro F1", "rougeL": "ROUGE-L", "exact_match": "exact match"}
 
 
@@ -141,3 +146,34 @@ def start_in_words(info: PromptInfo) -> str:
         "RANDOM": f"random numbers in ±{start.get('random_range')}",
         "PROMPT": "another prompt",
     }.get(str(start.get("prompt_tuning_init")), "vectors that are not recorded")
+
+
+def is_ours(card: str | None) -> bool:
+    """Tell whether a repository's card is our list or is missing. A card that a person wrote is never overwritten."""
+    return card is None or MARKER in card
+
+
+def repository_card(
+    repo_id: str | None, folders: Iterable[str], bases: Mapping[str, str | None], before: str | None = None
+) -> str:
+    """Return the text of the card of the prompts in `folders`; `repo_id` is None for a local folder.
+
+    `bases` are the Hub ids of the backbones by folder, as far as they are known. The others are read from the present
+    card.
+    """
+    base_of = {row["name"]: row["base"] for row in ROW.finditer(before or "")} | dict(bases)
+    prompts = {folder: base_of.get(folder) for folder in sorted(folders)}
+    models = sorted({base for base in prompts.values() if base})
+    data = ModelCardData(library_name="peft", base_model=models or None, tags=TAGS)
+    body = read_template(LIST_TEMPLATE).render(
+        marker=MARKER, title=(repo_id or "Soft prompts").split("/")[-1], prompts=prompts, where=repo_id or "."
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def write_repository_card(folder: Path, repo_id: str | None, bases: Mapping[str, str | None]) -> None:
+    """Write the card into a folder of prompts, unless a person's card is there."""
+    file = folder / CARD_FILE
+    before = file.read_text(encoding="utf-8") if file.exists() else None
+    if is_ours(before):
+        file.write_text(repository_card(repo_id, bases, bases), encoding="utf-8")

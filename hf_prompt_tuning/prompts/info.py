@@ -126,17 +126,17 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return a tree of values with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
     file.write_text(text + "\n", encoding="utf-8")
 
 

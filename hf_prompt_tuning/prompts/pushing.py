@@ -11,9 +11,9 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validat
 
 from ..errors import PromptPushError, PromptTuningError
 from ..hub.push_errors import explained
+from .card import is_ours, repository_card
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .files import CONFIG_FILE
-from .repository_card import is_ours, repository_card
 from .repository_files import CARD_FILE, CHECKPOINT, folders_of_prompts, inside, obsolete_files
 
 COMMIT = re.compile("[0-9a-f]{40}")

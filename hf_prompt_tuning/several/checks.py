@@ -1,11 +1,14 @@
 """Check the arguments of a run with several prompts before anything changes."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import PromptTuningError
+from ..prompts.files import WEIGHTS_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
+from ..training.setup import kind_of
 from .task import PromptTask
 
 OF_TASKS = ("train_dataset", "eval_dataset", "template", "prompt_config", "model_init")
@@ -45,8 +48,7 @@ def check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def check_callback(callback: Any, names: Iterable[str]) -> None:
     """Raise PromptTuningError for a callback that supports only one prompt."""
-    kind = callback if isinstance(callback, type) else type(callback)
-    if issubclass(kind, PromptHubCallback):
+    if issubclass(kind_of(callback), PromptHubCallback):
         raise PromptTuningError(
             f"PromptHubCallback pushes one prompt, and this run trains {', '.join(map(repr, names))}; leave it out, "
             "and give push_to_hub with hub_strategy."
@@ -78,3 +80,13 @@ def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
     if unknown := [name for name in data if name not in names]:
         raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, names))}.")
     return data
+
+
+def check_checkpoint(folder: str | Path, names: Iterable[str]) -> None:
+    """Raise PromptTuningError if a checkpoint does not hold exactly these prompts."""
+    saved = {file.parent.name for file in Path(folder).glob(f"*/{WEIGHTS_FILE}")}
+    if saved != set(names):
+        raise PromptTuningError(
+            f"{folder} holds the prompts {sorted(saved)}, and this run trains {sorted(names)}; resume with the same "
+            "tasks."
+        )

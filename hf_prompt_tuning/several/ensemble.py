@@ -19,8 +19,7 @@ from ..models.scoring import decode, generate_within, rank_labels
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.files import open_place, read_json
-from .members import by_member, for_members
-from .voting import label_record, text_record
+from .voting import by_member, for_members, label_record, text_record
 
 
 class PromptEnsemble:

@@ -1,6 +1,7 @@
 """Train several prompts for one task in one run, as an ensemble (Lester et al. 2021, section 6)."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -16,13 +17,14 @@ from ..errors import PromptTuningError
 from ..models.backbone import check_backbone
 from ..models.metric_direction import greater_is_better
 from ..models.recording import to_record
+from ..models.saving import write_start_and_card
 from ..models.scoring import loss_history
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
+from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
-from .saving import save_best
 from .task import PromptTask
 from .trainer import MultiPromptTrainer
 from .voting_scorer import VotingScorer
@@ -35,15 +37,12 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     Args:
         model: a plain backbone.
-        args: as for `PromptTuningTrainer`.
         members: the prompts to train, each with its name, config, and other differences (learning rate, seed). All
             train on the run's data.
-        train_dataset: rows of raw columns.
-        eval_dataset: rows of raw columns; one data set.
-        processing_class: the backbone's tokenizer.
+        train_dataset, eval_dataset: rows of raw columns; one data set each.
         template: turns a row into text.
-        **kwargs: as in `PromptTuningTrainer`; `compute_metrics` gets the predictions of the vote, as label indices or
-            texts.
+        args, processing_class, **kwargs: as in `PromptTuningTrainer`; `compute_metrics` gets the predictions of the
+            vote, as label indices or texts.
 
     Raises:
         PromptTuningError: there are fewer than two members, two members would stay the same, or `MultiPromptTrainer`
@@ -115,7 +114,7 @@ class EnsembleTrainer(MultiPromptTrainer):
 
         `eval_loss` is the mean of the prompts' losses. Arguments are those of `PromptTuningTrainer.evaluate`.
         """
-        infos = self._unwrapped.prompt_info
+        infos = self.unwrapped.prompt_info
         own = self.is_own(eval_dataset, metric_key_prefix)
         scorer = self.make_scorer(infos=infos if own else {})
         metrics = self.evaluate_with(scorer, eval_dataset, ignore_keys, metric_key_prefix)
@@ -131,21 +130,16 @@ class EnsembleTrainer(MultiPromptTrainer):
         metrics = self.metrics_without_prompt(self.eval_dataset if eval_dataset is None else eval_dataset, "untuned")
         if self.is_own(eval_dataset, "eval"):
             for name in self.members:
-                self._unwrapped.prompt_info[name].untuned_metrics = to_record(metrics)
+                self.unwrapped.prompt_info[name].untuned_metrics = to_record(metrics)
         return metrics
 
     def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
         """Evaluate other domains as `PromptTuningTrainer` does.
 
-        Each member records its own metrics, and the ensemble records those of the vote.
-
-        Args:
-            datasets: data sets by name; their rows have the template's columns.
-
-        Returns:
-            All metrics, named `transfer_<name>_<metric>` (of the vote) and `transfer_<name>_<member>_<metric>`.
+        Each member records its own metrics, and the ensemble records those of the vote. Return all metrics, named
+        `transfer_<name>_<metric>` (of the vote) and `transfer_<name>_<member>_<metric>`.
         """
-        infos, transfer = self._unwrapped.prompt_info, {}
+        infos, transfer = self.unwrapped.prompt_info, {}
         for name, data in datasets.items():
             scorer = self.make_scorer()
             metrics, rows = self.transfer_metrics(scorer, name, data)
@@ -169,7 +163,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         larger = greater_is_better(metric, self.args.greater_is_better if self.args.metric_for_best_model else None)
 
         def rank(name: str) -> tuple[float, float]:
-            metrics, history = self._unwrapped.prompt_info[name].metrics, loss_history(self.state.log_history, name)
+            metrics, history = self.unwrapped.prompt_info[name].metrics, loss_history(self.state.log_history, name)
             loss = metrics.get("eval_loss", history["loss"][-1][1] if history.get("loss") else 0.0)
             # A member without this metric (NaN, or not evaluated) ranks last.
             value = metrics.get(f"eval_{metric}", -math.inf if larger else math.inf)
@@ -198,8 +192,13 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:
         """Copy the best prompt into the ensemble's folder, with the description of the ensemble."""
-        self._description.best = self.best_member
-        save_best(model, self._description, folder, repo_id)
+        best = self._description.best = self.best_member
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copy(folder / best / file, folder)
+        prompt, config = model.prompt_encoder[best], model.peft_config[best]
+        prompt.info.write(folder)
+        self._description.write(folder)
+        write_start_and_card(folder, prompt, config, model.base_model, repo_id, ensemble=self._description)
 
 
 def _as_evaluation(metrics: dict[str, Any]) -> dict[str, float]:

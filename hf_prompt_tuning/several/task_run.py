@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import check_kind, vocabulary_of, with_label_words
+from ..data.encoding import check_kind, with_label_words
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
@@ -41,8 +41,7 @@ class TaskRun:
         columns: ColumnCheck,
     ) -> "TaskRun":
         """Encode a task's data with its template. Raise PromptTuningError if it does not fit behind its prompt."""
-        encoder = None if task.template is None else model.row_encoder(tokenizer, task.template)
-        encode = RowEncoder(encoder, model.room(task.name), vocabulary_of(model), columns)
+        encode = RowEncoder.behind(model, tokenizer, task.template, columns, task.name)
         train = encode(task.train_dataset, f"{task.name} training", require_target=True)
         evaluation = encode(task.eval_dataset, f"{task.name} evaluation", require_target=False, may_be_several=True)
         args = task.arguments(args)

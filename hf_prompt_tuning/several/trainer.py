@@ -15,17 +15,16 @@ from ..errors import PromptTuningError
 from ..hub.files import hub_id
 from ..models.recording import describe_run, to_record
 from ..models.soft_prompts import SoftPrompts
+from ..prompts.card import write_repository_card
 from ..prompts.info import PromptInfo
 from ..prompts.plots import CURVES_FILE, save_curves
-from ..prompts.repository_card import write_repository_card
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
-from .checks import check_arguments, check_by_task, check_callback, check_options, check_prompts
+from .checks import check_arguments, check_by_task, check_callback, check_checkpoint, check_options, check_prompts
 from .losses import PromptLosses
-from .saving import check_checkpoint
 from .schedule import joint_schedule
 from .streams import Stream
 from .task import PromptTask, check_names, model_with_prompts
@@ -41,11 +40,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
 
     Args:
         model: a plain backbone, which gets a prompt for each task, or a prompt-tuning model with these prompts.
-        args: as for `PromptTuningTrainer`. A task may have its own learning rate, batch size and number of epochs or
+        args, processing_class, **kwargs: as in `PromptTuningTrainer`.
+        tasks: the prompts to train, with their data; each may have its own learning rate, batch size and epochs or
             steps.
-        tasks: the prompts to train, with their data.
-        processing_class: the backbone's tokenizer.
-        **kwargs: as in `PromptTuningTrainer`.
 
     Raises:
         PromptTuningError: the model, a task or an argument is invalid.
@@ -101,11 +98,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
     @property
     def prompts(self) -> dict[str, Tensor]:
         """Each prompt's vectors, [P, H], by name."""
-        return {name: self._unwrapped.prompt_encoder[name].embedding.weight for name in self.tasks}
-
-    @property
-    def _unwrapped(self) -> SoftPrompts:
-        return self.accelerator.unwrap_model(self.model)
+        return {name: self.unwrapped.prompt_encoder[name].embedding.weight for name in self.tasks}
 
     @property
     def _streams(self) -> list[Stream]:
@@ -129,9 +122,8 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer as `Trainer` does, with a parameter group for each prompt."""
         if self.optimizer is None:
-            optimizer_cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, self.model
-            )
+            chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_cls, kwargs = chosen
             groups = [
                 {"params": [self.prompts[name]], "lr": run.args.learning_rate, "weight_decay": run.args.weight_decay}
                 for name, run in self._runs.items()
@@ -184,13 +176,13 @@ class MultiPromptTrainer(PromptTuningTrainer):
 
     def rows_and_data(self) -> tuple[RowEncoder, Any]:
         """Return what encodes the active prompt's rows, and the data of its task."""
-        run = self._runs[self._unwrapped.active_adapter]
-        return run.rows, run.task.train_dataset if run.task.train_dataset is not None else run.task.eval_dataset
+        run = self._runs[self.unwrapped.active_adapter]
+        return run.rows, run.task.eval_dataset if run.task.train_dataset is None else run.task.train_dataset
 
     @contextmanager
     def _using(self, name: str) -> Iterator[PromptInfo]:
         """Within this context, the task's prompt is the active one, which is evaluated and described."""
-        model, before = self._unwrapped, self._unwrapped.active_adapter
+        model, before = self.unwrapped, self.unwrapped.active_adapter
         model.set_adapter(name)
         try:
             yield model.info
@@ -210,8 +202,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         evaluation data. The other arguments are those of `Trainer`.
         """
         own = self.is_own(eval_dataset, metric_key_prefix)
-        metrics: dict[str, float] = {}
-        losses = []
+        metrics, losses = {}, []
         for name, rows in self._by_task(eval_dataset):
             prefix = f"{metric_key_prefix}_{name}"
             with self._using(name) as info:
@@ -243,12 +234,8 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
         """Evaluate every prompt on other domains as `PromptTuningTrainer` does; each prompt records its own metrics.
 
-        Args:
-            datasets: data sets by name, whose rows have the columns of every task's template; or a dict from task to
-                such a dict, for that task only.
-
-        Returns:
-            All metrics, named `transfer_<name>_<task>_<metric>`.
+        The rows of `datasets`, by name, have the columns of every task's template. Or it is a dict from task to such a
+        dict, for that task only. Return all metrics, named `transfer_<name>_<task>_<metric>`.
         """
         by_task = all(name in self.tasks and isinstance(data, dict) for name, data in datasets.items())
         transfer: dict[str, float] = {}
@@ -287,7 +274,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
 
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         """Save each prompt in a folder of its name. `card` also writes cards and pictures, which checkpoints lack."""
-        model = self._unwrapped
+        model = self.unwrapped
         for name, run in self._runs.items():
             with self._using(name) as info:
                 describe_run(model, run.args, self.state, self.processing_class, name)

@@ -1,6 +1,6 @@
-"""Compute the majority vote of several prompts (Lester et al. 2021, section 6).
+"""Run several prompts in one call, and compute their majority vote (Lester et al. 2021, section 6).
 
-G prompts vote on L labels for each of B rows.
+G prompts vote on L labels for each of B rows. Each row is repeated for every prompt.
 """
 
 from collections import Counter
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..data.template import PromptTemplate
 
@@ -48,3 +49,14 @@ def label_record(template: PromptTemplate, names: Sequence[str], scores: np.ndar
 def text_record(names: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
     """Return one row's vote on texts: `prediction` and `votes` (each prompt's text)."""
     return {"prediction": vote_on_texts(texts), "votes": dict(zip(names, texts, strict=True))}
+
+
+def for_members(batch: dict[str, Tensor], members: Sequence[str]) -> dict[str, Any]:
+    """Return the batch of B rows repeated for each of G prompts, [G * B, …], with the prompt of each row."""
+    repeated = {name: value.repeat(len(members), *[1] * (value.ndim - 1)) for name, value in batch.items()}
+    return repeated | {"adapter_names": [name for name in members for _ in batch["input_ids"]]}
+
+
+def by_member(values: Tensor, members: Sequence[str]) -> Tensor:
+    """Return the results of `for_members`, [G * B, …], by row and prompt, [B, G, …]."""
+    return values.unflatten(0, (len(members), -1)).transpose(0, 1)

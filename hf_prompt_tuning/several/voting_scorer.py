@@ -12,8 +12,7 @@ from ..layouts.base import IGNORED
 from ..models.scoring import classification_metrics, decode, text_metrics
 from ..prompts.info import PromptInfo
 from ..training.scorer import RowResults, Scorer
-from .members import by_member, for_members
-from .voting import vote, vote_on_texts
+from .voting import by_member, for_members, vote, vote_on_texts
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..layouts.sharing import ByContext
 from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
+from ..models.soft_prompts import SoftPrompts
 from .scorer import RowResults, Scorer
 from .token_rows import RowEncoder, with_labels
 
@@ -47,6 +48,11 @@ class EvaluationMixin:
         self._extra_metrics, self._preprocess_logits = compute_metrics, preprocess_logits_for_metrics
         super().__init__(compute_metrics=self._compute_metrics, **kwargs)
         self._eval_dataloaders: dict[str, DataLoader] = {}  # made here, so that copies of the trainer share it
+
+    @property
+    def unwrapped(self) -> SoftPrompts:
+        """The trainer's model without what Accelerate wraps it in."""
+        return self.accelerator.unwrap_model(self.model)
 
     def make_scorer(self, **options: Any) -> Scorer:
         """Return the scorer for an evaluation of the trainer's data; `options` are fields of `Scorer`."""
@@ -132,7 +138,7 @@ class EvaluationMixin:
         Only metrics of the trainer's own evaluation data, the default, under the prefix "eval" are recorded.
         """
         scorer, own = self.make_scorer(), self.is_own(eval_dataset, metric_key_prefix)
-        info = self.accelerator.unwrap_model(self.model).info
+        info = self.unwrapped.info
         if own and isinstance(self.eval_dataset, dict):
             info.confusion_matrix, info.calibration = {}, {}  # they would describe only one of the data sets
         elif own:
@@ -173,12 +179,12 @@ class EvaluationMixin:
         for prefix, rows in (by_name or {"untuned": data}).items():
             metrics |= self.metrics_without_prompt(rows, prefix)
         if self.is_own(eval_dataset, "eval"):
-            self.accelerator.unwrap_model(self.model).info.untuned_metrics = to_record(metrics)
+            self.unwrapped.info.untuned_metrics = to_record(metrics)
         return metrics
 
     def metrics_without_prompt(self, data: Any, prefix: str) -> dict[str, float]:
         # A data loader draws a seed. Fork the random state, so that this evaluation does not change the run.
-        without = self.accelerator.unwrap_model(self.model).disable_adapter()
+        without = self.unwrapped.disable_adapter()
         with without, torch.random.fork_rng(devices=[]), self.using_scorer(self.scorer_of_prompt()):
             # Do not call `evaluate`: its callbacks would take these metrics for the prompt's.
             return super().predict(data, metric_key_prefix=prefix).metrics
@@ -190,7 +196,7 @@ class EvaluationMixin:
         domain does well on another domain. The rows of `datasets`, by name, have the columns of the prompt's template.
         Return all metrics, named `transfer_<name>_<metric>`.
         """
-        info, transfer = self.accelerator.unwrap_model(self.model).info, {}
+        info, transfer = self.unwrapped.info, {}
         for name, data in datasets.items():
             metrics, rows = self.transfer_metrics(self.make_scorer(), name, data)
             info.transfer[name] = to_record(metrics) | {"rows": rows}

@@ -23,7 +23,6 @@ from transformers.utils import PushInProgress
 from ..errors import PromptPushError, PromptTuningError, first_line
 from ..hub.background import PUSH_SECONDS, drop_folder, leave, make_folder, start, within
 from ..hub.push_errors import explained
-from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import add_to_card
 from ..prompts.pushing import Destination, make_repository, push
 from ..prompts.repository_files import CARD_FILE
@@ -80,7 +79,7 @@ class Publisher:
         with trainer.watching_signals("ending after this push") if in_main else nullcontext():
             self._begin()
             trainer.save_model(_internal_call=True)
-            with self._model.whole_prompt():
+            with self._trainer.unwrapped.whole_prompt():
                 if not trainer.is_world_process_zero():
                     return None
                 try:
@@ -96,7 +95,7 @@ class Publisher:
         """Start to push the prompt, and by `hub_strategy` the checkpoint, in the background."""
         if self._trainer.args.hub_strategy == HubStrategy.END:
             return
-        with self._model.whole_prompt():
+        with self._trainer.unwrapped.whole_prompt():
             if self._trainer.is_world_process_zero():
                 self._push_checkpoint(checkpoint_folder)
 
@@ -124,10 +123,6 @@ class Publisher:
     def _begin(self) -> None:
         trainer = self._trainer
         trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
-
-    @property
-    def _model(self) -> SoftPrompts:
-        return self._trainer.accelerator.unwrap_model(self._trainer.model)
 
     def _warn_of_failure(self, to: Destination, error: BaseException) -> None:
         logger.warning(

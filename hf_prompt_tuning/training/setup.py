@@ -1,19 +1,129 @@
-"""Choose the template, the model and the callbacks of a trainer."""
+"""Check a trainer's arguments before anything changes, and choose its template, model and callbacks."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from ..data.encoding import text_rows, with_label_words
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
+from ..layouts import check_layout_name
 from ..models.create import get_prompt_tuning_model
+from ..models.metric_direction import check_direction
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
 from .callbacks import DivergenceCallback
-from .trainer_checks import warn_of_template
+
+logger = logging.getLogger(__name__)
+
+
+def check_together(
+    model: Any, model_init: Any, config: Any, args: TrainingArguments, callbacks: Sequence[Any], train_dataset: Any
+) -> None:
+    """Raise PromptTuningError for conflicting arguments, or if neither `model` nor `model_init` is given."""
+    if model is None and model_init is None:
+        raise PromptTuningError("neither model nor model_init is given; give one of them.")
+    if model is not None and model_init is not None:
+        raise PromptTuningError("both model and model_init are given; give one of them.")
+    if config is not None and (model_init is not None or isinstance(model, SoftPrompts)):
+        what = "model_init" if model_init is not None else "a model that has its prompt"
+        raise PromptTuningError(
+            f"prompt_config is given together with {what}; give it to get_prompt_tuning_model, or a plain backbone "
+            "here."
+        )
+    patience = getattr(args, "early_stopping_patience", None)
+    if patience and any(kind_of(callback) is EarlyStoppingCallback for callback in callbacks):
+        raise PromptTuningError(
+            f"an EarlyStoppingCallback is given beside early_stopping_patience, {patience}; give one of them."
+        )
+    if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps <= 0:
+        raise PromptTuningError(
+            f"the training data is a stream and max_steps is {args.max_steps}; a stream has no length to count "
+            "epochs by: give max_steps, 1 or more."
+        )
+    check_direction(args)
+    check_layout_name(getattr(args, "layout", "auto"))
+
+
+def check_devices(model: Any, args: TrainingArguments) -> None:
+    """Raise PromptTuningError if Trainer would copy the model to several GPUs of one process."""
+    places = set((getattr(model, "hf_device_map", None) or {}).values())  # a model split over GPUs is not copied
+    if args.n_gpu > 1 and len(places) < 2:
+        raise PromptTuningError(
+            f"this process has {args.n_gpu} GPUs, over which Trainer would copy the model (nn.DataParallel). Start a "
+            "process for each, with accelerate launch or torchrun, or let it see one (CUDA_VISIBLE_DEVICES)."
+        )
+
+
+def kind_of(callback: Any) -> type:
+    """Return the class of a callback, which may be given in its place."""
+    return callback if isinstance(callback, type) else type(callback)
+
+
+def check_options(
+    args: TrainingArguments, options: Mapping[str, Any], compute_metrics: Any, template: PromptTemplate | None
+) -> None:
+    """Raise PromptTuningError for an argument of `Trainer`'s that this trainer does not support."""
+    refused = {
+        "compute_loss_func": (
+            options.get("compute_loss_func"),
+            "the loss is that of the labelled tokens; override compute_loss, or use transformers' Trainer",
+        ),
+        "batch_eval_metrics": (
+            args.batch_eval_metrics,
+            "compute_metrics is given all rows at once, as label scores or texts; leave it out",
+        ),
+        "eval_do_concat_batches=False": (
+            not args.eval_do_concat_batches,
+            "compute_metrics is given all rows at once; leave it out",
+        ),
+        "eval_use_gather_object": (
+            args.eval_use_gather_object,
+            "what it gathers are tensors, of which Accelerate would lose some; leave it out",
+        ),
+        "preprocess_logits_for_metrics": (
+            template is not None and options.get("preprocess_logits_for_metrics"),
+            "with a template metrics are of label scores or texts; leave it out, or give rows of token ids",
+        ),
+    }
+    for name, (asked, why) in refused.items():
+        if asked:
+            raise PromptTuningError(f"{name} is given, and this trainer does without: {why}.")
+    if args.label_names not in (None, ["labels"]):
+        raise PromptTuningError(f"label_names is {args.label_names}; labels are in the column 'labels': leave it out.")
+    writes = template is not None and not template.is_classification
+    if compute_metrics is not None and writes and not getattr(args, "predict_with_generate", True):
+        raise PromptTuningError(
+            "compute_metrics is given and predict_with_generate is False, so there are no texts for it; leave one out."
+        )
+
+
+def warn_of_template(own: PromptTemplate | None, template: PromptTemplate | None) -> None:
+    """Warn if the given template replaces a different template of the prompt."""
+    if own is not None and template is not None and parts(own) != parts(template):
+        logger.warning(
+            "The prompt's template, with the source %r, is replaced by the one that the trainer is given, %r.",
+            own.source,
+            template.source,
+        )
+
+
+def parts(template: PromptTemplate) -> tuple[Any, ...]:
+    """Return the parts of a template except its label words, which may come from the data."""
+    return template.source, template.target, template.label_column
+
+
+def check_trains(model: Any, names: Sequence[str]) -> None:
+    """Raise PromptTuningError if a prompt was loaded without `is_trainable=True`."""
+    for name in names:
+        if not model.prompt_encoder[name].embedding.weight.requires_grad:
+            raise PromptTuningError(
+                f"the prompt {name!r} does not train: it was loaded without is_trainable=True. Load it with that, or "
+                f"call model.set_requires_grad({name!r})."
+            )
 
 
 def choose_template(
@@ -62,7 +172,20 @@ def all_callbacks(callbacks: Sequence[Any] | None, args: TrainingArguments) -> l
     callbacks = list(callbacks or [])
     if getattr(args, "early_stopping_patience", None):
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks]
-    if not any(issubclass(kind, DivergenceCallback) for kind in kinds):
+    if not any(issubclass(kind_of(callback), DivergenceCallback) for callback in callbacks):
         callbacks.append(DivergenceCallback())
     return callbacks
+
+
+def leave_loss_to_the_model(trainer: Trainer) -> None:
+    """Let the model's `forward` smooth the labels, and divide by `num_items_in_batch`, whatever the backbone's does.
+
+    The label of the first token counts, because the prompt's last vector predicts it.
+    """
+    trainer.model_accepts_loss_kwargs = True
+    trainer._loss_shifts_labels = False
+    trainer.label_smoother = None
+    trainer.label_names = ["labels"]
+    if trainer.rows.tokenizer is not None:
+        # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
+        trainer._signature_columns = ["input_ids", "attention_mask", "labels", "label"]

@@ -12,12 +12,13 @@ from torch import nn
 
 from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoded_rows import columns_of, is_encoded
-from ..data.encoding import check_kind, encode_data, from_list, is_text
+from ..data.encoding import check_kind, encode_data, from_list, is_text, vocabulary_of
 from ..data.files import ORIGIN
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,14 @@ class RowEncoder:
         # Another collator may make labels of its own.
         labels = require_target and self.columns.batched
         return encode_data(data, name, self.tokenizer, self.limit, require_target, self.vocabulary, labels)
+
+    @classmethod
+    def behind(
+        cls, model: SoftPrompts, tokenizer: Any, template: Any, columns: ColumnCheck, name: str | None = None
+    ) -> "RowEncoder":
+        """Return what encodes rows behind the prompt `name` of a model, default the active one."""
+        encoder = None if template is None else model.row_encoder(tokenizer, template)
+        return cls(encoder, model.room(name), vocabulary_of(model), columns)
 
     def describe(self, info: PromptInfo, data: Any) -> None:
         """Record the template and an example row in a prompt's description.

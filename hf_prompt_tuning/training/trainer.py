@@ -22,16 +22,14 @@ from ..prompts.config import PromptTuningConfig
 from ..prompts.ensemble_info import ENSEMBLE_FILE
 from ..prompts.plots import CURVES_FILE
 from ..prompts.repository_files import PROMPT_FILES
-from . import search
+from . import search, setup
 from .arguments import PromptTuningArguments
 from .checkpointing import CheckpointMixin
 from .evaluation import EvaluationMixin
 from .hooks import check_hooks
 from .publishing import Publisher
 from .push_arguments import destination
-from .setup import all_callbacks, choose_template, prompt_model
 from .token_rows import ColumnCheck, RowEncoder
-from .trainer_checks import check_devices, check_options, check_together, check_trains
 
 check_hooks()
 
@@ -49,11 +47,10 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         template: turns a row into text; default: the model's template.
         prompt_config: the prompt to add to a plain backbone.
         callbacks: as in `transformers.Trainer`. A `DivergenceCallback` is added if there is none.
-        compute_metrics: function that returns additional metrics. It receives an `EvalPrediction` of label scores
-            [N, L] and label indices (classification), of texts (generation), or of token logits [N, T, V] and labels
-            (rows of token ids).
-        model_init: function that replaces `model` and returns a model from `get_prompt_tuning_model` for each training
-            (see `hyperparameter_search`).
+        compute_metrics: returns additional metrics of an `EvalPrediction` of label scores [N, L] and label indices
+            (classification), of texts (generation), or of token logits [N, T, V] and labels (rows of token ids).
+        model_init: in place of `model`: returns a model from `get_prompt_tuning_model` for each training (see
+            `hyperparameter_search`).
         **kwargs: as in `transformers.Trainer`.
 
     Raises:
@@ -79,13 +76,13 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         check_kind(train_dataset, "training")
         check_kind(eval_dataset, "evaluation", may_be_several=True)
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
-        check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset)
+        setup.check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset)
         self.model_init = model_init
         model = super().call_model_init() if model_init is not None else model
-        check_devices(model, args)
-        template = choose_template(template, model, processing_class, train_dataset, eval_dataset)
-        check_options(args, kwargs, compute_metrics, template)
-        model = prompt_model(model, prompt_config, processing_class, template, args.seed)
+        setup.check_devices(model, args)
+        template = setup.choose_template(template, model, processing_class, train_dataset, eval_dataset)
+        setup.check_options(args, kwargs, compute_metrics, template)
+        model = setup.prompt_model(model, prompt_config, processing_class, template, args.seed)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         rows, train_dataset, eval_dataset = self.encode_data(
             model, template, processing_class, columns, train_dataset, eval_dataset
@@ -102,10 +99,10 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=all_callbacks(callbacks, args),
+            callbacks=setup.all_callbacks(callbacks, args),
             **kwargs,
         )
-        self._leave_loss_to_the_model()
+        setup.leave_loss_to_the_model(self)
         self.model_init = model_init  # not passed to super(), which would call it again
         self._adopt(self.model)
 
@@ -113,21 +110,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any
     ) -> tuple[RowEncoder, Any, Any]:
         """Return what encodes the prompt's rows, and the training and evaluation data as token ids."""
-        encoder = None if template is None else model.row_encoder(tokenizer, template)
-        rows = RowEncoder(encoder, model.room(), vocabulary_of(model), columns)
+        rows = RowEncoder.behind(model, tokenizer, template, columns)
         train = rows(train, "training", require_target=True)
         return rows, train, rows(evaluation, "evaluation", require_target=False, may_be_several=True)
-
-    def _leave_loss_to_the_model(self) -> None:
-        # Our `forward` divides by `num_items_in_batch`, whether or not the backbone's does. The label of the first
-        # token counts, because the prompt's last vector predicts it. `forward` also smooths the labels.
-        self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = False
-        self.label_smoother = None
-        self.label_names = ["labels"]
-        if self.rows.tokenizer is not None:
-            # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
-            self._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
 
     def _adopt(self, model: SoftPrompts) -> SoftPrompts:
         """Give a model the trainer's layout, template and example row, and give its rows the room that it has."""
@@ -141,10 +126,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     def call_model_init(self, trial: Any = None) -> SoftPrompts:
         """Make a model as `Trainer` does, set its template, and check that the data fits behind its prompt.
 
-        Raises:
-            PromptTuningError: `model_init` does not return a prompt-tuning model, or a row is too long for its prompt.
+        Raise PromptTuningError if it does not, or `model_init` returns no prompt-tuning model.
         """
-        model = self._adopt(prompt_model(super().call_model_init(trial)))
+        model = self._adopt(setup.prompt_model(super().call_model_init(trial)))
         for name, data in (("training", self.train_dataset), ("evaluation", self.eval_dataset)):
             self.rows(data, name, require_target=False, may_be_several=True)
         return model
@@ -162,8 +146,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         Args:
             resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`. If there
                 is none, training starts from the beginning and logs a warning.
-            trial: as in `Trainer`. A trial of a search saves its prompt (some kilobytes) in `run-<number>`.
-            ignore_keys_for_eval: as in `Trainer`.
+            trial, ignore_keys_for_eval: as in `Trainer`. A trial of a search saves its prompt (some kilobytes) in
+                `run-<number>`.
 
         Raises:
             PromptTuningError: the checkpoint folder is missing or damaged, the prompt was loaded without
@@ -172,7 +156,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             TrainingInterrupted: SIGTERM or SIGINT arrived with `save_on_signal` on; the run is saved.
         """
         if self.model is not None:  # otherwise `model_init` makes the model later
-            check_trains(self.accelerator.unwrap_model(self.model), self.trained_prompts)
+            setup.check_trains(self.unwrapped, self.trained_prompts)
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         with self.watching_signals("saving after this step"):
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -183,7 +167,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     @property
     def trained_prompts(self) -> list[str]:
         """The names of the prompts that train."""
-        return [self.accelerator.unwrap_model(self.model).active_adapter]
+        return [self.unwrapped.active_adapter]
 
     def hyperparameter_search(
         self,
@@ -201,11 +185,11 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
         Args:
             hp_space: function that returns a trial's `TrainingArguments` values by name.
-            compute_objective: function from an evaluation's metrics to the objective; default: the value of
-                `metric_for_best_model`, or the loss. (`Trainer`'s default is the sum of all metrics.)
+            compute_objective: function of an evaluation's metrics; default: the value of `metric_for_best_model`, or
+                the loss. (`Trainer`'s default is the sum of all metrics.)
             n_trials: number of trials.
-            direction: "minimize" or "maximize"; default: the direction of the metric, from `greater_is_better` or its
-                name. Pass it if you pass `compute_objective`.
+            direction: "minimize" or "maximize"; default: that of the metric, from `greater_is_better` or its name.
+                Pass it if you pass `compute_objective`.
             **kwargs: passed to `optuna.create_study` (`sampler`, `pruner`, `storage`, …) and `Study.optimize`.
 
         Raises:
@@ -241,14 +225,13 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Do not call super(), which also pickles the arguments and copies the tokenizer. A prompt's folder holds
         # neither.
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.unwrapped
         # Run on every process, because sharded weights are gathered: the embedding, for the nearest words, and the
         # prompt (ZeRO-3).
         with model.whole_prompt():
             describe_run(model, self.args, self.state, self.processing_class)
-            for name, data in (("training_rows", self.train_dataset), ("evaluation_rows", self.eval_dataset)):
-                if isinstance(data, Dataset):
-                    model.info.data[name] = len(data)
+            rows = {"training_rows": self.train_dataset, "evaluation_rows": self.eval_dataset}
+            model.info.data |= {name: len(data) for name, data in rows.items() if isinstance(data, Dataset)}
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir
                 model.save_pretrained(folder, repo_id=self.publisher.repo_id, card=not self.is_saving_checkpoint)
@@ -256,10 +239,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the Hub repository as `Trainer` does, for all processes.
 
-        If the Hub is unreachable, the first push creates the repository.
-
-        Raises:
-            PromptTuningError: the token, the namespace, the branch or the visibility is invalid.
+        If the Hub is unreachable, the first push creates it. Raise PromptTuningError if the token, the namespace, the
+        branch or the visibility is invalid.
         """
         self.publisher.create_repository(token, private)
 
@@ -281,9 +262,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         Args:
             commit_message: message of the commit.
             blocking: whether to wait until the push is finished.
-            token: default: `hub_token` of the training arguments.
-            revision: branch, created if missing; default: `hub_revision` of the training arguments.
-            private: whether a new repository is private; default: `hub_private_repo` of the training arguments.
+            token, revision, private: default: `hub_token`, `hub_revision` and `hub_private_repo` of the training
+                arguments. The branch is created if missing; `private` is for a new repository.
             tokenizer: whether to push the tokenizer, too.
             **kwargs: `language`, `license` and `tags` for the card. Other arguments of `Trainer`'s model card are
                 accepted and ignored, because the prompt's card fills them in by itself.
@@ -306,7 +286,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
     def save_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
         """Save the files to push in `folder`; return the folder that holds them."""
-        return self.accelerator.unwrap_model(self.model).save_for_hub(folder, repo_id, tokenizer)
+        return self.unwrapped.save_for_hub(folder, repo_id, tokenizer)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Do not call super(), which pushes everything in the output folder, including pickles.

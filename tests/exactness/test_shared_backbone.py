@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_prompt_tuning import PromptTuningError
-from hf_prompt_tuning.training.trainer_checks import check_devices
+from hf_prompt_tuning.training.setup import check_devices
 from tests.shared.entry_points import FAMILIES, calls, models, no_grad
 from tests.shared.reference import pad, ragged_rows, tiny_prompt_model
 

@@ -37,16 +37,13 @@ class KeptPrompt(NamedTuple):
 
 
 class PromptCheckpointCallback(TrainerCallback):
-    """Save the prompt of every evaluation in one file of the output folder, `evaluated_prompts.safetensors`.
+    """Save the prompt of every evaluation in one `file`: default `evaluated_prompts.safetensors` of the output folder.
 
     If several prompts train together (several tasks, an ensemble), each is saved with the metrics that contain its
     name. Metrics of no single prompt (an ensemble's vote) are not saved.
 
     A checkpoint is for resuming, and old checkpoints are deleted. This file is for looking back. 20 vectors of width
     4096 take 320 kB per evaluation. A resumed run adds to the existing file.
-
-    Args:
-        file: path of the file; default: in the output folder.
     """
 
     def __init__(self, file: str | Path | None = None):

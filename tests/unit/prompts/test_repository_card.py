@@ -11,8 +11,8 @@ import yaml
 from hf_prompt_tuning import PromptPushError, load_prompt
 from hf_prompt_tuning.models import saving as saved_prompts
 from hf_prompt_tuning.prompts import files as prompt_files
+from hf_prompt_tuning.prompts.card import MARKER
 from hf_prompt_tuning.prompts.pushing import Destination
-from hf_prompt_tuning.prompts.repository_card import MARKER
 from tests.shared.pushes import DRAWN, model_of, several, trainer_of
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_models import make_tokenizer, tiny_model
