@@ -31,8 +31,7 @@ class ModelArguments:
     model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of the backbone.")
     gguf_file: str | None = HfArg(default=None, help="GGUF file to load the backbone from.")
     dtype: str = HfArg(
-        default="auto",
-        help="dtype of the backbone: auto, float32, bfloat16 or float16. The prompt is always float32.",
+        default="auto", help="dtype of the backbone: auto, float32, bfloat16 or float16. The prompt is always float32."
     )
     attn_implementation: str | None = HfArg(default=None, help="Attention: sdpa, eager, flash_attention_2, …")
     task_type: str | None = HfArg(
@@ -195,7 +194,7 @@ def read_config(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise PromptTuningError(
-            f"the config {str(file)!r} cannot be read: {error.strerror}. Check the path."
+            f"the config {str(file)!r} cannot be read: {error.strerror}. Check its path"
         ) from error
     try:
         values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
@@ -205,9 +204,7 @@ def read_config(file: Path) -> dict[str, Any]:
             f"the config {str(file)!r} is not {file.suffix[1:]}: {what}. Correct it there."
         ) from error
     if not isinstance(values, dict):
-        raise PromptTuningError(
-            f"the config {str(file)!r} is no mapping of argument names to values; write `name: value`."
-        )
+        raise PromptTuningError(f"the config {str(file)!r} is no mapping of arguments to values; write `name: value`.")
     return {str(key): value for key, value in values.items()}
 
 

@@ -51,9 +51,7 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
     percentage = args.validation_split_percentage
     if percentage is not None and "validation" not in splits:
         if "train" not in splits or not 1 <= percentage <= 99:
-            raise PromptTuningError(
-                f"validation_split_percentage is {percentage}; give 1 to 99, together with training data."
-            )
+            raise PromptTuningError(f"validation_split_percentage is {percentage}; give 1 to 99, and training data.")
         if len(splits["train"]) < 2:
             raise PromptTuningError(
                 f"validation_split_percentage is {percentage} and there is 1 training row; give 2 or more to split."
@@ -79,9 +77,7 @@ def load_transfer(args: DataArguments, template: RowTemplate, token: str | None 
     for entry in args.transfer_file or ():
         name, _, file = entry.partition("=")
         if not re.fullmatch(r"[\w-]+", name) or not file or name in files:
-            raise PromptTuningError(
-                f"transfer_file has {entry!r}; give NAME=FILE, each NAME (letters, digits, _ and -) once."
-            )
+            raise PromptTuningError(f"transfer_file has {entry!r}; give NAME=FILE, each NAME ([A-Za-z0-9_-]) once.")
         files[name] = file
     renamed: dict[str, dict[str, str]] = {name: {} for name in files}
     for entry in args.transfer_columns or ():

@@ -58,9 +58,7 @@ def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
             raise PromptTuningError(f"two tasks are called {name!r}; give each a name of its own.")
         tasks[name] = make_arguments(shared | _own_values(name, entry), flags)
         if any(getattr(tasks[name].prompt, key) is not None for key in OF_SEVERAL):
-            raise PromptTuningError(
-                f"{', '.join(OF_SEVERAL)} are for one task; leave them out of a config with tasks."
-            )
+            raise PromptTuningError(f"{', '.join(OF_SEVERAL)} are for one task; leave them out beside tasks.")
     # The run evaluates if at least one task has validation data.
     of_run = max(tasks.values(), key=lambda arguments: arguments.training.do_eval)
     return TasksConfig(of_run.model, of_run.training, tasks)

@@ -49,23 +49,13 @@ def load_backbone(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, HubFolder | None]:
-    """Load a backbone without running code from its repository.
+    """Load a backbone without running code from its repository. Return it and its place, None for a folder.
 
-    Args:
-        name: a Hub id or a folder.
-        task_type: CAUSAL_LM or SEQ_2_SEQ_LM; None reads it from the backbone's config.
-        hub: `revision`, `token`, `cache_dir` and `local_files_only`.
-        advice: the last sentence of an error's message: what the user can do.
-        gguf_file: the GGUF file that holds the whole backbone.
-        adapters: False raises an error for a repository that holds an adapter and names another backbone.
-        trust_remote_code: must be False; accepted so that the error names it.
-        **options: passed to `from_pretrained`. Options that are None are left out.
-
-    Returns:
-        The backbone, and its repository at one commit; None for a folder.
-
-    Raises:
-        PromptLoadError: the backbone could not be loaded.
+    `name` is a Hub id or a folder. Without a `task_type` the backbone's config tells it. `hub` has `revision`,
+    `token`, `cache_dir` and `local_files_only`; `advice` is the last sentence of an error's message; a GGUF file holds
+    the whole backbone. Without `adapters`, a repository that holds an adapter and names another backbone is an error.
+    So is `trust_remote_code`, which is accepted so that the error names it. Other options go to `from_pretrained`,
+    unless they are None. Raise PromptLoadError if the backbone could not be loaded.
     """
     what = f"the backbone {name!r}"
     if trust_remote_code:
@@ -97,10 +87,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer without running code from its repository, from the backbone's commit if its place is given.
 
-    Arguments are those of `load_backbone`, and the place that it returns.
-
-    Raises:
-        PromptLoadError: the tokenizer could not be loaded.
+    Arguments are those of `load_backbone`, and the place that it returns. Raise PromptLoadError if it could not be
+    loaded.
     """
     if gguf_file is None:  # a GGUF file contains the tokenizer, too
         must_be_known(place, TOKENIZER_FILES)
@@ -130,17 +118,10 @@ def _readable(what: str, advice: str) -> Iterator[None]:
 def backbone_place(name: str, gguf_file: str | None = None, **hub: Any) -> HubFolder | None:
     """Return a Hub backbone at one commit with its small files in the cache, or None if `name` is a folder.
 
-    If the server fails to send a file, transformers treats the file as missing and continues with another tokenizer
-    or other settings of `generate`. So this downloads the small files to the cache first. For weights that are not in
-    the cache, it checks that the server can send them.
-
-    Args:
-        name: a Hub id or a folder.
-        gguf_file: the GGUF file that holds the whole backbone, if there is one.
-        **hub: as in `HubFolder`.
-
-    Raises:
-        PromptLoadError: the repository or one of its files could not be loaded.
+    If the server fails to send a file, transformers treats the file as missing and continues with another tokenizer or
+    other settings of `generate`. So this downloads the small files to the cache first. For weights that are not in the
+    cache (in a GGUF file, all of the backbone), it checks that the server can send them. Raise PromptLoadError if the
+    repository or one of its files could not be loaded.
     """
     if hub_id(name) is None:
         return None
@@ -174,9 +155,7 @@ def _fetch_small(place: HubFolder, gguf_file: str | None) -> None:
 def source(place: HubFolder | None, **hub: Any) -> dict[str, Any]:
     """Return the arguments that make `from_pretrained` of models and tokenizers load from this place only.
 
-    Args:
-        place: the result of `backbone_place`.
-        **hub: the caller's `revision`, `token`, `cache_dir` and `local_files_only`.
+    They start from the caller's `revision`, `token`, `cache_dir` and `local_files_only`.
     """
     hub = {name: value for name, value in hub.items() if value}
     if place is not None and place.commit is not None and not is_adapter(place):

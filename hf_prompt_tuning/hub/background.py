@@ -73,8 +73,7 @@ def start(job: Callable[[], Any], after: Future | None = None) -> Future:
 def within(seconds: float, job: Callable[[], Any]) -> Any:
     """Run a job and return its result.
 
-    Raises:
-        TimeoutError: the job took longer than `seconds`. It keeps running, and nothing waits for it.
+    Raise TimeoutError if it took longer than `seconds`. It keeps running, and nothing waits for it.
     """
     future = start(job)
     try:

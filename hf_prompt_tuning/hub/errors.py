@@ -23,10 +23,7 @@ def is_temporary_status(status: int) -> bool:
 
 @contextmanager
 def asking(what: str) -> Iterator[None]:
-    """Turn any error of a request into one of this package's errors.
-
-    Args:
-        what: what is requested; the message starts with it.
+    """Turn any error of a request into one of this package's errors. The message starts with `what` is requested.
 
     Raises:
         HubUnavailableError: the server is unavailable or cannot be reached.

@@ -249,13 +249,8 @@ def open_tensors(
 ) -> Iterator[Any]:
     """Open a safetensors file (a `safe_open`).
 
-    Args:
-        file: the file.
-        fault: what the message says of a file that cannot be read.
-        fix: what to do, at the end of the message.
-
-    Raises:
-        PromptLoadError: the file is missing or damaged, or lacks what is read from it in this context.
+    Raise PromptLoadError if it is missing or damaged, or lacks what is read from it in this context. The message says
+    `fault` of the file, and ends with how to `fix` it.
     """
     try:
         with safe_open(file, framework="pt") as tensors:

@@ -47,9 +47,7 @@ def announced(url: str, token: str | bool | None) -> HfFileMetadata:
 def downloaded(url: str, token: str | bool | None) -> bytes:
     """Download a file and return its content.
 
-    Raises:
-        HfHubHTTPError: the server rejects the request.
-        PromptLoadError: the file is larger than `MAX_BYTES`, too large for a file of a prompt.
+    Raise HfHubHTTPError if the server rejects the request, and PromptLoadError if the file is larger than `MAX_BYTES`.
     """
     content = bytearray()
     with _opened(url, token) as answer:

@@ -30,17 +30,10 @@ from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..layouts.sharing import of_all_parts
 from ..layouts.traits import token_scale
+from ..models import vocabulary
 from ..models.initialization import made_again
 from ..models.load import load_prompt
 from ..models.soft_prompts import SoftPrompts
-from ..models.vocabulary import (
-    NearestTokens,
-    cosine_matrix,
-    nearest_tokens,
-    percentiles,
-    vocabulary_norms,
-    vocabulary_size,
-)
 from ..prompts.card import start_in_words
 from .comparison import compare_vectors
 from .effects import attention_to_prompt, quality, quality_without_each
@@ -92,7 +85,8 @@ def inspect_prompt(
         raise PromptTuningError("the backbone's tokenizer is not given; give it as tokenizer=….")
     if data is not None and not isinstance(data, Dataset):
         data = Dataset.from_list(list(data))
-    norms, inspections = vocabulary_norms(model.word_embeddings, vocabulary_size(model.word_embeddings, tokenizer)), []
+    embed, inspections = model.word_embeddings, []
+    norms = vocabulary.vocabulary_norms(embed, vocabulary.vocabulary_size(embed, tokenizer))
     for adapter, name in names.items():
         model.set_adapter(adapter)
         inspections.append(_of_vectors(model, name, tokenizer, norms, words))
@@ -132,9 +126,9 @@ def _of_vectors(
     vectors, embed, info = model.prompt.detach(), model.word_embeddings, model.info
     template, known = info.template, info.backbone
     lengths = vectors.norm(dim=1).cpu()
-    by_cosine = nearest_tokens(vectors, embed, len(norms), how_many)
-    by_distance = nearest_tokens(vectors, embed, len(norms), how_many, by_distance=True)
-    values = (lengths.tolist(), percentiles(lengths, norms).tolist())
+    by_cosine = vocabulary.nearest_tokens(vectors, embed, len(norms), how_many)
+    by_distance = vocabulary.nearest_tokens(vectors, embed, len(norms), how_many, by_distance=True)
+    values = (lengths.tolist(), vocabulary.percentiles(lengths, norms).tolist())
     rows = zip(_words(by_cosine, tokenizer), _words(by_distance, tokenizer), *values, strict=True)
     counts, edges = torch.histogram(norms, BINS)
     inspection = PromptInspection(
@@ -146,7 +140,7 @@ def _of_vectors(
         started_as=start_in_words(info),
         recorded={key.removeprefix("eval_"): float(v) for key, v in info.metrics.items() if math.isfinite(v)},
         positions=[Position(number, *row) for number, row in enumerate(rows, start=1)],
-        similarity=cosine_matrix(vectors, vectors).tolist(),
+        similarity=vocabulary.cosine_matrix(vectors, vectors).tolist(),
         vocabulary_norms={
             "quantiles": {str(q): float(norms[round(q / 100 * (len(norms) - 1))]) for q in QUANTILES},
             "edges": edges.tolist(),
@@ -157,7 +151,7 @@ def _of_vectors(
     return inspection
 
 
-def _words(nearest: NearestTokens, tokenizer: PreTrainedTokenizerBase) -> list[list[Word]]:
+def _words(nearest: vocabulary.NearestTokens, tokenizer: PreTrainedTokenizerBase) -> list[list[Word]]:
     rows = zip(nearest.ids.tolist(), nearest.cosines.tolist(), nearest.distances.tolist(), strict=True)
     return [[Word(tokenizer.decode([i]), i, c, d) for i, c, d in zip(*row, strict=True)] for row in rows]
 
@@ -174,7 +168,7 @@ def _add_moves(
         inspection.notes["moved"] = "the vectors that the prompt started from are not known"
         return
     start = start.to(vectors.device)
-    words = _words(nearest_tokens(start, embed, size, 1), tokenizer)
+    words = _words(vocabulary.nearest_tokens(start, embed, size, 1), tokenizer)
     distances, norms = (vectors - start).norm(dim=1), start.norm(dim=1).clamp(min=1e-12)
     cosines = torch.nn.functional.cosine_similarity(vectors, start, dim=1)
     for i, position in enumerate(inspection.positions):

@@ -215,10 +215,7 @@ def token_inputs(backbone: nn.Module, embeds: Tensor) -> dict[str, Tensor]:
     if embeds.shape[-1] == width:
         return {"inputs_embeds": embeds}
     layers = backbone.config.get_text_config().num_hidden_layers
-    return {
-        "inputs_embeds": embeds[..., :width],
-        "per_layer_inputs": embeds[..., width:].unflatten(-1, (layers, -1)),
-    }
+    return {"inputs_embeds": embeds[..., :width], "per_layer_inputs": embeds[..., width:].unflatten(-1, (layers, -1))}
 
 
 def predictions_at(backbone: nn.Module, rows: Tensor, columns: Tensor, **inputs: Any) -> ModelOutput:

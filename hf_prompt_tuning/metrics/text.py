@@ -29,7 +29,4 @@ class Text(evaluate.Metric):
         scorer = rouge_scorer.RougeScorer(["rougeL"])
         pairs = [(p.strip(), r.strip()) for p, r in zip(predictions, references, strict=True)]
         rouge = [scorer.score(r, p)["rougeL"].fmeasure for p, r in pairs]
-        return {
-            "exact_match": sum(p == r for p, r in pairs) / len(pairs),
-            "rougeL": sum(rouge) / len(pairs),
-        }
+        return {"exact_match": sum(p == r for p, r in pairs) / len(pairs), "rougeL": sum(rouge) / len(pairs)}

@@ -50,9 +50,7 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
             "leave task_type out, or load the backbone with the other Auto class."
         )
     if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
-        raise PromptTuningError(
-            f"{name} takes no inputs_embeds, through which a prompt is given; use another backbone."
-        )
+        raise PromptTuningError(f"{name} takes no inputs_embeds, by which a prompt is given; use another backbone.")
     return own_type
 
 
@@ -214,7 +212,8 @@ def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
     if isinstance(config, _View):
         return config
     kind = type(config)
-    members: dict[str, Any] = {name: property(_zero, _ignore) for name in _probabilities(vars(config))}
+    always_zero = property(lambda view: 0.0, lambda view, value: None)  # a new value is ignored: dropout stays off
+    members: dict[str, Any] = dict.fromkeys(_probabilities(vars(config)), always_zero)
     view = object.__new__(type(kind.__name__, (_View, kind), members | {"__module__": kind.__module__, "of": config}))
     object.__setattr__(view, "__dict__", vars(config))
     return view
@@ -236,11 +235,3 @@ class _View:
         alone = copy.copy(self.of)
         vars(alone).update({name: 0.0 for name, value in vars(type(self)).items() if isinstance(value, property)})
         return alone
-
-
-def _zero(view: PreTrainedConfig) -> float:
-    return 0.0
-
-
-def _ignore(view: PreTrainedConfig, value: Any) -> None:
-    """Ignore the new value: dropout stays off."""

@@ -92,8 +92,7 @@ def check_adapter_names(adapter_names: Sequence[str], rows: int, prompts: Collec
         raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {rows} rows; give one a row.")
     if unknown := [name for name in adapter_names if name not in prompts and name != NO_PROMPT]:
         raise PromptTuningError(
-            f"adapter_names has {unknown[0]!r}; there are {', '.join(map(repr, prompts))} "
-            f"and {NO_PROMPT!r} for no prompt."
+            f"adapter_names has {unknown[0]!r}; there are {', '.join(map(repr, prompts))}, and {NO_PROMPT!r} for none."
         )
 
 
@@ -197,8 +196,7 @@ def vocabulary(backbone: PreTrainedModel) -> int:
 def _check_ids(ids: Tensor) -> None:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or not len(ids):
         raise PromptTuningError(
-            f"input_ids has shape {_shape(ids)}; give a tensor of [B, T] with one row or more "
-            "(input_ids[None] of a single row)."
+            f"input_ids has shape {_shape(ids)}; give [B, T], one row or more (input_ids[None] of a single row)."
         )
     if ids.dtype not in (torch.long, torch.int32):
         raise PromptTuningError(f"input_ids has dtype {ids.dtype}; give token ids in whole numbers (torch.long).")

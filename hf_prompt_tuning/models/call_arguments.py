@@ -103,8 +103,7 @@ def decoder_arguments(
         if shape[0] != rows or not (past or all(shape == others for others in targets)):
             wanted = list(targets[0]) if targets and targets[0] != shape else f"[{rows}, T']"
             raise PromptTuningError(
-                f"{name} has shape {list(getattr(value, 'shape', ()))}; give {wanted}, as labels and the decoder's "
-                "others."
+                f"{name} has shape {list(getattr(value, 'shape', ()))}; give {wanted}, as labels and the others."
             )
     return given
 

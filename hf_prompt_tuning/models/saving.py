@@ -58,9 +58,7 @@ class SavingMixin:
             FloatingPointError: a prompt holds NaN or infinity; nothing is written.
         """
         if not safe_serialization:
-            raise PromptTuningError(
-                "safe_serialization is False; prompts are saved as safetensors only. Leave it out."
-            )
+            raise PromptTuningError("safe_serialization is False; prompts are saved as safetensors. Leave it out.")
         names = selected_adapters or list(self.peft_config)
         check_savable({name: self.prompt_encoder[name] for name in names}, card)
         # The embedding layers belong to the backbone, and PEFT's check for them asks the Hub. The same for the

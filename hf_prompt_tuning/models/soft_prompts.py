@@ -17,15 +17,7 @@ from ..layouts import Candidates, Examples, LabelledLogits, Prompts
 from ..layouts.base import IGNORED, token_nll
 from ..layouts.sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
-from .batch_checks import (
-    NO_PROMPT,
-    Targets,
-    Texts,
-    check_adapter_names,
-    check_candidates,
-    check_tensor,
-    check_texts,
-)
+from .batch_checks import NO_PROMPT, Targets, Texts, check_adapter_names, check_candidates, check_tensor, check_texts
 from .held_prompts import HeldPrompts
 from .untrainable import untrainable
 
@@ -53,8 +45,7 @@ class SoftPrompts(HeldPrompts):
             return replaced
         if not self.peft_config:
             raise PromptTuningError(
-                "the model has no prompt; add one with add_adapter or load_adapter, and make it the active one with "
-                "set_adapter."
+                "the model has no prompt; add one with add_adapter or load_adapter, and activate it with set_adapter."
             )
         return self.prompt_encoder[self.active_adapter].embedding.weight
 

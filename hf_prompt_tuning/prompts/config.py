@@ -106,9 +106,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
             )
         for name in ("init_prompt_revision", "init_prompt_subfolder"):
             if getattr(self, name) and not self.init_prompt:
-                raise PromptTuningError(
-                    f"{name} is {getattr(self, name)!r} without a prompt. Give init_prompt as well."
-                )
+                raise PromptTuningError(f"{name} is {getattr(self, name)!r} without a prompt. Give init_prompt, too.")
         if init == PromptTuningInit.PROMPT and not self.init_prompt and not self.inference_mode:
             raise PromptTuningError(
                 "prompt_tuning_init is PROMPT and init_prompt is not given. Give a prompt's folder, its Hub id, "

@@ -60,14 +60,9 @@ class SavedPrompt(NamedTuple):
 def open_place(prompt: str | Path, **hub: Any) -> Place:
     """Return the place of a prompt's files: a local folder, or a Hub repository at one commit.
 
-    Args:
-        prompt: a folder or a Hub id.
-        **hub: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` as in
-            `hf_hub_download`.
-
-    Raises:
-        PromptLoadError: the folder does not exist, and the name is not a valid Hub id; or a revision is given for a
-            folder.
+    `hub` are `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` as in
+    `hf_hub_download`. Raise PromptLoadError if the folder does not exist, and the name is not a valid Hub id; or a
+    revision is given for a folder.
     """
     hub = {name: value for name, value in hub.items() if name in OPTIONS and value is not None}
     if Path(prompt).is_dir():
@@ -86,14 +81,10 @@ def open_place(prompt: str | Path, **hub: Any) -> Place:
 
 
 def read_prompt(prompt: str | Path, **hub: Any) -> SavedPrompt:
-    """Read and check a saved prompt. All files of a Hub repository come from one commit.
+    """Read and check a saved prompt, of a folder or a Hub id. All files of a Hub repository come from one commit.
 
-    Args:
-        prompt: a folder or a Hub id.
-        **hub: as in `open_place`.
-
-    Raises:
-        PromptLoadError: a file is missing, could not be loaded, is damaged or unsafe, or does not belong to a prompt.
+    Options are those of `open_place`. Raise PromptLoadError if a file is missing, could not be loaded, is damaged or
+    unsafe, or does not belong to a prompt.
     """
     saved, place = read_whole(open_place(prompt, **hub), lambda place: _read(place, prompt))
     place.remember()
@@ -129,9 +120,7 @@ def _needed(place: Place, prompt: str | Path, name: str) -> Path:
             folders = sorted({path.rpartition("/")[0] for path in place.names() if path.endswith(f"/{CONFIG_FILE}")})
     if folders:
         shown = ", ".join(map(repr, folders[:5])) + (", …" if len(folders) > 5 else "")
-        raise PromptLoadError(
-            f"{prompt} has no {name}, but prompts in {shown}; name one of these folders by subfolder=…."
-        )
+        raise PromptLoadError(f"{prompt} has no {name}, but prompts in {shown}; name one by subfolder=….")
     raise PromptLoadError(
         f"{prompt} has no {name}; a prompt's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}. Check the path, and "
         "subfolder=… where it holds several; prompts in other formats are read by import_prompt."
@@ -153,11 +142,7 @@ def _start(place: Place, vectors: Tensor, info: PromptInfo | None) -> Tensor | N
 
 
 def used_rows(vectors: Tensor, config: PromptTuningConfig, source: str | Path) -> Tensor:
-    """Return the P rows of a prompt, as its config says.
-
-    Raises:
-        PromptLoadError: there are more or fewer than P rows.
-    """
+    """Return the P rows of a prompt, as its config says. Raise PromptLoadError if there are more or fewer."""
     if config.task_type == "SEQ_2_SEQ_LM" and len(vectors) == 2 * config.num_virtual_tokens:
         # PEFT by default saves a second half for the decoder. It is never trained and never used.
         vectors = vectors[: config.num_virtual_tokens].clone()
@@ -181,21 +166,14 @@ def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
     except PromptLoadError:  # its message is complete
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise PromptLoadError(
-            f"{named(file)} is not a prompt's {file.name}: {error}. Download or copy it again."
-        ) from error
+        raise PromptLoadError(f"{named(file)} is not a prompt's {file.name}: {error}. Download it again.") from error
 
 
 def adapter_config(values: dict[str, Any], source: str | Path = "this") -> PromptTuningConfig:
     """Return PEFT's config with only the fields that a trained prompt needs, without its initialisation.
 
-    Args:
-        values: the content of `adapter_config.json`.
-        source: the prompt, for messages.
-
-    Raises:
-        PromptLoadError: the adapter is of another kind.
-        PromptTuningError: a field has the wrong type.
+    `values` are the content of `adapter_config.json` of `source`, for messages. Raise PromptLoadError for another kind
+    of adapter, and PromptTuningError for a field of the wrong type.
     """
     kind = values.get("peft_type")
     if kind != "PROMPT_TUNING" and kind in [adapter.value for adapter in PeftType]:
@@ -224,8 +202,7 @@ def adapter_config(values: dict[str, Any], source: str | Path = "this") -> Promp
 def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
     """Return a tensor of a safetensors file as fp32 [P, H]. Its size is checked before it is read.
 
-    Raises:
-        PromptLoadError: the file is damaged, the tensor is missing, or it is not a prompt.
+    Raise PromptLoadError if the file is damaged, the tensor is missing, or it is not a prompt.
     """
     with open_tensors(file) as tensors:
         if key not in tensors.keys():  # noqa: SIM118  (not a mapping)
@@ -255,11 +232,7 @@ def write_start(folder: Path, start: Tensor | None) -> None:
 
 
 def checked(vectors: Tensor, file: str | Path) -> Tensor:
-    """Return the vectors if they are a valid prompt: [P, H], not empty, all finite.
-
-    Raises:
-        PromptLoadError: the vectors are not a valid prompt.
-    """
+    """Return the vectors if they are a valid prompt: [P, H], not empty, all finite. Else raise PromptLoadError."""
     if vectors.dim() != 2 or not vectors.numel():
         raise PromptLoadError(
             f"{named(file)} holds an array of shape {list(vectors.shape)}; a prompt is [P, H]: give such a file."

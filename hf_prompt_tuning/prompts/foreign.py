@@ -89,9 +89,7 @@ def _google(path: Path) -> Tensor:
                 f"{path} holds {getattr(array, 'dtype', 'an archive')}, not floating-point numbers; save it as such."
             )
         if array.ndim != 2 or not 0 < array.size <= MAX_NUMBERS:
-            raise PromptLoadError(
-                f"{path} holds an array of shape {list(array.shape)}; a prompt is [P, H]: save it so."
-            )
+            raise PromptLoadError(f"{path} holds an array of shape {list(array.shape)}; a prompt is [P, H].")
         return checked(torch.from_numpy(np.array(array, dtype=np.float32)), path)
     except PromptLoadError:
         raise

@@ -101,8 +101,7 @@ class PromptInfo:
             raise PromptTuningError(f"format_version is {format_version!r:.80}, not a number of 1 or more")
         if format_version > FORMAT_VERSION:
             raise PromptTuningError(
-                f"it is of format {format_version}, and this version reads up to {FORMAT_VERSION}; "
-                "upgrade hf_prompt_tuning"
+                f"it is of format {format_version}, and this version reads {FORMAT_VERSION}; upgrade hf_prompt_tuning"
             )
         template = values.get("template")
         kept = {f.name: values[f.name] for f in fields(cls) if f.name in values and f.name != "template"}

@@ -207,8 +207,5 @@ class _Change:
                 self.api.preupload_lfs_files(additions=[addition], **where)
         deleted = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in sorted(self.obsolete)]
         return self.api.create_commit(
-            operations=[*deleted, *added],
-            commit_message=message,
-            commit_description=description,
-            **where,
+            operations=[*deleted, *added], commit_message=message, commit_description=description, **where
         )

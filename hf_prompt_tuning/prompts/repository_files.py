@@ -10,16 +10,7 @@ from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 
 CARD_FILE = "README.md"
 STATE = "trainer_state.json"
-PROMPT_FILES = (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    INFO_FILE,
-    START_FILE,
-    RESULTS_FILE,
-    LOSS_FILE,
-    CONFUSION_FILE,
-    CARD_FILE,
-)
+PROMPT_FILES = (CONFIG_FILE, WEIGHTS_FILE, INFO_FILE, START_FILE, RESULTS_FILE, LOSS_FILE, CONFUSION_FILE, CARD_FILE)
 """All files that are written for a prompt, except the tokenizer, which may belong to someone else."""
 OF_PROMPTS = "|".join(map(re.escape, PROMPT_FILES))
 OF_CHECKPOINTS = re.compile(

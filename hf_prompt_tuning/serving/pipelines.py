@@ -84,9 +84,7 @@ class PromptPipeline(Pipeline):
             if isinstance(names, str):
                 names = [names] * len(inputs)
             if len(names) != len(inputs):
-                raise PromptTuningError(
-                    f"adapter_names has {len(names)} names for {len(inputs)} rows; give one a row."
-                )
+                raise PromptTuningError(f"adapter_names has {len(names)} names for {len(inputs)} rows; give as many.")
             rows: Any = [_Row(content, name) for content, name in zip(inputs, names, strict=True)]
             return super().__call__(rows, **kwargs) if rows else []
         if not isinstance(names, str):

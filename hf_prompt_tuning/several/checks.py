@@ -23,8 +23,7 @@ def check_arguments(args: PromptTuningArguments) -> None:
         )
     if args.auto_find_batch_size:
         raise PromptTuningError(
-            "auto_find_batch_size is on, and each of several prompts has its own batches; give "
-            "per_device_train_batch_size."
+            "auto_find_batch_size is on, and each prompt has its own batches; give per_device_train_batch_size."
         )
     if args.load_best_model_at_end or args.save_strategy == "best":
         raise PromptTuningError(
@@ -75,7 +74,7 @@ def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
     """Return the data; raise PromptTuningError if it is not a dict from the names of tasks to data."""
     if not isinstance(data, dict) or not data:
         raise PromptTuningError(
-            f"the data is a {type(data).__name__}; with several tasks give a dict of task name to data."
+            f"the data is a {type(data).__name__}; with several tasks give a dict of name to data."
         )
     if unknown := [name for name in data if name not in names]:
         raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, names))}.")

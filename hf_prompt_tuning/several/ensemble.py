@@ -33,11 +33,7 @@ class PromptEnsemble:
     """
 
     def __init__(
-        self,
-        model: SoftPrompts,
-        members: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
-        template: RowTemplate,
+        self, model: SoftPrompts, members: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: RowTemplate
     ):
         self.model = model
         self.members = list(members)

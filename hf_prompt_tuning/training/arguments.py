@@ -46,8 +46,7 @@ class PromptTuningArguments(TrainingArguments):
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1:
                 raise PromptTuningError(
-                    f"early_stopping_patience is {self.early_stopping_patience}; it counts evaluations: "
-                    "give 1 or more."
+                    f"early_stopping_patience is {self.early_stopping_patience}; it counts evaluations: give 1 or more"
                 )
             self.load_best_model_at_end = True
             if self.eval_strategy == "no":

@@ -57,7 +57,8 @@ ATTRIBUTES = {
 
 def check_hooks(trainer: type = Trainer) -> None:
     """Raise PromptTuningError if the installed `Trainer`, or another class, lacks a hook."""
-    names = {name for method in vars(trainer).values() for name in _names_in(method)}
+    codes = [method.__code__ for method in vars(trainer).values() if hasattr(method, "__code__")]
+    names = {name for code in codes for name in code.co_names}  # of all attributes that a method reads or sets
     lacking = {name: hook for name, hook in METHODS.items() if not callable(getattr(trainer, name, None))}
     lacking |= {name: hook for name, hook in ATTRIBUTES.items() if name not in names}
     if needed := needed_hooks(lacking):
@@ -66,8 +67,3 @@ def check_hooks(trainer: type = Trainer) -> None:
             f"the Trainer of transformers {TRANSFORMERS} has no {listed}. Install the version of "
             "transformers that hf_prompt_tuning asks for (pip install 'hf_prompt_tuning[train]')."
         )
-
-
-def _names_in(method: object) -> tuple[str, ...]:
-    """Return the names of all attributes that a method reads or sets; none if it is not a function."""
-    return getattr(getattr(method, "__code__", None), "co_names", ())

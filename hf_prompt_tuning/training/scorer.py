@@ -15,19 +15,8 @@ from ..data.collator import beside_texts
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from ..models import scoring
 from ..models.calibration import fit_calibration
-from ..models.scoring import (
-    classification_metrics,
-    confusion_matrix,
-    decode,
-    generate_within,
-    label_losses,
-    label_nll,
-    last_target,
-    loss_metrics,
-    rank_labels,
-    text_metrics,
-)
 from ..prompts.info import PromptInfo
 from .token_rows import RowEncoder
 
@@ -104,9 +93,9 @@ class Scorer:
             )
         if label is not None and self.ranks_labels and not loss_only:
             ids = self.encoder.label_token_ids
-            scores = rank_labels(model, batch, ids, self.encoder.is_encoder_decoder)
-            return RowResults(*label_losses(scores, label, ids), label_scores=scores), label
-        results = RowResults(*label_nll(model, batch))
+            scores = scoring.rank_labels(model, batch, ids, self.encoder.is_encoder_decoder)
+            return RowResults(*scoring.label_losses(scores, label, ids), label_scores=scores), label
+        results = RowResults(*scoring.label_nll(model, batch))
         if not loss_only and self.encoder is None and (self.with_logits or self.compute_metrics is not None):
             results.logits = self._logits(model, batch)
         elif not loss_only and self.max_new_tokens is not None:
@@ -122,7 +111,7 @@ class Scorer:
         # ZeRO-3 gathers a prompt only in `forward`.
         with model.whole_prompt():
             encoder = self.encoder
-            return generate_within(model, batch, encoder.tokenizer, self.max_new_tokens, encoder.end_ids)
+            return scoring.generate_within(model, batch, encoder.tokenizer, self.max_new_tokens, encoder.end_ids)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, Any]:
         """Return the metrics of all rows (`predictions` are `RowResults`), and those of the caller's function."""
@@ -136,14 +125,14 @@ class Scorer:
         They are label scores and label indices, texts and texts (None for a missing reference), or logits and labels.
         """
         if results.generated_ids is not None:
-            return decode(results.generated_ids, self.encoder.tokenizer), self.reference_texts(references)
+            return scoring.decode(results.generated_ids, self.encoder.tokenizer), self.reference_texts(references)
         outputs = results.label_scores if results.label_scores is not None else results.logits
         return (None, None) if outputs is None else (outputs, references)
 
     def reference_texts(self, labels: np.ndarray) -> list[str | None]:
         """Return the text of each row's last target, in labels [B, T]; None for a row without labels."""
-        targets = [last_target(row) for row in labels]
-        texts = decode(targets, self.encoder.tokenizer)
+        targets = [scoring.last_target(row) for row in labels]
+        texts = scoring.decode(targets, self.encoder.tokenizer)
         return [text if target else None for text, target in zip(texts, targets, strict=True)]
 
     def metrics_of(
@@ -153,13 +142,13 @@ class Scorer:
 
         `outputs` and `references` are as `readable` returns them. Record confusion matrix and calibration in `info`.
         """
-        metrics = loss_metrics(results.nll, results.tokens)
+        metrics = scoring.loss_metrics(results.nll, results.tokens)
         if results.label_scores is not None:
             if info is not None:
-                info.confusion_matrix = confusion_matrix(outputs, references, self.encoder.template)
+                info.confusion_matrix = scoring.confusion_matrix(outputs, references, self.encoder.template)
                 info.calibration = fit_calibration(outputs, references)
-            return metrics | classification_metrics(outputs, references)
-        return metrics if results.generated_ids is None else metrics | text_metrics(outputs, references)
+            return metrics | scoring.classification_metrics(outputs, references)
+        return metrics if results.generated_ids is None else metrics | scoring.text_metrics(outputs, references)
 
     def callers_metrics(self, outputs: Any, references: Any, prediction: EvalPrediction) -> dict[str, Any]:
         """Return the caller's metrics of the rows that have a reference; an empty dict if no row has one."""

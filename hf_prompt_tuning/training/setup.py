@@ -31,8 +31,7 @@ def check_together(
     if config is not None and (model_init is not None or isinstance(model, SoftPrompts)):
         what = "model_init" if model_init is not None else "a model that has its prompt"
         raise PromptTuningError(
-            f"prompt_config is given together with {what}; give it to get_prompt_tuning_model, or a plain backbone "
-            "here."
+            f"prompt_config is given together with {what}; give it to get_prompt_tuning_model, or a backbone here."
         )
     patience = getattr(args, "early_stopping_patience", None)
     if patience and any(kind_of(callback) is EarlyStoppingCallback for callback in callbacks):
