@@ -5,17 +5,3 @@ from .cached import CachedLayout
 from .choose import check_layout_name, choose
 from .packed import PackedLayout
 from .padded import PaddedLayout
-
-__all__ = [
-    "CachedLayout",
-    "Candidates",
-    "ComputedPrompt",
-    "Examples",
-    "LabelledLogits",
-    "Layout",
-    "PackedLayout",
-    "PaddedLayout",
-    "Prompts",
-    "check_layout_name",
-    "choose",
-]

@@ -1,29 +1,17 @@
-"""Compute accuracy and macro F1, as an `evaluate` module that needs no network."""
+"""Compute accuracy, and F1 averaged over the labels with equal weight, of label indices: numbers from 0 to 1.
+
+It is a module of `evaluate` that needs no network.
+"""
 
 import datasets
 import evaluate
 from sklearn.metrics import accuracy_score, f1_score
 
-_DESCRIPTION = "Accuracy, and F1 averaged over the labels with equal weight."
-_ARGUMENTS = """
-Args:
-    predictions: the predicted label indices.
-    references: the true label indices.
-Returns:
-    accuracy and f1, from 0 to 1.
-"""
-
 
 class Classification(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_ARGUMENTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
-        )
+        features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int64")))
+        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description="", features=features)
 
     def _compute(self, predictions, references):
         return {

@@ -20,21 +20,15 @@ TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Arguments with a value for each token, where 0 means plain text. A prompt counts as plain text."""
 
 PER_TOKEN = (
-    "cache_position",
-    "cross_attention_mask",
-    "full_text_row_masked_out_mask",
-    "global_attention_mask",
-    "image_embeds_position_mask",
-    "per_layer_inputs",
-    "task_type_ids",
-    "input_shape_ids",
-    "input_pronunciation_ids",
-    "langs",
-    "lang_ids",
-    "bbox",
-    "perm_mask",
-    "target_mapping",
-    "input_mask",
+    *(
+        "cache_position",
+        "cross_attention_mask",
+        "full_text_row_masked_out_mask",
+        "global_attention_mask",
+        "input_mask",
+    ),
+    *("image_embeds_position_mask", "per_layer_inputs", "task_type_ids", "input_shape_ids", "input_pronunciation_ids"),
+    *("langs", "lang_ids", "bbox", "perm_mask", "target_mapping"),
 )
 """Arguments with a value for each token. A prompt has no such value."""
 

@@ -129,8 +129,11 @@ def _backbone_and_tokenizer(
         _compare_commits(saved, backbone)
         return backbone, tokenizer if tokenizer is not None else _tokenizer_here(backbone, hub["token"])
     is_named_by_prompt = backbone is None
-    if is_named_by_prompt:
-        backbone, hub = _named_backbone(saved), hub | {"revision": saved.backbone["revision"]}
+    if is_named_by_prompt:  # by its Hub id: the prompt is untrusted, so that it may not name a local folder
+        backbone, hub = saved.backbone.get("name_or_path"), hub | {"revision": saved.backbone["revision"]}
+        if hub_id(backbone) is None:
+            fault = f"names {backbone!r:.80}, which is not a Hub id" if backbone else "does not name its backbone"
+            raise PromptLoadError(f"{saved.source} {fault}; load the backbone and give it as backbone=….")
     name, advice = str(backbone), "Load it yourself and give it as backbone=…."
     if options.get("use_safetensors") is None:
         options["use_safetensors"] = True
@@ -142,15 +145,6 @@ def _backbone_and_tokenizer(
     if tokenizer is None:
         tokenizer = load_tokenizer(name, place, hub, "Give it as tokenizer=….", options.get("gguf_file"))
     return backbone, tokenizer
-
-
-def _named_backbone(saved: SavedPrompt) -> str:
-    """Return the Hub id of the backbone that a prompt names. Local folders are refused: the prompt is untrusted."""
-    name = saved.backbone.get("name_or_path")
-    if hub_id(name) is None:
-        named = f"names {name!r:.80}, which is not a Hub id" if name else "does not name its backbone"
-        raise PromptLoadError(f"{saved.source} {named}; load the backbone and give it as backbone=….")
-    return name
 
 
 def _tokenizer_here(backbone: PreTrainedModel, token: str | bool | None) -> PreTrainedTokenizerBase | None:
@@ -175,9 +169,6 @@ def _compare_commits(saved: SavedPrompt, backbone: PreTrainedModel) -> None:
     if there is None or there == here or saved.backbone["name_or_path"] != hub_id(backbone.name_or_path):
         return
     logger.warning(
-        "%s was trained on %s at %s, and the backbone given is of %s. Embeddings are compared, layers are not.",
-        saved.source,
-        saved.backbone["name_or_path"],
-        there,
-        here or "a commit that cannot be told",
+        f"{saved.source} was trained on {saved.backbone['name_or_path']} at {there}, and the backbone given is of "
+        f"{here or 'a commit that cannot be told'}. Embeddings are compared, layers are not."
     )

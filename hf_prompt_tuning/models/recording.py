@@ -11,21 +11,11 @@ from .soft_prompts import SoftPrompts
 from .vocabulary import nearest_words
 
 RECORDED = (
-    "optim",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
+    *("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("label_smoothing_factor", "num_train_epochs", "max_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
 )
 """The hyperparameters that a prompt's card shows."""
-
 
 MEMORY = re.compile(r"(^|_)mem_[cg]pu(_|$)")
 """The metrics that `skip_memory_metrics=False` adds to an evaluation."""

@@ -146,11 +146,9 @@ class SoftPrompts(HeldPrompts):
         if longest > limit:
             self._warned_of_positions = True
             logger.warning(
-                "A row has %d tokens with its prompt, and beyond %d the rotary positions of %s change with a batch's "
-                "longest row: a row's loss then depends on what else is in it. Shorten rows, or use batches of one.",
-                longest,
-                limit,
-                type(self.base_model).__name__,
+                f"A row has {longest} tokens with its prompt, and beyond {limit} the rotary positions of "
+                f"{type(self.base_model).__name__} change with a batch's longest row: a row's loss then depends on "
+                "what else is in it. Shorten rows, or use batches of one."
             )
 
     def _embedded(self, texts: Texts) -> Tensor:

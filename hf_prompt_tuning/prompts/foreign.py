@@ -113,11 +113,8 @@ def _ruprompts(path: Path) -> Tensor:
         behind = RUPROMPTS_TOKEN.sub("\0", template).lstrip("\0")
         if "\0" in behind:
             logger.warning(
-                "The prompt %s was trained with vectors that did not all stand in front of its text (%s). Here all %d "
-                "do: train them further before you rely on them.",
-                path,
-                template,
-                len(vectors),
+                f"The prompt {path} was trained with vectors that did not all stand in front of its text "
+                f"({template}). Here all {len(vectors)} do: train them further before you rely on them."
             )
     return vectors
 

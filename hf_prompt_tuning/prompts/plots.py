@@ -8,6 +8,7 @@ from ..extras import check_installed
 from .info import PromptInfo
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LOSS_FILE = "loss.png"
@@ -32,20 +33,19 @@ def save_pictures(folder: str | Path, info: PromptInfo) -> None:
         _confusion(info.confusion_matrix).savefig(Path(folder) / CONFUSION_FILE, dpi=120)
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure; width and height are in inches."""
+def new_axes(width: float, height: float) -> "Axes":
+    """Return the axes of an empty figure; width and height are in inches."""
     check_installed("drawing", ["matplotlib"])
     # Import it here: matplotlib would take a quarter of the package's import time. Leave out pyplot: it uses a window
     # system and shares state with the caller's plots.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained").subplots()
 
 
 def _losses(curves: Iterable[tuple[list[list[float]], dict[str, Any]]], width: float, height: float) -> "Figure":
     """Draw loss curves: the points of each, [update step, loss], and the options of its line."""
-    figure = new_figure(width, height)
-    axes = figure.subplots()
+    axes = new_axes(width, height)
     for points, options in curves:
         if points:
             axes.plot(*zip(*points, strict=True), marker=".", **options)
@@ -53,14 +53,13 @@ def _losses(curves: Iterable[tuple[list[list[float]], dict[str, Any]]], width: f
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
-    return figure
+    return axes.figure
 
 
 def _confusion(matrix: dict) -> "Figure":
     labels, counts = matrix["labels"], matrix["counts"]
     side = 2.5 + 0.5 * len(labels)
-    figure = new_figure(side, side)
-    axes = figure.subplots()
+    axes = new_axes(side, side)
     axes.imshow(counts, cmap="Blues")
     ticks = range(len(labels))
     axes.set_xticks(ticks, labels, rotation=45, ha="right")
@@ -71,7 +70,7 @@ def _confusion(matrix: dict) -> "Figure":
         for i, row in enumerate(counts):
             for j, count in enumerate(row):
                 axes.text(j, i, str(count), ha="center", va="center", color="white" if count > half else "black")
-    return figure
+    return axes.figure
 
 
 def save_curves(folder: str | Path, histories: dict[str, dict[str, list[list[float]]]]) -> None:

@@ -15,26 +15,14 @@ LENGTHS = ("max_new_tokens", "max_length")
 OF_THE_TEXT = {"skip_special_tokens": True, "clean_up_tokenization_spaces": None}
 """Options of decoding tokens to text, with their defaults."""
 
-NOT_OURS = {
-    "return_full_text": False,
-    "return_tensors": False,
+NOT_OURS: dict[str, Any] = {
+    **dict.fromkeys(("return_full_text", "return_tensors", "return_dict_in_generate", "output_scores"), False),
+    **dict.fromkeys(("output_logits", "output_attentions", "output_hidden_states"), False),
+    **dict.fromkeys(
+        ("return_type", "prefix", "handle_long_generation", "truncation", "padding", "add_special_tokens")
+    ),
+    **dict.fromkeys(("continue_final_message", "tokenizer_encode_kwargs", "tools", "documents", "decoder_input_ids")),
     "return_text": True,
-    "return_type": None,
-    "prefix": None,
-    "handle_long_generation": None,
-    "truncation": None,
-    "padding": None,
-    "add_special_tokens": None,
-    "continue_final_message": None,
-    "tokenizer_encode_kwargs": None,
-    "tools": None,
-    "documents": None,
-    "return_dict_in_generate": False,
-    "output_scores": False,
-    "output_logits": False,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "decoder_input_ids": None,
 }
 """Options of other pipelines and of `generate` that this pipeline refuses, each with the value that is harmless."""
 

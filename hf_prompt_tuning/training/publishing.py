@@ -125,12 +125,9 @@ class Publisher:
         trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
 
     def _warn_of_failure(self, to: Destination, error: BaseException) -> None:
-        logger.warning(
-            "The prompt could not be pushed (%s). It is saved in %s; push it later: %s",
-            first_line(error).rstrip("."),
-            self._trainer.args.output_dir,
-            self.later_command(to),
-        )
+        reason, folder = first_line(error).rstrip("."), self._trainer.args.output_dir
+        command = self.later_command(to)
+        logger.warning(f"The prompt could not be pushed ({reason}). It is saved in {folder}; push it later: {command}")
 
     def _upload(
         self,

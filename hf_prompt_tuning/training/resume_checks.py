@@ -48,10 +48,8 @@ def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optim
     for name in RESUMED:
         if name in recorded and recorded[name] != getattr(args, name):
             logger.warning(
-                "%s is %s, and the checkpoint's %s goes on: optimizer and schedule are resumed as they were.",
-                name,
-                getattr(args, name),
-                recorded[name],
+                f"{name} is {getattr(args, name)}, and the checkpoint's {recorded[name]} goes on: optimizer and "
+                "schedule are resumed as they were."
             )
 
 

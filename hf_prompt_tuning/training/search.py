@@ -10,8 +10,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 
 from ..models.metric_direction import greater_is_better, value_of
 from ..models.soft_prompts import SoftPrompts
-
-STATE_FILE = "trainer_state.json"
+from ..prompts.repository_files import STATE
 
 
 def objective_of(args: TrainingArguments) -> Callable[[dict[str, float]], float]:
@@ -33,7 +32,7 @@ def keep_trial(trainer: Trainer, trial: Any) -> Path:
     folder = Path(trainer._get_output_dir(trial))
     trainer.save_model(str(folder), _internal_call=True)
     if trainer.is_world_process_zero():
-        trainer.state.save_to_json(str(folder / STATE_FILE))
+        trainer.state.save_to_json(str(folder / STATE))
     return folder
 
 
@@ -50,7 +49,7 @@ def restore_trial(trainer: Trainer, model: nn.Module, folder: Path, hyperparamet
     trainer.model = trainer.model_wrapped = model
     if trainer.place_model_on_device:
         trainer._move_model_to_device(model, trainer.args.device)
-    trainer.state = TrainerState.load_from_json(str(folder / STATE_FILE))
+    trainer.state = TrainerState.load_from_json(str(folder / STATE))
     # These still refer to the last trial's prompt.
     trainer.optimizer = trainer.lr_scheduler = None
     handler = trainer.callback_handler

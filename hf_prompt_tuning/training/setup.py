@@ -103,11 +103,10 @@ def check_options(
 def warn_of_template(own: PromptTemplate | None, template: PromptTemplate | None) -> None:
     """Warn if the given template replaces a different template of the prompt."""
     if own is not None and template is not None and parts(own) != parts(template):
-        logger.warning(
-            "The prompt's template, with the source %r, is replaced by the one that the trainer is given, %r.",
-            own.source,
-            template.source,
+        change = (
+            f"with the source {own.source!r}, is replaced by the one that the trainer is given, {template.source!r}"
         )
+        logger.warning(f"The prompt's template, {change}.")
 
 
 def parts(template: PromptTemplate) -> tuple[Any, ...]:

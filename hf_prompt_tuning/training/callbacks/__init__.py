@@ -5,13 +5,3 @@ from .divergence import DivergenceCallback
 from .frozen import FrozenBackboneCallback
 from .hub import PromptHubCallback
 from .monitor import PromptMonitorCallback
-
-__all__ = [
-    "DivergenceCallback",
-    "FrozenBackboneCallback",
-    "PromptCheckpointCallback",
-    "PromptHubCallback",
-    "PromptMonitorCallback",
-    "kept_prompts",
-    "restore_prompt",
-]
