@@ -196,7 +196,8 @@ def vocabulary(backbone: PreTrainedModel) -> int:
 def _check_ids(ids: Tensor) -> None:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or not len(ids):
         raise PromptTuningError(
-            f"input_ids has shape {_shape(ids)}; give [B, T], one row or more (input_ids[None] of a single row)."
+            f"input_ids has shape {_shape(ids)}; give a tensor of [B, T] with one row or more "
+            "(input_ids[None] of a single row)."
         )
     if ids.dtype not in (torch.long, torch.int32):
         raise PromptTuningError(f"input_ids has dtype {ids.dtype}; give token ids in whole numbers (torch.long).")
