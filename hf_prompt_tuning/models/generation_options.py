@@ -58,7 +58,7 @@ def generation_config(backbone: PreTrainedModel, options: dict[str, Any]) -> Gen
     given = options.get("generation_config")
     if given is not None and not isinstance(given, GenerationConfig):
         raise PromptTuningError(
-            f"generation_config is a {type(given).__name__}; give a GenerationConfig, or its settings by name."
+            f"generation_config is a {type(given).__name__}; give a transformers GenerationConfig, or its settings."
         )
     config = GenerationConfig() if given is None else copy.deepcopy(given)
     config.update(**backbone.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)

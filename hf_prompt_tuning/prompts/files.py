@@ -120,7 +120,9 @@ def _needed(place: Place, prompt: str | Path, name: str) -> Path:
             folders = sorted({path.rpartition("/")[0] for path in place.names() if path.endswith(f"/{CONFIG_FILE}")})
     if folders:
         shown = ", ".join(map(repr, folders[:5])) + (", …" if len(folders) > 5 else "")
-        raise PromptLoadError(f"{prompt} has no {name}, but prompts in {shown}; name one by subfolder=….")
+        raise PromptLoadError(
+            f"{prompt} has no {name}, but prompts in {shown}; name one of these folders by subfolder=…."
+        )
     raise PromptLoadError(
         f"{prompt} has no {name}; a prompt's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}. Check the path, and "
         "subfolder=… where it holds several; prompts in other formats are read by import_prompt."

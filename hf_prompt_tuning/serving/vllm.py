@@ -50,7 +50,9 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
     else:
         model, tokenizer, template = prompt, load.get("tokenizer"), prompt.info.template
     if not isinstance(model, PromptTuningModelForCausalLM):
-        raise PromptTuningError(f"the prompt is of a {type(model).__name__}; vLLM takes those of causal models alone.")
+        raise PromptTuningError(
+            f"the prompt is of a {type(model).__name__}; vLLM takes embeddings for causal models alone."
+        )
     if tokenizer is None or template is None:
         lacks = "tokenizer" if tokenizer is None else "template"
         raise PromptTuningError(f"the prompt has no {lacks}, without which rows cannot be told to it; give {lacks}=….")

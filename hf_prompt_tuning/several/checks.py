@@ -23,7 +23,7 @@ def check_arguments(args: PromptTuningArguments) -> None:
         )
     if args.auto_find_batch_size:
         raise PromptTuningError(
-            "auto_find_batch_size is on, and each prompt has its own batches; give per_device_train_batch_size."
+            "auto_find_batch_size is on, and each of several prompts has its own; give per_device_train_batch_size."
         )
     if args.load_best_model_at_end or args.save_strategy == "best":
         raise PromptTuningError(

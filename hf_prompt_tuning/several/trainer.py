@@ -105,10 +105,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         return [run.stream for run in self._runs.values() if run.stream is not None]
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return a data loader whose batches are whole update steps with the rows of all prompts.
-
-        Raise PromptTuningError if a task has no training data.
-        """
+        """Return a data loader whose batches are update steps of all prompts, which must have training data."""
         if len(self._streams) < len(self.tasks):
             without = next(name for name, task in self.tasks.items() if task.train_dataset is None)
             raise PromptTuningError(f"the task {without!r} has no training data; give it some, or leave the task out.")
@@ -256,10 +253,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         return super().predict(*args, **kwargs)
 
     def predict_tasks(self, test_datasets: dict[str, Any], ignore_keys: Any = None) -> dict[str, Any]:
-        """Return a `PredictionOutput`, as `PromptTuningTrainer.predict` does, for each task's data, by task.
-
-        Raise PromptTuningError for an unknown task.
-        """
+        """Return a `PredictionOutput`, as `PromptTuningTrainer.predict` does, for each task's data, by known task."""
         outputs = {}
         for name, rows in check_by_task(test_datasets, self.tasks).items():
             with self._using(name):
@@ -268,9 +262,8 @@ class MultiPromptTrainer(PromptTuningTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            self._save_prompts(
-                Path(output_dir or self.args.output_dir), self.publisher.repo_id, not self.is_saving_checkpoint
-            )
+            folder, card = Path(output_dir or self.args.output_dir), not self.is_saving_checkpoint
+            self._save_prompts(folder, self.publisher.repo_id, card)
 
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         """Save each prompt in a folder of its name. `card` also writes cards and pictures, which checkpoints lack."""
