@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from ..compat.torch import padded
 from ..errors import PromptTuningError, first_line
 from ..layouts.base import IGNORED
 from .files import ORIGIN
@@ -89,7 +89,7 @@ class DataCollatorForPromptTuning:
             short = length - len(rows[0])
             filling = (short, 0) if side == "left" else (0, short)
             rows = [torch.nn.functional.pad(rows[0], filling, value=value), *rows[1:]]
-        return padded(rows, side, value)
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
 
 
 def beside_texts(batch: dict[str, Any]) -> list[str]:

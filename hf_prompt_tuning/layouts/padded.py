@@ -10,8 +10,8 @@ It computes B·(P+T) tokens and needs only `inputs_embeds` from the model.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from ..compat.torch import padded
 from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, take_columns, token_inputs
 from .traits import text_positions
 
@@ -26,7 +26,9 @@ def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tu
     if len(prompts.vectors) == 1:
         heads = prompts.vectors[0].to(dtype).expand(len(prompts.of_row), -1, -1)
     else:
-        heads = padded([v.to(dtype) for v in prompts.vectors], "left")[prompts.of_row]
+        heads = pad_sequence([v.to(dtype) for v in prompts.vectors], batch_first=True, padding_side="left")[
+            prompts.of_row
+        ]
     embeds, mask = torch.cat([heads, examples.embeds], dim=1), row_mask(prompts, examples)
     if not bool(mask.all()):
         rows = Examples.align(embeds, mask)

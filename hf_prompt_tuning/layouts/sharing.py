@@ -22,9 +22,9 @@ import torch.distributed as dist
 from accelerate.utils import align_module_device, has_offloaded_params
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
-
-from ..compat.torch import DTensor, FSDPModule
 
 Module = TypeVar("Module", bound=nn.Module)
 Value = TypeVar("Value")

@@ -16,9 +16,9 @@ import torch
 from peft import PromptEmbedding
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..compat.torch import FSDPModule
 from ..compat.transformers import GGUF
 from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from ..layouts.computed import BITS

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
-from ..compat.torch import register_fsdp_forward_method
 from ..compat.transformers import average_prompts_over_processes
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..layouts.sharing import ByContext
