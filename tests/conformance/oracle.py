@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel as Backbone
 
+from tests.shared.versions import per_layer_inputs
+
 IGNORED = -100
 
 
@@ -18,7 +20,7 @@ def inputs(backbone: Backbone, prompt: Tensor | None, ids: Tensor) -> dict[str, 
     if hasattr(backbone.base_model, "get_per_layer_inputs"):
         # A virtual token has the pad token's.
         pads = torch.full((len(prompt),), backbone.config.pad_token_id or 0)
-        row["per_layer_inputs"] = backbone.base_model.get_per_layer_inputs(torch.cat([pads, ids])[None])
+        row["per_layer_inputs"] = per_layer_inputs(backbone.base_model, torch.cat([pads, ids])[None])
     return row
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
 from hf_prompt_tuning.layouts.base import IGNORED
 from tests.shared.tiny_models import VOCAB, tiny_model
+from tests.shared.versions import per_layer_inputs
 
 
 def tiny_prompt_model(name: str, num_virtual_tokens: int = 5, seed: int = 0, backbone=None, **config):
@@ -63,7 +64,7 @@ def reference_loss(model, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
         extra = {}
         if hasattr(getattr(backbone, "model", None), "get_per_layer_inputs"):
             pads = torch.zeros(1, len(model.prompt), dtype=torch.long)
-            extra["per_layer_inputs"] = backbone.model.get_per_layer_inputs(torch.cat([pads, ids[None]], dim=1))
+            extra["per_layer_inputs"] = per_layer_inputs(backbone.model, torch.cat([pads, ids[None]], dim=1))
         logits = backbone(inputs_embeds=embeds, use_cache=False, **extra).logits[0, len(model.prompt) - 1 : -1]
         keep = labels != IGNORED
         total = total + torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")

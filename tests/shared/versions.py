@@ -1,5 +1,6 @@
 """What the tests themselves need of the libraries, by version. The package's own differences are in `compat`."""
 
+import inspect
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -8,6 +9,8 @@ import pandas
 import pytest
 from huggingface_hub import get_session
 from packaging.version import Version
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_prompt_tuning.compat.transformers import TRANSFORMERS
 
@@ -28,6 +31,9 @@ HAS_TRL = find_spec("trl") is not None
 WITHOUT_TRL = "TRL from 1.0 asks for datasets 4.7 or newer"
 """Why TRL cannot be installed beside older ones."""
 
+CHECKS_DRAFTS = Version("5.18") <= TRANSFORMERS
+"""Whether transformers checks drafts at the right places behind a cache that is given; below it they are refused."""
+
 STATES_CONTINUE = {"granitemoehybrid": Version("5.13"), "lfm2": Version("5.15")}
 """The first transformers whose pass of several tokens goes on from a cache of these models' states. An older one
 starts them anew, or leaves a part out.
@@ -44,6 +50,12 @@ def needs_states_of(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
         not states_continue(name), reason=f"{name} goes on from a cache from transformers {STATES_CONTINUE[name]}"
     )
+
+
+def per_layer_inputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Return the per-layer vectors of token ids from Gemma's decoder; an older one wants its other argument said."""
+    names = inspect.signature(model.get_per_layer_inputs).parameters
+    return model.get_per_layer_inputs(ids, *[None] * (len(names) - 1))
 
 
 def forget_lists_of_files() -> None:
