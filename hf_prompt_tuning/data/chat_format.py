@@ -50,10 +50,8 @@ class ChatFormat:
 def checked_kwargs(values: Any) -> dict[str, Any]:
     """Check variables of a chat template and return them without those that are None.
 
-    A data set of rows with different variables fills the missing ones with None.
-
-    Raises:
-        PromptTuningError: they are no mapping of names to JSON values, or a name is one that transformers uses itself.
+    A data set of rows with different variables fills the missing ones with None. Raise PromptTuningError if they are
+    no mapping of names to JSON values, or a name is one that transformers uses itself.
     """
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise PromptTuningError(

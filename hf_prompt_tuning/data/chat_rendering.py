@@ -31,16 +31,9 @@ Span = tuple[int, int]
 class ChatRenderer:
     """Turn conversations into text and token ids, as transformers' `apply_chat_template` does.
 
-    The template alone writes special tokens such as BOS; the tokenizer adds none.
-
-    Args:
-        tokenizer: the backbone's tokenizer.
-        format: the chat template, and the system message.
-        always_system: write a system turn in every conversation, an empty one if there is no text for it.
-
-    Raises:
-        PromptTuningError: there is no chat template, it cannot render a conversation, or it writes no special token
-            behind the assistant's turn.
+    The template alone writes special tokens such as BOS; the tokenizer adds none. `always_system` writes a system turn
+    in every conversation, an empty one if there is no text for it. Raise PromptTuningError if there is no chat
+    template, it cannot render a conversation, or it writes no special token behind the assistant's turn.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, format: ChatFormat, always_system: bool = False):
@@ -58,15 +51,10 @@ class ChatRenderer:
         self.end_id  # noqa: B018  (a template that cannot be used raises here, before training)
 
     def text(self, chat: Conversation, generation_prompt: bool = False, prefill: bool = False) -> str:
-        """Return the text of a conversation.
+        """Return the text of a conversation. Raise PromptTuningError if the template refuses it.
 
-        Args:
-            chat: the conversation.
-            generation_prompt: end with what stands before the assistant's turn.
-            prefill: end within the last message, which the model continues.
-
-        Raises:
-            PromptTuningError: the template refuses the conversation.
+        It ends with what stands before the assistant's turn (`generation_prompt`), or within the last message, which
+        the model continues (`prefill`).
         """
         try:
             return self.tokenizer.apply_chat_template(
@@ -124,8 +112,7 @@ class ChatRenderer:
     def end_id(self) -> int:
         """The id of the special token that the template writes behind the assistant's content.
 
-        Raises:
-            PromptTuningError: it writes none, so that a model could not learn where to stop.
+        Raise PromptTuningError if it writes none, so that a model could not learn where to stop.
         """
         word, chat = "Hello", self.user_turn("Hi")
         chat.messages.append({"role": ASSISTANT, "content": word})
@@ -147,15 +134,11 @@ class ChatRenderer:
         return self.tokenizer.convert_ids_to_tokens(self.end_id)
 
     def labelled(self, chat: Conversation, which: str) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a whole conversation, and whether each is a target.
+        """Return the tokens of a conversation, and whether each is a target: of "all" or the "last" assistant's turn.
 
-        Args:
-            chat: the conversation, with one target at least.
-            which: "all" or the "last" of the assistant's turns.
-
-        Raises:
-            PromptTuningError: the template renders a beginning of the conversation otherwise than within the whole
-                (with "last": what stands before the last turn), or marks no text as the assistant's.
+        There is one target at least. Raise PromptTuningError if the template renders a beginning of the conversation
+        otherwise than within the whole (with "last": what stands before the last turn), or marks no text as the
+        assistant's.
         """
         if MARKER.search(self._template_for(chat)):
             text, spans = self._marked(chat, which)
@@ -186,11 +169,7 @@ class ChatRenderer:
         return texts[0], found
 
     def _before(self, chat: Conversation, turn: int) -> str:
-        """Return the text that stands before an assistant's turn.
-
-        Raises:
-            PromptTuningError: no message stands before it.
-        """
+        """Return the text before an assistant's turn. Raise PromptTuningError if no message stands before it."""
         if not turn:
             raise PromptTuningError(
                 "the conversation begins with the assistant's turn; begin it with a user's, or with a system turn."

@@ -88,13 +88,7 @@ class ChatTemplate:
         return []
 
     def check_columns(self, column_names: Iterable[str], data: str, labelled: bool = False) -> None:
-        """Raise PromptTuningError if a column that the template needs is missing.
-
-        Args:
-            column_names: the columns of the data.
-            data: the name of the data in messages.
-            labelled: whether the targets are needed, too.
-        """
+        """Raise PromptTuningError if a needed column, also of targets if `labelled`, is missing in the data."""
         missing = [name for name in (self.columns if labelled else self.source_columns) if name not in column_names]
         if missing:
             which = "messages_column" if missing[0] == self.messages_column else "completion_column"
@@ -110,8 +104,7 @@ class ChatTemplate:
     def conversation(self, row: Mapping[str, Any]) -> Conversation:
         """Return the conversation of a row, with the system turn of the format if it has none of its own.
 
-        Raises:
-            PromptTuningError: the messages, the tools or the variables of the row are missing or invalid.
+        Raise PromptTuningError if the messages, the tools or the variables of the row are missing or invalid.
         """
         column, completion = self.messages_column, self.completion_column
         messages = read_messages(row[column], column, role=None if completion is None else "user")

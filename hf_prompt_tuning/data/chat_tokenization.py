@@ -51,10 +51,8 @@ class ChatTokenizer(PromptTokenizer):
         """Return the conversation of a row, and whether turns were left out of it.
 
         Whole turns are left out from the front, so that it begins with a user's turn, until the tokens before the last
-        target are at most `max_source_length`. The system turn is kept.
-
-        Raises:
-            PromptTuningError: the row holds no conversation, or one that is too long without its earlier turns, too.
+        target are at most `max_source_length`. The system turn is kept. Raise PromptTuningError if the row holds no
+        conversation, or one that is too long without its earlier turns, too.
         """
         chat = self.template.conversation(row).with_system(self.chats.system)
         limit = self.template.max_source_length
@@ -77,10 +75,8 @@ class ChatTokenizer(PromptTokenizer):
     def source_ids(self, row: Mapping[str, Any]) -> tuple[list[int], bool]:
         """Return the tokens that the last target follows, and whether turns were left out.
 
-        A conversation without a target is one that the assistant is to answer.
-
-        Raises:
-            PromptTuningError: as `conversation`, or no message stands before the target.
+        A conversation without a target is one that the assistant is to answer. Raise PromptTuningError as
+        `conversation` does, or if no message stands before the target.
         """
         chat, was_cut = self.conversation(row)
         question = chat.question()
@@ -93,12 +89,9 @@ class ChatTokenizer(PromptTokenizer):
     def content_ids(self, content: Any) -> list[int]:
         """Return the tokens of a conversation as a caller holds it.
 
-        Args:
-            content: a list of messages, which the model answers, or of which it continues the last one if that is the
-                assistant's; a row of columns, as `source_ids` takes it; or the text of a user's turn.
-
-        Raises:
-            PromptTuningError: it is none of these, or the chat template refuses it.
+        It is a list of messages, which the model answers, or of which it continues the last one if that is the
+        assistant's; a row of columns, as `source_ids` takes it; or the text of a user's turn. Raise PromptTuningError
+        if it is none of these, or the chat template refuses it.
         """
         column = self.template.messages_column
         content = series_row(content, [column])
@@ -133,15 +126,8 @@ class ChatTokenizer(PromptTokenizer):
         """Return the `input_ids`, `labels`, `length` and `was_cut` of one row.
 
         A row without a target gets the `input_ids` of `source_ids` and no labels. It is rejected if `require_target`
-        is set.
-
-        Args:
-            row: raw columns.
-            require_target: reject a row without a target.
-            reader: not used.
-
-        Raises:
-            PromptTuningError: the row holds no conversation, or the chat template cannot tell its targets.
+        is set. `reader` is not used. Raise PromptTuningError if the row holds no conversation, or the chat template
+        cannot tell its targets.
         """
         chat, was_cut = self.conversation(row)
         if not chat.targets():

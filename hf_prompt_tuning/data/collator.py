@@ -34,10 +34,8 @@ class DataCollatorForPromptTuning:
 
         The batch also has `label` [B] if the rows have it. Labels are padded with -100, on the same side as the ids.
         Encoder-decoder labels, which differ in length from the ids, have a T of their own and are padded on the right.
-        Any other column is padded like the ids if it has one number per token id, and stacked otherwise.
-
-        Raises:
-            PromptTuningError: a row has no `input_ids` or no `labels`, or a column cannot be batched.
+        Any other column is padded like the ids if it has one number per token id, and stacked otherwise. Raise
+        PromptTuningError if a row has no `input_ids` or no `labels`, or a column cannot be batched.
         """
         for name in ("input_ids", "labels"):
             if name not in features[0]:

@@ -44,8 +44,8 @@ def encode_data(
         require_labels: reject rows of token ids if none of them has a label. Checked together with the ids.
 
     Raises:
-        PromptTuningError: the data has no rows, no label, no column of token ids, a row that is too long, a token id
-            that the backbone does not have, or an unsupported type.
+        PromptTuningError: the data has no rows, no label, no token ids, a row that is too long, an unknown token id,
+            or an unsupported type.
     """
     if data is None:
         return None
@@ -91,10 +91,7 @@ def _encoded(
 def check_kind(data: Any, name: str, may_be_several: bool = False) -> None:
     """Raise PromptTuningError if the data is a dict of splits, a table of another library, or the name of a file.
 
-    Args:
-        data: what the caller gave as data.
-        name: the name of the data in messages.
-        may_be_several: accept a dict of data sets.
+    `may_be_several` accepts a dict of data sets.
     """
     if may_be_several and isinstance(data, dict):
         for key, rows in data.items():
@@ -120,8 +117,7 @@ def check_kind(data: Any, name: str, may_be_several: bool = False) -> None:
 def from_list(rows: list[Any], name: str) -> Dataset:
     """Return the rows as a dataset with the columns of all rows.
 
-    Raises:
-        PromptTuningError: a row is not a mapping with column names as keys, or a column holds different types.
+    Raise PromptTuningError if a row is not a mapping with column names as keys, or a column holds different types.
     """
     for i, row in enumerate(rows, 1):
         if not isinstance(row, Mapping) or not all(isinstance(column, str) for column in row):
@@ -176,26 +172,14 @@ def text_rows(data: Any, template: PromptTemplate) -> Dataset | IterableDataset 
 
 
 def with_label_words(template: PromptTemplate | None, train: Any, evaluation: Any) -> PromptTemplate | None:
-    """Return the template with the label words from a trainer's data (see `PromptTemplate.with_label_words`).
-
-    Args:
-        template: the template; None returns None.
-        train: a dataset, a list of rows, or None.
-        evaluation: the same, or a dict of them.
-    """
+    """Return the template, or None, with the label words of a trainer's data (`PromptTemplate.with_label_words`)."""
     if template is None:
         return None
     return template.with_label_words(text_rows(train, template), text_rows(evaluation, template))
 
 
 def check_ids(ids: Iterable[int], rows: int, what: str) -> None:
-    """Raise PromptTuningError if an id is not a row of the embedding.
-
-    Args:
-        ids: token ids.
-        rows: V, the number of rows in the embedding.
-        what: the start of the message: what has these ids.
-    """
+    """Raise PromptTuningError if an id is not one of the embedding's V `rows`. The message starts with `what`."""
     unknown = next((i for i in ids if not 0 <= i < rows), None)
     if unknown is not None:
         raise PromptTuningError(
@@ -214,12 +198,8 @@ def vocabulary_of(model: Any) -> int | None:
 def check_dataset(data: Dataset, raw: Dataset, name: str, rows: int, require_labels: bool = False) -> None:
     """Check the `input_ids` and `labels` of every row, as `check_ids` does.
 
-    Args:
-        data: rows of token ids.
-        raw: the same rows before encoding, which may name their origin.
-        name: the name of the data in messages.
-        rows: V, the number of rows in the embedding.
-        require_labels: also raise PromptTuningError if there are labels and all of them are -100.
+    `raw` are the same rows before encoding, which may name their origin. With `require_labels`, also raise
+    PromptTuningError if there are labels and all of them are -100.
     """
     start, has_labels = 0, not require_labels or "labels" not in data.column_names
     for batch in data.with_format("arrow").iter(ROWS_AT_ONCE):

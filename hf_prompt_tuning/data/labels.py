@@ -39,9 +39,8 @@ def class_names(features: Mapping[str, Any] | None, column: str | None) -> list[
 def checked_words(label_words: Any) -> dict[str, str]:
     """Check label words and return them by label key.
 
-    Raises:
-        PromptTuningError: `label_words` is not a mapping or is empty, two keys are the same label, a label's words
-            are not text or are empty, or two labels have the same words.
+    Raise PromptTuningError if they are no mapping or are empty, two keys are the same label, a label's words are not
+    text or are empty, or two labels have the same words.
     """
     if not isinstance(label_words, Mapping) or not label_words:
         raise PromptTuningError(
@@ -71,9 +70,8 @@ def checked_words(label_words: Any) -> dict[str, str]:
 def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str) -> dict[str, str]:
     """Return the label words by ClassLabel number, as the rows hold it. The keys of `words` are numbers or names.
 
-    Raises:
-        PromptTuningError: a key is neither a name nor a number of the ClassLabel, a key is the name of one label and
-            the number of another, or two keys are the same label.
+    Raise PromptTuningError if a key is neither, is the name of one label and the number of another, or two keys are
+    the same label.
     """
     by_name = {name: str(i) for i, name in enumerate(names)}
     by_number = {number: number for number in by_name.values()}
@@ -126,8 +124,7 @@ def check_label_column(data: Dataset | IterableDataset, column: str) -> None:
 def words_of_values(data: Dataset, column: str) -> dict[str, str]:
     """Return the label words that a column provides: a ClassLabel's names in use, or the values of a text column.
 
-    Raises:
-        PromptTuningError: the column holds numbers without names, or no labels.
+    Raise PromptTuningError if it holds numbers without names, or no labels.
     """
     check_label_column(data, column)
     used = {key for value in data.unique(column) if (key := label_key(value)) not in UNLABELLED}
@@ -169,8 +166,7 @@ class LabelReader:
     def key(self, value: Any) -> str:
         """Return the key of a row's label, or "" for a row without a label.
 
-        Raises:
-            PromptTuningError: the value cannot be a label, or could mean either of two labels.
+        Raise PromptTuningError if the value cannot be a label, or could mean either of two labels.
         """
         if isinstance(value, list | tuple | Mapping | bytes):
             raise PromptTuningError(

@@ -29,13 +29,9 @@ def is_chat(value: Any) -> bool:
 def read_messages(value: Any, column: str, role: str | None = None) -> list[Message]:
     """Return the messages of a row, each with its `role` and a `content` of text. Keys that are None are left out.
 
-    Args:
-        value: a list of messages: `role` and `content` (a text, or a list of text parts), or `from` and `value`.
-        column: the name of the column in messages of errors.
-        role: the role of a text that is given in place of a list; None refuses a text.
-
-    Raises:
-        PromptTuningError: it is no list of messages, or a message has no role, or no text.
+    `value` is a list of messages: `role` and `content` (a text, or a list of text parts), or `from` and `value`; or,
+    if a `role` is given for it, a text. Raise PromptTuningError if it is neither, or a message has no role, or no
+    text.
     """
     if isinstance(value, str) and role is not None:
         return [{"role": role, "content": value}]
@@ -86,11 +82,7 @@ def _text(content: Any, where: str) -> str:
 
 
 def read_tools(value: Any) -> list[Any] | None:
-    """Return the tools of a row: a list of JSON schemas, or JSON text of it. None for no tools.
-
-    Raises:
-        PromptTuningError: it is neither.
-    """
+    """Return the tools of a row or None: a list of JSON schemas, or JSON text of it, else PromptTuningError."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)

@@ -37,14 +37,9 @@ def column_names(columns: Sequence[str]) -> str:
 
 
 def row_columns(content: Any, columns: Sequence[str]) -> Mapping[str, Any]:
-    """Return a row as a dict of columns. A text is the value of the one column.
+    """Return a row as a dict of the columns that the template's source names. A text is the value of the one column.
 
-    Args:
-        content: the row.
-        columns: the columns that the template's source names.
-
-    Raises:
-        PromptTuningError: the row is a chat, a text for several columns, or neither a dict nor a text.
+    Raise PromptTuningError if it is a chat, a text for several columns, or neither a dict nor a text.
     """
     needed = column_names(columns)
     content = series_row(content, columns)

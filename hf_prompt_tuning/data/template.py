@@ -124,13 +124,7 @@ class PromptTemplate:
         return list(self.label_words or ())
 
     def check_columns(self, column_names: Iterable[str], data: str, labelled: bool = False) -> None:
-        """Raise PromptTuningError if a column that the template needs is missing.
-
-        Args:
-            column_names: the columns of the data.
-            data: the name of the data in messages.
-            labelled: whether the label and target columns are needed, too.
-        """
+        """Raise PromptTuningError if a needed column, with those of target and label if `labelled`, is missing."""
         missing = [name for name in (self.columns if labelled else self.source_columns) if name not in column_names]
         if missing:
             raise PromptTuningError(
@@ -158,8 +152,7 @@ class PromptTemplate:
     def label_reader(self, features: Mapping[str, Any] | None = None) -> LabelReader:
         """Return the reader that turns a row's label into a key of `label_words`.
 
-        Args:
-            features: the column types of the row's dataset. With None, a number means the same as in `label_words`.
+        `features` are the column types of the row's dataset. With None, a number means the same as in `label_words`.
         """
         key_names = list(self.label_names or ())
         names = class_names(features, self.label_column) if features is not None else key_names
@@ -168,12 +161,7 @@ class PromptTemplate:
     def label_index(self, row: Mapping[str, Any], reader: LabelReader | None = None) -> int | None:
         """Return the index in `labels` of the row's label, or None if the label is missing, empty or -1.
 
-        Args:
-            row: the columns of the row.
-            reader: the label reader of the row's dataset.
-
-        Raises:
-            PromptTuningError: the row's label has no words.
+        `reader` is that of the row's dataset. Raise PromptTuningError if the label has no words.
         """
         value = row.get(self.label_column)
         key = (reader or self.label_reader()).key(value)
@@ -199,12 +187,9 @@ class PromptTemplate:
     def with_label_words(self, train: Any, other: Any = None) -> "PromptTemplate":
         """Return this template with the words of every candidate label. Read them from the data if they are not given.
 
-        Words that are set stay unchanged, so calling this again has no effect.
-
-        Args:
-            train: the training data. Of a stream only the column types are read. A ClassLabel name that no row uses
-                is not a candidate.
-            other: data to use if there is no training data.
+        Words that are set stay unchanged, so calling this again has no effect. Of a stream of training data only the
+        column types are read. A ClassLabel name that no row uses is not a candidate. Without training data, `other` is
+        read.
 
         Raises:
             PromptTuningError: the label column is missing, holds numbers without names, or holds no labels; or the
@@ -223,10 +208,9 @@ class PromptTemplate:
             words = words_of_values(data, self.label_column)
             if len(words) == 1:
                 logger.warning(
-                    "All labels in the column %r are %r, so this is the only label to choose and the accuracy is "
-                    "always 1. Shuffle the rows before a sample is taken, or give label_words for every label.",
-                    self.label_column,
-                    *words.values(),
+                    f"All labels in the column {self.label_column!r} are {next(iter(words.values()))!r}, so this is "
+                    "the only label to choose and the accuracy is always 1. Shuffle the rows before sampling, or "
+                    "give label_words for every label."
                 )
             return replace(self, label_words=words, label_names=class_names(data.features, self.label_column) or None)
         names = class_names(getattr(other if train is None else train, "features", None), self.label_column)
@@ -240,8 +224,7 @@ class PromptTemplate:
 def parse(template: str) -> tuple[tuple[bool, str], ...]:
     """Return the pieces of a template: (True, column name) for a field, (False, text) for words.
 
-    Raises:
-        PromptTuningError: a brace is unpaired, or a field has no name or is more than a column name.
+    Raise PromptTuningError if a brace is unpaired, or a field has no name or is more than a column name.
     """
     pieces = []
     for piece in PIECE.findall(template):
@@ -272,8 +255,7 @@ def fields(template: str) -> list[str]:
 def fill(template: str, row: Mapping[str, Any], longest_field: int | None = None) -> str:
     """Return the text of a template for one row. A missing value becomes "".
 
-    Raises:
-        PromptTuningError: a field's value has no text form (a list, an object, bytes).
+    Raise PromptTuningError if a field's value has no text form (a list, an object, bytes).
     """
     texts = []
     for is_field, piece in parse(template):

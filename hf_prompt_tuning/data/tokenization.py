@@ -131,10 +131,8 @@ class PromptTokenizer:
     def source_ids(self, row: Mapping[str, Any]) -> tuple[list[int], bool]:
         """Return the tokens of the source, and whether it was cut.
 
-        The longest fields are cut first, at their ends. The template's own words are not cut.
-
-        Raises:
-            PromptTuningError: the text is empty, or the template's words alone are longer than `max_source_length`.
+        The longest fields are cut first, at their ends. The template's own words are not cut. Raise PromptTuningError
+        if the text is empty, or the template's words alone are longer than `max_source_length`.
         """
         limit = self.template.max_source_length
         self.template.check_fields(row)
@@ -163,13 +161,9 @@ class PromptTokenizer:
         return ids_at(low + fitting - 1), True
 
     def content_ids(self, content: Any) -> list[int]:
-        """Return the tokens of a row's source, of a row as a caller holds it.
+        """Return the tokens of a row's source as a caller holds it: a dict of columns, or the text of the one column.
 
-        Args:
-            content: a dict of columns, or the text of the one column.
-
-        Raises:
-            PromptTuningError: it is neither, or lacks a column; or as `source_ids`.
+        Raise PromptTuningError if it is neither, or lacks a column; or as `source_ids` does.
         """
         columns = self.template.source_columns
         row = row_columns(content, columns)
@@ -182,10 +176,8 @@ class PromptTokenizer:
     def target_ids(self, text: str) -> list[int]:
         """Return the tokens of the target with EOS at the end, of a chat with the end of its turn.
 
-        mBART's tokenizer adds a language token after EOS.
-
-        Raises:
-            PromptTuningError: the target is empty, or longer than `max_target_length`.
+        mBART's tokenizer adds a language token after EOS. Raise PromptTuningError if the target is empty, or longer
+        than `max_target_length`.
         """
         eos = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
@@ -228,12 +220,8 @@ class PromptTokenizer:
         """Return the `input_ids`, `labels`, `length` and `was_cut` of one row, and for classification its `label`.
 
         `label` is the index of the right label, or -1 if the row has none. A row without a label or target gets the
-        `input_ids` of the source and no labels to predict. It is rejected if `require_target` is set.
-
-        Args:
-            row: raw columns.
-            require_target: reject a row without a label or target.
-            reader: reads the label in the form that the row's dataset uses.
+        `input_ids` of the source and no labels to predict. It is rejected if `require_target` is set. `reader` reads
+        the label in the form that the row's dataset uses.
         """
         source, was_cut = self.source_ids(row)
         template, index = self.template, None
@@ -271,12 +259,9 @@ class PromptTokenizer:
     def encode_dataset(
         self, data: Dataset | IterableDataset, name: str, require_target: bool = True
     ) -> Dataset | IterableDataset:
-        """Encode every row of `data`. Errors name the row. Log once how many rows were cut.
+        """Encode every row of `data`, whose columns are all removed. Errors name the row and the data.
 
-        Args:
-            data: raw columns; they are all removed.
-            name: the name of the data in messages ("training", "evaluation", …).
-            require_target: reject rows without a label.
+        Rows without a label are rejected if `require_target` is set. Log once how many rows were cut.
         """
         if isinstance(data, IterableDataset) or data.format["type"] != "custom":  # a custom format may make columns
             data = data.with_format(None)  # plain values, not tensors
@@ -319,11 +304,8 @@ class PromptTokenizer:
         names = [reader.name(value) for value in data[self.template.label_column]]
         unnamed = [label for label in names if label in without]
         if unnamed and len(unnamed) < len(names):
+            labels = " or ".join(map(repr, dict.fromkeys(unnamed)))
             logger.warning(
-                "%d of %d %s rows have the label %s, which has no words (no training row has it, or label_words leave "
-                "it out): they count as rows without a label.",
-                len(unnamed),
-                len(names),
-                name,
-                " or ".join(map(repr, dict.fromkeys(unnamed))),
+                f"{len(unnamed)} of {len(names)} {name} rows have the label {labels}, which has no words (no training "
+                "row has it, or label_words leave it out): they count as rows without a label."
             )
