@@ -23,6 +23,9 @@ CACHE = CACHE_NAMES[0] if "cache" in {field.name for field in fields(CausalLMOut
 GGUF = "gguf"
 """What transformers calls the quantization of a backbone from a GGUF file. It leaves this mark from 5.17 only."""
 
+COUNTS_CHUNKS_ON = Version("5.21") <= TRANSFORMERS
+"""Whether `generate` counts a first pass in chunks on from a given cache (from 5.21), and not from its beginning."""
+
 CHECKPOINTS_ACTIVATIONS = next(
     name for name in ("is_activation_checkpointing", "is_gradient_checkpointing") if hasattr(PreTrainedModel, name)
 )

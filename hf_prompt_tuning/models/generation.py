@@ -30,7 +30,7 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ..compat.transformers import CACHE, as_cache, cache_in, check_drafts
+from ..compat.transformers import CACHE, COUNTS_CHUNKS_ON, as_cache, cache_in, check_drafts
 from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
@@ -237,7 +237,7 @@ def _continued(call: _Call) -> Any:
             cache = StaticCache(backbone.config, max_cache_len=mask.shape[1] + new)
             for i, (keys, values) in enumerate(layers):
                 cache.update(keys, values, i)
-        options = _with_cache(call, cache)
+        options = _with_cache(call, cache) | ({} if COUNTS_CHUNKS_ON else {"prefill_chunk_size": None})
     options = text_positions(backbone, mask) | options
     return backbone.generate(input_ids=call.ids, attention_mask=mask.long(), **options)
 

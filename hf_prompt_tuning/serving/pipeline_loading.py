@@ -30,6 +30,8 @@ NOT_OURS = ("_from_pipeline", "code_revision")
 class NamedPrompt:
     """The model class of `pipeline(…, model="user/prompt")`: holds the loaded prompt, or the error of loading it."""
 
+    config = PreTrainedConfig()  # from which older versions of transformers (5.17, say) read that no commit is known
+
     def __init__(self, loaded: "LoadedPrompt | None", error: Exception | None = None):
         self._loaded, self._error = loaded, error
 
@@ -79,8 +81,10 @@ def register() -> None:
     """Register both tasks with `transformers.pipeline`."""
     from transformers import pipelines  # imported late: its import calls this function
 
+    from ..compat.pipelines import Task
+
     tasks = pipelines.PIPELINE_REGISTRY.supported_tasks
     for task, impl in TASKS.items():
         # The entry that `register_pipeline` would write. It takes a class, not the name of a class.
-        tasks[task] = {"impl": impl, "pt": (NamedPrompt,)}
+        tasks[task] = Task(impl=impl, pt=(NamedPrompt,))
     pipelines.AutoConfig = Configs

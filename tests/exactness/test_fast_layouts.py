@@ -17,6 +17,7 @@ from tests.shared.reference import (
     with_prompts,
 )
 from tests.shared.tiny_models import DECODERS
+from tests.shared.versions import checkpoint_activations
 
 LABELS = [[11, 2], [12, 13, 2], [2]]
 EXPECTED = {"bloom": "cached", "mpt": "cached", "mamba": "padded"}
@@ -217,7 +218,7 @@ def test_flex_attention_sees_the_same(name):
 def test_activation_checkpointing_takes_packed_and_refuses_cached():
     model, rows = tiny_prompt_model("llama").train(), ragged_rows([7, 3, 9])
     expected_loss, expected = loss_and_gradient(model, reference_loss(model, rows))
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     loss, gradient = loss_and_gradient(model, model(**pad(rows, "right"), only_labelled=True).loss)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert relative_error(gradient, expected) < 1e-5

@@ -8,6 +8,7 @@ from hf_prompt_tuning.layouts import computed as inference
 from tests.shared.kept_prompts import LABELS, OPTIONS, ROWS, generated, inputs, ranked, ranked_anew, tiny_prompt_model
 from tests.shared.reference import greedy, loss_and_gradient, pad, reference_loss, relative_error, with_prompts
 from tests.shared.tiny_models import tiny_model
+from tests.shared.versions import checkpoint_activations
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom"])
@@ -165,7 +166,7 @@ def test_it_is_not_used_with_dropout_checkpointing_or_without_a_prompt(passes):
     dropping = get_prompt_tuning_model(tiny_model("gpt2", resid_pdrop=0.5), config).train()
     assert not torch.equal(ranked(dropping), ranked(dropping))
     checkpointing = tiny_prompt_model().train()
-    checkpointing.activation_checkpointing_enable()
+    checkpoint_activations(checkpointing)
     ranked(checkpointing)
     model = tiny_prompt_model()
     with model.disable_adapter():

@@ -8,6 +8,8 @@ from tests.shared.tiny_models import VOCAB, H, scale_weights
 
 IMAGE = 390
 """The picture's token; no token from it on is generated."""
+START = IMAGE + 2
+"""The token in front of a picture, by which Qwen's models count pictures."""
 TEXT = dict(
     vocab_size=VOCAB,
     hidden_size=H,
@@ -55,7 +57,7 @@ def tiny_picture_model(name: str) -> transformers.PreTrainedModel:
             vision_config=vision,
             image_token_id=IMAGE,
             video_token_id=IMAGE + 1,
-            vision_start_token_id=IMAGE + 2,
+            vision_start_token_id=START,
         )
         model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
     if name == "gemma3":
@@ -69,6 +71,7 @@ def picture_batch(name: str, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, 380, (2, 11), generator=generator)
     ids[0, 3:7] = ids[1, 6:10] = IMAGE
+    ids[0, 2] = ids[1, 5] = START
     mask = torch.ones_like(ids)
     ids[1, :3] = mask[1, :3] = 0
     batch = {"input_ids": ids, "attention_mask": mask}

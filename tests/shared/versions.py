@@ -9,6 +9,7 @@ import pandas
 import pytest
 from huggingface_hub import get_session
 from packaging.version import Version
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -56,6 +57,12 @@ def per_layer_inputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Return the per-layer vectors of token ids from Gemma's decoder; an older one wants its other argument said."""
     names = inspect.signature(model.get_per_layer_inputs).parameters
     return model.get_per_layer_inputs(ids, *[None] * (len(names) - 1))
+
+
+def checkpoint_activations(model: PreTrainedModel | PeftModel) -> None:
+    """Compute activations again in the backward pass, by the method's name from transformers 5.23 or the older one."""
+    name = "activation_checkpointing_enable"
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
 
 
 def forget_lists_of_files() -> None:

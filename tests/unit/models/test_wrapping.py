@@ -27,6 +27,7 @@ from hf_prompt_tuning import (
 from tests.shared.reference import pad, ragged_rows, tiny_prompt_model
 from tests.shared.tiny_models import LLAMA_LIKE, VOCAB, tiny_model
 from tests.shared.trainers import arguments
+from tests.shared.versions import checkpoint_activations
 
 DROPOUT = {
     "llama": {"attention_dropout": 0.25},
@@ -43,7 +44,7 @@ def dropping(kind):
     """A backbone with dropout, in train mode, half of it frozen, with a hook of its caller's."""
     backbone = tiny_model(kind, **DROPOUT[kind]).train()
     backbone.config.pretraining_tp = 2
-    backbone.activation_checkpointing_enable()
+    checkpoint_activations(backbone)
     for parameter in list(backbone.parameters())[::2]:
         parameter.requires_grad = False
     backbone.register_forward_hook(nothing)

@@ -1,0 +1,21 @@
+"""What differs between versions of transformers' pipelines."""
+
+from importlib import import_module
+from typing import Any
+
+from transformers import pipelines
+
+
+class Task(dict):
+    """A pipeline's entry in transformers' table of tasks. Its class is given by name, and imported when it is used.
+
+    transformers imports it from 5.23; before, this class does.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a value of the entry."""
+        value = super().__getitem__(key)
+        if key != "impl" or hasattr(pipelines, "_resolve_impl"):
+            return value
+        module, _, name = value.rpartition(".")
+        return getattr(import_module(module), name)
