@@ -58,6 +58,14 @@ class PromptArguments:
     init_prompt: str | None = HfArg(default=None, help="Prompt to start from: a folder, a file or a Hub id.")
     init_prompt_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --init_prompt.")
     init_prompt_subfolder: str | None = HfArg(default=None, help="Folder of --init_prompt within its repository.")
+    prompt_position: str | None = HfArg(
+        default=None,
+        help="Where the prompt stands: start (in front of everything), after_bos, or system (in a chat's system turn, "
+        "before its text). Default: start, or the place of --init_prompt.",
+    )
+    sink_token: str | None = HfArg(
+        default=None, help="For after_bos, the token to stand behind, if the tokenizer writes none."
+    )
     backbone_dropout: bool = HfArg(default=False, help="Keep the backbone's dropout on in training.")
     base_model_id: str | None = HfArg(
         default=None, help="Hub id of the backbone for the card, if it was loaded from a folder."

@@ -3,7 +3,7 @@
 A tokenizer may have tokens that the backbone lacks, so token ids must be rows of the backbone's embedding.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from .encoded_rows import columns_of, is_encoded, is_of_token_ids
 from .files import ORIGIN, agreeing
+from .heads import without_head
 from .rows import is_table
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer, origin
@@ -31,6 +32,7 @@ def encode_data(
     require_target: bool,
     vocabulary: int | None = None,
     require_labels: bool = False,
+    head: Sequence[int] = (),
 ) -> Any:
     """Return the token ids of a dataset, or of each dataset in a dict. Keep rows that are token ids already.
 
@@ -42,22 +44,24 @@ def encode_data(
         require_target: reject rows without a label.
         vocabulary: the number of rows in the backbone's embedding; None skips the check of the ids.
         require_labels: reject rows of token ids if none of them has a label. Checked together with the ids.
+        head: the tokens that the prompt stands behind. Those with which rows begin do not count for `limit`.
 
     Raises:
         PromptTuningError: the data has no rows, no label, no token ids, a row that is too long, an unknown token id,
-            or an unsupported type.
+            or an unsupported type; or some rows begin with the head and others do not.
     """
     if data is None:
         return None
     if isinstance(data, dict):
-        return {key: encode_data(rows, key, encoder, limit, require_target, vocabulary) for key, rows in data.items()}
+        options = limit, require_target, vocabulary, False, head
+        return {key: encode_data(rows, key, encoder, *options) for key, rows in data.items()}
     rows = from_list(data, name) if isinstance(data, list) else data
     if hasattr(rows, "__len__") and len(rows) == 0:
         raise PromptTuningError(f"the {name} data has no rows; give it some, or leave it out.")
     if isinstance(rows, Dataset | IterableDataset):
         encoded = _encoded(rows, name, encoder, require_target)
         if isinstance(encoded, Dataset):
-            _check_rows(encoded, rows, name, limit)
+            _check_rows(encoded, rows, name, limit, head)
             if vocabulary is not None:
                 check_dataset(encoded, rows, name, vocabulary, require_labels)
         return encoded
@@ -144,15 +148,17 @@ def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:
     return set(needed) <= set(columns_of(data))
 
 
-def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> None:
+def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None, head: Sequence[int]) -> None:
     if not is_of_token_ids(data):
         columns = ", ".join(repr(column) for column in columns_of(raw) if column != ORIGIN)
         raise PromptTuningError(
             f"the {name} data has the columns {columns} and no 'input_ids' of token ids. "
             "Give a template that makes text of the columns, or rows of token ids."
         )
+    in_head = _tokens_of_head(data, raw, name, head) if head else 0
     if limit is None:
         return
+    limit += in_head
     lengths = data["length"] if "length" in data.column_names else [len(ids) for ids in data["input_ids"]]
     longest = int(np.argmax(lengths))
     if lengths[longest] > limit:
@@ -160,6 +166,26 @@ def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None) -> No
             f"row {longest + 1} of the {name} data{origin(raw[longest])} has {lengths[longest]} tokens, and behind "
             f"the prompt the backbone has positions for {limit}. Lower max_source_length or num_virtual_tokens."
         )
+
+
+def _tokens_of_head(data: Dataset, raw: Dataset, name: str, head: Sequence[int]) -> int:
+    """Return how many tokens of the head every row begins with: all or none.
+
+    Raises:
+        PromptTuningError: some rows begin with it and others do not, or a row begins with a part of it.
+    """
+    counts: list[int] = []
+    for i, ids in enumerate(data["input_ids"]):
+        try:
+            counts.append(len(ids) - len(without_head(ids, head)))
+            if counts[i] != counts[0]:
+                raise PromptTuningError(
+                    f"the row begins with {list(ids[: len(head)])}, and the prompt stands behind {list(head)}, with "
+                    "which some rows begin and others do not. Tokenize all rows in one way."
+                )
+        except PromptTuningError as error:
+            raise PromptTuningError(f"row {i + 1} of the {name} data{origin(raw[i])}: {error}") from error
+    return counts[0]
 
 
 def text_rows(data: Any, template: PromptTemplate) -> Dataset | IterableDataset | None:

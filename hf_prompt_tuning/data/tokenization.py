@@ -17,6 +17,7 @@ from .chat_rendering import ChatRenderer
 from .continuation import continuation_ids
 from .encoded_rows import FEATURES, columns_of
 from .files import ORIGIN
+from .heads import leading_ids
 from .labels import LabelReader
 from .rows import column_names, row_columns
 from .template import PromptTemplate
@@ -98,10 +99,7 @@ class PromptTokenizer:
 
     @cached_property
     def _leading_special_ids(self) -> list[int]:
-        """The special tokens that the tokenizer puts before a text: usually BOS or none."""
-        probe = self.tokenizer("a", return_special_tokens_mask=True)
-        first_word = probe["special_tokens_mask"].index(0)
-        return probe["input_ids"][:first_word]
+        return leading_ids(self.tokenizer)
 
     @cached_property
     def label_token_ids(self) -> list[list[int]]:

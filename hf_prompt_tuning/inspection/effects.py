@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..data.heads import without_head
 from ..errors import PromptTuningError, first_line
 from ..layouts.sharing import of_all_parts
 from ..models.scoring import label_losses, label_nll, rank_labels
@@ -31,23 +32,24 @@ def attention_to_prompt(model: SoftPrompts, rows: Sequence[dict[str, Any]]) -> T
     """Return the share of the text's attention that each prompt vector gets in each layer, [layers, P] fp32, on CPU.
 
     It is the mean over heads and over the text's tokens (source and target), then over rows. The shares that a token
-    gives to the prompt and to the text add up to 1. For an encoder-decoder model it is the encoder's self-attention.
-    Each row (`input_ids`) runs on its own, because attention takes layers · heads · (P+T)² numbers. The model is in
-    eval mode, and is not changed. Raise PromptTuningError if there are no rows, the backbone returns no attentions, or
-    its eager code computes other logits than its usual code.
+    gives to the prompt, to its head and to the text add up to 1. For an encoder-decoder model it is the encoder's
+    self-attention. Each row (`input_ids`) runs on its own, because attention takes layers · heads · (P+T)² numbers.
+    The model is in eval mode, and is not changed. Raise PromptTuningError if there are no rows, the backbone returns
+    no attentions, or its eager code computes other logits than its usual code.
     """
     if not rows:
         raise PromptTuningError("there are no rows to look at; give some.")
-    length, eager = len(model.prompt), _in_eager(model)
+    head = model.active_peft_config.head
+    first, text, eager = len(head), len(head) + len(model.prompt), _in_eager(model)
     shares = []
     for number, row in enumerate(rows):
         output = _run(eager, row, output_attentions=True)
         if not number:
             _check_agreement(model.get_base_model(), output.logits, _run(model, row).logits)
-        layers = _layers(output, length + len(row["input_ids"]))
+        layers = _layers(output, text + len(without_head(row["input_ids"], head)))
         if not layers:
             raise PromptTuningError(f"{type(model.get_base_model()).__name__} gives no attentions.")
-        shares.append(torch.stack([layer[0, :, length:, :length].float().mean((0, 1)).cpu() for layer in layers]))
+        shares.append(torch.stack([layer[0, :, text:, first:text].float().mean((0, 1)).cpu() for layer in layers]))
     return sum(shares) / len(rows)
 
 

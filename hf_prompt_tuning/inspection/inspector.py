@@ -215,7 +215,8 @@ def _add_effects_on_rows(
     if template is None:
         raise PromptTuningError(f"{inspection.name} has no template, by which rows become text; leave the data out.")
     encoder = model.row_encoder(tokenizer)
-    rows = encode_data(data, "given", encoder, model.room(), require_target=False)
+    head = model.active_peft_config.head
+    rows = encode_data(data, "given", encoder, model.room(), require_target=False, head=head)
     inspection.rows = len(rows)
     try:
         by_layer = attention_to_prompt(model, rows)

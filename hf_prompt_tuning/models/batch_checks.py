@@ -51,7 +51,11 @@ class Texts:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a call of `forward` predicts, and how it scores that. See `forward` for the attributes."""
+    """What a call of `forward` predicts, and how it scores that.
+
+    `labels_of_heads` are the labels of the tokens of the heads with which rows begin, [B, h] long, or None. See
+    `forward` for the other attributes.
+    """
 
     labels: Tensor | None = None
     only_labelled: bool = False
@@ -60,6 +64,7 @@ class Targets:
     label_smoothing: float = 0.0
     shift_labels: Tensor | None = None
     fused_lm_head: bool = False
+    labels_of_heads: Tensor | None = None
 
 
 def check_texts(backbone: PreTrainedModel, texts: Texts, mask: Tensor | None) -> None:

@@ -26,7 +26,8 @@ from .call_arguments import MEDIA, arguments_in_rows, explained_media_errors, se
 from .continuing import CacheContent, check_only_new_tokens, columns_in, content_of, continued_inputs, mark
 from .generation import generate
 from .generation_options import from_inputs, inferred_mask
-from .labels import check_fused_head, fused_in_caller_columns, labels_for_trainers
+from .heads import RowHeads
+from .labels import check_fused_head, check_no_head_labels, fused_in_caller_columns, labels_for_trainers
 from .outputs import LabelledOutput, RankingOutput, check_no_attentions, outputs_in_caller_columns, routing_loss
 from .soft_prompts import SoftPrompts, embed
 
@@ -162,10 +163,18 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         batch_checks.check_texts(self.base_model, texts, texts.attention_mask)
         batch_checks.check_has_labels(targets)
         labels = batch_checks.check_labels(self.base_model, targets.labels, texts.shape, texts.shape[0])
-        if not targets.only_labelled or targets.shift_labels is not None or targets.fused_lm_head:
-            labels = labels_for_trainers(self.base_model, labels, texts, targets, has_prompt=len(self.prompt) > 0)
-        prompts, examples = self._inputs(texts, labels)
         batch_checks.check_positions(self.base_model, arguments, texts.shape, texts.attention_mask)
+        prompts = self._prompts(texts.shape[0], texts.adapter_names)
+        heads = self._heads(prompts, texts)
+        behind_head = heads is not None and heads.kept is not None
+        if not targets.only_labelled or targets.shift_labels is not None or targets.fused_lm_head:
+            has_prompt = len(self.prompt) > 0
+            labels = labels_for_trainers(self.base_model, labels, texts, targets, has_prompt, behind_head)
+        if heads is not None:
+            labels, of_heads = heads.labels_off(labels)
+            targets = replace(targets, labels_of_heads=check_no_head_labels(of_heads, targets))
+            texts, arguments = heads.off(texts), heads.arguments_off(self.base_model, arguments)
+        examples = self._examples(prompts, texts, labels)
         if targets.only_labelled or targets.candidates is not None:
             batch_checks.check_left_out(arguments)
         if targets.candidates is not None:
@@ -174,8 +183,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             return self._labelled(prompts, examples, targets)
         arguments = arguments_in_rows(self.base_model, arguments, texts.input_ids, prompts, examples)
         if targets.fused_lm_head:
-            return self._fused_outputs(prompts, examples, targets, **arguments)
-        return self._outputs(prompts, examples, targets, **arguments)
+            return self._fused_outputs(prompts, examples, targets, heads, **arguments)
+        return self._outputs(prompts, examples, targets, heads, **arguments)
 
     def _labelled(self, prompts: Prompts, examples: Examples, targets: Targets) -> LabelledOutput:
         """Return loss and predictions of the labelled tokens, computed in the fastest layout."""
@@ -196,16 +205,25 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         return layout, prompts if layout.name == "padded" else self._with_computed(prompts, examples)
 
     def _fused_outputs(
-        self, prompts: Prompts, examples: Examples, targets: Targets, return_dict: bool | None = None, **kwargs: Any
+        self,
+        prompts: Prompts,
+        examples: Examples,
+        targets: Targets,
+        heads: RowHeads | None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the label scores that TRL has added to the backbone in place of logits."""
         embeds, mask = padded_rows(prompts, examples)
         inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask} | kwargs
-        inputs |= {"shift_labels": labels_where_predicted(prompts, examples), "fused_lm_head": True}
+        shifted = labels_where_predicted(prompts, examples)
+        if targets.labels_of_heads is not None:
+            shifted[:, : targets.labels_of_heads.shape[1] - 1] = targets.labels_of_heads[:, 1:]
+        inputs |= {"shift_labels": shifted, "fused_lm_head": True}
         with explained_media_errors(self.base_model, kwargs):
             outputs = self.base_model(**inputs, num_items_in_batch=targets.num_items_in_batch)
         check_fused_head(self.base_model, outputs)
-        result = fused_in_caller_columns(outputs, prompts, examples, targets.shift_labels)
+        result = fused_in_caller_columns(outputs, prompts, examples, targets, heads)
         return result.to_tuple() if return_dict is False else result
 
     def _outputs(
@@ -213,6 +231,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         prompts: Prompts,
         examples: Examples,
         targets: Targets,
+        heads: RowHeads | None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -223,6 +242,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         if moved := is_moved(prompts, examples):
             check_no_attentions(inputs.get("output_attentions"), self.base_model.config)
         early = isinstance(logits_to_keep, int) and examples.labels is None and bool(mask.all())
+        if early and heads is not None and logits_to_keep:
+            early = heads.keeps_last(logits_to_keep)
         if early and takes(self.base_model, "logits_to_keep"):
             # The backbone then computes only these logits.
             inputs["logits_to_keep"], logits_to_keep = logits_to_keep, 0
@@ -232,14 +253,22 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         if examples.labels is not None:
             rows, columns = predicting_columns(prompts, examples.labels)
             token_ids = examples.labels[examples.labels != IGNORED]
+            if (of_heads := targets.labels_of_heads) is not None:
+                more, places = (of_heads != IGNORED).nonzero(as_tuple=True)
+                rows, columns = torch.cat([rows, more]), torch.cat([columns, places - 1])
+                token_ids = torch.cat([token_ids, of_heads[more, places]])
             predictions = LabelledLogits(outputs.logits[rows, columns], token_ids, rows)
             values["loss"] = self._loss(predictions, targets) + routing_loss(outputs, self.config)
         for name, value in outputs.items():
-            values.setdefault(name, outputs_in_caller_columns(value, prompts, examples) if moved else value)
+            value = outputs_in_caller_columns(value, prompts, examples) if moved else value
+            keeps = heads is None or name in ("loss", "attentions")
+            values.setdefault(name, value if keeps else heads.restored(value))
         # Select from the caller's columns. They differ from the backbone's if pads are at the left.
         values["logits"] = selected_columns(values["logits"], logits_to_keep)
         if not any(MEDIA.search(name) for name in kwargs):
             mark(cache_in(values), CacheContent.behind(prompts, mask))
+            if heads is not None:
+                heads.mark(cache_in(values), heads.text_columns)
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
 
@@ -284,9 +313,12 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             texts = replace(texts, attention_mask=inferred_mask(self.base_model, kwargs, texts.input_ids))
         batch_checks.check_positions(self.base_model, kwargs, texts.shape, texts.attention_mask)
         with torch.no_grad():
-            prompts, examples = self._inputs(texts)
+            prompts = self._prompts(texts.shape[0], texts.adapter_names)
+            if (heads := self._heads(prompts, texts)) is not None:
+                texts, kwargs = heads.off(texts), heads.streamed(heads.arguments_off(self.base_model, kwargs))
+            examples = self._examples(prompts, texts)
             ways = self._with_computed, self._packed_layout
-            return generate(self.base_model, prompts, examples, texts.input_ids, kwargs, *ways)
+            return generate(self.base_model, prompts, examples, texts.input_ids, kwargs, *ways, heads)
 
     def _packed_layout(self) -> PackedLayout | None:
         """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed."""

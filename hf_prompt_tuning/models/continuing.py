@@ -4,7 +4,7 @@ This package puts a mark on the cache that says what it holds. The backbone is n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,18 +27,25 @@ class CacheContent:
     Attributes:
         names: the prompt of each row.
         mask: [B, C] bool, the mask of the cache's columns.
-        width: the number of prompt columns.
+        width: P, the number of prompt columns to the caller.
+        text: the number of the caller's columns of text.
+        head: [B] long, how many fixed tokens stand before each row's prompt; 0 for none.
+        taken: [B] long, how many of them are in the caller's columns of text.
     """
 
     names: tuple[str, ...]
     mask: Tensor
     width: int
+    text: int
+    head: Tensor | int = 0
+    taken: Tensor | int = 0
 
     @classmethod
     def behind(cls, prompts: Prompts, mask: Tensor, copies: int = 1) -> "CacheContent":
         """Describe rows behind their prompts. `generate` makes `copies` rows of each row."""
         names = tuple(name for name in prompts.row_names() for _ in range(copies))
-        return cls(names, mask.bool(), max(map(len, prompts.vectors)))
+        width = max(map(len, prompts.vectors))
+        return cls(names, mask.bool(), width, mask.shape[1] - width)
 
 
 def columns_in(cache: Any) -> int:
@@ -132,15 +139,15 @@ def continued_inputs(
     in front; `positions` are the caller's, of the new columns, counted from the text's or the prompt's start. Both may
     be None. Raise PromptTuningError if they do not match the columns, or this backbone would count the pads.
     """
-    columns, seen = content.mask.shape[1], content.mask.sum(1)
+    seen, head, taken = content.mask.sum(1), content.head, content.taken
     now = content.mask.new_ones(len(content.mask), new)
     if mask is not None:
-        widths = {columns + new: 0, columns - content.width + new: lengths}
+        widths = {content.width + content.text + new: head - taken, content.text + new: lengths - taken}
         before = widths.get(mask.shape[1]) if mask.dim() == 2 and len(mask) == len(now) else None
         if before is None or not torch.equal((mask[:, :-new] != 0).sum(1) + before, seen):
             raise PromptTuningError(
-                f"attention_mask has shape {list(mask.shape)}, and past_key_values holds {columns - content.width} "
-                f"columns of text; give one of them and of the {new} new ones, [B, {columns - content.width + new}]."
+                f"attention_mask has shape {list(mask.shape)}, and past_key_values holds {content.text} "
+                f"columns of text; give one of them and of the {new} new ones, [B, {content.text + new}]."
             )
         now = mask[:, -new:].bool()
     both = torch.cat([content.mask, now], dim=1)
@@ -151,11 +158,11 @@ def continued_inputs(
         )
     counted = (both.long().cumsum(1) - 1).clamp(min=0)[:, -new:]
     if positions is not None and not any(
-        positions.shape[-1] == new and torch.equal(positions.expand_as(counted), counted - less)
-        for less in (0, lengths[:, None])
+        positions.shape[-1] == new and torch.equal(positions.expand_as(counted), counted - less[:, None])
+        for less in (0 * lengths, lengths - taken, lengths * 0 + head - taken)
     ):
         raise PromptTuningError("position_ids are given that do not count on from past_key_values; leave them out.")
     inputs = {"attention_mask": both.long()}
     if takes(backbone, "position_ids") or with_own_positions(backbone) is not None:
         inputs["position_ids"] = counted
-    return inputs, CacheContent(content.names, both, content.width)
+    return inputs, replace(content, mask=both, text=content.text + new)

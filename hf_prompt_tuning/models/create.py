@@ -4,6 +4,7 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.template import PromptTemplate
+from ..errors import PromptTuningError
 from ..prompts.config import PromptTuningConfig
 from .backbone import SEQ2SEQ, check_backbone
 from .causal_lm import PromptTuningModelForCausalLM
@@ -67,6 +68,12 @@ def _completed(
     """Return our config, with the tokenizer and label words that an initialisation may need."""
     config = PromptTuningConfig.from_peft(config)
     config.tokenizer = tokenizer if tokenizer is not None else config.tokenizer
+    config.chat = config.chat or getattr(template, "chat", None)
+    if config.prompt_position == "system" and template is not None and config.chat is None:
+        raise PromptTuningError(
+            "prompt_position is system, and the template makes plain text, in which there are no turns. Give it "
+            "chat=ChatFormat() (--chat true), or give after_bos."
+        )
     if config.label_words is None and template is not None and template.label_words:
         config.label_words = list(template.label_words.values())
     return config

@@ -51,6 +51,7 @@ from .generation_options import (
     with_encoder_ids,
     without_pads,
 )
+from .heads import RowHeads
 from .outputs import check_no_attentions_of_steps, first_step_in_caller_columns
 
 ONE_ROW_ONLY = ("rwkv",)
@@ -108,12 +109,13 @@ def generate(
     options: dict[str, Any],
     computed: Callable[[Prompts, Examples], Prompts],
     packed_layout: Callable[[], PackedLayout | None],
+    heads: RowHeads | None = None,
 ) -> Any:
     """Return the result of `backbone.generate` with each of B rows' prompt in front.
 
     The result starts with `input_ids` [B, T]; without them it is only the new tokens. `options` are `generate`'s other
     arguments. `computed` adds to the prompts what was computed of them before. `packed_layout` returns the packed
-    layout, or None if texts may not be packed.
+    layout, or None if texts may not be packed. `heads` are those that were taken off the caller's rows, or None.
     """
     given, options = model_arguments(backbone, options)
     if given or with_own_positions(backbone) is not None:
@@ -121,7 +123,8 @@ def generate(
     cache = cache_in(options)
     if cache is not None and columns_in(cache):
         _check_cache(cache, prompts, examples)
-    config, options = in_new_tokens(backbone, options, examples.embeds.shape[1])
+    columns = examples.embeds.shape[1] if heads is None else heads.columns
+    config, options = in_new_tokens(backbone, options, columns)
     ids, width = None, int(examples.mask.sum(1).max())
     if input_ids is not None:
         ids = _at_the_right(input_ids, examples, width)
@@ -139,6 +142,9 @@ def generate(
     cache = cache if isinstance(result, Tensor) else cache_in(result)
     if cache is not None and columns_in(cache) and not call.needs_whole_rows:
         _mark_cache(call, cache)
+    if heads is not None:
+        heads.complete(result, cache, width)
+        input_ids = heads.ids
     return result if input_ids is None else _starting_with(input_ids, result, width)
 
 

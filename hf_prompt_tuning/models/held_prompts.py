@@ -23,6 +23,7 @@ from ..prompts.files import SavedPrompt, read_prompt
 from ..prompts.info import PromptInfo
 from .backbone import check_backbone, completed_config, freeze
 from .labels import REFERENCE, add_reference
+from .places import check_head, place_of
 from .prompt import PromptConfigs, check_match, config_to_fill, fill, fingerprint, make_prompt
 from .saving import SavingMixin
 from .unsupported import NO_SUM, NOTHING_TO_MERGE, NOTHING_TO_UNLOAD, WITHOUT_PROMPT, unsupported
@@ -121,6 +122,8 @@ class HeldPrompts(SavingMixin):
         config = completed_config(peft_config, self.base_model, self.task_type, self.peft_config.values())
         if config.tokenizer is None and config.tokenizer_name_or_path is None:
             config.tokenizer = self._tokenizer
+        if config.prompt_position != "start" and config.head_token_ids is None:
+            config.prompt_position, config.head_token_ids = place_of(config, self.base_model)
         if config.revision is None and config.base_model_name_or_path == hub_id(self.base_model.name_or_path):
             config.revision = self._commit
         super().add_adapter(adapter_name, config, *args, **kwargs)
@@ -197,6 +200,8 @@ class HeldPrompts(SavingMixin):
             )
         prompt_model = cls(model, config_to_fill(saved, tokenizer), adapter_name, frozen=False)
         check_match(saved, model.get_input_embeddings().embedding_dim, prompt_model.fingerprint, ignore_mismatch)
+        if saved.config.head:
+            check_head(saved, model, ignore_mismatch)
         prompt_model._fill(saved, adapter_name, is_trainable, is_new=True)
         prompt_model.freeze_backbone()
         return prompt_model
@@ -217,6 +222,8 @@ class HeldPrompts(SavingMixin):
         saved = read_prompt(model_id, **hub)
         is_new = adapter_name not in self.peft_config
         check_match(saved, self.word_embeddings.embedding_dim, self.fingerprint, ignore_mismatch)
+        if saved.config.head:
+            check_head(saved, self.base_model, ignore_mismatch)
         if is_new:
             self.add_adapter(adapter_name, config_to_fill(saved))
         self._fill(saved, adapter_name, is_trainable, is_new)

@@ -54,7 +54,7 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float
         token_ids = list(range(config.num_virtual_tokens))
     else:
         token_ids = _sampled_ids(config, embed, config.num_virtual_tokens)
-    return scale * _embedded(token_ids, embed, f"the text of {init.value} has")
+    return scale * embedded_ids(token_ids, embed, f"the text of {init.value} has")
 
 
 def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
@@ -86,7 +86,7 @@ def made_again(
         return None
 
 
-def _embedded(token_ids: list[int], embed: nn.Embedding, what: str) -> Tensor:
+def embedded_ids(token_ids: list[int], embed: nn.Embedding, what: str) -> Tensor:
     """Return what the model sees for these tokens, [len(token_ids), H] in fp32. Messages start with `what`."""
     check_ids(token_ids, embed.num_embeddings, what)
     with whole(embed):
@@ -98,13 +98,15 @@ def _embedded(token_ids: list[int], embed: nn.Embedding, what: str) -> Tensor:
 
 
 def _tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase:
+    return tokenizer_of(config, f"prompt_tuning_init is {config.prompt_tuning_init.value}")
+
+
+def tokenizer_of(config: PromptTuningConfig, why: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that a config holds or names. Raise PromptTuningError, which says `why`, if it has none."""
     if config.tokenizer is not None:
         return config.tokenizer
     if config.tokenizer_name_or_path is None:
-        raise PromptTuningError(
-            f"prompt_tuning_init is {config.prompt_tuning_init.value}, which needs a tokenizer. "
-            "Give tokenizer=… to get_prompt_tuning_model."
-        )
+        raise PromptTuningError(f"{why}, which needs a tokenizer. Give tokenizer=… to get_prompt_tuning_model.")
     # As in PEFT: a config may name a tokenizer, but may not have its code run.
     advice = "Give tokenizer=… to get_prompt_tuning_model."
     return load_tokenizer(config.tokenizer_name_or_path, None, {}, advice, **config.tokenizer_kwargs or {})
@@ -163,12 +165,12 @@ def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tenso
         )
     tokenizer = _tokenizer(config)
     means = [
-        _embedded(continuation_ids(tokenizer, " " + w), embed, f"the label words {w!r} have").mean(0, keepdim=True)
+        embedded_ids(continuation_ids(tokenizer, " " + w), embed, f"the label words {w!r} have").mean(0, keepdim=True)
         for w in config.label_words[: config.num_virtual_tokens]
     ]
     rest = config.num_virtual_tokens - len(means)
     if rest:
-        means.append(_embedded(_sampled_ids(config, embed, rest), embed, "the vocabulary has"))
+        means.append(embedded_ids(_sampled_ids(config, embed, rest), embed, "the vocabulary has"))
     return torch.cat(means)
 
 

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import pad
@@ -19,6 +20,7 @@ from ..layouts.base import IGNORED
 from ..layouts.padded import predicting_columns
 from ..prompts.config import PromptTuningConfig
 from .batch_checks import Targets, Texts, check_labels
+from .heads import RowHeads
 
 REFERENCE = "ref"
 """TRL's name for the reference model: a copy of the prompt "default" from before the first step."""
@@ -58,35 +60,66 @@ def strip_virtual_tokens(logits: Any, labels: Tensor | None) -> Any:
 
 
 def labels_for_trainers(
-    backbone: PreTrainedModel, labels: Tensor | None, texts: Texts, targets: Targets, has_prompt: bool
+    backbone: PreTrainedModel,
+    labels: Tensor | None,
+    texts: Texts,
+    targets: Targets,
+    has_prompt: bool,
+    behind_head: bool = False,
 ) -> Tensor | None:
     """Return the labels that a trainer means who does not know about prompts, [B, T], or None.
 
     A `transformers.Trainer` divides the loss by its own count of labels. If the backbone's own loss shifts the labels,
     Trainer counts from the second column on, because without a prompt no token stands before a row's first token.
-    TRL's fused head never counts a text's first token. Raise PromptTuningError if `shift_labels` is invalid, a row's
-    first token has a label that was not counted, or a pad has a label that was.
+    TRL's fused head never counts a text's first token. With `behind_head`, the first token is a head's, which nothing
+    predicts here either. Raise PromptTuningError if `shift_labels` is invalid, a row's first token has a label that
+    was not counted, or a pad has a label that was.
     """
     if targets.fused_lm_head:
         _check_fused(targets)
     if targets.shift_labels is not None:
-        return from_shifted(check_labels(backbone, targets.shift_labels, None, texts.shape[0]), texts.shape[1])
+        shifted = check_labels(backbone, targets.shift_labels, None, texts.shape[0])
+        labels = from_shifted(shifted, texts.shape[1])
+        if behind_head and bool((labels[:, 0] != IGNORED).any()):
+            raise _first_of_head("shift_labels has a label for")
+        return labels
     if labels is None or not has_prompt or targets.only_labelled:
         return labels
     shifts = LOSS_MAPPING.get(getattr(backbone, "loss_type", None)) is ForCausalLMLoss
     if targets.fused_lm_head:
         return pad(labels[:, 1:], (1, 0), value=IGNORED) if shifts else labels
     if targets.num_items_in_batch is not None:
-        _check_counted(labels, texts.attention_mask, shifts)
+        _check_counted(labels, texts.attention_mask, shifts, behind_head)
     return labels
 
 
-def _check_counted(labels: Tensor, mask: Tensor | None, shifts: bool) -> None:
+def check_no_head_labels(labels: Tensor | None, targets: Targets) -> Tensor | None:
+    """Return the labels of heads, [B, h]; raise PromptTuningError if only labelled tokens are computed."""
+    if labels is not None and targets.only_labelled:
+        raise PromptTuningError(
+            "labels are given on the tokens that the prompt stands behind, which no prompt can predict better; make "
+            "them -100 there."
+        )
+    return labels
+
+
+def _first_of_head(what: str) -> PromptTuningError:
+    return PromptTuningError(
+        f"{what} a row's very first token, before which nothing stands to predict it, because the prompt stands "
+        "behind it. Make it -100."
+    )
+
+
+def _check_counted(labels: Tensor, mask: Tensor | None, shifts: bool, behind_head: bool) -> None:
     """Raise PromptTuningError for labels that Trainer counts and we do not, or that we count and Trainer does not."""
     given = labels != IGNORED
     if mask is not None and bool((given & ~mask.bool()).any()):
         raise PromptTuningError("labels are given on pads, where attention_mask is 0; make them -100 there.")
-    if shifts and bool(given[:, 0].any()):
+    # A row's first token may stand behind pads.
+    first = given[:, 0] if mask is None else given.gather(1, mask.long().argmax(1)[:, None])
+    if behind_head and not shifts and bool(first.any()):
+        raise _first_of_head("num_items_in_batch was counted with the label of")
+    if shifts and not behind_head and bool(given[:, 0].any()):
         raise PromptTuningError(
             "a row's very first token has a label, and num_items_in_batch was counted without it, so the loss would "
             "be scaled wrongly. Make the first column of labels -100; or let it count, and have the collator give "
@@ -114,7 +147,7 @@ def from_shifted(shift_labels: Tensor, length: int) -> Tensor:
 
 
 def fused_in_caller_columns(
-    outputs: ModelOutput, prompts: Prompts, examples: Examples, shift_labels: Tensor | None
+    outputs: ModelOutput, prompts: Prompts, examples: Examples, targets: Targets, heads: RowHeads | None
 ) -> ModelOutput:
     """Move TRL's outputs from the columns of padded rows to those of the caller's batch.
 
@@ -128,13 +161,19 @@ def fused_in_caller_columns(
     if examples.order is not None:
         places = examples.order[rows, places]
     length = examples.labels.shape[1]
-    shifted = shift_labels is not None
-    from_first = shift_labels.shape[1] == length + 1 if shifted else bool((places == 0).any())
+    if heads is not None and heads.kept is not None:
+        places, length = heads.kept[rows, places], heads.columns
+        if (of_heads := targets.labels_of_heads) is not None:
+            more, tokens = (of_heads != IGNORED).nonzero(as_tuple=True)
+            rows, columns = torch.cat([rows, more]), torch.cat([columns, tokens - 1])
+            places = torch.cat([places, heads.head_columns()[more, tokens]])
+    shifted = targets.shift_labels is not None
+    from_first = targets.shift_labels.shape[1] == length + 1 if shifted else bool((places == 0).any())
 
     def moved(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() != 2:
             return value
-        scores = value.new_zeros(examples.labels.shape)
+        scores = value.new_zeros(len(value), length)
         scores[rows, places] = value[rows, columns]
         scores = pad(scores, (0, 1)) if shifted else scores
         return scores if from_first else scores[:, 1:]
@@ -196,4 +235,4 @@ def add_reference(model: PeftModel, config: PromptTuningConfig) -> None:
     model.add_adapter(REFERENCE, replace(config, inference_mode=True))
     reference, prompt = model.prompt_encoder[REFERENCE], model.prompt_encoder["default"]
     reference.load_state_dict(prompt.state_dict())
-    reference.info, reference.start = deepcopy(prompt.info), prompt.start
+    reference.info, reference.start, reference.head = deepcopy(prompt.info), prompt.start, prompt.head

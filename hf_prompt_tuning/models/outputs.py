@@ -1,6 +1,7 @@
 """Define the outputs of a prompt-tuning model, and move a backbone's outputs to the caller's columns."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,18 +58,23 @@ def outputs_in_caller_columns(value: Any, prompts: Prompts, examples: Examples) 
     It is logits [B, P+T, V]; hidden states [B, P+T, H], or a tuple of them (with streams [S, B, P+T, H] in a backbone
     that has several); or a tuple of router scores [B*(P+T), E]. Anything else is returned unchanged.
     """
-    if isinstance(value, tuple):
-        return tuple(outputs_in_caller_columns(v, prompts, examples) for v in value)
     batch, length = examples.mask.shape
     shape = (batch, length + max(map(len, prompts.vectors)))
+    return moved(value, shape, lambda x: in_caller_columns(x, prompts, examples))
+
+
+def moved(value: Any, shape: tuple[int, int], move: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `move` to what belongs to each token of rows of `shape`, [B, N, ...]; see `outputs_in_caller_columns`."""
+    if isinstance(value, tuple):
+        return tuple(moved(v, shape, move) for v in value)
     if not isinstance(value, Tensor):
         return value
     if value.dim() == 3 and value.shape[:2] == shape:
-        return in_caller_columns(value, prompts, examples)
+        return move(value)
     if value.dim() == 2 and value.shape[0] == shape[0] * shape[1]:
-        return in_caller_columns(value.unflatten(0, shape), prompts, examples).flatten(0, 1)
+        return move(value.unflatten(0, shape)).flatten(0, 1)
     if value.dim() == 4 and value.shape[1:3] == shape:
-        return torch.stack([in_caller_columns(stream, prompts, examples) for stream in value])
+        return torch.stack([move(stream) for stream in value])
     return value
 
 

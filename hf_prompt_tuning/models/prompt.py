@@ -29,6 +29,7 @@ from ..prompts.files import SavedPrompt
 from ..prompts.info import PromptInfo
 from .backbone import is_from_gguf
 from .initialization import can_be_made_again, initial_prompt
+from .places import head_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +54,29 @@ class SoftPrompt(PromptEmbedding):
     Attributes:
         embedding: its `weight` is the prompt's vectors, [P, H] fp32, the parameter that is trained.
         start: [P, H] fp32 on the CPU, the vectors before training; None if they are not known.
+        head_ids: the tokens that the prompt stands behind, as a tensor [h] long; none at the start.
+        head: [h, H] fp32 on the CPU, the embeddings of these tokens when the prompt was made, which are saved with it.
+            A call looks them up in the backbone.
         info: the description that is saved with the prompt (template, metrics, …).
     """
 
-    def __init__(self, vectors: Tensor, config: PromptTuningConfig, info: PromptInfo, start: Tensor | None):
-        super().__init__(PeftPromptTuningConfig(**config.to_dict() | {"prompt_tuning_init": "RANDOM"}), None)
+    def __init__(
+        self,
+        vectors: Tensor,
+        config: PromptTuningConfig,
+        info: PromptInfo,
+        start: Tensor | None,
+        head: Tensor,
+    ):
+        own = {"prompt_tuning_init": "RANDOM", "num_virtual_tokens": len(vectors)}
+        super().__init__(PeftPromptTuningConfig(**config.to_dict() | own), None)
         self.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
-        self.info, self.start = info, start
+        self.info, self.start, self.head = info, start, head
+        self.register_buffer("head_ids", torch.tensor(config.head, device=vectors.device).long(), persistent=False)
+
+    def rows_to_save(self) -> Tensor:
+        """Return the head and the vectors as PEFT saves them, [h+P, H] fp32, on the CPU."""
+        return torch.cat([self.head, self.embedding.weight.detach().cpu()])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SoftPrompt":
         def move_only(vectors: Tensor) -> Tensor:
@@ -97,9 +114,11 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
     fails.
     """
     words, start = backbone.get_input_embeddings(), None
+    head = torch.zeros(len(config.head), words.embedding_dim)
     if config.inference_mode:
         vectors = torch.zeros(config.num_virtual_tokens, words.embedding_dim)
     else:
+        head = head_embeddings(config.head, backbone) if config.head else head
         vectors = initial_prompt(config, words, token_scale(backbone))
     vectors = vectors.to(embedding_device(words), torch.float32)
     initialization = config.initialization()
@@ -108,8 +127,11 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
         if not can_be_made_again(initialization):
             initialization["hash"] = embedding_hash(start)
     described = {"name_or_path": config.base_model_name_or_path, "revision": config.revision}
-    info = PromptInfo(initialization=initialization, backbone=fingerprint | described)
-    return SoftPrompt(vectors, config, info, start)
+    place = config.place()
+    if place and config.tokenizer is not None:
+        place["head_text"] = config.tokenizer.decode(place["head_token_ids"])
+    info = PromptInfo(initialization=initialization, backbone=fingerprint | described, place=place)
+    return SoftPrompt(vectors, config, info, start, head)
 
 
 def config_to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptTuningConfig:
@@ -118,7 +140,12 @@ def config_to_fill(saved: SavedPrompt, tokenizer: PreTrainedTokenizerBase | None
 
 
 def fill(prompt: SoftPrompt, saved: SavedPrompt, name: str) -> None:
-    """Replace what a prompt holds by what was saved. Raise PromptLoadError if their lengths differ."""
+    """Replace what a prompt holds by what was saved. Raise PromptLoadError if their lengths or places differ."""
+    if prompt.head_ids.tolist() != list(saved.config.head):
+        raise PromptLoadError(
+            f"{saved.source} stands behind the tokens {list(saved.config.head)}, and the prompt {name!r} behind "
+            f"{prompt.head_ids.tolist()}. Load it under another adapter_name."
+        )
     if prompt.embedding.weight.shape != saved.vectors.shape:
         raise PromptLoadError(
             f"{saved.source} holds {len(saved.vectors)} virtual tokens, and the prompt {name!r} has "
@@ -126,6 +153,7 @@ def fill(prompt: SoftPrompt, saved: SavedPrompt, name: str) -> None:
         )
     with torch.no_grad():
         prompt.embedding.weight.copy_(saved.vectors)
+    prompt.head = saved.head
     prompt.start = _start_of(saved, prompt.start)
     if saved.info is not None:
         prompt.info = saved.info

@@ -16,7 +16,7 @@ from ..layouts.traits import needs_embeddings_only
 from ..prompts.card import write_card
 from ..prompts.config import PromptTuningConfig
 from ..prompts.ensemble_info import EnsembleInfo
-from ..prompts.files import write_start
+from ..prompts.files import write_rows, write_start
 from ..prompts.plots import check_pictures, save_pictures
 from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
 from .initialization import can_be_made_again
@@ -69,6 +69,9 @@ class SavingMixin:
         )
         for name in names if is_main_process else ():
             folder = folder_of(name, save_directory)
+            if self.peft_config[name].head:
+                # PEFT writes the trained rows alone, if the prompt is not trainable.
+                write_rows(folder, self.get_prompt_embedding_to_save(name))
             self.prompt_encoder[name].info.write(folder)
             if card:
                 self._write_card(folder, name, repo_id, None if name == "default" else name)
@@ -78,9 +81,9 @@ class SavingMixin:
         write_start_and_card(folder, prompt, config, self.base_model, repo_id, subfolder)
 
     def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
-        """Return a prompt's vectors, [P, H], on the CPU."""
+        """Return a prompt's head and vectors, [h+P, H], on the CPU."""
         # PEFT calls the module here. We do not: only one process saves, and ZeRO-3 counts calls.
-        return self.prompt_encoder[adapter_name].embedding.weight.detach().cpu()
+        return self.prompt_encoder[adapter_name].rows_to_save()
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Do nothing. PEFT calls this in every save; `save_pretrained` writes the card, once all its data is known."""

@@ -201,8 +201,9 @@ def generate_within(
     room = [model.room(name) for name in batch.get("adapter_names") or [None] * len(batch["input_ids"])]
     if model.config.is_encoder_decoder or None in room:
         return generate_targets(model, batch, tokenizer, max_new_tokens, end_ids)
-    lengths = sources(batch).sum(1)
-    left = torch.tensor(room, device=lengths.device) - lengths
+    mask = sources(batch)
+    left = torch.tensor(room, device=mask.device) - mask.sum(1)
+    left += model.count_head_tokens(batch["input_ids"], mask, batch.get("adapter_names"))
     tight = left < max_new_tokens
     parts = [((~tight).nonzero()[:, 0], max_new_tokens)] if not tight.all() else []
     parts += [(row, max(1, int(left[row]))) for row in tight.nonzero()]

@@ -18,6 +18,7 @@ from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_
 from .call_arguments import DECODER, decoder_arguments
 from .continuing import CacheContent, encoder_decoder_cache, mark
 from .generation_options import from_inputs, generation_config, model_arguments, with_encoder_ids
+from .heads import RowHeads
 from .outputs import LabelledOutput, RankingOutput, check_no_attentions, in_label_columns, outputs_in_caller_columns
 from .soft_prompts import SoftPrompts
 
@@ -39,7 +40,7 @@ def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
     return shifted.masked_fill(shifted == IGNORED, backbone.config.pad_token_id or 0)
 
 
-def _move_encoder_outputs(kwargs: dict[str, Any], prompts: Prompts, sources: Examples) -> None:
+def _move_encoder_outputs(kwargs: dict[str, Any], prompts: Prompts, sources: Examples, heads: RowHeads | None) -> None:
     """Move `encoder_outputs` from the caller's columns, in which `forward` returns them, to those of padded rows.
 
     Raise PromptTuningError if they were computed without the prompt, or of other rows.
@@ -48,12 +49,15 @@ def _move_encoder_outputs(kwargs: dict[str, Any], prompts: Prompts, sources: Exa
         return
     batch, length = sources.mask.shape
     shape = [batch, max(map(len, prompts.vectors)) + length]
+    if heads is not None:
+        shape[1] = heads.widths[1] + heads.columns
     if list(given[0].shape[:2]) != shape:
         raise PromptTuningError(
             f"encoder_outputs are of shape {list(given[0].shape)}, and rows with their prompt of {shape}; give what "
             "this model's forward gave as encoder_last_hidden_state, or leave them out."
         )
-    kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=as_padded(given[0], prompts, sources))
+    states = given[0] if heads is None else heads.moved_back(given[0])
+    kwargs["encoder_outputs"] = BaseModelOutput(last_hidden_state=as_padded(states, prompts, sources))
 
 
 def _check_decoder_has_input(targets: Targets, given: dict[str, Any]) -> None:
@@ -97,7 +101,10 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         backbone = self.base_model
         check_texts(backbone, texts, texts.attention_mask)
         labels = check_labels(backbone, targets.labels, None, texts.shape[0])
-        prompts, sources = self._inputs(texts)
+        prompts = self._prompts(texts.shape[0], texts.adapter_names)
+        if (heads := self._heads(prompts, texts)) is not None:
+            texts = heads.off(texts)
+        sources = self._examples(prompts, texts)
         given = decoder_arguments(backbone, with_cache_renamed(backbone, arguments), labels, texts.shape[0])
         embeds, mask = padded_rows(prompts, sources)
         given |= as_cache(backbone, encoder_decoder_cache(cache_in(given), prompts, mask))
@@ -107,13 +114,13 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         if targets.only_labelled:
             check_left_out(given, allowed=DECODER)
         _check_decoder_has_input(targets, given)
-        _move_encoder_outputs(given, prompts, sources)
+        _move_encoder_outputs(given, prompts, sources, heads)
         labels, given, order = _to_the_start(labels, given)
         given |= {"inputs_embeds": embeds, "attention_mask": mask}
         if targets.only_labelled:
             predictions = self._labelled_logits(labels, use_cache=False, **given)
             return LabelledOutput(loss=self._loss(predictions, targets), **vars(predictions))
-        return self._outputs(prompts, sources, labels, order, targets, **given)
+        return self._outputs(prompts, sources, labels, order, targets, heads, **given)
 
     def _outputs(
         self,
@@ -122,6 +129,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         labels: Tensor | None,
         order: Tensor | None,
         targets: Targets,
+        heads: RowHeads | None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
@@ -139,7 +147,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
             outputs.loss = self._loss(predictions, targets)
         for name, value in outputs.items():
             if name.startswith("encoder_"):
-                outputs[name] = outputs_in_caller_columns(value, prompts, sources)
+                outputs[name] = _encoded(value, prompts, sources, heads, name)
             elif order is not None and name in ("logits", "decoder_hidden_states"):
                 outputs[name] = in_label_columns(value, order)
         mark(cache_in(outputs), CacheContent.behind(prompts, mask))
@@ -188,12 +196,15 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         texts = Texts(from_inputs(input_ids, kwargs), attention_mask, inputs_embeds, adapter_names)
         kwargs = with_cache_renamed(backbone, kwargs)
         self._prepare_generation(texts, kwargs)
-        prompts, sources = self._inputs(texts)
+        prompts = self._prompts(texts.shape[0], texts.adapter_names)
+        if (heads := self._heads(prompts, texts)) is not None:
+            texts = heads.off(texts)
+        sources = self._examples(prompts, texts)
         given, options = model_arguments(backbone, kwargs)
         given = decoder_arguments(backbone, given, None, len(sources.mask))
         embeds, mask = padded_rows(prompts, sources)
         options |= as_cache(backbone, encoder_decoder_cache(cache_in(options), prompts, mask))
-        _move_encoder_outputs(given, prompts, sources)
+        _move_encoder_outputs(given, prompts, sources, heads)
         config = generation_config(backbone, options)
         if config.return_dict_in_generate and is_moved(prompts, sources):
             check_no_attentions(config.output_attentions, backbone.config)
@@ -202,8 +213,14 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         options.setdefault("use_cache", True)
         result = backbone.generate(inputs_embeds=embeds, attention_mask=mask, **given, **options)
         if not isinstance(result, Tensor) and result.get("encoder_hidden_states") is not None:
-            result.encoder_hidden_states = outputs_in_caller_columns(result.encoder_hidden_states, prompts, sources)
+            result.encoder_hidden_states = _encoded(result.encoder_hidden_states, prompts, sources, heads)
         return result
+
+
+def _encoded(value: Any, prompts: Prompts, sources: Examples, heads: RowHeads | None, name: str = "") -> Any:
+    """Move an encoder's output to the caller's columns. Attentions stay those of the rows that the encoder sees."""
+    value = outputs_in_caller_columns(value, prompts, sources)
+    return value if heads is None or name.endswith("attentions") else heads.restored(value)
 
 
 def _to_the_start(labels: Tensor | None, given: dict[str, Any]) -> tuple[Tensor | None, dict[str, Any], Tensor | None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import RowTemplate, row_tokenizer
+from ..data.heads import needs_system_turn
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
@@ -18,6 +19,7 @@ from ..layouts.base import IGNORED, token_nll
 from ..layouts.sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
 from .batch_checks import NO_PROMPT, Targets, Texts, check_adapter_names, check_candidates, check_tensor, check_texts
+from .heads import RowHeads, row_heads
 from .held_prompts import HeldPrompts
 from .untrainable import untrainable
 
@@ -38,7 +40,10 @@ class SoftPrompts(HeldPrompts):
 
     @property
     def prompt(self) -> Tensor:
-        """Return the active prompt's vectors, [P, H] in fp32; [0, H] within `disable_adapter()`."""
+        """Return the active prompt's trained vectors, [P, H] in fp32; [0, H] within `disable_adapter()`.
+
+        The fixed vectors of a head in front of them are not among them.
+        """
         if self._adapters_disabled:
             return self._no_vectors()
         if (replaced := _REPLACED.of(self)) is not None:
@@ -56,19 +61,28 @@ class SoftPrompts(HeldPrompts):
     def room(self, name: str | None = None) -> int | None:
         """Return how many text tokens a row has positions for behind a prompt (in an encoder-decoder, in the encoder).
 
-        `name` is the prompt's, default the active one. Return None if the backbone has no limit.
+        Tokens of the prompt's head, with which a row may begin, do not count. `name` is the prompt's, default the
+        active one. Return None if the backbone has no limit.
         """
         limit = max_positions(self.base_model)
         config = self.peft_config[self.active_adapter if name is None else name]
-        return None if limit is None else limit - config.num_virtual_tokens
+        return None if limit is None else limit - config.num_virtual_tokens - len(config.head)
 
-    def row_encoder(self, tokenizer: PreTrainedTokenizerBase, template: RowTemplate | None = None) -> PromptTokenizer:
-        """Return what turns rows into token ids for this backbone.
+    def row_encoder(
+        self, tokenizer: PreTrainedTokenizerBase, template: RowTemplate | None = None, name: str | None = None
+    ) -> PromptTokenizer:
+        """Return what turns rows into token ids for a prompt of this model.
 
-        The template turns a row into text; default the active prompt's, which must be set.
+        The template turns a row into text; default the prompt's, which must be set. `name` is the prompt's, default
+        the active one. Raise PromptTuningError if it stands in the system turn, and the chat template writes another
+        head than the prompt's.
         """
-        template = self.info.template if template is None else template
-        return row_tokenizer(template, tokenizer, self.config.is_encoder_decoder)
+        name = self.active_adapter if name is None else name
+        config = self.peft_config[name]
+        template = self.prompt_info[name].template if template is None else template
+        chat, in_chats = template.chat, config.prompt_position == "system"
+        always_system = in_chats and chat is not None and needs_system_turn(tokenizer, chat, config.head)
+        return row_tokenizer(template, tokenizer, self.config.is_encoder_decoder, always_system)
 
     def whole_prompt(self, name: str | None = None) -> AbstractContextManager[None]:
         """Gather a prompt's vectors within this context. ZeRO-3 shards them; every process must enter it.
@@ -106,19 +120,56 @@ class SoftPrompts(HeldPrompts):
         if adapter_names is not None:
             check_adapter_names(adapter_names, batch, self.prompt_encoder)
         if adapter_names is None or self._adapters_disabled:
-            vectors = {NO_PROMPT if self._adapters_disabled else self.active_adapter: self.prompt}
+            names = [NO_PROMPT if self._adapters_disabled else self.active_adapter]
+            vectors = [self._with_head(names[0], self.prompt)]
             of_row = torch.zeros(batch, dtype=torch.long, device=self.prompt.device)
         else:
-            vectors = {
-                name: self._no_vectors() if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight
-                for name in adapter_names
-            }
-            places = {name: g for g, name in enumerate(vectors)}
-            of_row = torch.tensor([places[name] for name in adapter_names], device=next(iter(vectors.values())).device)
-        return Prompts(tuple(as_tokens(self.base_model, each) for each in vectors.values()), of_row, tuple(vectors))
+            names = list(dict.fromkeys(adapter_names))
+            vectors = [
+                self._no_vectors() if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight
+                for name in names
+            ]
+            vectors = [self._with_head(name, each) for name, each in zip(names, vectors, strict=True)]
+            of_row = torch.tensor([names.index(name) for name in adapter_names], device=vectors[0].device)
+        return Prompts(tuple(vectors), of_row, tuple(names))
 
-    def _inputs(self, texts: Texts, labels: Tensor | None = None) -> tuple[Prompts, Examples]:
-        """Convert a caller's batch that passed `check_texts` to the form that layouts take."""
+    def _with_head(self, name: str, vectors: Tensor) -> Tensor:
+        """Return a prompt's vectors as the backbone takes them, with the embeddings of its head's tokens in front."""
+        vectors = as_tokens(self.base_model, vectors)
+        head_ids = self._head_ids(name)
+        if not len(head_ids):
+            return vectors
+        return torch.cat([embed(self.base_model, head_ids[None])[0].to(vectors.dtype), vectors])
+
+    def _head_ids(self, name: str) -> Tensor:
+        """Return the token ids of a prompt's head, [h] long; none for no prompt."""
+        if name == NO_PROMPT:
+            return torch.zeros(0, dtype=torch.long, device=embedding_device(self.word_embeddings))
+        return self.prompt_encoder[name].head_ids
+
+    def _heads(self, prompts: Prompts, texts: Texts) -> RowHeads | None:
+        """Return the heads with which the rows of a call begin; None if no prompt of these rows has a head."""
+        heads = [self._head_ids(name) for name in prompts.names]
+        if not any(map(len, heads)):
+            return None
+        embeds = None
+        if texts.inputs_embeds is not None:
+            embeds = [vectors[: len(ids)] for vectors, ids in zip(prompts.vectors, heads, strict=True)]
+        return row_heads(prompts, heads, embeds, texts)
+
+    def count_head_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, adapter_names: Sequence[str] | None = None
+    ) -> Tensor:
+        """Return how many tokens of each row are those of its prompt's head, which take no room behind it: [B] long.
+
+        Arguments and errors are those of `forward`.
+        """
+        texts = Texts(input_ids, attention_mask, None, adapter_names)
+        heads = self._heads(self._prompts(len(input_ids), adapter_names), texts)
+        return torch.zeros_like(input_ids[:, 0]) if heads is None else heads.taken.sum(1)
+
+    def _examples(self, prompts: Prompts, texts: Texts, labels: Tensor | None = None) -> Examples:
+        """Convert texts that passed `check_texts`, without heads, to the form that layouts take."""
         if getattr(self, "_is_replica", False):
             raise PromptTuningError(
                 "the model runs in nn.DataParallel, which puts outputs of its copies together by their first "
@@ -131,11 +182,9 @@ class SoftPrompts(HeldPrompts):
                 "attention_mask is not given, and rows begin or end with the pad token, which is read as text. Give "
                 "the tokenizer's attention_mask."
             )
-        embeds = self._embedded(texts)
-        prompts = self._prompts(len(embeds), texts.adapter_names)
-        examples = Examples.align(embeds, texts.attention_mask, labels)
+        examples = Examples.align(self._embedded(texts), texts.attention_mask, labels)
         self._warn_of_changing_positions(prompts, examples)
-        return prompts, examples if labels is None else unlabel_first(prompts, examples)
+        return examples if labels is None else unlabel_first(prompts, examples)
 
     def _warn_of_changing_positions(self, prompts: Prompts, examples: Examples) -> None:
         """Warn once if a row is so long that the backbone's RoPE depends on the longest row of a batch."""

@@ -16,6 +16,7 @@ from ..hub.files import hub_id
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TAKEN = ("default", "__base__", "unfinished", "last-checkpoint")
+POSITIONS = ("start", "after_bos", "system")
 
 
 class PromptTuningInit(str, enum.Enum):
@@ -53,9 +54,15 @@ class PromptTuningConfig(peft.PromptTuningConfig):
             template.
         tokenizer: the tokenizer to use instead of `tokenizer_name_or_path`; never saved.
         backbone_dropout: keep the backbone's dropout on while the prompt trains.
+        prompt_position: "start", in front of everything; "after_bos", behind the token that the tokenizer writes first
+            (or the model's BOS token); or "system", in a chat template's system turn before its text (in the first
+            turn, if the template has no system role). Default "start", or the place of `init_prompt`.
+        sink_token: for "after_bos", the token to stand behind, if the tokenizer writes none.
+        chat: for "system", the `ChatFormat` of the data; default the tokenizer's own chat template. Never saved.
+        head_token_ids: the prompt's head, the tokens that it stands behind; found when the prompt is made.
 
     Raises:
-        PromptTuningError: P < 1, an unknown initialisation, or a missing argument of the initialisation.
+        PromptTuningError: P < 1, an unknown initialisation or position, or a missing argument of the initialisation.
     """
 
     num_virtual_tokens: int | None = None
@@ -70,12 +77,17 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     label_words: list[str] | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
     backbone_dropout: bool = False
+    prompt_position: str | None = None
+    sink_token: str | None = None
+    chat: Any = field(default=None, repr=False, compare=False)
+    head_token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self):
         # Skip PEFT's check: it rejects TEXT without a `tokenizer_name_or_path`, but here `tokenizer` may be given.
         super(peft.PromptTuningConfig, self).__post_init__()
         self.peft_type = peft.PeftType.PROMPT_TUNING
         self.prompt_tuning_init = self._checked_init()
+        self._check_position()
         if self.num_virtual_tokens is None and self.prompt_tuning_init != PromptTuningInit.PROMPT:
             self.num_virtual_tokens = 20
         if self.num_virtual_tokens is not None and (
@@ -85,6 +97,30 @@ class PromptTuningConfig(peft.PromptTuningConfig):
                 f"num_virtual_tokens is {self.num_virtual_tokens!r}; a prompt has at least 1 virtual token. "
                 "Give a whole number of 1 or more (20 is a good start)."
             )
+
+    def _check_position(self) -> None:
+        if self.prompt_position is None and self.prompt_tuning_init != PromptTuningInit.PROMPT:
+            self.prompt_position = "start"
+        if self.prompt_position not in (*POSITIONS, None):
+            raise PromptTuningError(
+                f"prompt_position is {self.prompt_position!r:.80}; use one of {', '.join(POSITIONS)}."
+            )
+        if self.sink_token is not None and self.prompt_position != "after_bos":
+            raise PromptTuningError(
+                f"sink_token is {self.sink_token!r:.80}, and prompt_position is {self.prompt_position}; give it with "
+                "after_bos alone."
+            )
+        if self.head_token_ids and self.prompt_position == "start":
+            raise PromptTuningError("head_token_ids is given, and nothing stands before a prompt at start; give one.")
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """Return the tokens that the prompt stands behind; none at the start."""
+        return tuple(self.head_token_ids or ())
+
+    def place(self) -> dict[str, Any]:
+        """Return the prompt's place as written to `prompt_tuning.json`; empty for one at the start."""
+        return {"prompt_position": self.prompt_position, "head_token_ids": list(self.head)} if self.head else {}
 
     def _checked_init(self) -> PromptTuningInit:
         init = self.prompt_tuning_init
@@ -135,6 +171,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         again.
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(peft.PromptTuningConfig)}
+        if self.num_virtual_tokens is not None:
+            values["num_virtual_tokens"] += len(self.head)  # to PEFT, the head is the prompt's first vectors
         if self.prompt_tuning_init != PromptTuningInit.SAMPLE_VOCAB:
             values["prompt_tuning_init"] = PromptTuningInit.RANDOM
         values["prompt_tuning_init"] = values["prompt_tuning_init"].value

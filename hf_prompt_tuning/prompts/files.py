@@ -10,6 +10,7 @@ anyone, so any fault in them raises a `PromptLoadError`.
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ class SavedPrompt(NamedTuple):
         source: the folder or Hub id that the prompt was loaded from.
         backbone: what the files record about the prompt's backbone, with the keys of `PromptInfo.backbone`.
         start: [P, H] fp32, the vectors that training started from; None if the files do not hold them.
+        head: [h, H] fp32, the embeddings of the tokens that the prompt stands behind (`config.head`).
     """
 
     vectors: Tensor
@@ -54,7 +56,8 @@ class SavedPrompt(NamedTuple):
     info: PromptInfo | None
     source: str
     backbone: dict[str, Any]
-    start: Tensor | None = None
+    start: Tensor | None
+    head: Tensor
 
 
 def open_place(prompt: str | Path, **hub: Any) -> Place:
@@ -98,6 +101,8 @@ def _read(place: Place, prompt: str | Path) -> SavedPrompt:
     vectors = used_rows(read_vectors(weights_file), config, prompt)
     info_file = place.find(INFO_FILE)
     info = None if info_file is None else read_json(info_file, PromptInfo.from_json)
+    head, vectors = without_head(vectors, info, prompt)
+    config = _at_place(config, info, len(vectors))
     # Copy these now: a model that gets this config overwrites them with its own backbone's sizes.
     backbone = {
         "name_or_path": config.base_model_name_or_path,
@@ -107,7 +112,30 @@ def _read(place: Place, prompt: str | Path) -> SavedPrompt:
     }
     if info is not None:
         backbone |= {name: value for name, value in info.backbone.items() if value is not None}
-    return SavedPrompt(vectors, config, info, str(prompt), backbone, _start(place, vectors, info))
+    return SavedPrompt(vectors, config, info, str(prompt), backbone, _start(place, vectors, info), head)
+
+
+def without_head(vectors: Tensor, info: PromptInfo | None, source: str | Path) -> tuple[Tensor, Tensor]:
+    """Split the rows of a saved prompt into those of its head, [h, H], and the P vectors, [P, H].
+
+    Raises:
+        PromptLoadError: the description tells of a head that is as long as the prompt, or longer.
+    """
+    length = len(info.place.get("head_token_ids", ())) if info is not None else 0
+    if length >= len(vectors):
+        raise PromptLoadError(
+            f"{source}: {INFO_FILE} tells of {length} head tokens, and {WEIGHTS_FILE} holds {len(vectors)} rows with "
+            "them. The two files are not of one prompt: take both from the same save."
+        )
+    return vectors[:length].clone(), vectors[length:].clone()
+
+
+def _at_place(config: PromptTuningConfig, info: PromptInfo | None, length: int) -> PromptTuningConfig:
+    """Return the config with the prompt's place, and without its head in the number of its vectors."""
+    if info is None or not info.place:
+        return config
+    ids, position = tuple(info.place["head_token_ids"]), info.place["prompt_position"]
+    return replace(config, num_virtual_tokens=length, prompt_position=position, head_token_ids=ids)
 
 
 def _needed(place: Place, prompt: str | Path, name: str) -> Path:
@@ -223,6 +251,11 @@ def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
                 f"{named(file)} holds numbers of type {dtype}; a prompt's are one of {FLOATING}: save them so."
             )
         return checked(tensors.get_tensor(key).float(), file)
+
+
+def write_rows(folder: Path, rows: Tensor) -> None:
+    """Write a prompt with its head, [h+P, H] fp32, as PEFT does."""
+    save_file({"prompt_embeddings": rows.contiguous()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def write_start(folder: Path, start: Tensor | None) -> None:

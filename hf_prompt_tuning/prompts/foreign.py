@@ -19,7 +19,18 @@ from torch import Tensor
 
 from ..errors import PromptLoadError, PromptTuningError, first_line
 from ..hub.files import open_tensors
-from .files import CONFIG_FILE, MAX_NUMBERS, WEIGHTS_FILE, adapter_config, checked, read_json, read_vectors, used_rows
+from .files import (
+    CONFIG_FILE,
+    MAX_NUMBERS,
+    WEIGHTS_FILE,
+    adapter_config,
+    checked,
+    read_json,
+    read_vectors,
+    used_rows,
+    without_head,
+)
+from .info import INFO_FILE, PromptInfo
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +82,14 @@ def _detected_format(path: Path) -> str:
 
 
 def _peft(path: Path) -> Tensor:
-    """Read the folder of a PEFT adapter. Only here `adapter_model.bin` is read, too."""
+    """Read the folder of a PEFT adapter, of ours without its head. Only here `adapter_model.bin` is read, too."""
     if (path / WEIGHTS_FILE).exists():
         vectors = read_vectors(path / WEIGHTS_FILE)
     else:
         vectors = _pickled(path / "adapter_model.bin")
     config = read_json(path / CONFIG_FILE, partial(adapter_config, source=path))
-    return used_rows(vectors, config, path)
+    info = read_json(path / INFO_FILE, PromptInfo.from_json) if (path / INFO_FILE).exists() else None
+    return without_head(used_rows(vectors, config, path), info, path)[1]
 
 
 def _google(path: Path) -> Tensor:

@@ -15,11 +15,13 @@ from ..data.chat_tokenization import RowTemplate
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
+from .config import POSITIONS
 from .local_paths import is_local_path, without_local_paths
 
 INFO_FILE = "prompt_tuning.json"
 RESULTS_FILE = "results.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format. A prompt at the start is written in format 1, which earlier versions read."""
 RESULTS = ("metrics", "untuned_metrics", "transfer", "history", "confusion_matrix", "calibration")
 PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
 known_version = cache(version)
@@ -46,6 +48,8 @@ class PromptInfo:
         calibration: the `temperature` that divides label scores before their softmax, and what it was fitted on, from
             the last evaluation.
         nearest_words: for each position, the nearest tokens of the vocabulary, each with its cosine.
+        place: of a prompt that is not at the start, its `prompt_position`, and the `head_token_ids` that it stands
+            behind, also as `head_text`. The first rows of its weights file are their embeddings.
     """
 
     template: RowTemplate | None = None
@@ -62,10 +66,13 @@ class PromptInfo:
     confusion_matrix: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, float] = field(default_factory=dict)
     nearest_words: list[list[list[Any]]] = field(default_factory=list)
+    place: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
         """Write `prompt_tuning.json` into `folder`, and `results.json` if there are results."""
-        values = {"format_version": FORMAT_VERSION} | asdict(self.for_others())
+        values = {"format_version": 2 if self.place else 1} | asdict(self.for_others())
+        if not self.place:
+            del values["place"]
         if isinstance(self.template, PromptTemplate):
             for name in ("label_names", "chat"):  # earlier versions reject these fields
                 if values["template"][name] is None:
@@ -273,6 +280,17 @@ def _words(name: str, value: Any) -> None:
     _expect(are_words, name, value, "a list of [word, cosine] for each position")
 
 
+def _place(name: str, value: Any) -> None:
+    _scalars(name, value)
+    if value:
+        _has(name, value, "prompt_position", "head_token_ids")
+        position, ids = value["prompt_position"], value["head_token_ids"]
+        _expect(position in POSITIONS[1:], f"{name}.prompt_position", position, " or ".join(POSITIONS[1:]))
+        are_ids = isinstance(ids, list) and ids and all(type(i) is int and 0 <= i < 2**31 for i in ids)
+        _expect(are_ids, f"{name}.head_token_ids", ids, "a list of token ids")
+        _text(f"{name}.head_text", value.get("head_text") or "")
+
+
 def _backbone(name: str, value: Any) -> None:
     _object(name, value)
     _scalars(name, {key: item for key, item in value.items() if key != "embedding"})
@@ -304,4 +322,5 @@ CHECKS = {
     "confusion_matrix": _confusion,
     "calibration": _calibration,
     "nearest_words": _words,
+    "place": _place,
 }

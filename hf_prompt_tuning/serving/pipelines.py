@@ -108,7 +108,7 @@ class PromptPipeline(Pipeline):
             template = self.model.prompt_info[name].template
             if template is None or template.is_classification != self.classifies:
                 raise self._unfit(name, template)
-            self._coders[name] = self.model.row_encoder(self.tokenizer, template)
+            self._coders[name] = self.model.row_encoder(self.tokenizer, template, name)
         return self._coders[name]
 
     def _unfit(self, name: str, template: RowTemplate | None) -> PromptTuningError:

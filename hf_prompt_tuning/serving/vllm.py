@@ -7,7 +7,7 @@ client concatenates prompt and text. From the backbone it needs only the embeddi
 import base64
 import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import row_tokenizer
+from ..data.heads import needs_system_turn, without_head
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..hub.files import open_tensors
@@ -67,8 +68,9 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     weight = embed.weight.detach().cpu()
+    head = weight[list(model.active_peft_config.head)]
     save_file(
-        {"prompt": model.prompt.detach().to(weight.dtype).cpu(), "embedding": weight.contiguous()},
+        {"prompt": torch.cat([head, model.prompt.detach().to(head).cpu()]), "embedding": weight.contiguous()},
         folder / EMBEDDINGS_FILE,
     )
     model.info.write(folder)
@@ -81,13 +83,14 @@ class VllmPrompt:
     """Build requests for a prompt that `export_vllm` wrote.
 
     Args:
-        prompt: [P, H], in the backbone's dtype.
+        prompt: [P, H], in the backbone's dtype; with the embeddings of its head in front, [h+P, H].
         embedding: [V, H], in the same dtype.
         coder: tokenizes rows with the prompt's template.
+        head: the token ids of the prompt's head, which are taken off the rows.
     """
 
-    def __init__(self, prompt: Tensor, embedding: Tensor, coder: PromptTokenizer):
-        self.prompt, self.embedding, self.coder = prompt, embedding, coder
+    def __init__(self, prompt: Tensor, embedding: Tensor, coder: PromptTokenizer, head: Sequence[int] = ()):
+        self.prompt, self.embedding, self.coder, self.head = prompt, embedding, coder, tuple(head)
 
     @classmethod
     def load(cls, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> "VllmPrompt":
@@ -105,12 +108,15 @@ class VllmPrompt:
         with open_tensors(folder / EMBEDDINGS_FILE, "is not whole", "; export it again.") as tensors:
             prompt, embedding = tensors.get_tensor("prompt"), tensors.get_tensor("embedding")
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return cls(prompt, embedding, row_tokenizer(info.template, tokenizer, is_encoder_decoder=False))
+        head, chat = info.place.get("head_token_ids", ()), info.template.chat
+        in_chats = chat is not None and info.place.get("prompt_position") == "system"
+        always_system = in_chats and needs_system_turn(tokenizer, chat, head)
+        return cls(prompt, embedding, row_tokenizer(info.template, tokenizer, False, always_system), head)
 
     def embeds(self, row: Mapping[str, Any]) -> Tensor:
         """Return the embeddings of the prompt and a row's source text, [P+T, H]."""
-        ids = self.coder.content_ids(row)
-        return torch.cat([self.prompt, self.embedding[torch.tensor(ids)]])
+        ids = without_head(self.coder.content_ids(row), self.head)
+        return torch.cat([self.prompt, self.embedding[ids]])
 
     def payload(self, row: Mapping[str, Any]) -> str:
         """Return the value of a request's `prompt_embeds`: the saved tensor in base64."""

@@ -39,7 +39,9 @@ class PromptEnsemble:
         self.members = list(members)
         self.tokenizer = tokenizer
         self.template = template
-        self._encoder = model.row_encoder(tokenizer, template)
+        # Rows for a member that stands in the system turn serve the others, too.
+        in_chats = (name for name in members if model.peft_config[name].prompt_position == "system")
+        self._encoder = model.row_encoder(tokenizer, template, next(in_chats, None))
         self._collator = DataCollatorForPromptTuning(tokenizer)
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..data.chat_tokenization import RowTemplate, row_tokenizer
 from ..data.encoding import check_kind, with_label_words
+from ..data.heads import needs_system_turn
 from ..errors import PromptTuningError
 from ..models.backbone import check_backbone
 from ..models.metric_direction import greater_is_better
@@ -72,7 +73,10 @@ class EnsembleTrainer(MultiPromptTrainer):
             check_backbone(model)
         template = with_label_words(template, train_dataset, eval_dataset)
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
-        tokenizer = row_tokenizer(template, processing_class, model.config.is_encoder_decoder)
+        places = [getattr(member.config, "prompt_position", None) for member in members]
+        in_chats = template.chat is not None and "system" in places
+        always_system = in_chats and needs_system_turn(processing_class, template.chat)
+        tokenizer = row_tokenizer(template, processing_class, model.config.is_encoder_decoder, always_system)
         backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
         columns = ColumnCheck.of_run(backbone, args, kwargs.get("data_collator"), alone=False)
         encode = RowEncoder(tokenizer, None, None, columns)

@@ -116,12 +116,14 @@ class RowEncoder:
         limit: the largest number of tokens in a row; None for no limit.
         vocabulary: the number of rows in the backbone's embedding; None skips the check of the ids.
         columns: the check for columns that would be lost.
+        head: the tokens that the prompt stands behind.
     """
 
     tokenizer: PromptTokenizer | None
     limit: int | None
     vocabulary: int | None
     columns: ColumnCheck
+    head: tuple[int, ...] = ()
 
     def __call__(self, data: Any, name: str, require_target: bool, may_be_several: bool = False) -> Any:
         """Return the token ids of a dataset, or of each in a dict if it `may_be_several`, as `encode_data` does.
@@ -132,15 +134,17 @@ class RowEncoder:
         self.columns(data, name, None if self.tokenizer is None else self.tokenizer.template)
         # Another collator may make labels of its own.
         labels = require_target and self.columns.batched
-        return encode_data(data, name, self.tokenizer, self.limit, require_target, self.vocabulary, labels)
+        options = self.limit, require_target, self.vocabulary, labels, self.head
+        return encode_data(data, name, self.tokenizer, *options)
 
     @classmethod
     def behind(
         cls, model: SoftPrompts, tokenizer: Any, template: Any, columns: ColumnCheck, name: str | None = None
     ) -> "RowEncoder":
         """Return what encodes rows behind the prompt `name` of a model, default the active one."""
-        encoder = None if template is None else model.row_encoder(tokenizer, template)
-        return cls(encoder, model.room(name), vocabulary_of(model), columns)
+        encoder = None if template is None else model.row_encoder(tokenizer, template, name)
+        head = model.peft_config[model.active_adapter if name is None else name].head
+        return cls(encoder, model.room(name), vocabulary_of(model), columns, head)
 
     def describe(self, info: PromptInfo, data: Any) -> None:
         """Record the template and an example row in a prompt's description.

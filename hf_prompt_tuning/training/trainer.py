@@ -119,7 +119,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         if not model.config.is_encoder_decoder:
             names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
             model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
-        self.rows = replace(self.rows, limit=model.room(), vocabulary=vocabulary_of(model))
+        limits = {"limit": model.room(), "vocabulary": vocabulary_of(model), "head": model.active_peft_config.head}
+        self.rows = replace(self.rows, **limits)
         self.rows.describe(model.info, self.train_dataset)
         return model
 

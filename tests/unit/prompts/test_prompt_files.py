@@ -20,9 +20,9 @@ def folder(tmp_path):
 
 
 def test_round_trip(folder):
-    vectors, config, info, source, backbone, start = read_prompt(folder)
+    vectors, config, info, source, backbone, start, head = read_prompt(folder)
     assert torch.equal(start, vectors)  # nothing was trained
-    assert vectors.shape == (3, 32) and vectors.dtype == torch.float32
+    assert vectors.shape == (3, 32) and vectors.dtype == torch.float32 and head.shape == (0, 32)
     assert config.num_virtual_tokens == 3
     assert info.initialization["prompt_tuning_init"] == "RANDOM"
     info.write(folder)

@@ -1,0 +1,123 @@
+"""Find the tokens that a tokenizer or a chat template writes in front of every text: a prompt may stand there."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import PromptTuningError
+from .chat_format import ChatFormat
+
+PROBES = ("the", "You", "x1", "{", "é")
+"""Texts that have no first token in common in any vocabulary."""
+DATES = ("%d %b %Y", "%d %B %Y", "%B %d, %Y", "%Y-%m-%d")
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that the tokenizer puts before a text: usually BOS or none."""
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    first_word = probe["special_tokens_mask"].index(0)
+    return probe["input_ids"][:first_word]
+
+
+def without_head(ids: list[int], head: Sequence[int]) -> list[int]:
+    """Return a row's token ids without the head with which they may begin.
+
+    Raises:
+        PromptTuningError: the row begins with the first of several tokens of the head, and not with all of them.
+    """
+    if ids[: len(head)] == list(head):
+        return ids[len(head) :]
+    if len(head) > 1 and ids[:1] == list(head[:1]):
+        raise PromptTuningError(
+            f"the row begins with {ids[: len(head)]}, and the prompt stands behind {list(head)}: a chat without a "
+            "system turn, perhaps. Give it one (an empty one will do)."
+        )
+    return ids
+
+
+def chat_head_ids(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, options: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Return the tokens that a chat template writes before the system text, or before the first turn's text.
+
+    The first turn's, if the template has no system role. A last token that would merge with some texts, as a space
+    does, is left out.
+
+    Args:
+        tokenizer: the tokenizer.
+        chat_template: the template; default the tokenizer's own.
+        options: other variables of the template.
+
+    Raises:
+        PromptTuningError: there is no template, it writes nothing before the text, or it writes today's date there.
+    """
+    if chat_template is None and not tokenizer.chat_template:
+        raise PromptTuningError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, before whose system text the prompt "
+            "should stand; set tokenizer.chat_template, or give another prompt_position."
+        )
+    heads = [_head(tokenizer, text, chat_template, dict(options or {})) for text in PROBES]
+    if dated := next((date for date in map(datetime.now().strftime, DATES) if date in heads[0]), None):
+        raise PromptTuningError(
+            f"the chat template writes today's date ({dated}) before the system text, so no prompt could stand behind "
+            "it tomorrow; fix it by a variable of the template (chat_template_kwargs, such as date_string)."
+        )
+    rows = [
+        tokenizer(head + text, add_special_tokens=False)["input_ids"] for head, text in zip(heads, PROBES, strict=True)
+    ]
+    shared = next((i for i, ids in enumerate(zip(*rows, strict=False)) if len(set(ids)) > 1), min(map(len, rows)))
+    while shared and not tokenizer.decode([rows[0][shared - 1]]).strip(" "):
+        shared -= 1
+    if not shared:
+        raise PromptTuningError(
+            "the chat template writes no token before the first text, behind which the prompt could stand; give "
+            "another prompt_position."
+        )
+    return rows[0][:shared]
+
+
+def needs_system_turn(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, head: Sequence[int] | None = None) -> bool:
+    """Tell whether chats begin with the template's head only if they have a system turn.
+
+    Args:
+        tokenizer: the tokenizer.
+        chat: how conversations become text.
+        head: the head that the template must write; None for any.
+
+    Raises:
+        PromptTuningError: the template writes another head, or none (see `chat_head_ids`).
+    """
+    options = dict(chat.chat_template_kwargs or {})
+    written = chat_head_ids(tokenizer, chat.chat_template, options)
+    if head is not None and list(head) != written:
+        raise PromptTuningError(
+            f"the chat template writes the tokens {written} before the system text, and the prompt stands behind "
+            f"{list(head)}; give the chat template that it was trained with."
+        )
+    user = [{"role": "user", "content": "user"}]
+    try:
+        text = tokenizer.apply_chat_template(user, chat_template=chat.chat_template, tokenize=False, **options)
+    except TemplateError:
+        return True
+    return tokenizer(text, add_special_tokens=False)["input_ids"][: len(written)] != written
+
+
+def _head(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: str | None, options: dict[str, Any]) -> str:
+    """Return what the template writes before the text of a system turn, or of a user's turn if that is not written."""
+    marked, user = f"{text}-marked", {"role": "user", "content": "user"}
+    with_system = [{"role": "system", "content": marked}, user]
+    for messages in (with_system, [user | {"content": marked}]):
+        try:
+            written = tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **options)
+        except TemplateError:  # as templates without a system role do
+            continue
+        before, found, _ = written.partition(marked)
+        if found:
+            return before
+    raise PromptTuningError(
+        "the chat template writes neither a system turn's text nor a user's; give a chat template, or another "
+        "prompt_position."
+    )
