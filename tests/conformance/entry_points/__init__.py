@@ -9,6 +9,7 @@ from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
 from .loops import DecodingLoop
 from .pipelines import Classification, Generation
+from .places import Places
 from .trainers import Evaluate, Predict, Predictions, Texts, Train
 
 CALLS: list[EntryPoint] = [
@@ -20,6 +21,7 @@ CALLS: list[EntryPoint] = [
     Beams(),
     Samples(),
     DecodingLoop(),
+    Places(),
     Broken(),
     Classification(),
     Generation(),
