@@ -15,6 +15,7 @@ from tests.shared.several_prompts import arguments as arguments_of_several
 from tests.shared.several_prompts import random_prompt
 from tests.shared.tiny_models import tiny_model
 from tests.shared.trainers import make
+from tests.shared.versions import since
 
 WORDS = ["a", "small", "dog", "and", "a", "big", "cat", "in", "the", "old", "town", "of", "night", "and", "day"]
 LENGTHS = (1, 9, 3, 12, 5, 7, 2, 11, 4, 6)
@@ -40,8 +41,13 @@ def rows():
     [
         GROUPED,
         GROUPED | {"dataloader_drop_last": True, "per_device_eval_batch_size": 4},
-        {"train_sampling_strategy": "batch_rebalance", "per_device_eval_batch_size": 3},
-        {"dataloader_num_workers": 2, "dataloader_in_order": False, "per_device_eval_batch_size": 3},
+        pytest.param(
+            {"train_sampling_strategy": "batch_rebalance", "per_device_eval_batch_size": 3}, marks=since("5.17")
+        ),
+        pytest.param(
+            {"dataloader_num_workers": 2, "dataloader_in_order": False, "per_device_eval_batch_size": 3},
+            marks=since("5.15"),
+        ),
     ],
     ids=["grouped", "drop-last", "rebalanced", "out-of-order"],
 )

@@ -11,7 +11,7 @@ from huggingface_hub import get_session
 from packaging.version import Version
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Gemma3ForConditionalGeneration, PreTrainedModel
 
 from hf_prompt_tuning.compat.transformers import TRANSFORMERS
 
@@ -35,10 +35,20 @@ WITHOUT_TRL = "TRL from 1.0 asks for datasets 4.7 or newer"
 CHECKS_DRAFTS = Version("5.18") <= TRANSFORMERS
 """Whether transformers checks drafts at the right places behind a cache that is given; below it they are refused."""
 
+GEMMA3_TAKES_EMBEDDINGS = (
+    "inputs_embeds" in inspect.signature(Gemma3ForConditionalGeneration.prepare_inputs_for_generation).parameters
+)
+"""Whether Gemma 3 with pictures generates behind embedded tokens: transformers 5.6 does, 5.23 does not."""
+
 STATES_CONTINUE = {"granitemoehybrid": Version("5.13"), "lfm2": Version("5.15")}
 """The first transformers whose pass of several tokens goes on from a cache of these models' states. An older one
 starts them anew, or leaves a part out.
 """
+
+
+def since(version: str) -> pytest.MarkDecorator:
+    """Skip a test of what transformers has from this version on."""
+    return pytest.mark.skipif(Version(version) > TRANSFORMERS, reason=f"transformers has it from {version}")
 
 
 def states_continue(name: str) -> bool:
