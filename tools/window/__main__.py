@@ -12,7 +12,22 @@ from .environments import NotInstalledError, cache, environment
 from .sets import version_set
 
 SETS = ("oldest", "llamafactory", "axolotl", "vllm", "newest")
-SHORT = ("tests/unit/test_compat.py",)
+SHORT = (
+    "tests/exactness/test_architectures.py",
+    "tests/exactness/test_fast_layouts.py",
+    "tests/exactness/test_foreign_trainers.py",
+    "tests/exactness/test_generation.py",
+    "tests/exactness/test_inference.py",
+    "tests/exactness/test_layouts.py",
+    "tests/sessions/test_sharded.py",
+    "tests/unit/hub/test_hub_loading.py",
+    "tests/unit/models/test_modeling.py",
+    "tests/unit/models/test_wrapping.py",
+    "tests/unit/prompts/test_prompt_files.py",
+    "tests/unit/test_compat.py",
+    "tests/unit/training/test_hooks.py",
+    "tests/unit/training/test_trainer.py",
+)
 """A part of the suite that touches each difference between versions, for CI."""
 
 
