@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..compat.accelerate import check_offloaded
 from ..compat.transformers import GGUF
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
@@ -51,6 +52,7 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
         )
     if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
         raise PromptTuningError(f"{name} takes no inputs_embeds, by which a prompt is given; use another backbone.")
+    check_offloaded(backbone)
     return own_type
 
 

@@ -6,9 +6,12 @@ import types
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import AutoModelForCausalLM
 
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
+from hf_prompt_tuning.compat import accelerate
+from hf_prompt_tuning.compat.accelerate import ACCELERATE
 from tests.sessions.distributed_session import CLASSES, ROWS, curve, trainer
 from tests.shared.reference import loss_and_gradient, pad, ragged_rows
 from tests.shared.tiny_models import make_tokenizer, tiny_model
@@ -27,7 +30,14 @@ def prompted(backbone, **config):
     return get_prompt_tuning_model(backbone.eval(), config, make_tokenizer(), CLASSES)
 
 
-@pytest.fixture(params=["llama", "gemma"])
+pytestmark = pytest.mark.filterwarnings(
+    # transformers' own (5.16, say): a backbone with its embedding on the disk has the meta device there.
+    "ignore:You are calling .generate.. with the `input_ids` being on a device type different:UserWarning"
+)
+GEMMA = pytest.param("gemma", marks=pytest.mark.skipif(Version("1.15") > ACCELERATE, reason="refused"))
+
+
+@pytest.fixture(params=["llama", GEMMA])
 def offloaded(request, tmp_path):
     """A model with its embedding and a layer on disk, and the same one in memory."""
     tiny_model(request.param).save_pretrained(tmp_path / "backbone")
@@ -62,6 +72,21 @@ def test_an_offloaded_backbone_computes_the_same(offloaded):
         assert torch.equal(results[0][1], results[1][1]) and torch.equal(results[0][2], results[1][2])
     texts = [model.generate(**source, max_new_tokens=3, pad_token_id=0) for model in (got, expected)]
     assert torch.equal(*texts)
+
+
+def test_an_output_layer_that_accelerate_reads_wrongly_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerate, "ACCELERATE", Version("1.14.0"))
+    tiny_model("gemma").save_pretrained(tmp_path)
+    rest = dict.fromkeys(("model.layers.1", "model.norm", "model.rotary_emb"), "cpu") | {"model.layers.0": "disk"}
+    for place in ("disk", "cpu"):
+        places = rest | {"model.embed_tokens": place, "lm_head": place}
+        options = {"device_map": places, "offload_folder": tmp_path / "offloaded"}
+        backbone = AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+        if place == "cpu":
+            assert prompted(backbone).prompt.shape == (5, 32)
+            continue
+        with pytest.raises(PromptTuningError, match=r"accelerate 1\.14\.0 reads wrongly; install accelerate 1\.15"):
+            prompted(backbone)
 
 
 def test_a_trainer_tunes_behind_an_offloaded_backbone(offloaded, tmp_path):
