@@ -14,7 +14,7 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.models.scoring import longest_target
 from tests.shared.chat_templates import FAMILIES
 from tests.shared.conversations import CHATS, ROWS, chat_setting
-from tests.shared.reference import greedy, reference_loss, relative_error
+from tests.shared.reference import greedy, reference_loss, relative_error, row_encoder_of
 from tests.shared.trainers import make
 
 
@@ -65,7 +65,7 @@ def test_answers_of_an_evaluation_are_generated_behind_all_before_the_last_turn(
     output = trainer.predict(ROWS)
     think = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
     assert output.label_ids == [think + chat[-1]["content"] for chat in CHATS]
-    ends = {tokenizer.eos_token_id, model.generation_config.eos_token_id, *trainer._rows.tokenizer.end_ids}
+    ends = {tokenizer.eos_token_id, model.generation_config.eos_token_id, *row_encoder_of(trainer).end_ids}
     longest = longest_target(trainer.eval_dataset)
     for chat, text in zip(CHATS, output.predictions, strict=True):
         ids = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True)["input_ids"]

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer, PromptTokenizer, PromptTuningError
 from tests.shared.chat_templates import FAMILIES, MARKED, chat_tokenizer
+from tests.shared.versions import WITHOUT_TRL
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 TURNS = [
@@ -154,6 +155,7 @@ def test_markers_are_those_that_transformers_reads(name, which):
 )
 def test_trl_marks_the_same_in_its_own_templates(trl, name, which):
     """TRL ships templates of models, and beside each the same one with markers."""
+    pytest.importorskip("trl", reason=WITHOUT_TRL)
     folder = files("trl") / "chat_templates"
     tokenizer = chat_tokenizer(name)
     tokenizer.chat_template = (folder / f"{trl}.jinja").read_text(encoding="utf-8")
