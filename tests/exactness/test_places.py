@@ -210,3 +210,19 @@ def test_continuing_from_a_cache(name, place, has_head):
         pad_token_id=0,
     )
     assert further[0, ids.shape[1] :].tolist() == greedy_by_hand(model, text, 6)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_rows_continue_from_a_cache(place, side):
+    model, rows = placed_model("llama", place).eval(), in_front(HEADS[place], ragged_rows(LENGTHS))
+    batch = pad(rows, side)
+    cache = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=True).past_key_values
+    new = torch.tensor([[31], [32], [33]])
+    mask = torch.cat([batch["attention_mask"], torch.ones_like(new)], dim=1)
+    output = model(new, attention_mask=mask, past_key_values=cache)
+    for row, (ids, _) in enumerate(rows):
+        text = torch.cat([ids[len(HEADS[place]) :], new[row]])
+        torch.testing.assert_close(output.logits[row, -1], real_logits(model, text)[-1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(PromptTuningError, match="attention_mask has shape"):
+        model(new, attention_mask=mask[:, 1:], past_key_values=output.past_key_values)

@@ -5,7 +5,6 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 from transformers import set_seed
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
 from tests.shared.chat_templates import chat_tokenizer
@@ -16,6 +15,10 @@ from tests.shared.trainers import losses
 from tests.shared.trl_runs import BETA, RATE
 from tests.shared.trl_runs import COMMON as STEPS
 from tests.shared.vanilla_trainer import vanilla
+from tests.shared.versions import WITHOUT_TRL
+
+pytest.importorskip("trl", reason=WITHOUT_TRL)
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 # TRL's own: it sets a name that transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -116,6 +119,41 @@ def test_dpo_on_conversations_is_the_paper_by_hand(place, against, tmp_path):
         fresh.prompt.data -= RATE * gradient
     assert losses(trainer) == pytest.approx(expected, rel=1e-4, abs=1e-4)
     torch.testing.assert_close(model.prompt.detach(), fresh.prompt.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_grpo_on_conversations_follows_its_gradient_by_hand(place, tmp_path):
+    """The first step: the samples are the policy's own, so the gradient is that of advantage times log-probability."""
+    tokenizer, seen = chat_tokenizer("chatml"), []
+    model, fresh = made(place, tokenizer), made(place, tokenizer)
+
+    class Watched(GRPOTrainer):
+        def _prepare_inputs(self, inputs):
+            given = super()._prepare_inputs(inputs)
+            seen.append(dict(given))
+            return given
+
+    options = dict(per_device_train_batch_size=8, num_generations=4, max_completion_length=3, beta=0.0, max_steps=1)
+    steps = {name: value for name, value in STEPS.items() if name != "train_sampling_strategy"}
+    trainer = Watched(
+        model=model,
+        args=GRPOConfig(output_dir=str(tmp_path), **steps | options),
+        train_dataset=Dataset.from_list([{"prompt": row["messages"][:2]} for row in chats(2)]),
+        reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 7) for ids in completion_ids],
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    given, head, gain, count = seen[0], len(model.peft_config["default"].head), 0.0, 0
+    for row in range(8):
+        prompt = given["prompt_ids"][row][given["prompt_mask"][row].bool()]
+        words = given["completion_ids"][row][given["completion_mask"][row].bool()]
+        assert prompt[:head].tolist() == list(model.peft_config["default"].head)
+        logits = expected_columns(fresh, torch.cat([prompt, words])[head:], True)[4:][len(prompt) - 1 : -1]
+        gain = gain + given["advantages"][row] * logits.log_softmax(-1).gather(1, words[:, None]).sum()
+        count += len(words)
+    (gradient,) = torch.autograd.grad(-gain / count, fresh.prompt)
+    assert gradient.abs().max() > 1e-4
+    torch.testing.assert_close(model.prompt.detach(), fresh.prompt.detach() - RATE * gradient, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("place", PLACES)

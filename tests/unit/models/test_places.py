@@ -180,6 +180,28 @@ def test_a_saved_prompt_has_its_head_in_front(place, dtype, tmp_path):
     assert torch.equal(moved.prompt, model.prompt) and not moved.peft_config["default"].head
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma", "bloom", "opt", "bart"])
+def test_peft_gives_the_same_for_texts_without_the_head(name, tmp_path):
+    model = placed_model(name, "after_bos").eval()
+    model.save_pretrained(tmp_path)
+    peft = PeftModel.from_pretrained(tiny_model(name), tmp_path).eval()
+    more = {"labels": torch.tensor([[31, 32, 2]])} if name == "bart" else {}
+    with torch.no_grad():
+        theirs, ours = (each(input_ids=IDS, **more).logits[0] for each in (peft, model))
+    torch.testing.assert_close(theirs[-ours.shape[0] :], ours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_placed_prompt_survives_the_hub(place, hub, tmp_path):
+    model = placed_model("llama", place)
+    model.push_to_hub("alice/placed")
+    loaded = load_prompt("alice/placed", backbone=tiny_model("llama")).model
+    assert torch.equal(loaded.prompt, model.prompt) and loaded.info.place == model.info.place
+    further = PromptTuningConfig(init_prompt="alice/placed")
+    further = get_prompt_tuning_model(tiny_model("llama"), further)
+    assert torch.equal(further.prompt, model.prompt) and further.peft_config["default"].head == HEADS[place]
+
+
 def test_files_of_a_placed_prompt_that_do_not_fit(tmp_path):
     model = placed_model("llama", "system")
     model.save_pretrained(tmp_path)
