@@ -138,6 +138,7 @@ def _of_vectors(
         source=None if template is None else template.source,
         targets=[] if template is None else list((template.label_words or {}).values()) or [template.target or ""],
         started_as=start_in_words(info),
+        place=info.place,
         recorded={key.removeprefix("eval_"): float(v) for key, v in info.metrics.items() if math.isfinite(v)},
         positions=[Position(number, *row) for number, row in enumerate(rows, start=1)],
         similarity=vocabulary.cosine_matrix(vectors, vectors).tolist(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from . import plots
-from .text import findings, printable, rows_in_words
+from .text import findings, place_in_words, printable, rows_in_words
 
 if TYPE_CHECKING:
     from .results import Inspection, PromptInspection
@@ -23,6 +23,7 @@ def as_html(inspection: "Inspection") -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["visible"] = printable
+    environment.filters["place"] = place_in_words
     environment.filters["tint"] = _tint
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         prompts=[

@@ -94,6 +94,7 @@ class PromptInspection:
         accuracy: accuracy with the whole prompt; None if unknown, or if the prompt does not classify.
         attention_by_layer: [layers, P]; empty if unknown.
         notes: the reason for each unknown result, by its name (`moved`, `attention`, `without`).
+        place: of a prompt that is not at the start, its position and the tokens that it stands behind (`PromptInfo`).
     """
 
     name: str
@@ -112,6 +113,7 @@ class PromptInspection:
     accuracy: float | None = None
     attention_by_layer: list[list[float]] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
+    place: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

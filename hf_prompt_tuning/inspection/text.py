@@ -32,6 +32,8 @@ def _prompt(prompt: "PromptInspection") -> str:
         f"  vectors     {len(prompt.positions)} of width {prompt.width}",
         f"  started as  {prompt.started_as!r}",
     ]
+    if prompt.place:
+        lines.append(f"  stands      {place_in_words(prompt)}")
     if prompt.source is not None:
         lines.append(f"  format      {prompt.source!r} -> {' | '.join(map(repr, prompt.targets))}")
     if prompt.recorded:
@@ -41,6 +43,12 @@ def _prompt(prompt: "PromptInspection") -> str:
     lines += ["", *(f"  - {finding}" for finding in findings(prompt)), ""]
     lines += _table(_header(prompt), [_cells(prompt, position) for position in prompt.positions])
     return "\n".join(lines)
+
+
+def place_in_words(prompt: "PromptInspection") -> str:
+    """Return where a prompt stands, which is not at the start, in words."""
+    text, ids = prompt.place.get("head_text"), prompt.place["head_token_ids"]
+    return f"{prompt.place['prompt_position']}, behind {f'{text!r}, ' if text else ''}token ids {ids}"
 
 
 def rows_in_words(prompt: "PromptInspection") -> str:

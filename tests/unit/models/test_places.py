@@ -369,8 +369,11 @@ def test_the_inspector_looks_at_the_trained_vectors(messages):
     backbone = tiny_model("llama")
     backbone.set_attn_implementation("eager")
     model = get_prompt_tuning_model(backbone, place_config("after_bos"), tokenizer, TEMPLATE)
-    prompt = inspect_prompt(model, tokenizer, messages).prompts[0]
+    inspection = inspect_prompt(model, tokenizer, messages)
+    prompt = inspection.prompts[0]
     assert len(prompt.positions) == 4 and not prompt.notes
+    assert "  stands      after_bos, behind '<s>', token ids [1]\n" in inspection.to_text()
+    assert "after_bos, behind &#39;&lt;s&gt;&#39;, token ids [1]" in inspection.to_html()
     ids = torch.tensor([model.row_encoder(tokenizer).encode(messages[0])["input_ids"]])
     layers = backbone(**assembled(model, ids[0, 1:]), output_attentions=True).attentions
     shares = torch.stack([layer[0, :, 5:, 1:5].mean((0, 1)) for layer in layers])
