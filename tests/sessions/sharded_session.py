@@ -79,10 +79,10 @@ def computed(name: str, share: Callable, layout: str, dtype: torch.dtype = torch
 
 
 def trained(folder: Path, **shards: Any) -> dict:
-    """A run on a backbone that transformers shards as it loads it, or not."""
+    """A run on a backbone that transformers shards as it loads it, or not. The prompt stands behind BOS."""
     backbone = AutoModelForCausalLM.from_pretrained(folder / "backbone", **shards)
     torch.manual_seed(1)
-    config = PromptTuningConfig(num_virtual_tokens=4)
+    config = PromptTuningConfig(num_virtual_tokens=4, prompt_position="after_bos")
     model = get_prompt_tuning_model(backbone, config, make_tokenizer(), CLASSES)
     run = trainer(folder / "trained", ROWS, model=model, eval_dataset=ROWS, gradient_accumulation_steps=2)
     facts = curve(run) | {"metrics": plain(run.evaluate())}
