@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from tests.shared.hub_server import HubServer
-from tests.shared.versions import HTTP
+from tests.shared.versions import HTTP, UPLOADS_AGAIN
 
 CARD = b"---\nlicense: mit\n---\n# A prompt\n"
 FILES = {"README.md": CARD, "adapter_config.json": b'{"a": 1}', "adapter_model.safetensors": bytes(range(256)) * 64}
@@ -222,10 +222,11 @@ def test_a_push_that_is_cut_off_leaves_the_old_revision_and_the_next_one_mends_i
     changed = FILES | {"adapter_model.safetensors": b"two", "adapter_config.json": b"{}"}
     hub.requests.clear()
     hub.cut_uploads(after=after)
-    for _ in range(2 - after):  # each tries its LFS file a second time; one that is there is not sent again
+    uploads = (4 if UPLOADS_AGAIN else 2) if after == 0 else 1  # an LFS file that is there is not sent again
+    for _ in range(2 - after):
         with pytest.raises(RuntimeError if after == 0 else HTTP.TransportError):
             push(hub, tmp_path / "run", changed)
-    assert len([path for method, path in hub.requests if method == "PUT"]) == (4 if after == 0 else 1)
+    assert len([path for method, path in hub.requests if method == "PUT"]) == uploads
     assert (hub.files("alice/p"), hub.commits("alice/p")[-1][0]) == (FIRST | FILES, old)
     pulled = client(hub).snapshot_download("alice/p", cache_dir=tmp_path / "while_cut")
     assert contents(pulled) == FIRST | FILES

@@ -25,6 +25,9 @@ LISTS_FILES_IN_CACHE = find_spec("huggingface_hub._tree_cache") is not None
 TRIES_AGAIN = Version("1.20") <= HUB
 """Whether a download that breaks off is tried again: huggingface_hub from 1.20."""
 
+UPLOADS_AGAIN = Version("1.21") <= HUB
+"""Whether an upload that breaks off is tried again, as any other request is: huggingface_hub from 1.21."""
+
 PANDAS_READS_NULS = Version("3") <= Version(pandas.__version__)
 """Whether pandas reads a NUL in a table as it stands: pandas 2 leaves it out."""
 
