@@ -7,7 +7,7 @@ client concatenates prompt and text. From the backbone it needs only the embeddi
 import base64
 import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,28 +113,35 @@ class VllmPrompt:
         always_system = in_chats and needs_system_turn(tokenizer, chat, head)
         return cls(prompt, embedding, row_tokenizer(info.template, tokenizer, False, always_system), head)
 
-    def embeds(self, row: Mapping[str, Any]) -> Tensor:
-        """Return the embeddings of the prompt and a row's source text, [P+T, H]."""
+    def embeds(self, row: Any) -> Tensor:
+        """Return the embeddings of the prompt and a row's source text, [P+T, H].
+
+        A row has the template's columns. With a template for conversations it may be a list of messages.
+        """
         ids = without_head(self.coder.content_ids(row), self.head)
         return torch.cat([self.prompt, self.embedding[ids]])
 
-    def payload(self, row: Mapping[str, Any]) -> str:
+    def payload(self, row: Any) -> str:
         """Return the value of a request's `prompt_embeds`: the saved tensor in base64."""
         buffer = io.BytesIO()
         torch.save(self.embeds(row), buffer)
         return base64.b64encode(buffer.getvalue()).decode()
 
-    def request(self, row: Mapping[str, Any], model: str, **options: Any) -> dict[str, Any]:
+    def request(self, row: Any, model: str, **options: Any) -> dict[str, Any]:
         """Return a request to `/v1/completions`; send it with `client.completions.create(**request)` (OpenAI client).
 
         Args:
-            row: a row with the template's columns.
+            row: as for `embeds`.
             model: the backbone's name on the server.
             **options: options of the API: `max_tokens`, `temperature`, …
 
         Returns:
-            The client's arguments. `prompt` is empty, and the embeddings are in `extra_body`.
+            The client's arguments. `prompt` is empty, and the embeddings are in `extra_body`, for chats with the token
+            that ends a turn.
         """
         limit = self.coder.template.max_target_length
         defaults: dict[str, Any] = {"temperature": 0.0} | ({} if limit is None else {"max_tokens": limit})
-        return defaults | {"model": model, "prompt": "", "extra_body": {"prompt_embeds": self.payload(row)}} | options
+        body: dict[str, Any] = {"prompt_embeds": self.payload(row)}
+        if self.coder.end_ids:
+            body["stop_token_ids"] = self.coder.end_ids
+        return defaults | {"model": model, "prompt": "", "extra_body": body} | options

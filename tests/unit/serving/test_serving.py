@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_prompt_tuning import (
+    ChatTemplate,
     PromptLoadError,
     PromptTemplate,
     PromptTuningConfig,
@@ -17,6 +18,8 @@ from hf_prompt_tuning import (
     export_vllm,
     get_prompt_tuning_model,
 )
+from tests.shared.chat_templates import chat_tokenizer
+from tests.shared.conversations import CHATS
 from tests.shared.tiny_models import tiny_model
 
 TEXT = PromptTemplate("Message : {message} Answer :", target="{answer}", max_target_length=6)
@@ -45,6 +48,18 @@ def test_the_payload_fed_to_the_backbone_writes_the_same_text(dtype, tmp_path, t
     options = dict(max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)
     served = model.base_model.generate(inputs_embeds=sent[None], **options)
     assert served.tolist() == model.generate(input_ids=ids, **options)[:, ids.shape[1] :].tolist()
+
+
+def test_chats(tmp_path):
+    tokenizer = chat_tokenizer("llama3")
+    model = made(tokenizer, template=ChatTemplate())
+    request = VllmPrompt.load(export_vllm(model, tmp_path / "out", tokenizer=tokenizer)).request(CHATS[0][:-1], "m")
+    sent = torch.load(io.BytesIO(base64.b64decode(request["extra_body"]["prompt_embeds"])), weights_only=True)
+    batch = tokenizer.apply_chat_template(CHATS[0][:-1], add_generation_prompt=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model.base_model(inputs_embeds=sent[None]).logits
+        torch.testing.assert_close(logits, model(**batch).logits, rtol=0, atol=0)
+    assert request["extra_body"]["stop_token_ids"] == [tokenizer.convert_tokens_to_ids("<|eot_id|>")]
 
 
 def test_a_saved_prompt_is_exported_by_its_folder(tmp_path, tokenizer):

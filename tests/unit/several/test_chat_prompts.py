@@ -1,0 +1,78 @@
+"""Several prompts for conversations: an ensemble, and tasks of chats and of texts in one run."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import IterableDataset
+
+from hf_prompt_tuning import ChatTemplate, MultiPromptTrainer, PromptTask, PromptTuningError, inspect_prompt
+from hf_prompt_tuning.several.ensemble import load_ensemble
+from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
+from tests.shared.chat_templates import chat_tokenizer
+from tests.shared.conversations import CHATS, ROWS, chat_setting
+from tests.shared.reference import greedy
+from tests.shared.several_prompts import arguments, random_prompt
+from tests.shared.tiny_models import tiny_model
+from tests.shared.trainers import FREE, make
+
+CHAT = ChatTemplate(max_target_length=7)
+ASKED = [chat[:-1] for chat in CHATS]
+
+
+def test_an_ensemble_answers_chats(tmp_path):
+    tokenizer = chat_tokenizer("gemma")
+    members = [PromptTask(f"p{i}", random_prompt(3 + i), learning_rate=0.1, seed=i) for i in range(3)]
+    trainer = EnsembleTrainer(tiny_model("llama"), arguments(tmp_path), members, ROWS, ROWS, tokenizer, CHAT)
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    ensemble = load_ensemble(tmp_path, backbone=tiny_model("llama"), tokenizer=tokenizer)
+    found = ensemble.predict(ASKED)
+    assert found == ensemble.predict(ROWS)
+    ends = {2, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")}
+    for chat, record in zip(ASKED, found, strict=True):
+        ids = torch.tensor(tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"])
+        for name, vote in record["votes"].items():
+            new = greedy(ensemble.model, ids, 7, name)
+            end = next((i for i, token in enumerate(new) if token in ends), 7)
+            assert tokenizer.decode(new[:end], skip_special_tokens=True).strip() == vote
+    with pytest.raises(PromptTuningError, match="row 1: inputs hold"):
+        ensemble.predict(ASKED[0])
+
+
+def test_tasks_of_chats_and_of_texts(tmp_path, messages):
+    """Each has the loss and the texts that it has alone."""
+    tokenizer = chat_tokenizer("chatml")
+    free = [{"message": row["message"], "answer": row["message"][-9:].strip()} for row in messages[:4]]
+    tasks = [
+        PromptTask("chats", random_prompt(4), ROWS, ROWS, CHAT, seed=1),
+        PromptTask("texts", random_prompt(3), free, free, FREE, seed=2),
+    ]
+    trainer = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path, num_train_epochs=1), tasks, tokenizer)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert {"eval_chats_loss", "eval_texts_loss", "eval_chats_rougeL"} <= metrics.keys()
+    info = trainer.model.prompt_info["chats"]
+    assert info.template.chat.chat_template == tokenizer.chat_template
+    output = trainer.predict_tasks({"chats": ROWS})["chats"]
+    assert output.label_ids == [chat[-1]["content"] for chat in CHATS]
+
+
+def test_a_stream_of_chats(tmp_path):
+    tokenizer, template, model = chat_setting("phi")
+    stream = IterableDataset.from_generator(lambda: iter(ROWS))
+    whole = make(tmp_path, tokenizer, ROWS, template, chat_setting("phi")[2], max_steps=1)
+    streamed = make(tmp_path, tokenizer, stream, template, model, max_steps=1)
+    rows = list(streamed.train_dataset)
+    assert [row["labels"] for row in rows] == whole.train_dataset["labels"][:]
+    streamed.train()
+    assert np.isfinite(streamed.state.log_history[-1]["train_loss"])
+
+
+def test_a_prompt_for_chats_is_inspected():
+    tokenizer, template, model = chat_setting("chatml")
+    model.info.template = template
+    found = inspect_prompt(model, tokenizer=tokenizer, data=ROWS)
+    (prompt,) = found.prompts
+    assert prompt.source == "{messages}" and prompt.rows == prompt.labelled_rows == 4
+    assert all(position.loss_without is not None for position in prompt.positions)
