@@ -4,6 +4,7 @@ python -m tools.window [oldest newest ...] [--tests tests/unit ...] [--short] [-
 """
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,15 +42,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--limit", type=float, default=60, help="minutes for each set, without its installation")
     given = parser.parse_args(arguments)
     tests = [*(SHORT if given.short else ()), *given.tests]
-    sets, commit, lines = [version_set(name) for name in given.sets], results.commit(), {}
+    sets, lines = [version_set(name) for name in given.sets], {}
+    commit = None if tests else results.commit()
     for chosen in sets:
         print(f"window: the set {chosen.name}", flush=True)
         try:
             # A set without pins is resolved on the day; a part of the suite takes that of the week.
             with environment(chosen, given.environments, days=7 if given.short else 1) as python:
                 result = results.run(python, tests, 60 * given.limit)
-        except NotInstalledError as error:
-            lines[chosen.name] = f"not installed: {error}"
+        except (NotInstalledError, OSError, subprocess.SubprocessError) as error:
+            lines[chosen.name] = f"did not run: {error}"
             continue
         lines[chosen.name] = ", ".join(f"{result[name]} {name}" for name in results.COUNTS)
         if not tests:
