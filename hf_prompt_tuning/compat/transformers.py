@@ -102,17 +102,18 @@ def check_drafts(option: str) -> None:
         )
 
 
-def average_prompts_over_processes(trainer: Trainer) -> None:
-    """Make FSDP2 average the gradients of parameters that it does not shard, such as a prompt.
-
-    Raises:
-        PromptTuningError: `Trainer` cannot do this (before transformers 5.19).
-    """
+def check_averages_prompts(trainer: Trainer) -> None:
+    """Raise PromptTuningError if `Trainer` does not average what FSDP2 does not shard, a prompt (before 5.19)."""
     if not hasattr(trainer, SYNC):
         raise PromptTuningError(
             f"FSDP2 is on, whose processes would train different prompts with transformers {TRANSFORMERS}; install "
             "transformers 5.19 or newer, or use DDP."
         )
+
+
+def average_prompts_over_processes(trainer: Trainer) -> None:
+    """Make FSDP2 average the gradients of parameters that it does not shard, such as a prompt, or refuse it."""
+    check_averages_prompts(trainer)
     trainer._sync_replicated_trainable_parameters(trainer.model)
 
 

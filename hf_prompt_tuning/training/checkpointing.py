@@ -16,9 +16,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
-from ..compat.transformers import average_prompts_over_processes
+from ..compat.transformers import average_prompts_over_processes, check_averages_prompts
 from ..errors import PromptTuningError, TrainingInterrupted
-from ..layouts.sharing import ByContext
+from ..layouts.sharing import ByContext, is_sharded
 from . import distributed
 from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, publish, saving, seal, tidy
 from .pickle_free import with_pickles
@@ -98,6 +98,8 @@ class CheckpointMixin:
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         distributed.keep_backbone_local(self.accelerator.unwrap_model(self.model))
         distributed.forget_evaluation(self)
+        if is_sharded(self.model) and not self.is_deepspeed_enabled:
+            check_averages_prompts(self)  # transformers sharded the backbone as it loaded it
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.accelerator.is_fsdp2:
             register_fsdp_forward_method(self.model, "generate")

@@ -38,6 +38,15 @@ WITHOUT_TRL = "TRL from 1.0 asks for datasets 4.7 or newer"
 CHECKS_DRAFTS = Version("5.18") <= TRANSFORMERS
 """Whether transformers checks drafts at the right places behind a cache that is given; below it they are refused."""
 
+AVERAGES_PROMPTS = Version("5.19") <= TRANSFORMERS
+"""Whether `Trainer` averages what FSDP2 does not shard; below it FSDP2 is refused."""
+
+RESUMES_ON_CPUS = Version("5.18") <= TRANSFORMERS
+"""Whether several processes on CPUs can resume: an older `Trainer` asks torch.load for "cpu:0", and fails."""
+
+SHARDS_AT_LOADING = Version("5.13") <= TRANSFORMERS
+"""Whether transformers shards a backbone by FSDP2 as it loads it."""
+
 GEMMA3_TAKES_EMBEDDINGS = (
     "inputs_embeds" in inspect.signature(Gemma3ForConditionalGeneration.prepare_inputs_for_generation).parameters
 )
