@@ -144,3 +144,29 @@ def test_text_of_a_backbone_that_sees():
     assert model.generate(ids, **OPTIONS)[0, 4:].tolist() == expected
     types = torch.zeros_like(ids)
     torch.testing.assert_close(model(ids, token_type_ids=types).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("name", [kind for kind in KINDS if kind != "gemma3" or GEMMA3_TAKES_EMBEDDINGS])
+def test_a_prompt_behind_bos(name, begins):
+    """Rows that begin with BOS, which stands before the prompt, and rows without it."""
+    torch.manual_seed(1)
+    place = dict(prompt_position="after_bos", head_token_ids=(1,))
+    model = tiny_prompt_model("", 5, backbone=tiny_picture_model(name), random_range=1.0, **place).eval()
+    plain = batch = picture_batch(name)
+    if begins:
+        batch = {
+            key: torch.nn.functional.pad(value, (1, 0)) if value.shape == (2, 11) else value
+            for key, value in plain.items()
+        }
+        first = plain["attention_mask"].argmax(1)
+        batch["input_ids"][[0, 1], first] = batch["attention_mask"][[0, 1], first] = 1
+    backbone = model.base_model
+    vectors = torch.cat([backbone.get_input_embeddings()(torch.tensor([1])), model.prompt]).detach()
+    logits = model(**batch).logits
+    written = model.generate(**batch, **OPTIONS)
+    for b in range(2):
+        row = row_of(plain, b)
+        expected, count = by_hand(backbone, vectors, row)[0], row["input_ids"].shape[1]
+        torch.testing.assert_close(logits[b, -count:], expected[-count:], rtol=1e-4, atol=1e-4)
+        assert written[b, batch["input_ids"].shape[1] :].tolist() == greedy_by_hand(backbone, vectors, row, 4)
