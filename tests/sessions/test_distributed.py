@@ -12,6 +12,7 @@ import torch
 from tests.sessions import distributed_session as session
 from tests.shared.hub_server import HubServer
 from tests.shared.reference import loss_and_gradient, pad, tiny_prompt_model
+from tests.shared.versions import RESUMES_ON_CPUS
 
 
 def launch(folder, *words, timeout=240, **environment):
@@ -179,6 +180,8 @@ def test_a_stalled_process_is_waited_for_no_longer_than_ddp_timeout(two):
 def test_a_lost_process_ends_the_run(killed, two):
     """The launch ended by itself (`killed` waits 120 seconds at most), and the run goes on from its checkpoint."""
     assert killed.returncode == 1 and "exitcode  : -9" in killed.stderr
+    if not RESUMES_ON_CPUS:
+        pytest.skip("transformers resumes several processes on CPUs from 5.18")
     whole, resumed = two["resumed"]["whole"], two["resumed"]["killed"]
     assert len(whole["losses"]) == 9 and resumed["losses"] == whole["losses"]
     assert resumed["prompt"] == whole["prompt"]
