@@ -4,6 +4,7 @@ from tests.shared.versions import HAS_TRL
 
 from .base import EntryPoint
 from .broken import Broken
+from .chats import Chats
 from .foreign_trainers import VanillaTrainer
 from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
@@ -22,6 +23,7 @@ CALLS: list[EntryPoint] = [
     Samples(),
     DecodingLoop(),
     Places(),
+    Chats(),
     Broken(),
     Classification(),
     Generation(),
