@@ -23,6 +23,11 @@ CACHE = CACHE_NAMES[0] if "cache" in {field.name for field in fields(CausalLMOut
 GGUF = "gguf"
 """What transformers calls the quantization of a backbone from a GGUF file. It leaves this mark from 5.17 only."""
 
+SAVES_ON_EVERY_PROCESS = Version("5.23") <= TRANSFORMERS
+"""Whether `Trainer.save_model` calls `_save` on every process (from 5.23), and not only where it writes. What is
+gathered from shards is gathered on all of them.
+"""
+
 COUNTS_CHUNKS_ON = Version("5.21") <= TRANSFORMERS
 """Whether `generate` counts a first pass in chunks on from a given cache (from 5.21), and not from its beginning."""
 

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
-from ..compat.transformers import average_prompts_over_processes, check_averages_prompts
+from ..compat.transformers import SAVES_ON_EVERY_PROCESS, average_prompts_over_processes, check_averages_prompts
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..layouts.sharing import ByContext, is_sharded
 from . import distributed
@@ -184,7 +184,11 @@ class CheckpointMixin:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the prompt as `Trainer` saves a model. Raise CheckpointSaveError if it could not be written."""
         with saving(output_dir or self.args.output_dir, "the prompt"):
-            super().save_model(output_dir, _internal_call)
+            super().save_model(output_dir, _internal_call=True)
+            if not SAVES_ON_EVERY_PROCESS and not self.args.should_save:
+                self._save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
