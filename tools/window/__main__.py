@@ -4,6 +4,7 @@ python -m tools.window [oldest newest ...] [--tests tests/unit ...] [--short] [-
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,4 +62,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the tests, too
     sys.exit(main(sys.argv[1:]))
