@@ -11,6 +11,7 @@ renderings of the conversation's beginnings:
 This is right only if each beginning is rendered in the whole conversation as it is alone, which is checked.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,6 +24,8 @@ from .chat_format import ChatFormat
 from .continuation import continuation_ids
 from .conversation import Conversation
 from .messages import ASSISTANT
+
+logger = logging.getLogger(__name__)
 
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
@@ -114,10 +117,11 @@ class ChatRenderer:
 
         Raise PromptTuningError if it writes none, so that a model could not learn where to stop.
         """
-        word, chat = "Hello", self.user_turn("Hi")
+        word, chat = "thank you", self.user_turn("Hi")
         chat.messages.append({"role": ASSISTANT, "content": word})
         text = self.text(chat)
         behind = text[text.rindex(word) + len(word) :] if word in text else ""
+        self._warn_of_border(text)
         added = self.tokenizer.added_tokens_decoder
         special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.content.strip())}
         end = next((i for i in self.ids(behind) if i in special), None)
@@ -127,6 +131,18 @@ class ChatRenderer:
                 "a model stops. Give a chat_template that writes one."
             )
         return end
+
+    def _warn_of_border(self, text: str) -> None:
+        """Warn if a token of a whole chat stands across the start of the answer: generation has other tokens there."""
+        before = self.text(self.user_turn("Hi"), generation_prompt=True)
+        source = self.ids(before)
+        if text.startswith(before) and self.ids(text)[: len(source)] != source:
+            logger.warning(
+                "The chat template writes %r before the assistant's text, whose end is a part of the text's first "
+                "token in training and a token of its own in use. Give a chat_template that ends with a special token "
+                "or a line break there.",
+                before[-20:],
+            )
 
     @cached_property
     def end_of_turn(self) -> str:

@@ -18,6 +18,9 @@ def test_chat(tmp_path, monkeypatch, capsys):
     backbone = tiny_model("llama", max_position_embeddings=2048)
     tokenizer = chat_tokenizer("chatml")
     names = run("how-to/chat.md", {"backbone": backbone, "tokenizer": tokenizer})
+    chats = [row["messages"] for rows in names["data"].values() for row in rows]
+    answers = [turn["content"] for chat in chats for turn in chat if turn["role"] == "assistant"]
+    assert len(chats) == 60 and all(answer.startswith("Likely: ") and "\nTry: " in answer for answer in answers)
     assert names["trainer"].state.global_step == 24
     template = names["trainer"].model.info.template
     assert isinstance(template, ChatTemplate) and template.chat.chat_template == tokenizer.chat_template

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer, PromptTokenizer, PromptTuningError
-from tests.shared.chat_templates import FAMILIES, MARKED, chat_tokenizer
+from tests.shared.chat_templates import CHATML, FAMILIES, MARKED, chat_tokenizer
 from tests.shared.versions import WITHOUT_TRL
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -262,6 +262,21 @@ def test_chats_to_answer_or_to_continue():
     assert coder.content_ids(TURNS) == rendered(tokenizer, TURNS, continue_final_message=True)
     with pytest.raises(PromptTuningError, match="give a list of messages, a row with the column 'messages'"):
         coder.content_ids({"text": "why"})
+
+
+def test_an_answer_that_begins_within_a_token_is_warned_of(caplog):
+    """As TRL warns: in use the space stands alone."""
+    tokenizer = chat_tokenizer("chatml")
+    spaced = CHATML.replace("assistant\n", "assistant ").replace("message['role'] + '\n'", "message['role'] + ' '")
+    coder = encoder(tokenizer, chat_template=spaced)
+    assert "'im_start|>assistant ' before the assistant's text" in caplog.text
+    encoded = coder.encode({"messages": TURNS[:2]})
+    assert encoded["input_ids"] == rendered(tokenizer, TURNS[:2], chat_template=spaced)
+    assert said(tokenizer, encoded) == [" thank you<|im_end|>"]
+    caplog.clear()
+    for name in FAMILIES:
+        encoder(chat_tokenizer(name))
+    assert not caplog.records
 
 
 def test_a_tokenizer_without_offsets_gives_the_same():
