@@ -10,6 +10,7 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, RepetitionPenaltyLogitsProcessor, Trainer
+from transformers.masking_utils import create_causal_mask, create_chunked_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import PromptTuningError
@@ -113,6 +114,20 @@ def check_averages_prompts(trainer: Trainer) -> None:
         raise PromptTuningError(
             f"FSDP2 is on, whose processes would train different prompts with transformers {TRANSFORMERS}; install "
             "transformers 5.19 or newer, or use DDP."
+        )
+
+
+def check_static_chunks(backbone: PreTrainedModel, kind: str) -> None:
+    """Raise PromptTuningError if `generate` cannot mask a cache of fixed size for layers that see chunks.
+
+    With transformers 5.16 and 5.17 it gives an argument to the masks of all layers that this one does not take.
+    """
+    masks = create_causal_mask, create_chunked_causal_mask
+    full, chunked = ("block_sequence_ids" in inspect.signature(mask).parameters for mask in masks)
+    if full and not chunked:
+        raise PromptTuningError(
+            f"the cache is {kind}, and transformers {TRANSFORMERS} cannot mask one for {type(backbone).__name__}, "
+            "whose layers see chunks; give a dynamic one, or none, or install transformers 5.20 or newer."
         )
 
 

@@ -56,6 +56,11 @@ def reaches(backbone: PreTrainedModel) -> dict[str, Reach]:
     return {kind: REACHES[kind](config) for kind in kinds}
 
 
+def sees_chunks(backbone: PreTrainedModel) -> bool:
+    """Tell whether some layers see only the tokens in the same chunk (Llama 4)."""
+    return "chunked_attention" in _layer_types(backbone)
+
+
 def has_local_layers(backbone: PreTrainedModel) -> bool:
     """Tell whether some layers limit how many columns, rather than positions, a token sees back (GPT-Neo)."""
     return "local" in (getattr(backbone.config.get_text_config(), "attention_layers", None) or ())

@@ -30,14 +30,14 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ..compat.transformers import CACHE, COUNTS_CHUNKS_ON, as_cache, cache_in, check_drafts
+from ..compat.transformers import CACHE, COUNTS_CHUNKS_ON, as_cache, cache_in, check_drafts, check_static_chunks
 from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
 from ..layouts.computed import cache_of, can_be_continued, in_rows
 from ..layouts.padded import padded_rows
 from ..layouts.sharing import calling
-from ..layouts.traits import ignores_masked_columns, text_positions, with_own_positions
+from ..layouts.traits import ignores_masked_columns, sees_chunks, text_positions, with_own_positions
 from .call_arguments import arguments_in_rows, explained_media_errors
 from .continuing import CacheContent, columns_in, content_of, mark
 from .generation_options import (
@@ -166,6 +166,8 @@ def _check(call: _Call) -> None:
             f"the cache is {kind}, and {type(call.backbone).__name__} reads the wrong places of one, with a prompt or "
             "without. Give a dynamic one, or none."
         )
+    if sees_chunks(call.backbone) and kind in ALL_STATIC_CACHE_IMPLEMENTATIONS:
+        check_static_chunks(call.backbone, kind)
     if call.config.token_healing:
         raise PromptTuningError(
             "token_healing is on, which writes a text's last tokens anew after the texts were computed; leave it out."

@@ -7,6 +7,7 @@ REFUSALS = {
     r"layout '\w+' is not exact for \w+: the model": "a layout that was asked for cannot be exact for this backbone",
     r"layout 'cached' is not exact for JambaForCausalLM: ": "Jamba starts every sequence from an empty state",
     r"not exact for \w+: activation checkpointing": "SFTTrainer turns it on, and it would fill a cache twice",
+    r"the cache is static, and transformers .* cannot mask one for Llama4": "transformers' own generate fails with it",
     r"the cache is static, and GPTNeoForCausalLM reads the wrong": "transformers' own generate is wrong with it",
     r"generates right for one alone": "transformers' own generate is wrong for more than one row of RWKV",
     r"a row's very first token has a label, and num_items_in_batch": "Trainer has counted the labels without that one",

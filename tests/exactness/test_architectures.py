@@ -1,5 +1,7 @@
 """Decoders of many kinds: the layout each gets by itself is exact, in rows longer than its window or chunk."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from transformers import StaticCache
@@ -7,7 +9,7 @@ from transformers import StaticCache
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from tests.shared.architectures import ARCHITECTURES, tiny_backbone
 from tests.shared.reference import greedy, pad, ragged_rows, require_exact, tiny_prompt_model, with_prompts
-from tests.shared.versions import states_continue
+from tests.shared.versions import MASKS_STATIC_CHUNKS, states_continue
 
 LAYOUTS = {"gpt_neo": "cached", "falcon": "cached", "lfm2": "cached" if states_continue("lfm2") else "padded"}
 LAYOUTS |= dict.fromkeys(("jamba", "mamba2", "rwkv"), "padded")
@@ -77,6 +79,18 @@ def test_gpt_neo_refuses_a_cache_of_fixed_size():
     other = tiny_prompt_model("gpt2")
     written = other.generate(input_ids=ids, cache_implementation="static", **options)[0, 5:].tolist()
     assert written == greedy(other, ids[0], 3)
+
+
+def test_layers_that_see_chunks_read_a_cache_of_fixed_size_or_refuse_it():
+    model = get_prompt_tuning_model(
+        tiny_backbone("llama4_text"), PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="RANDOM")
+    )
+    ids = torch.randint(4, 400, (1, 5))
+    options = dict(max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+    refused = pytest.raises(PromptTuningError, match="cannot mask one for Llama4ForCausalLM, whose layers see chunks")
+    with nullcontext() if MASKS_STATIC_CHUNKS else refused:
+        written = model.generate(input_ids=ids, cache_implementation="static", **options)
+        assert written[0, 5:].tolist() == greedy(model, ids[0], 3)
 
 
 @pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])

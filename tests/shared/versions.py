@@ -38,6 +38,9 @@ WITHOUT_TRL = "TRL from 1.0 asks for datasets 4.7 or newer"
 CHECKS_DRAFTS = Version("5.18") <= TRANSFORMERS
 """Whether transformers checks drafts at the right places behind a cache that is given; below it they are refused."""
 
+MASKS_STATIC_CHUNKS = Version("5.10") > TRANSFORMERS or Version("5.20") <= TRANSFORMERS
+"""Whether transformers masks a cache of fixed size for layers that see chunks: not with 5.16 and 5.17, at least."""
+
 AVERAGES_PROMPTS = Version("5.19") <= TRANSFORMERS
 """Whether `Trainer` averages what FSDP2 does not shard; below it FSDP2 is refused."""
 
