@@ -15,6 +15,7 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import dropwhile, takewhile
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -51,7 +52,7 @@ class ChatRenderer:
         if always_system and self.system is None:
             self.system = ""
         self.kwargs = dict(format.chat_template_kwargs or {})
-        self.end_id  # noqa: B018  (a template that cannot be used raises here, before training)
+        self._end_ids  # noqa: B018  (a template that cannot be used raises here, before training)
 
     def text(self, chat: Conversation, generation_prompt: bool = False, prefill: bool = False) -> str:
         """Return the text of a conversation. Raise PromptTuningError if the template refuses it.
@@ -112,25 +113,40 @@ class ChatRenderer:
         )
 
     @cached_property
-    def end_id(self) -> int:
-        """The id of the special token that the template writes behind the assistant's content.
+    def _end_ids(self) -> list[int]:
+        """The special tokens that the template writes behind the assistant's content, whether a turn follows or not.
 
         Raise PromptTuningError if it writes none, so that a model could not learn where to stop.
         """
         word, chat = "thank you", self.user_turn("Hi")
         chat.messages.append({"role": ASSISTANT, "content": word})
         text = self.text(chat)
-        behind = text[text.rindex(word) + len(word) :] if word in text else ""
         self._warn_of_border(text)
-        added = self.tokenizer.added_tokens_decoder
-        special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.content.strip())}
-        end = next((i for i in self.ids(behind) if i in special), None)
-        if end is None:
+        behind = text[text.rindex(word) + len(word) :] if word in text else ""
+        last = self._first_special(behind)
+        if not last:
             raise PromptTuningError(
                 f"the chat template writes {behind!r:.40} behind the assistant's turn, and no special token, at which "
                 "a model stops. Give a chat_template that writes one."
             )
-        return end
+        chat.messages.append({"role": "user", "content": "Hi"})
+        try:
+            followed = self._first_special(self.text(chat).rpartition(word)[2])
+        except PromptTuningError:  # a template of one exchange
+            return last
+        return last[: common_prefix(last, followed) or 1]
+
+    def _first_special(self, text: str) -> list[int]:
+        """Return the first special tokens of a text that follow each other."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in added if token.content.strip())}
+        rest = dropwhile(lambda i: i not in special, self.ids(text))
+        return list(takewhile(lambda i: i in special, rest))
+
+    @property
+    def end_id(self) -> int:
+        """The special token that ends the assistant's turn, at which a model stops."""
+        return self._end_ids[-1]
 
     def _warn_of_border(self, text: str) -> None:
         """Warn if a token of a whole chat stands across the start of the answer: generation has other tokens there."""
@@ -146,8 +162,8 @@ class ChatRenderer:
 
     @cached_property
     def end_of_turn(self) -> str:
-        """The text of the token `end_id`."""
-        return self.tokenizer.convert_ids_to_tokens(self.end_id)
+        """The text of the special tokens behind the assistant's content."""
+        return "".join(self.tokenizer.convert_ids_to_tokens(self._end_ids))
 
     def labelled(self, chat: Conversation, which: str) -> tuple[list[int], list[bool]]:
         """Return the tokens of a conversation, and whether each is a target: of "all" or the "last" assistant's turn.
@@ -199,10 +215,12 @@ class ChatRenderer:
         end = whole.rfind(self.end_of_turn, len(before))
         end = len(whole.rstrip()) if end < 0 else end + len(self.end_of_turn)
         if not whole.startswith(before) or not text.startswith(whole[:end]):
+            is_last = turn == chat.targets()[-1]
+            advice = "chat_template_kwargs with which they agree" if is_last else "assistant_loss 'last'"
             raise PromptTuningError(
                 f"the chat template renders the conversation up to message {turn + 1} otherwise than within the whole "
                 f"({_difference(whole[:end], before, text)}), so what the assistant writes there cannot be told. Give "
-                "assistant_loss 'last' to train on the last turn alone, or a chat_template with generation markers."
+                f"{advice}, or a chat_template with generation markers."
             )
         if not whole[len(before) : end].removesuffix(self.end_of_turn).strip():
             raise PromptTuningError(f"message {turn + 1}, the assistant's, is empty; give it a text, or remove it.")
@@ -246,8 +264,8 @@ def last_run(mask: Sequence[bool]) -> range:
     return range(start, end) if end else range(len(mask), len(mask))
 
 
-def common_prefix(first: str, second: str) -> int:
-    """Return how many characters two texts have in common at their start."""
+def common_prefix(first: Sequence, second: Sequence) -> int:
+    """Return how many characters, or tokens, two sequences have in common at their start."""
     pairs = enumerate(zip(first, second))  # noqa: B905  (up to the end of the shorter one)
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 

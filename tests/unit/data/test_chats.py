@@ -169,6 +169,19 @@ def test_trl_marks_the_same_in_its_own_templates(trl, name, which):
     ]
 
 
+def test_trl_marks_the_same_calls_of_tools():
+    pytest.importorskip("trl", reason=WITHOUT_TRL)
+    folder = files("trl") / "chat_templates"
+    plain, marked = ((folder / f"qwen2_5{kind}.jinja").read_text(encoding="utf-8") for kind in ("", "_training"))
+    tokenizer = chat_tokenizer("qwen3")
+    row = {"messages": WITH_TOOLS, "tools": TOOLS}
+    ours = encoder(tokenizer, chat_template=plain).encode(row)
+    theirs = encoder(tokenizer, chat_template=marked).encode(row)
+    assert ours["input_ids"] == theirs["input_ids"]
+    assert said(tokenizer, ours) == [text.strip("\n") for text in said(tokenizer, theirs)]
+    assert len(said(tokenizer, ours)) == 3
+
+
 @pytest.mark.parametrize("name", ["llama3", "gemma", "mistral"])
 def test_bos_stands_once(name):
     """Where the tokenizer writes one in front of a text as well."""
@@ -277,6 +290,18 @@ def test_an_answer_that_begins_within_a_token_is_warned_of(caplog):
     for name in FAMILIES:
         encoder(chat_tokenizer(name))
     assert not caplog.records
+
+
+def test_a_turn_may_end_with_several_special_tokens():
+    """Those that stand there whether a turn follows or not."""
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|done|>", "<|over|>"]})
+    several = CHATML.replace("'<|im_end|>\n'", "'<|done|><|im_end|>'")
+    several = several.removesuffix("{% endif %}") + "{% else %}{{ '<|over|>' }}{% endif %}"
+    coder = encoder(tokenizer, chat_template=several)
+    encoded = coder.encode({"messages": TURNS})
+    assert said(tokenizer, encoded) == ["thank you<|done|><|im_end|>", "quick help<|done|><|im_end|>"]
+    assert coder.end_ids == [tokenizer.eos_token_id]
 
 
 def test_a_tokenizer_without_offsets_gives_the_same():
