@@ -260,5 +260,6 @@ def _check_alike(begins: Tensor, starts: Tensor, lengths: Tensor) -> None:
         row = int(((~begins) & (lengths > 0)).nonzero()[0])
         raise PromptTuningError(
             f"row {row} does not begin with the tokens that its prompt stands behind, and others do; tokenize all "
-            "rows in one way, with BOS (or the chat template's head), or without."
+            "rows in one way, with BOS (or the chat template's head), or without. If there are pads in front, give "
+            "attention_mask."
         )
