@@ -1,5 +1,7 @@
 """Loss, gradient, generation and ranking on chats equal the backbone called by hand on what the template writes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import TextIteratorStreamer
@@ -127,6 +129,41 @@ def test_generate_takes_what_the_chat_template_gives(name):
         )
         out = model.generate(**batch, **options)
         assert out[:, batch["input_ids"].shape[1] :].tolist() == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_is_written_as_the_assistants_turn(name, tmp_path):
+    """Its target is the turn with its end, and its prediction what is written up to it."""
+    tokenizer, _, model = chat_setting(name)
+    template = PromptTemplate("Message : {message}", target="{answer}", chat=ChatFormat(), max_target_length=12)
+    rows = [{"message": "never came", "answer": "thank you"}, {"message": "day and night", "answer": "a small dog"}]
+    template = replace(template, max_target_length=24) if name == "qwen3" else template
+    trainer = make(tmp_path, tokenizer, rows, template, model, eval_rows=rows)
+    encoder = row_encoder_of(trainer)
+    output = trainer.predict(rows)
+    ends = {tokenizer.eos_token_id, model.generation_config.eos_token_id, *encoder.end_ids}
+    for row, encoded, text in zip(rows, trainer.train_dataset, output.predictions, strict=True):
+        user = [{"role": "user", "content": f"Message : {row['message']}"}]
+        source = tokenizer.apply_chat_template(user, add_generation_prompt=True)["input_ids"]
+        whole = tokenizer.apply_chat_template([*user, {"role": "assistant", "content": row["answer"]}])["input_ids"]
+        assert encoded["input_ids"] == whole[: len(encoded["input_ids"])]
+        assert encoded["labels"] == [-100] * len(source) + whole[len(source) : len(encoded["labels"])]
+        assert encoded["labels"][-1] == encoder.end_ids[-1]
+        new = greedy(model, torch.tensor(source), template.max_target_length)
+        end = next((i for i, token in enumerate(new) if token in ends), len(new))
+        assert tokenizer.decode(new[:end], skip_special_tokens=True).strip() == text
+
+
+def test_a_long_source_is_cut_within_the_users_turn(tmp_path):
+    tokenizer, _, model = chat_setting("llama3")
+    template = PromptTemplate("Message : {message} ?", target="{answer}", chat=ChatFormat(), max_source_length=60)
+    trainer = make(tmp_path, tokenizer, [{"message": "day " * 90, "answer": "thank you"}], template, model)
+    (row,) = trainer.train_dataset
+    source = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+    text = tokenizer.decode(source)
+    assert 57 < len(source) <= 60 and text.count("day") > 5
+    assert text.startswith("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nMessage : day")
+    assert text.endswith(" ?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
 
 
 def test_training_moves_the_prompt_and_a_resumed_run_ends_the_same(tmp_path):
