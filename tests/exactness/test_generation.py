@@ -265,7 +265,7 @@ def test_refusals():
     model = tiny_prompt_model("llama")
     with pytest.raises(PromptTuningError, match="max_length is 4, and input_ids have 4 columns already"):
         model.generate(input_ids=ids, max_length=4)
-    with pytest.raises(PromptTuningError, match="adapter_names has 'nobody'; there are 'default' and '__base__'"):
+    with pytest.raises(PromptTuningError, match="has 'nobody'; there are 'default', and '__base__' for none"):
         model.generate(input_ids=ids, adapter_names="nobody")
     with pytest.raises(PromptTuningError, match="position_ids are given that do not count"):
         model.generate(input_ids=ids, position_ids=torch.zeros_like(ids))

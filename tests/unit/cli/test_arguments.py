@@ -170,10 +170,11 @@ def test_the_examples_parse(example, monkeypatch):
         "source_template": "{t}",
         "label_column": "y",
     }
-    if "dataset_name" in said:
+    chats = "messages_column" in said
+    if "dataset_name" in said or chats:
         missing = {}
     flags = [f"--{key}={value}" for key, value in missing.items() if key not in said]
     _, data, prompt, training = parse_arguments([str(example), *flags])
-    assert data.template().is_classification
+    assert data.template().is_classification != chats
     assert prompt.config(None).num_virtual_tokens == said["num_virtual_tokens"]
     assert training.do_train
