@@ -292,6 +292,21 @@ def test_an_answer_that_begins_within_a_token_is_warned_of(caplog):
     assert not caplog.records
 
 
+def test_a_tokenizer_with_several_templates():
+    """transformers takes the one for tools where there are tools."""
+    tokenizer = chat_tokenizer("tools")
+    tokenizer.chat_template = {"default": CHATML, "tool_use": FAMILIES["tools"].template}
+    coder = encoder(tokenizer)
+    assert coder.template.chat.chat_template is None
+    for row in ({"messages": TURNS}, {"messages": WITH_TOOLS, "tools": TOOLS}):
+        messages = [{key: value for key, value in turn.items() if value is not None} for turn in row["messages"]]
+        expected = rendered(tokenizer, messages, tools=row.get("tools"))
+        if "tools" not in row:
+            assert coder.encode(row)["input_ids"] == expected
+        else:
+            assert tokenizer.decode(coder.encode(row)["input_ids"]).startswith("<|im_start|>system\n# Tools")
+
+
 def test_a_turn_may_end_with_several_special_tokens():
     """Those that stand there whether a turn follows or not."""
     tokenizer = chat_tokenizer("chatml")
