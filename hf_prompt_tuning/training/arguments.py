@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import SchedulerType, TrainingArguments
 from transformers.hf_argparser import HfArg
 
+from ..compat.torch import set_process_timeout
 from ..errors import PromptTuningError
 from ..models.metric_direction import greater_is_better
 
@@ -63,4 +63,4 @@ class PromptTuningArguments(TrainingArguments):
             self.dataloader_pin_memory = False
             if dist.is_initialized():
                 # transformers sets the timeout only for GPU processes.
-                _set_pg_timeout(timedelta(seconds=self.ddp_timeout))
+                set_process_timeout(timedelta(seconds=self.ddp_timeout))

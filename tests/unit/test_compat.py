@@ -24,6 +24,7 @@ from tests.shared.tiny_models import tiny_model
 PACKAGE = ROOT / "hf_prompt_tuning"
 DIFFER = {
     "_prepare_encoder_decoder_kwargs_for_generation",
+    "_set_pg_timeout",
     "_sync_replicated_trainable_parameters",
     "cache",
     "is_activation_checkpointing",
