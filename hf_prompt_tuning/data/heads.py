@@ -88,7 +88,8 @@ def needs_system_turn(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, head
         head: the head that the template must write; None for any.
 
     Raises:
-        PromptTuningError: the template writes another head, or none (see `chat_head_ids`).
+        PromptTuningError: the template writes another head, or none (see `chat_head_ids`); or it leaves out a system
+            turn without a text, and no system message is given.
     """
     options = dict(chat.chat_template_kwargs or {})
     written = chat_head_ids(tokenizer, chat.chat_template, options)
@@ -97,12 +98,31 @@ def needs_system_turn(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, head
             f"the chat template writes the tokens {written} before the system text, and the prompt stands behind "
             f"{list(head)}; give the chat template that it was trained with."
         )
-    user = [{"role": "user", "content": "user"}]
+    user = {"role": "user", "content": "user"}
+    if _begins_with(written, [user], tokenizer, chat.chat_template, options):
+        return False
+    system = {"role": "system", "content": chat.system_message or ""}
+    if not _begins_with(written, [system, user], tokenizer, chat.chat_template, options):
+        raise PromptTuningError(
+            "the chat template leaves out a system turn without a text, and the prompt stands in that turn; give a "
+            "system_message, or another prompt_position."
+        )
+    return True
+
+
+def _begins_with(
+    head: list[int],
+    messages: list[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None,
+    options: dict[str, Any],
+) -> bool:
+    """Tell whether a chat begins with a head. One that the template refuses does not."""
     try:
-        text = tokenizer.apply_chat_template(user, chat_template=chat.chat_template, tokenize=False, **options)
+        text = tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **options)
     except TemplateError:
-        return True
-    return tokenizer(text, add_special_tokens=False)["input_ids"][: len(written)] != written
+        return False
+    return tokenizer(text, add_special_tokens=False)["input_ids"][: len(head)] == head
 
 
 def _head(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: str | None, options: dict[str, Any]) -> str:

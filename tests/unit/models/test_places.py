@@ -8,6 +8,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from hf_prompt_tuning import (
+    ChatFormat,
+    ChatTemplate,
     PromptLoadError,
     PromptMismatchError,
     PromptTuningConfig,
@@ -115,6 +117,22 @@ def test_a_template_that_writes_the_date_is_refused():
     tokenizer.chat_template = "hello"
     with pytest.raises(PromptTuningError, match="writes neither a system turn's text nor a user's"):
         head_of(tokenizer, "system")
+
+
+def test_a_template_that_leaves_out_an_empty_system_turn_needs_a_system_message():
+    tokenizer = chat_tokenizer("phi")
+    tokenizer.chat_template = (  # as Phi 3.5's own
+        "{% for m in messages %}{% if m.role != 'system' or m.content %}"
+        "{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endif %}{% endfor %}"
+    )
+    config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM", prompt_position="system")
+    model = get_prompt_tuning_model(tiny_model("llama", vocab_size=400), config, tokenizer)
+    with pytest.raises(PromptTuningError, match=r"leaves out a system turn without a text.*give a system_message"):
+        model.row_encoder(tokenizer, ChatTemplate())
+    encoder = model.row_encoder(tokenizer, ChatTemplate(chat=ChatFormat(system_message="Be kind.")))
+    ids = encoder.content_ids([{"role": "user", "content": "why"}])
+    assert tokenizer.decode(ids).startswith("<|system|>\nBe kind.<|end|>\n<|user|>\nwhy")
+    assert tuple(ids[:2]) == model.peft_config["default"].head
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
