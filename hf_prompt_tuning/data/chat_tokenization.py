@@ -54,7 +54,12 @@ class ChatTokenizer(PromptTokenizer):
         target are at most `max_source_length`. The system turn is kept. Raise PromptTuningError if the row holds no
         conversation, or one that is too long without its earlier turns, too.
         """
-        chat = self.template.conversation(row).with_system(self.chats.system)
+        return self._cut(self._read(row))
+
+    def _read(self, row: Mapping[str, Any]) -> Conversation:
+        return self.template.conversation(row).with_system(self.chats.system)
+
+    def _cut(self, chat: Conversation) -> tuple[Conversation, bool]:
         limit = self.template.max_source_length
         if limit is None or not chat.question().messages:
             return chat, False
@@ -73,12 +78,12 @@ class ChatTokenizer(PromptTokenizer):
         return chat.without(starts[kept]), starts[kept] > 0
 
     def source_ids(self, row: Mapping[str, Any]) -> tuple[list[int], bool]:
-        """Return the tokens that the last target follows, and whether turns were left out.
+        """Return the tokens that the assistant's last turn follows, and whether turns were left out.
 
-        A conversation without a target is one that the assistant is to answer. Raise PromptTuningError as
-        `conversation` does, or if no message stands before the target.
+        A conversation whose last message is not the assistant's is one to answer. Raise PromptTuningError as
+        `conversation` does, or if no message stands before the assistant's.
         """
-        chat, was_cut = self.conversation(row)
+        chat, was_cut = self._cut(self._read(row).to_answer())
         question = chat.question()
         if not question.messages:
             raise PromptTuningError(

@@ -34,6 +34,12 @@ class Conversation:
         targets = self.targets()
         return replace(self, messages=self.messages[: targets[-1]]) if targets else self
 
+    def to_answer(self) -> "Conversation":
+        """Return this conversation with no targets if its last message is not the assistant's, who answers it."""
+        if self.messages and self.messages[-1]["role"] == ASSISTANT:
+            return self
+        return replace(self, first_target=len(self.messages))
+
     def with_system(self, text: str | None) -> "Conversation":
         """Return this conversation with a system turn in front, unless it has one or `text` is None."""
         if text is None or (self.messages and self.messages[0]["role"] in SYSTEM):

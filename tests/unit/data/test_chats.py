@@ -271,6 +271,7 @@ def test_chats_to_answer_or_to_continue():
     asked = rendered(tokenizer, TURNS[:3], add_generation_prompt=True)
     assert coder.content_ids(TURNS[:3]) == asked
     assert coder.content_ids({"messages": TURNS}) == asked
+    assert coder.content_ids({"messages": TURNS[:3]}) == asked  # its last turn, not the assistant's before it
     assert coder.content_ids("why") == rendered(tokenizer, TURNS[2:3], add_generation_prompt=True)
     assert coder.content_ids(TURNS) == rendered(tokenizer, TURNS, continue_final_message=True)
     with pytest.raises(PromptTuningError, match="give a list of messages, a row with the column 'messages'"):
