@@ -98,7 +98,12 @@ def read_tools(value: Any) -> list[Any] | None:
 
 
 def without_none(value: Any) -> Any:
-    """Return a tree of values without the keys that are None, which a data set adds if rows have different keys."""
+    """Return a tree of values without the keys that are None, which a data set adds if rows have different keys.
+
+    Arrays, as pandas has lists in what it reads from parquet, become lists.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     return [without_none(item) for item in value] if isinstance(value, list | tuple) else value

@@ -205,6 +205,11 @@ def test_rows_in_every_form():
     parts = [{**m, "content": [{"type": "text", "text": m["content"][:3]}, {"text": m["content"][3:]}]} for m in TURNS]
     assert encoder(tokenizer).encode({"messages": parts}) == expected
     assert encoder(tokenizer).encode({"messages": np.array(TURNS, dtype=object)}) == expected
+    arrays = [m | {"content": np.array(m["content"], dtype=object)} for m in parts]  # as pandas reads parquet
+    assert encoder(tokenizer).encode({"messages": np.array(arrays, dtype=object)}) == expected
+    calls = [{"function": {"name": name, "arguments": {}}} for name in "ab"]
+    row = [TURNS[0], {"role": "assistant", "tool_calls": np.array(calls, dtype=object)}]
+    assert ChatTemplate().conversation({"messages": row}).messages[1]["tool_calls"] == calls
     roles = {"user": "human", "assistant": "gpt"}
     sharegpt = [{"from": roles[m["role"]], "value": m["content"]} for m in TURNS]
     template = ChatTemplate("conversations")
