@@ -32,6 +32,9 @@ gathered from shards is gathered on all of them.
 COUNTS_CHUNKS_ON = Version("5.21") <= TRANSFORMERS
 """Whether `generate` counts a first pass in chunks on from a given cache (from 5.21), and not from its beginning."""
 
+NO_CHUNKS = f"transformers {TRANSFORMERS} counts chunks behind a prompt wrongly, which 5.21 and newer do not"
+"""Why a first pass is in one piece where it does not."""
+
 CHECKPOINTS_ACTIVATIONS = next(
     name for name in ("is_activation_checkpointing", "is_gradient_checkpointing") if hasattr(PreTrainedModel, name)
 )

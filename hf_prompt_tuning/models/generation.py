@@ -19,6 +19,7 @@ only if there are no such columns. Recurrent models use `anew`. All three ways g
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +31,15 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ..compat.transformers import CACHE, COUNTS_CHUNKS_ON, as_cache, cache_in, check_drafts, check_static_chunks
+from ..compat.transformers import (
+    CACHE,
+    COUNTS_CHUNKS_ON,
+    NO_CHUNKS,
+    as_cache,
+    cache_in,
+    check_drafts,
+    check_static_chunks,
+)
 from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
@@ -53,6 +62,8 @@ from .generation_options import (
 )
 from .heads import RowHeads
 from .outputs import check_no_attentions_of_steps, first_step_in_caller_columns
+
+logger = logging.getLogger(__name__)
 
 ONE_ROW_ONLY = ("rwkv",)
 """Models whose `generate` in transformers is wrong for more than one row."""
@@ -245,9 +256,21 @@ def _continued(call: _Call) -> Any:
             cache = StaticCache(backbone.config, max_cache_len=mask.shape[1] + new)
             for i, (keys, values) in enumerate(layers):
                 cache.update(keys, values, i)
-        options = _with_cache(call, cache) | ({} if COUNTS_CHUNKS_ON else {"prefill_chunk_size": None})
+        options = _with_cache(call, cache) | ({} if COUNTS_CHUNKS_ON else _in_one_piece(call, NO_CHUNKS))
     options = text_positions(backbone, mask) | options
     return backbone.generate(input_ids=call.ids, attention_mask=mask.long(), **options)
+
+
+def _in_one_piece(call: _Call, reason: str) -> dict[str, Any]:
+    """Return the option for a first pass in one piece, whose result is that of chunks; log the reason, once."""
+    if call.config.prefill_chunk_size:
+        _log_once(f"prefill_chunk_size is given and has no effect: {reason}.")
+    return {"prefill_chunk_size": None}
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _with_cache(call: _Call, cache: Cache) -> dict[str, Any]:
@@ -271,8 +294,9 @@ def _anew(call: _Call) -> Any:
         )
     embeds, mask = padded_rows(call.prompts, examples.select(torch.arange(len(examples.mask))), pads="left")
     inputs = token_inputs(backbone, embeds) | ({} if call.ids is None else {"input_ids": call.ids})
-    # Chunks would be cut from the ids, but rows are given as embeddings. The result without chunks is the same.
-    options = call.arguments | call.options | {"prefill_chunk_size": None}
+    options = (
+        call.arguments | call.options | _in_one_piece(call, "chunks are cut from ids, and rows are embeddings here")
+    )
     writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
     with explained_media_errors(backbone, call.arguments):
         result = writer.generate(**inputs, attention_mask=mask, **options)

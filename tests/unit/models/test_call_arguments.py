@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning.models import generation
 from hf_prompt_tuning.models.call_arguments import check_taken
 from tests.shared.reference import behind, greedy, pad, ragged_rows, tiny_prompt_model, with_prompts
 
@@ -136,6 +137,20 @@ class TestUnknown:
             assert out[:, 7:].tolist() == expected
         with pytest.raises(PromptTuningError, match="token_healing is on, which writes"):
             model.generate(**texts(), token_healing=True)
+
+    @pytest.mark.parametrize(
+        ("asked", "why"), [({}, generation.NO_CHUNKS), ({"output_hidden_states": True}, "chunks are cut from ids")]
+    )
+    def test_chunks_that_are_not_cut_are_told_of_once(self, asked, why, monkeypatch, caplog):
+        monkeypatch.setattr(generation, "COUNTS_CHUNKS_ON", False)
+        generation._log_once.cache_clear()
+        model, ids = tiny_prompt_model("llama").eval(), ROWS[0][0]
+        whole = model.generate(ids[None], **OPTIONS)
+        assert not caplog.messages
+        for _ in range(2):
+            assert model.generate(ids[None], **OPTIONS, prefill_chunk_size=3, **asked).tolist() == whole.tolist()
+        (told,) = caplog.messages
+        assert told.startswith(f"prefill_chunk_size is given and has no effect: {why}")
 
     @pytest.mark.parametrize("name", ["llama", "t5"])
     def test_labels_and_candidates_of_other_integers(self, name):
