@@ -181,6 +181,28 @@ class ChatRenderer:
 
     def _marked(self, chat: Conversation, which: str) -> tuple[str, list[Span]]:
         """Return the text of a conversation, and where the template marks it as the assistant's."""
+        text, spans = self._marks(chat)
+        first = chat.targets(which)[0]
+        if any(message["role"] == ASSISTANT for message in chat.messages[:first]):
+            before, earlier = self._marks(_beginning(chat, first))
+            end = earlier[-1][1] if earlier else 0
+            if spans[: len(earlier)] != earlier or text[:end] != before[:end]:
+                advice = "assistant_loss 'last', or " if which == "all" else ""
+                raise PromptTuningError(
+                    f"the chat template renders the conversation before message {first + 1} otherwise than within the "
+                    f"whole ({_difference(before[:end], '', text)}), so its earlier turns cannot be told from the "
+                    f"targets. Give {advice}a chat_template that renders each turn in one way."
+                )
+            spans = spans[len(earlier) :]
+        if not spans:
+            raise PromptTuningError(
+                "the chat template marks no text of this conversation as the assistant's ({% generation %}); correct "
+                "the template, or the messages."
+            )
+        return text, spans
+
+    def _marks(self, chat: Conversation) -> tuple[str, list[Span]]:
+        """Return the text of a conversation, and all that the template marks."""
         template = self._template_for(chat)
         values = {**self.tokenizer.special_tokens_map, **chat.kwargs}
         try:
@@ -189,16 +211,7 @@ class ChatRenderer:
             )
         except Exception as error:  # as in `text`
             raise self._refused(chat, error) from error
-        first = chat.targets(which)[0]
-        is_first = all(message["role"] != ASSISTANT for message in chat.messages[:first])
-        start = 0 if is_first else common_prefix(texts[0], self._before(chat, first))
-        found = [span for span in spans[0] if span[1] > start and span[0] < span[1]]
-        if not found:
-            raise PromptTuningError(
-                "the chat template marks no text of this conversation as the assistant's ({% generation %}); correct "
-                "the template, or the messages."
-            )
-        return texts[0], found
+        return texts[0], [span for span in spans[0] if span[0] < span[1]]
 
     def _before(self, chat: Conversation, turn: int) -> str:
         """Return the text before an assistant's turn. Raise PromptTuningError if no message stands before it."""

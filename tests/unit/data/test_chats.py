@@ -182,6 +182,26 @@ def test_trl_marks_the_same_calls_of_tools():
     assert len(said(tokenizer, ours)) == 3
 
 
+def test_a_marked_template_that_writes_a_prompts_own_answers_anew_is_refused():
+    """The prompt's last answer keeps its reasoning until a user's turn follows, so its place is not the same."""
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.chat_template = (
+        "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m.role }}"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.reasoning if loop.index0 > ns.last else '' }}"
+        "{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+    )
+    answers = [{"role": "assistant", "content": text, "reasoning": "so "} for text in ("call", "one", "two")]
+    prompt = [TURNS[0], answers[0], {"role": "tool", "content": "3"}]
+    coder = encoder(tokenizer, ChatTemplate("prompt", completion_column="completion"))
+    assert said(tokenizer, coder.encode({"prompt": prompt, "completion": [answers[1]]})) == ["so one<|im_end|>"]
+    with pytest.raises(PromptTuningError, match=r"before message 4 otherwise than within the whole .*'last'"):
+        coder.encode({"prompt": prompt, "completion": [answers[1], TURNS[2], answers[2]]})
+    last = encoder(tokenizer, assistant_loss="last").encode({"messages": [*prompt, answers[1], TURNS[2], answers[2]]})
+    assert said(tokenizer, last) == ["so two<|im_end|>"]
+
+
 @pytest.mark.parametrize("name", ["llama3", "gemma", "mistral"])
 def test_bos_stands_once(name):
     """Where the tokenizer writes one in front of a text as well."""
