@@ -91,6 +91,10 @@ def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
     The tree can represent tensors (by name), tuples, and dicts whose keys are not strings.
     """
+    if (
+        isinstance(value, np.ndarray) and value.dtype == np.uint32
+    ):  # NumPy's generator; safetensors 0.4.3 has no uint32
+        return _to_json(value.view(np.int32), tensors) | {"read_as": "uint32"}
     if isinstance(value, torch.Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
         name = str(len(tensors))
@@ -114,7 +118,8 @@ def _from_json(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if kind == "tensor":
         return tensors[value]
     if kind == "array":
-        return tensors[value].numpy()
+        array = tensors[value].numpy()
+        return array.view(tree["read_as"]) if "read_as" in tree else array
     if kind == "dict":
         return {_from_json(k, tensors): _from_json(v, tensors) for k, v in value}
     items = [_from_json(v, tensors) for v in value]
