@@ -16,9 +16,8 @@ def check_offloaded(backbone: PreTrainedModel) -> None:
     """
     if Version("1.15") <= ACCELERATE:
         return
-    # The text config of transformers 5.6's Qwen2-VL does not say it; the whole config does.
-    configs = backbone.config.get_text_config(), backbone.config
-    if not next((config.tie_word_embeddings for config in configs if hasattr(config, "tie_word_embeddings")), False):
+    # transformers asks the whole config. That of the text says otherwise in some models, or nothing (5.6's Qwen2-VL).
+    if not getattr(backbone.config, "tie_word_embeddings", False):
         return
     embed, places = backbone.get_input_embeddings(), getattr(backbone, "hf_device_map", None) or {}
     name = next(name for name, module in backbone.named_modules() if module is embed)
