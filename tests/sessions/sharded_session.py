@@ -24,7 +24,7 @@ from tests.sessions.accelerate_on_cpu import fsdp_on_cpu
 from tests.sessions.distributed_session import CLASSES, FREE, RANK, ROWS, curve, plain, trainer
 from tests.shared.reference import loss_and_gradient, pad, ragged_rows, tiny_prompt_model
 from tests.shared.tiny_models import make_tokenizer, tiny_model
-from tests.shared.versions import AVERAGES_PROMPTS, RESUMES_ON_CPUS, SHARDS_AT_LOADING
+from tests.shared.versions import AVERAGES_PROMPTS, RESUMES_ON_CPUS, SHARDS_AT_LOADING, SHARDS_ON_CPUS
 
 INITS = {
     "TEXT": {"prompt_tuning_init_text": "Classify if the message is a complaint"},
@@ -137,18 +137,23 @@ def session(folder: Path) -> dict:
     if RANK == 0:
         tiny_model("llama").save_pretrained(folder / "backbone")
     dist.barrier()
-    facts: dict[str, Any] = {"rank": RANK, "world": dist.get_world_size()}
-    for kind, share in (("whole", lambda backbone: backbone), ("sharded", shared_out)):
+    facts: dict[str, Any] = {"rank": RANK, "world": dist.get_world_size(), "sharded": {}}
+    kinds: dict[str, Callable] = {"whole": lambda backbone: backbone}
+    if SHARDS_ON_CPUS:
+        kinds["sharded"] = shared_out
+    for kind, share in kinds.items():
         facts[kind] = {"started": {name: started(name, share) for name in ("gpt2", "gemma")}}
         for name, layout in (("llama", "padded"), ("llama", "cached"), ("llama", "packed"), ("gpt2", "packed")):
             facts[kind][f"{name} {layout}"] = computed(name, share, layout)
         facts[kind]["gemma packed"] = computed("gemma", share, "packed", torch.bfloat16)
     facts["whole"]["trained"] = trained(folder)
-    if SHARDS_AT_LOADING:
+    if SHARDS_AT_LOADING and (SHARDS_ON_CPUS or not AVERAGES_PROMPTS):
         facts["sharded"]["trained"] = or_refused(trained, folder, distributed_config=DistributedConfig(fsdp_size=2))
     facts["whole"]["prepared"] = {name: prepared(folder, name, False) for name in ("llama", "gpt2")}
-    with fsdp_on_cpu(Path("examples/accelerate/fsdp2.yaml")):
-        facts["sharded"]["prepared"] = {name: or_refused(prepared, folder, name, True) for name in ("llama", "gpt2")}
+    if SHARDS_ON_CPUS or not AVERAGES_PROMPTS:
+        with fsdp_on_cpu(Path("examples/accelerate/fsdp2.yaml")):
+            runs = {name: or_refused(prepared, folder, name, True) for name in ("llama", "gpt2")}
+        facts["sharded"]["prepared"] = runs
     return facts
 
 

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from tests.shared.versions import AVERAGES_PROMPTS, SHARDS_AT_LOADING
+from tests.shared.versions import AVERAGES_PROMPTS, SHARDS_AT_LOADING, SHARDS_ON_CPUS
 
+runs_sharded = pytest.mark.skipif(not SHARDS_ON_CPUS, reason="torch does not run what FSDP2 shards on CPUs")
 REFUSED = "FSDP2 is on, whose processes would train different prompts"
 
 
@@ -49,6 +50,7 @@ def alike(got, expected, tolerance=1e-5):
         assert got == expected
 
 
+@runs_sharded
 @pytest.mark.parametrize("name", ["gpt2", "gemma"])
 def test_prompts_start_from_a_sharded_embedding(name, facts):
     for process in facts:
@@ -58,6 +60,7 @@ def test_prompts_start_from_a_sharded_embedding(name, facts):
         assert sharded["prompt"] == "Parameter" and sharded["fingerprint"]["embedding"]["hash"]
 
 
+@runs_sharded
 @pytest.mark.parametrize(
     ("name", "layout"),
     [("llama", "padded"), ("llama", "cached"), ("llama", "packed"), ("gpt2", "packed"), ("gemma", "packed")],
@@ -73,6 +76,7 @@ def test_loss_gradient_scores_and_texts_are_a_whole_backbones(name, layout, fact
     assert np.abs(facts[1]["sharded"][f"{name} {layout}"][2]["gradient"]).max() == 0.0
 
 
+@runs_sharded
 def test_training_a_backbone_that_transformers_sharded(facts):
     """`from_pretrained(distributed_config=…)`, with gradient accumulation and an uneven last batch."""
     for process in facts:
@@ -88,6 +92,8 @@ def test_training_through_accelerates_fsdp2(name, facts):
     if not AVERAGES_PROMPTS:
         assert all(REFUSED in process["sharded"]["prepared"][name] for process in facts)
         return
+    if not SHARDS_ON_CPUS:
+        pytest.skip(runs_sharded.kwargs["reason"])
     for process in facts:
         whole, sharded = (process[half]["prepared"][name] for half in ("whole", "sharded"))
         assert whole.pop("kinds") == ["Parameter"] and "DTensor" in sharded.pop("kinds")

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import huggingface_hub
 import pandas
 import pytest
+import torch
 from huggingface_hub import get_session
 from packaging.version import Version
 from peft import PeftModel
@@ -46,6 +47,9 @@ AVERAGES_PROMPTS = Version("5.19") <= TRANSFORMERS
 
 RESUMES_ON_CPUS = Version("5.18") <= TRANSFORMERS
 """Whether several processes on CPUs can resume: an older `Trainer` asks torch.load for "cpu:0", and fails."""
+
+SHARDS_ON_CPUS = hasattr(torch.cpu.Stream, "record_event")
+"""Whether a model that FSDP2 shards runs on CPUs: not with torch 2.6, whose streams of CPUs lack a method of it."""
 
 SHARDS_AT_LOADING = Version("5.13") <= TRANSFORMERS
 """Whether transformers shards a backbone by FSDP2 as it loads it."""
