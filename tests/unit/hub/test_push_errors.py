@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import constants
 
 from hf_prompt_tuning import PromptHubCallback, PromptPushError, PromptTuningError
-from hf_prompt_tuning.models import held_prompts
+from hf_prompt_tuning.models import saving
 from hf_prompt_tuning.training import publishing
 from tests.shared.pushes import DRAWN, model_of, trainer_of
 from tests.shared.reference import tiny_prompt_model
@@ -109,7 +109,7 @@ def test_no_answer(hub, monkeypatch):
     hub.fail(COMMIT, drop="before", times=1)
     with pytest.raises(PromptPushError, match=r"the Hub cannot be reached \(.+\). Push again when it can"):
         model.push_to_hub("alice/p")
-    monkeypatch.setattr(held_prompts, "PUSH_SECONDS", 0.5)
+    monkeypatch.setattr(saving, "PUSH_SECONDS", 0.5)
     hub.fail(COMMIT, delay=60)
     with pytest.raises(PromptPushError, match=r"cannot be reached \(it has not answered within 0.5 seconds\)"):
         model.push_to_hub("alice/p")
