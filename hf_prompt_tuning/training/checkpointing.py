@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
+from ..compat.torch import check_fsdp2
 from ..compat.transformers import SAVES_ON_EVERY_PROCESS, average_prompts_over_processes, check_averages_prompts
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..layouts.sharing import ByContext, is_sharded
@@ -93,6 +94,8 @@ class CheckpointMixin:
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator as `Trainer` does. FSDP2 does not shard prompts (see `keep_prompts_whole`)."""
         super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2:
+            check_fsdp2()
         distributed.keep_prompts_whole(self)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:

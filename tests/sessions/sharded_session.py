@@ -122,8 +122,8 @@ def prepared(folder: Path, name: str, sharded: bool) -> dict:
 
 
 def or_refused(run: Callable, *args: Any, **kwargs: Any) -> Any:
-    """The run's facts, or the message with which transformers below 5.19 is refused."""
-    if AVERAGES_PROMPTS:
+    """The run's facts, or the message with which transformers below 5.19 or torch 2.6 is refused."""
+    if SHARDS_ON_CPUS and AVERAGES_PROMPTS:
         return run(*args, **kwargs)
     try:
         run(*args, **kwargs)
@@ -147,13 +147,11 @@ def session(folder: Path) -> dict:
             facts[kind][f"{name} {layout}"] = computed(name, share, layout)
         facts[kind]["gemma packed"] = computed("gemma", share, "packed", torch.bfloat16)
     facts["whole"]["trained"] = trained(folder)
-    if SHARDS_AT_LOADING and (SHARDS_ON_CPUS or not AVERAGES_PROMPTS):
+    if SHARDS_AT_LOADING and SHARDS_ON_CPUS:
         facts["sharded"]["trained"] = or_refused(trained, folder, distributed_config=DistributedConfig(fsdp_size=2))
     facts["whole"]["prepared"] = {name: prepared(folder, name, False) for name in ("llama", "gpt2")}
-    if SHARDS_ON_CPUS or not AVERAGES_PROMPTS:
-        with fsdp_on_cpu(Path("examples/accelerate/fsdp2.yaml")):
-            runs = {name: or_refused(prepared, folder, name, True) for name in ("llama", "gpt2")}
-        facts["sharded"]["prepared"] = runs
+    with fsdp_on_cpu(Path("examples/accelerate/fsdp2.yaml")):
+        facts["sharded"]["prepared"] = {name: or_refused(prepared, folder, name, True) for name in ("llama", "gpt2")}
     return facts
 
 
