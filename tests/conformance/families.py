@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from tests.shared.tiny_models import scale_weights
+from tests.shared.versions import T5_ATTENTIONS, initial_dtype
 
 VOCAB = 320
 WINDOW = 4
@@ -199,12 +200,13 @@ CAUSAL = {
     ),
 }
 ENCODER_DECODERS = {
-    "t5": Family("t5", T5, tokens(eos=1, pad=0, start=0), end=(1,), scale=1.5),
+    "t5": Family("t5", T5, tokens(eos=1, pad=0, start=0), end=(1,), attentions=T5_ATTENTIONS, scale=1.5),
     "mt5": Family(
         "mt5",
         T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
         tokens(eos=1, pad=0, start=0),
         end=(1,),
+        attentions=T5_ATTENTIONS,
         scale=1.5,
     ),
     "bart": Family(
@@ -260,9 +262,12 @@ def pristine(name: str, dtype: str, attention: str) -> PreTrainedModel:
     family = FAMILIES[name]
     special = {key: in_vocabulary(value) for key, value in family.special.items()}
     config = AutoConfig.for_model(family.model_type, **family.values, **special)
+    wanted, drawn = getattr(torch, dtype), initial_dtype(name, getattr(torch, dtype))
     torch.manual_seed(0)
     auto: Callable = AutoModelForSeq2SeqLM if family.is_encoder_decoder else AutoModelForCausalLM
-    backbone = auto.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
+    backbone = auto.from_config(config, dtype=drawn, attn_implementation=attention)
+    if drawn != wanted:
+        backbone.to(wanted)
     scale_weights(backbone, family.scale)
     backbone.generation_config.update(**{key: in_vocabulary(value) for key, value in family.generation.items()})
     return backbone.eval().requires_grad_(False)

@@ -2,6 +2,8 @@
 
 import re
 
+from tests.shared.versions import states_continue
+
 REFUSALS = {
     # What the layout's own check finds is on no list: it would hide a fault.
     r"layout '\w+' is not exact for \w+: the model": "a layout that was asked for cannot be exact for this backbone",
@@ -17,6 +19,8 @@ REFUSALS = {
     r"counts pads between tokens": "a hand-written loop over padded rows, where this backbone counts pads",
     r"has per-layer embeddings": "tokens are looked up in each layer, and embeddings say nothing of them",
 }
+if not states_continue("lfm2"):
+    REFUSALS[r"layout 'cached' is not exact for Lfm2ForCausalLM: "] = "this transformers' LFM2 starts its states anew"
 
 BROKEN = {
     "a short mask": r"attention_mask has shape .* the texts are",

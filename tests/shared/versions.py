@@ -12,7 +12,8 @@ from huggingface_hub import get_session
 from packaging.version import Version
 from peft import PeftModel
 from torch import Tensor
-from transformers import Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers import Gemma3ForConditionalGeneration, PreTrainedModel, T5ForConditionalGeneration
+from transformers.initialization import orthogonal_
 
 from hf_prompt_tuning.compat.transformers import TRANSFORMERS
 
@@ -59,6 +60,9 @@ GEMMA3_TAKES_EMBEDDINGS = (
 )
 """Whether Gemma 3 with pictures generates behind embedded tokens: transformers 5.6 does, 5.23 does not."""
 
+T5_ATTENTIONS = ("sdpa", "eager") if T5ForConditionalGeneration._supports_sdpa else ("eager",)
+"""The implementations of attention that T5 and mT5 have: transformers 5.6 has no sdpa for them."""
+
 STATES_CONTINUE = {"granitemoehybrid": Version("5.13"), "lfm2": Version("5.15")}
 """The first transformers whose pass of several tokens goes on from a cache of these models' states. An older one
 starts them anew, or leaves a part out.
@@ -80,6 +84,18 @@ def needs_states_of(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
         not states_continue(name), reason=f"{name} goes on from a cache from transformers {STATES_CONTINUE[name]}"
     )
+
+
+def initial_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to draw a model's weights in, this one where it can be: transformers 5.6 cannot draw RWKV's
+    orthogonal ones in bf16 on a CPU.
+    """
+    if name == "rwkv":
+        try:
+            orthogonal_(torch.empty(2, 2, dtype=dtype))
+        except RuntimeError:
+            return torch.float32
+    return dtype
 
 
 def per_layer_inputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
