@@ -9,11 +9,12 @@ import pandas
 import pytest
 import torch
 from huggingface_hub import get_session
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 from peft import PeftModel
 from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration, PreTrainedModel, T5ForConditionalGeneration
 from transformers.initialization import orthogonal_
+from transformers.utils import is_gguf_available
 
 from hf_prompt_tuning.compat.transformers import TRANSFORMERS
 
@@ -60,6 +61,11 @@ GEMMA3_TAKES_EMBEDDINGS = (
 )
 """Whether Gemma 3 with pictures generates behind embedded tokens: transformers 5.6 does, 5.23 does not."""
 
+COMPILES_OUTPUTS = Version("2.10") <= Version(torch.__version__)
+"""Whether PyTorch compiles transformers 5.6's models: 2.6 loses the decoder's outputs, without this package, too; 2.10
+does not.
+"""
+
 T5_ATTENTIONS = ("sdpa", "eager") if T5ForConditionalGeneration._supports_sdpa else ("eager",)
 """The implementations of attention that T5 and mT5 have: transformers 5.6 has no sdpa for them."""
 
@@ -84,6 +90,14 @@ def needs_states_of(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
         not states_continue(name), reason=f"{name} goes on from a cache from transformers {STATES_CONTINUE[name]}"
     )
+
+
+def finds_gguf() -> bool:
+    """Tell whether transformers can read which gguf is installed: one of 5.16 or older cannot on Python 3.10."""
+    try:
+        return is_gguf_available()
+    except InvalidVersion:
+        return False
 
 
 def initial_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -10,6 +10,7 @@ from torch import nn
 from hf_prompt_tuning.layouts.base import predictions_at
 from hf_prompt_tuning.layouts.sharing import calling, of_all_parts, with_part
 from tests.shared.tiny_models import tiny_model
+from tests.shared.versions import COMPILES_OUTPUTS
 
 
 class Inner(nn.Module):
@@ -99,7 +100,10 @@ def noting(backbone):
     backbone.config.output_hidden_states = True
 
 
-@pytest.mark.parametrize("change", [None, wrapped, compiled, noting, by_accelerate])
+needs_outputs = pytest.mark.skipif(not COMPILES_OUTPUTS, reason="PyTorch 2.6 loses a compiled decoder's outputs")
+
+
+@pytest.mark.parametrize("change", [None, wrapped, pytest.param(compiled, marks=needs_outputs), noting, by_accelerate])
 def test_predictions_at_some_positions_whatever_a_caller_did_to_the_forward(change):
     backbone = tiny_model("llama")
     ids, rows, columns = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1])
