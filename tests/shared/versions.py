@@ -69,6 +69,11 @@ does not.
 T5_ATTENTIONS = ("sdpa", "eager") if T5ForConditionalGeneration._supports_sdpa else ("eager",)
 """The implementations of attention that T5 and mT5 have: transformers 5.6 has no sdpa for them."""
 
+LAYERS_DRAW = Version("5.23") > TRANSFORMERS
+"""Whether BART, its like and OPT draw a number for each layer in training mode though they drop none: transformers
+5.20 does, 5.23 does not. A seed then draws other tokens.
+"""
+
 STATES_CONTINUE = {"granitemoehybrid": Version("5.13"), "lfm2": Version("5.15")}
 """The first transformers whose pass of several tokens goes on from a cache of these models' states. An older one
 starts them anew, or leaves a part out.
