@@ -29,7 +29,7 @@ test-window:
 
 # A part of the suite, at both ends of the window.
 test-window-short:
-	$(PYTHON) -m tools.window oldest newest --short
+	$(PYTHON) -m tools.window oldest newest --short --limit 15
 
 # The long form of what `test` tries a little: 10,000 drawn calls beside the bare backbone; 30 deaths of a run and what
 # each of them left; 10,000 data files, most of them damaged.

@@ -2,7 +2,8 @@
 
 import logging
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -60,22 +61,25 @@ class ChatTokenizer(PromptTokenizer):
         return self.template.conversation(row).with_system(self.chats.system)
 
     def _cut(self, chat: Conversation) -> tuple[Conversation, bool]:
-        limit = self.template.max_source_length
-        if limit is None or not chat.question().messages:
+        if not chat.question().messages:
             return chat, False
+        start = self._start(chat, lambda kept: self.chats.source_ids(kept.question()))
+        return chat.without(start), start > 0
+
+    def _start(self, chat: Conversation, ids_of: Callable[[Conversation], list[int]]) -> int:
+        """Return how many messages to leave out after the system turn, until the rest has few enough ids."""
+        limit = self.template.max_source_length
+        if limit is None:
+            return 0
         starts = chat.starts()
-
-        def fits(start: int) -> bool:
-            return len(self.chats.source_ids(chat.without(start).question())) <= limit
-
-        kept = bisect_left(starts, True, key=fits)
+        lengths = cache(lambda start: len(ids_of(chat.without(start))))
+        kept = bisect_left(starts, True, key=lambda start: lengths(start) <= limit)
         if kept == len(starts):
-            length = len(self.chats.source_ids(chat.without(starts[-1]).question()))
             raise PromptTuningError(
-                f"the last turn of the conversation takes {length} tokens, with the system turn, and "
-                f"max_source_length is {limit}. Turns are never cut: raise max_source_length or remove the row."
+                f"the last turn of the conversation takes {lengths(starts[-1])} tokens, with the system turn, and "
+                f"max_source_length is {limit}. Turns are never cut: raise max_source_length, or shorten or remove it."
             )
-        return chat.without(starts[kept]), starts[kept] > 0
+        return starts[kept]
 
     def source_ids(self, row: Mapping[str, Any]) -> tuple[list[int], bool]:
         """Return the tokens that the assistant's last turn follows, and whether turns were left out.
@@ -112,18 +116,14 @@ class ChatTokenizer(PromptTokenizer):
         # The last message is no target here, so that no turn is taken off.
         chat = Conversation(messages, len(messages), kwargs=self.template.kwargs())
         chat = chat.with_system(self.chats.system)
-        limit = self.template.max_source_length
-        ids: list[int] = []
-        for start in chat.starts():
-            ids = self.chats.ids(self.chats.text(chat.without(start), not is_continued, prefill=is_continued))
-            if limit is None or len(ids) <= limit:
-                if start:
-                    logger.warning("%d turns of a chat were left out, to max_source_length=%d tokens.", start, limit)
-                return ids
-        raise PromptTuningError(
-            f"the last turn of the chat takes {len(ids)} tokens, with the system turn, and max_source_length is "
-            f"{limit}; shorten it."
-        )
+
+        def ids_of(kept: Conversation) -> list[int]:
+            return self.chats.ids(self.chats.text(kept, not is_continued, prefill=is_continued))
+
+        if start := self._start(chat, ids_of):
+            limit = self.template.max_source_length
+            logger.warning("%d turns of a chat were left out, to max_source_length=%d tokens.", start, limit)
+        return ids_of(chat.without(start))
 
     def encode(
         self, row: Mapping[str, Any], require_target: bool = True, reader: LabelReader | None = None

@@ -33,7 +33,7 @@ def without_head(ids: list[int], head: Sequence[int]) -> list[int]:
     if len(head) > 1 and ids[:1] == list(head[:1]):
         raise PromptTuningError(
             f"the row begins with {ids[: len(head)]}, and the prompt stands behind {list(head)}: a chat without a "
-            "system turn, perhaps. Give it one (an empty one will do)."
+            "system turn, perhaps. Give it one (with a text, if the template leaves out an empty one)."
         )
     return ids
 
@@ -79,18 +79,26 @@ def chat_head_ids(
     return rows[0][:shared]
 
 
-def needs_system_turn(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, head: Sequence[int] | None = None) -> bool:
-    """Tell whether chats begin with the template's head only if they have a system turn.
+def needs_system_turn(
+    position: str | None,
+    chat: ChatFormat | None,
+    tokenizer: PreTrainedTokenizerBase,
+    head: Sequence[int] | None = None,
+) -> bool:
+    """Tell whether a prompt stands in the system turn, and chats begin with its head only if they have that turn.
 
     Args:
+        position: the prompt's `prompt_position`.
+        chat: how conversations become text; None for texts that are no chats.
         tokenizer: the tokenizer.
-        chat: how conversations become text.
         head: the head that the template must write; None for any.
 
     Raises:
         PromptTuningError: the template writes another head, or none (see `chat_head_ids`); or it leaves out a system
             turn without a text, and no system message is given.
     """
+    if position != "system" or chat is None:
+        return False
     options = dict(chat.chat_template_kwargs or {})
     written = chat_head_ids(tokenizer, chat.chat_template, options)
     if head is not None and list(head) != written:

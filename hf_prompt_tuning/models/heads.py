@@ -253,7 +253,8 @@ def _check_alike(begins: Tensor, starts: Tensor, lengths: Tensor) -> None:
         raise PromptTuningError(
             f"row {row} begins with the first token of its prompt's head, and not with the whole: a chat without a "
             f"system turn, perhaps. The head has {int(lengths[row])} tokens (model.peft_config[name].head_token_ids); "
-            "give rows that begin with all of them (an empty system turn will do), or rows without the head."
+            "give rows that begin with all of them (by a system turn, with a text if the template leaves out an empty "
+            "one), or rows without the head."
         )
     mixed = begins[lengths > 0]
     if bool(mixed.any()) and not bool(mixed.all()):

@@ -80,8 +80,7 @@ class SoftPrompts(HeldPrompts):
         name = self.active_adapter if name is None else name
         config = self.peft_config[name]
         template = self.prompt_info[name].template if template is None else template
-        chat, in_chats = template.chat, config.prompt_position == "system"
-        always_system = in_chats and chat is not None and needs_system_turn(tokenizer, chat, config.head)
+        always_system = needs_system_turn(config.prompt_position, template.chat, tokenizer, config.head)
         return row_tokenizer(template, tokenizer, self.config.is_encoder_decoder, always_system)
 
     def whole_prompt(self, name: str | None = None) -> AbstractContextManager[None]:

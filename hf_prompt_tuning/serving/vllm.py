@@ -108,9 +108,8 @@ class VllmPrompt:
         with open_tensors(folder / EMBEDDINGS_FILE, "is not whole", "; export it again.") as tensors:
             prompt, embedding = tensors.get_tensor("prompt"), tensors.get_tensor("embedding")
         tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(folder / "tokenizer")
-        head, chat = info.place.get("head_token_ids", ()), info.template.chat
-        in_chats = chat is not None and info.place.get("prompt_position") == "system"
-        always_system = in_chats and needs_system_turn(tokenizer, chat, head)
+        head, position = info.place.get("head_token_ids", ()), info.place.get("prompt_position")
+        always_system = needs_system_turn(position, info.template.chat, tokenizer, head)
         return cls(prompt, embedding, row_tokenizer(info.template, tokenizer, False, always_system), head)
 
     def embeds(self, row: Any) -> Tensor:

@@ -74,8 +74,8 @@ class EnsembleTrainer(MultiPromptTrainer):
         template = with_label_words(template, train_dataset, eval_dataset)
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
         places = [getattr(member.config, "prompt_position", None) for member in members]
-        in_chats = template.chat is not None and "system" in places
-        always_system = in_chats and needs_system_turn(processing_class, template.chat)
+        position = "system" if "system" in places else None
+        always_system = needs_system_turn(position, template.chat, processing_class)
         tokenizer = row_tokenizer(template, processing_class, model.config.is_encoder_decoder, always_system)
         backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
         columns = ColumnCheck.of_run(backbone, args, kwargs.get("data_collator"), alone=False)

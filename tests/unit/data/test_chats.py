@@ -8,15 +8,9 @@ from datasets import Dataset
 
 from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer, PromptTokenizer, PromptTuningError
 from tests.shared.chat_templates import CHATML, FAMILIES, MARKED, chat_tokenizer
+from tests.shared.conversations import SYSTEM, TURNS
 from tests.shared.versions import WITHOUT_TRL
 
-SYSTEM = {"role": "system", "content": "Be kind."}
-TURNS = [
-    {"role": "user", "content": "never came"},
-    {"role": "assistant", "content": "thank you"},
-    {"role": "user", "content": "why"},
-    {"role": "assistant", "content": "quick help"},
-]
 ENDS = {
     "chatml": "<|im_end|>",
     "llama3": "<|eot_id|>",
@@ -268,11 +262,15 @@ def test_whole_turns_are_left_out_from_the_front(caplog):
         assert encoded["was_cut"] == (kept > 1)
         source = rendered(tokenizer, [SYSTEM, *long[kept:-1]], add_generation_prompt=True)
         assert cut.source_ids({"messages": long}) == (source, kept > 1)
+        assert cut.content_ids(long[:-1]) == source  # a chat as a caller holds it
     rows = Dataset.from_list([{"messages": long}, {"messages": TURNS[:2]}])
     data = cut.encode_dataset(rows, "training")
     assert data.column_names == ["input_ids", "labels", "length"]
     assert "Of 1 of 2 training rows the first turns were left out, to max_source_length" in caplog.text
+    assert f"4 turns of a chat were left out, to max_source_length={lengths[2]} tokens." in caplog.text
     short = encoder(tokenizer, ChatTemplate(max_source_length=lengths[2] - 1))
+    with pytest.raises(PromptTuningError, match=f"the last turn of the conversation takes {lengths[2]} tokens"):
+        short.content_ids(long[:-1])
     match = f"row 1 of the training data: the last turn of the conversation takes {lengths[2]} tokens"
     with pytest.raises(PromptTuningError, match=match):
         short.encode_dataset(rows, "training")
