@@ -223,4 +223,5 @@ if __name__ == "__main__":
     if RANK == 0:
         print(json.dumps(found))
     if dist.is_initialized():
+        dist.barrier()  # no process goes while the other still speaks to it
         dist.destroy_process_group()

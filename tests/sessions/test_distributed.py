@@ -15,7 +15,7 @@ from tests.shared.reference import loss_and_gradient, pad, tiny_prompt_model
 from tests.shared.versions import RESUMES_ON_CPUS
 
 
-def launch(folder, *words, timeout=240, **environment):
+def launch(folder, *words, timeout=600, **environment):
     session = "tests.sessions.distributed_session"
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", session]
     return subprocess.run(
@@ -23,7 +23,8 @@ def launch(folder, *words, timeout=240, **environment):
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        # A process that ends by a signal says where it was.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment,
     )
 
 
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def killed(folder):
     """A launch that loses a process; it must end by itself within the timeout."""
-    return launch(folder, "kill", timeout=120)
+    return launch(folder, "kill", timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Trainer
 
 from hf_prompt_tuning import (
     PromptLoadError,
     PromptTuningConfig,
     PromptTuningError,
-    PromptTuningTrainer,
     get_prompt_tuning_model,
 )
 from hf_prompt_tuning.inspection.effects import attention_to_prompt
@@ -21,6 +19,7 @@ from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
 from hf_prompt_tuning.several.checks import check_arguments, check_prompts
 from hf_prompt_tuning.several.ensemble import load_ensemble
 from hf_prompt_tuning.several.task import PromptTask, model_with_prompts
+from hf_prompt_tuning.training.distributed import keep_prompts_whole
 from tests.shared.ensembles import make
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.several_prompts import random_prompt
@@ -83,15 +82,11 @@ def test_an_embedding_without_numbers(tokenizer):
         get_prompt_tuning_model(tiny_model("llama").to("meta"), config, tokenizer)
 
 
-def test_loading_that_would_shard_the_prompt(monkeypatch):
-    def made(self):
-        plugin = SimpleNamespace(cpu_ram_efficient_loading=True)
-        self.accelerator = SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
-
-    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", made)
-    trainer = PromptTuningTrainer.__new__(PromptTuningTrainer)
+def test_loading_that_would_shard_the_prompt():
+    plugin = SimpleNamespace(cpu_ram_efficient_loading=True)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin)))
     with pytest.raises(PromptTuningError, match="fsdp_cpu_ram_efficient_loading is on"):
-        trainer.create_accelerator_and_postprocess()
+        keep_prompts_whole(trainer)
 
 
 def test_a_start_of_another_prompt(tmp_path):
