@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import Any
 
-from transformers import pipelines
-
 
 class Task(dict):
     """A pipeline's entry in transformers' table of tasks. Its class is given by name, and imported when it is used.
@@ -14,6 +12,8 @@ class Task(dict):
 
     def __getitem__(self, key: str) -> Any:
         """Return a value of the entry."""
+        from transformers import pipelines  # imported late: its import makes these entries
+
         value = super().__getitem__(key)
         if key != "impl" or hasattr(pipelines, "_resolve_impl"):
             return value

@@ -75,3 +75,28 @@ def test_the_pipelines_are_known_whichever_comes_first(first):
         "import inspect; assert 'def pipeline' in inspect.getsource(transformers.pipelines)"
     )
     assert told.split() == ["hf_prompt_tuning.errors"] * 2
+
+
+def test_every_module_can_be_the_first_that_is_imported():
+    """Importing transformers' pipelines imports some of ours: a module that imports them may meet itself half made."""
+    code = """
+import os, pkgutil
+import transformers, torch, peft, accelerate, datasets  # what takes long
+import hf_prompt_tuning
+
+failed = []
+for module in pkgutil.walk_packages(hf_prompt_tuning.__path__, "hf_prompt_tuning."):
+    if module.name.endswith("__main__"):
+        continue
+    if not (child := os.fork()):
+        try:
+            __import__(module.name)
+        except BaseException as error:
+            print(module.name, repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    failed += [module.name] * (os.waitpid(child, 0)[1] != 0)
+print(failed)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
