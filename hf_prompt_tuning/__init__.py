@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         kept_prompts,
         restore_prompt,
     )
+    from .training.teacher import Teacher
     from .training.trainer import PromptTuningTrainer
 
 __version__ = "0.1.0"
@@ -82,6 +83,7 @@ _NAMES_OF = {
     ".training.arguments": "PromptTuningArguments",
     ".training.callbacks": "DivergenceCallback FrozenBackboneCallback PromptCheckpointCallback PromptHubCallback "
     "PromptMonitorCallback kept_prompts restore_prompt",
+    ".training.teacher": "Teacher",
     ".training.trainer": "PromptTuningTrainer",
 }
 _HOME = {name: home for home, names in _NAMES_OF.items() for name in names.split()}

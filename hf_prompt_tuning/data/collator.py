@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError, first_line
 from ..layouts.base import IGNORED
+from .encoded_rows import TEACHER
 from .files import ORIGIN
 
 
@@ -64,7 +65,20 @@ class DataCollatorForPromptTuning:
         if isinstance(features[0].get("label"), int | Tensor):  # not a text column named "label"
             batch["label"] = torch.tensor([f["label"] for f in features])
         others = dict.fromkeys(name for f in features for name in f if name not in (*batch, "label", "length", ORIGIN))
+        for name in [name for name in others if TEACHER.fullmatch(name)]:
+            del others[name]
+            batch |= self._teacher(name, features, pad, side, aligned)
         return batch | {name: self._others(name, features, ids, side) for name in others}
+
+    def _teacher(
+        self, name: str, features: Sequence[dict[str, Any]], pad: int, side: str, aligned: bool
+    ) -> dict[str, Tensor]:
+        """Batch the ids of a teacher's rows, with their mask, or their labels."""
+        rows = [torch.as_tensor(f[name], dtype=torch.long) for f in features]
+        if name.endswith("labels"):
+            return {name: self._pad(rows, IGNORED, side if aligned else "right")}
+        mask = self._pad([torch.ones_like(row) for row in rows], 0, side)
+        return {name: self._pad(rows, pad, side), name.replace("input_ids", "attention_mask"): mask}
 
     def _others(self, name: str, features: Sequence[dict[str, Any]], ids: list[Tensor], side: str) -> Tensor:
         """Batch a column other than the ids, mask and labels."""
@@ -88,6 +102,16 @@ class DataCollatorForPromptTuning:
             filling = (short, 0) if side == "left" else (0, short)
             rows = [torch.nn.functional.pad(rows[0], filling, value=value), *rows[1:]]
         return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+
+def split_teachers(batch: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Split a batch into the student's own columns, and a batch of the rows as each teacher reads them."""
+    own = {name: value for name, value in batch.items() if not name.startswith("teacher_")}
+    teachers: dict[str, dict[str, Any]] = {}
+    for name in batch.keys() - own.keys():
+        _, number, column = name.split("_", 2)
+        teachers.setdefault(number, {})[column] = batch[name]
+    return own, [teachers[number] for number in sorted(teachers, key=int)]
 
 
 def beside_texts(batch: dict[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """Define the columns of encoded rows, and tell rows of token ids from rows of text."""
 
+import re
+
 from datasets import Dataset, IterableDataset, LargeList, List, Value
 
 FEATURES = {
@@ -9,6 +11,9 @@ FEATURES = {
     "label": Value("int64"),
 }
 """The columns of an encoded row and their types. `label` is there only if the template classifies."""
+
+TEACHER = re.compile(r"teacher_(\d+)_(input_ids|labels)")
+"""Columns of a row as a teacher reads it, for each teacher."""
 
 
 def columns_of(data: Dataset | IterableDataset) -> list[str]:
@@ -29,7 +34,8 @@ def is_of_token_ids(data: Dataset | IterableDataset) -> bool:
 def is_encoded(data: Dataset | IterableDataset) -> bool:
     """Tell whether rows have exactly the columns and types that `PromptTokenizer.encode_dataset` returns."""
     optional = {"label": FEATURES["label"], "was_cut": Value("bool")}
-    features, types = dict(data.features or {}), FEATURES | optional
+    types = FEATURES | optional
+    features = {name: kind for name, kind in (data.features or {}).items() if not TEACHER.fullmatch(name)}
     return FEATURES.keys() - optional <= features.keys() and all(
         feature == types.get(name) for name, feature in features.items()
     )

@@ -4,7 +4,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value
@@ -132,6 +132,14 @@ class PromptTokenizer:
         The longest fields are cut first, at their ends. The template's own words are not cut. Raise PromptTuningError
         if the text is empty, or the template's words alone are longer than `max_source_length`.
         """
+        return self._fitted(row)[1:]
+
+    def source_text(self, row: Mapping[str, Any]) -> str:
+        """Return the text that `source_ids` tokenizes; of a chat, the user's turn. Errors are the same."""
+        return self._fitted(row)[0]
+
+    def _fitted(self, row: Mapping[str, Any]) -> tuple[str, list[int], bool]:
+        """Return the text of the source, cut to `max_source_length`, with its tokens, and whether it was cut."""
         limit = self.template.max_source_length
         self.template.check_fields(row)
         text = self.template.source_text(row)
@@ -142,9 +150,10 @@ class PromptTokenizer:
             if not ids and self.template.source:
                 raise PromptTuningError(f"the source {text[:60]!r} tokenizes to nothing; remove the row.")
             if limit is None or len(ids) <= limit:
-                return ids, False
+                return text, ids, False
         # Find the largest limit on each field's characters at which the source fits: double it, then bisect.
-        ids_at = cache(lambda characters: self._source_ids(self.template.source_text(row, characters)))
+        text_at = partial(self.template.source_text, row)
+        ids_at = cache(lambda characters: self._source_ids(text_at(characters)))
         if (words := len(ids_at(0))) > limit:
             raise PromptTuningError(
                 f"the template's own words take {words} tokens and max_source_length is {limit}; "
@@ -153,10 +162,10 @@ class PromptTokenizer:
         low, high = 0, limit
         while len(ids_at(high)) <= limit:
             if high >= len(text):
-                return ids_at(high), False
+                return text, ids_at(high), False
             low, high = high, 2 * high
-        fitting = bisect_right(range(low, high), limit, key=lambda characters: len(ids_at(characters)))
-        return ids_at(low + fitting - 1), True
+        fitting = low + bisect_right(range(low, high), limit, key=lambda characters: len(ids_at(characters))) - 1
+        return text_at(fitting), ids_at(fitting), True
 
     def content_ids(self, content: Any) -> list[int]:
         """Return the tokens of a row's source as a caller holds it: a dict of columns, or the text of the one column.

@@ -12,6 +12,7 @@ from ..data.encoding import check_ids
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..layouts.traits import with_own_positions
+from .distillation import LabelDistillation, TokenDistillation
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Arguments with the boundaries of a packed row's examples, as collators without padding return them."""
@@ -53,8 +54,8 @@ class Texts:
 class Targets:
     """What a call of `forward` predicts, and how it scores that.
 
-    `labels_of_heads` are the labels of the tokens of the heads with which rows begin, [B, h] long, or None. See
-    `forward` for the other attributes.
+    `labels_of_heads` are the labels of the tokens of the heads with which rows begin, [B, h] long, or None.
+    `distillation` is what a teacher predicts for the batch. See `forward` for the other attributes.
     """
 
     labels: Tensor | None = None
@@ -65,6 +66,7 @@ class Targets:
     shift_labels: Tensor | None = None
     fused_lm_head: bool = False
     labels_of_heads: Tensor | None = None
+    distillation: TokenDistillation | LabelDistillation | None = None
 
 
 def check_texts(backbone: PreTrainedModel, texts: Texts, mask: Tensor | None) -> None:

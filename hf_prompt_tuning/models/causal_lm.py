@@ -24,11 +24,12 @@ from . import batch_checks
 from .batch_checks import Targets, Texts
 from .call_arguments import MEDIA, arguments_in_rows, explained_media_errors, selected_columns
 from .continuing import CacheContent, check_only_new_tokens, columns_in, content_of, continued_inputs, mark
+from .distillation import LabelDistillation, TokenDistillation
 from .generation import generate
 from .generation_options import from_inputs, inferred_mask
 from .heads import RowHeads
 from .labels import check_fused_head, check_no_head_labels, fused_in_caller_columns, labels_for_trainers
-from .outputs import LabelledOutput, RankingOutput, check_no_attentions, outputs_in_caller_columns, routing_loss
+from .outputs import LabelledOutput, check_no_attentions, outputs_in_caller_columns, routing_loss
 from .soft_prompts import SoftPrompts, embed
 
 
@@ -125,6 +126,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         label_smoothing: float = 0.0,
         shift_labels: Tensor | None = None,
         fused_lm_head: bool = False,
+        distillation: TokenDistillation | LabelDistillation | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the backbone's output with the prompt in front.
@@ -144,13 +146,15 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 first token's label.
             fused_lm_head: return, in place of logits, the label scores that TRL has added to the backbone: [B, T-1] in
                 the columns of `labels[:, 1:]`, or as wide as `shift_labels`.
+            distillation: what a teacher predicts for the same labelled tokens (with `only_labelled`) or candidates.
+                The loss is then that of learning from it.
             **kwargs: passed to the backbone. With `only_labelled` or `candidates` they raise an error.
 
         Raises:
             PromptTuningError: an argument is invalid, or cannot be adapted to rows with a prompt.
         """
         scoring = num_items_in_batch, label_smoothing, shift_labels, fused_lm_head
-        targets = Targets(labels, only_labelled, candidates, *scoring)
+        targets = Targets(labels, only_labelled, candidates, *scoring, distillation=distillation)
         return self._run(Texts(input_ids, attention_mask, inputs_embeds, adapter_names), targets, kwargs)
 
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
@@ -178,7 +182,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         if targets.only_labelled or targets.candidates is not None:
             batch_checks.check_left_out(arguments)
         if targets.candidates is not None:
-            return RankingOutput(scores=self._rank(prompts, examples, self._candidates(targets.candidates)))
+            return self._ranked(self._rank(prompts, examples, self._candidates(targets.candidates)), targets)
         if targets.only_labelled:
             return self._labelled(prompts, examples, targets)
         arguments = arguments_in_rows(self.base_model, arguments, texts.input_ids, prompts, examples)
@@ -195,9 +199,10 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
 
     def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
         """Return the log-likelihood of each candidate after each source, [B, L], computed in the fastest layout."""
-        with self._in_step(prompts, sources):
+        with self._in_step(prompts, sources) as zeros:
             layout, prompts = self._layout_and_prompts(prompts, sources)
-            return layout.candidate_scores(self.base_model, prompts, sources, candidates)
+            scores = layout.candidate_scores(self.base_model, prompts, sources, candidates)
+        return scores + sum(zeros)
 
     def _layout_and_prompts(self, prompts: Prompts, examples: Examples) -> tuple[Layout, Prompts]:
         """Return the layout, and the prompts with what was computed of them before, if the layout uses it."""

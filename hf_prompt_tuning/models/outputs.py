@@ -21,9 +21,11 @@ class RankingOutput(ModelOutput):
 
     Attributes:
         scores: [B, L] fp32, the log-likelihood of each candidate's words after each row.
+        loss: scalar, if a teacher's scores are given.
     """
 
     scores: Tensor | None = None
+    loss: Tensor | None = None
 
 
 @dataclasses.dataclass

@@ -17,9 +17,10 @@ from ..layouts.sharing import is_sharded
 from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_texts
 from .call_arguments import DECODER, decoder_arguments
 from .continuing import CacheContent, encoder_decoder_cache, mark
+from .distillation import LabelDistillation, TokenDistillation
 from .generation_options import from_inputs, generation_config, model_arguments, with_encoder_ids
 from .heads import RowHeads
-from .outputs import LabelledOutput, RankingOutput, check_no_attentions, in_label_columns, outputs_in_caller_columns
+from .outputs import LabelledOutput, check_no_attentions, in_label_columns, outputs_in_caller_columns
 from .soft_prompts import SoftPrompts
 
 DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
@@ -85,6 +86,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         adapter_names: str | Sequence[str] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
+        distillation: TokenDistillation | LabelDistillation | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the backbone's output, as in `PromptTuningModelForCausalLM`. The `labels` [B, T'] are the decoder's.
@@ -93,7 +95,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         the caller's own `decoder_input_ids` or `decoder_inputs_embeds`, labels are not moved.
         """
         texts = Texts(input_ids, attention_mask, inputs_embeds, adapter_names)
-        targets = Targets(labels, only_labelled, candidates, num_items_in_batch, label_smoothing)
+        scoring = num_items_in_batch, label_smoothing
+        targets = Targets(labels, only_labelled, candidates, *scoring, distillation=distillation)
         return self._run(texts, targets, kwargs)
 
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
@@ -110,7 +113,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         given |= as_cache(backbone, encoder_decoder_cache(cache_in(given), prompts, mask))
         if targets.candidates is not None:
             check_left_out(given)
-            return RankingOutput(scores=self._rank(embeds, mask, self._candidates(targets.candidates).ids))
+            return self._ranked(self._rank(embeds, mask, self._candidates(targets.candidates).ids), targets)
         if targets.only_labelled:
             check_left_out(given, allowed=DECODER)
         _check_decoder_has_input(targets, given)

@@ -19,8 +19,10 @@ from ..layouts.base import IGNORED, token_nll
 from ..layouts.sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
 from .batch_checks import NO_PROMPT, Targets, Texts, check_adapter_names, check_candidates, check_tensor, check_texts
+from .fixed_prompts import FixedPromptsMixin
 from .heads import RowHeads, row_heads
 from .held_prompts import HeldPrompts
+from .outputs import RankingOutput
 from .untrainable import untrainable
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ _DISABLED = ByContext("disable_adapter", False)
 _REPLACED: ByContext[Tensor | None] = ByContext("replaced_prompt", None)
 
 
-class SoftPrompts(HeldPrompts):
+class SoftPrompts(FixedPromptsMixin, HeldPrompts):
     """Base of both model classes: holds prompts, freezes the backbone, and prepares prompts and batches for a layout.
 
     A prompt is a PEFT adapter. Several prompts on one backbone are several adapters, and the active one is used.
@@ -65,8 +67,12 @@ class SoftPrompts(HeldPrompts):
         active one. Return None if the backbone has no limit.
         """
         limit = max_positions(self.base_model)
+        if limit is None or name == NO_PROMPT:
+            return limit
+        if name in self._fixed_prompts:
+            return limit - len(self._fixed_prompts[name])
         config = self.peft_config[self.active_adapter if name is None else name]
-        return None if limit is None else limit - config.num_virtual_tokens - len(config.head)
+        return limit - config.num_virtual_tokens - len(config.head)
 
     def row_encoder(
         self, tokenizer: PreTrainedTokenizerBase, template: RowTemplate | None = None, name: str | None = None
@@ -117,20 +123,24 @@ class SoftPrompts(HeldPrompts):
         if isinstance(adapter_names, str):
             adapter_names = [adapter_names] * batch
         if adapter_names is not None:
-            check_adapter_names(adapter_names, batch, self.prompt_encoder)
+            check_adapter_names(adapter_names, batch, (*self.prompt_encoder, *self._fixed_prompts))
         if adapter_names is None or self._adapters_disabled:
             names = [NO_PROMPT if self._adapters_disabled else self.active_adapter]
             vectors = [self._with_head(names[0], self.prompt)]
             of_row = torch.zeros(batch, dtype=torch.long, device=self.prompt.device)
         else:
             names = list(dict.fromkeys(adapter_names))
-            vectors = [
-                self._no_vectors() if name == NO_PROMPT else self.prompt_encoder[name].embedding.weight
-                for name in names
-            ]
-            vectors = [self._with_head(name, each) for name, each in zip(names, vectors, strict=True)]
+            vectors = [self._with_head(name, self._vectors_of(name)) for name in names]
             of_row = torch.tensor([names.index(name) for name in adapter_names], device=vectors[0].device)
         return Prompts(tuple(vectors), of_row, tuple(names))
+
+    def _vectors_of(self, name: str) -> Tensor:
+        """Return the vectors of a prompt without its head, [P, H]; [0, H] for no prompt."""
+        if name == NO_PROMPT:
+            return self._no_vectors()
+        if name in self._fixed_prompts:
+            return self._fixed_prompts[name].vectors.to(embedding_device(self.word_embeddings))
+        return self.prompt_encoder[name].embedding.weight
 
     def _with_head(self, name: str, vectors: Tensor) -> Tensor:
         """Return a prompt's vectors as the backbone takes them, with the embeddings of its head's tokens in front."""
@@ -144,6 +154,8 @@ class SoftPrompts(HeldPrompts):
         """Return the token ids of a prompt's head, [h] long; none for no prompt."""
         if name == NO_PROMPT:
             return torch.zeros(0, dtype=torch.long, device=embedding_device(self.word_embeddings))
+        if name in self._fixed_prompts:
+            return self._fixed_prompts[name].head_ids.to(embedding_device(self.word_embeddings))
         return self.prompt_encoder[name].head_ids
 
     def _heads(self, prompts: Prompts, texts: Texts) -> RowHeads | None:
@@ -221,8 +233,21 @@ class SoftPrompts(HeldPrompts):
         Its backward pass raises an error if no prompt is trainable.
         """
         check_tensor(predictions.targets, predictions.logits.shape[-1], "labels have")
-        total = token_nll(predictions.logits, predictions.targets, targets.label_smoothing).sum()
-        items = len(predictions.targets) if targets.num_items_in_batch is None else targets.num_items_in_batch
+        if targets.distillation is not None:
+            total = targets.distillation.total(predictions, targets.label_smoothing)
+        else:
+            total = token_nll(predictions.logits, predictions.targets, targets.label_smoothing).sum()
+        return self._mean(total, len(predictions.targets), targets)
+
+    def _ranked(self, scores: Tensor, targets: Targets) -> RankingOutput:
+        """Return the scores of candidates, [B, L], with the loss of learning them from a teacher if there is one."""
+        if targets.distillation is None:
+            return RankingOutput(scores=scores)
+        total = targets.distillation.total(scores)
+        return RankingOutput(scores=scores, loss=self._mean(total, len(scores), targets))
+
+    def _mean(self, total: Tensor, count: int, targets: Targets) -> Tensor:
+        items = count if targets.num_items_in_batch is None else targets.num_items_in_batch
         # If nothing is labelled, on this process or on any, the loss is 0, not 0/0.
         loss = total / torch.as_tensor(items, device=total.device).clamp(min=1)
         if self.training and torch.is_grad_enabled() and not loss.requires_grad and not self._adapters_disabled:

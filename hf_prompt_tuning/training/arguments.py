@@ -1,5 +1,6 @@
 """Define the training arguments, with defaults for prompt tuning."""
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -38,11 +39,21 @@ class PromptTuningArguments(TrainingArguments):
         default=False,
         help="On SIGTERM and Ctrl-C, finish the step, save and end the run. The command's default is True.",
     )
+    distillation_temperature: float = HfArg(
+        default=1.0, help="Temperature of the teacher's and the student's distributions, with a teacher."
+    )
+    distillation_weight: float = HfArg(
+        default=1.0, help="Share of the teacher in the loss, 0 to 1. The rest is the usual loss of the given targets."
+    )
+    teacher_top_k: int | None = HfArg(
+        default=None, help="Learn only from so many of the teacher's most likely tokens. Default: from all, exactly."
+    )
     restore_callback_states_from_checkpoint: bool = HfArg(
         default=True, help="Resume early stopping's counters, and the states of other callbacks."
     )
 
     def __post_init__(self):
+        self._check_teaching()
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1:
                 raise PromptTuningError(
@@ -64,3 +75,14 @@ class PromptTuningArguments(TrainingArguments):
             if dist.is_initialized():
                 # transformers sets the timeout only for GPU processes.
                 set_process_timeout(timedelta(seconds=self.ddp_timeout))
+
+    def _check_teaching(self) -> None:
+        """Raise PromptTuningError for an invalid argument of learning from a teacher."""
+        if not 0 < self.distillation_temperature < math.inf:
+            raise PromptTuningError(
+                f"distillation_temperature is {self.distillation_temperature}; give a number above 0."
+            )
+        if not 0 <= self.distillation_weight <= 1:
+            raise PromptTuningError(f"distillation_weight is {self.distillation_weight}; give a share from 0 to 1.")
+        if self.teacher_top_k is not None and self.teacher_top_k < 1:
+            raise PromptTuningError(f"teacher_top_k is {self.teacher_top_k}; give 1 or more tokens, or leave it out.")

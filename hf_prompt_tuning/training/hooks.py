@@ -24,6 +24,7 @@ METHODS = {
     "_maybe_log_save_evaluate": ("4.21", "ends a run after a signal, with everything that is due at the step"),
     "_move_model_to_device": ("4.21", "places the best prompt of a search"),
     "_prepare_for_training": ("5.3", "keeps DDP from sending the backbone, and undoes an evaluation"),
+    "_set_signature_columns_if_needed": ("4.21", "keeps the columns of a teacher's rows, too"),
     "_run_epoch": ("5.3", "ends a run after a signal or if nothing is left; sets the epoch of several processes"),
     "_sync_replicated_trainable_parameters": ("5.19", "averages a prompt's gradient over FSDP2's processes"),
     "call_model_init": ("4.21", "gives a new model the trainer's template and layout"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 from transformers.utils import ModelOutput
 
-from ..data.collator import beside_texts
+from ..data.collator import beside_texts, split_teachers
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
@@ -83,7 +83,7 @@ class Scorer:
         the batch size. The second value is label indices [B] (-1: no label) if labels are ranked, otherwise the labels
         [B, T]. Raise PromptTuningError if there is a template and the batch has inputs other than text.
         """
-        batch = dict(batch)
+        batch, _ = split_teachers(batch)
         label = batch.pop("label", None)
         labels = batch.setdefault("labels", torch.full_like(batch["input_ids"], IGNORED))
         if self.encoder is not None and (others := beside_texts(batch)):

@@ -187,3 +187,6 @@ def leave_loss_to_the_model(trainer: Trainer) -> None:
     if trainer.rows.tokenizer is not None:
         # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
         trainer._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
+    if trainer.teaching is not None:
+        trainer._set_signature_columns_if_needed()
+        trainer._signature_columns += trainer.teaching.columns

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 
 from ..data.collator import DataCollatorForPromptTuning
-from ..data.encoded_rows import columns_of, is_encoded
+from ..data.encoded_rows import TEACHER, columns_of, is_encoded
 from ..data.encoding import check_kind, encode_data, from_list, is_text, vocabulary_of
 from ..data.files import ORIGIN
 from ..data.template import PromptTemplate
@@ -27,6 +27,11 @@ OURS = ("input_ids", "attention_mask", "labels", "label", "length", ORIGIN)
 """Columns that make a batch, and columns that only samplers and messages use."""
 TEXTS = (*OURS, "token_type_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask")
 """Columns that a backbone reads and that a template creates from text."""
+
+
+def is_ours(column: str) -> bool:
+    """Tell whether a column makes a batch, or is read by this package alone."""
+    return column in OURS or TEACHER.fullmatch(column) is not None
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class ColumnCheck:
                 )
         elif "input_ids" in columns:
             self._check_token_ids(columns, first, name)
-            read = [c for c in self._read(columns) if c not in OURS]
+            read = [c for c in self._read(columns) if not is_ours(c)]
             if read and (template is not None or not self.alone):
                 raise PromptTuningError(
                     f"the {name} data has the column {read[0]!r}, which {self._named} reads; rows with a template, "
@@ -94,7 +99,7 @@ class ColumnCheck:
                 f"the {name} data has the columns {', '.join(map(repr, columns))} and no 'labels'; give each row the "
                 "token ids that are to be predicted, -100 where none is, or a data_collator that makes them."
             )
-        unread = [c for c in columns if c not in OURS and c not in self._read(columns)]
+        unread = [c for c in columns if not is_ours(c) and c not in self._read(columns)]
         inputs = [c for c in unread if (self.batched and not self.removes) or _could_be_input(first.get(c))]
         if inputs:
             raise PromptTuningError(
@@ -117,6 +122,7 @@ class RowEncoder:
         vocabulary: the number of rows in the backbone's embedding; None skips the check of the ids.
         columns: the check for columns that would be lost.
         head: the tokens that the prompt stands behind.
+        teaching: the teachers, for which rows are written, too; None without a teacher.
     """
 
     tokenizer: PromptTokenizer | None
@@ -124,6 +130,7 @@ class RowEncoder:
     vocabulary: int | None
     columns: ColumnCheck
     head: tuple[int, ...] = ()
+    teaching: Any = None
 
     def __call__(self, data: Any, name: str, require_target: bool, may_be_several: bool = False) -> Any:
         """Return the token ids of a dataset, or of each in a dict if it `may_be_several`, as `encode_data` does.
@@ -135,7 +142,8 @@ class RowEncoder:
         # Another collator may make labels of its own.
         labels = require_target and self.columns.batched
         options = self.limit, require_target, self.vocabulary, labels, self.head
-        return encode_data(data, name, self.tokenizer, *options)
+        encoded = encode_data(data, name, self.tokenizer, *options)
+        return encoded if self.teaching is None else self.teaching.added_to(encoded, data, name)
 
     @classmethod
     def behind(

@@ -1,5 +1,6 @@
 """Trainer for soft prompts."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
-from ..data.collator import DataCollatorForPromptTuning, beside_texts
+from ..data.collator import DataCollatorForPromptTuning, beside_texts, split_teachers
 from ..data.encoding import check_kind, vocabulary_of
 from ..data.template import PromptTemplate
 from ..extras import check_installed
@@ -29,6 +30,8 @@ from .evaluation import EvaluationMixin
 from .hooks import check_hooks
 from .publishing import Publisher
 from .push_arguments import destination
+from .teacher import Teacher
+from .teaching import teaching_of
 from .token_rows import ColumnCheck, RowEncoder
 
 check_hooks()
@@ -49,6 +52,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         callbacks: as in `transformers.Trainer`. A `DivergenceCallback` is added if there is none.
         compute_metrics: returns additional metrics of an `EvalPrediction` of label scores [N, L] and label indices
             (classification), of texts (generation), or of token logits [N, T, V] and labels (rows of token ids).
+        teacher: what the backbone stands behind as a teacher, whose predictions the prompt learns; a list of several
+            teachers' mean.
         model_init: in place of `model`: returns a model from `get_prompt_tuning_model` for each training (see
             `hyperparameter_search`).
         **kwargs: as in `transformers.Trainer`.
@@ -70,6 +75,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         compute_metrics: Any = None,
         callbacks: list | None = None,
         model_init: Any = None,
+        teacher: Teacher | Sequence[Teacher] | None = None,
         **kwargs: Any,
     ):
         check_installed("training")
@@ -84,6 +90,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         setup.check_options(args, kwargs, compute_metrics, template)
         model = setup.prompt_model(model, prompt_config, processing_class, template, args.seed)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
+        self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)
         rows, train_dataset, eval_dataset = self.encode_data(
             model, template, processing_class, columns, train_dataset, eval_dataset
         )
@@ -110,9 +117,12 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any
     ) -> tuple[RowEncoder, Any, Any]:
         """Return what encodes the prompt's rows, and the training and evaluation data as token ids."""
-        rows = RowEncoder.behind(model, tokenizer, template, columns)
+        rows = replace(RowEncoder.behind(model, tokenizer, template, columns), teaching=self.teaching)
         train = rows(train, "training", require_target=True)
-        return rows, train, rows(evaluation, "evaluation", require_target=False, may_be_several=True)
+        evaluation = rows(evaluation, "evaluation", require_target=False, may_be_several=True)
+        if self.teaching is not None:
+            self.teaching.find_contexts(train, evaluation)
+        return rows, train, evaluation
 
     def _adopt(self, model: SoftPrompts) -> SoftPrompts:
         """Give a model the trainer's layout, template and example row, and give its rows the room that it has."""
@@ -122,6 +132,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         limits = {"limit": model.room(), "vocabulary": vocabulary_of(model), "head": model.active_peft_config.head}
         self.rows = replace(self.rows, **limits)
         self.rows.describe(model.info, self.train_dataset)
+        if self.teaching is not None:
+            self.teaching.attach(model)
         return model
 
     def call_model_init(self, trial: Any = None) -> SoftPrompts:
@@ -214,7 +226,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as `Trainer` does. For rows of text, ask the model only for the labelled positions."""
-        inputs = {name: value for name, value in inputs.items() if name != "label"}
+        inputs, taught = split_teachers({name: value for name, value in inputs.items() if name != "label"})
+        if taught:
+            inputs["distillation"] = self.teaching.lesson(model, taught)
         if not beside_texts(inputs):
             inputs["only_labelled"] = True
         elif not self.accelerator.unwrap_model(model).config.is_encoder_decoder and "labels" in inputs:

@@ -1,0 +1,221 @@
+"""Write each row as its teacher reads it: the same text and the same targets, behind the teacher's context."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..data.chat_tokenization import ChatTokenizer
+from ..data.conversation import Conversation
+from ..data.encoded_rows import FEATURES, columns_of
+from ..data.encoding import check_ids, from_list
+from ..data.heads import leading_ids
+from ..data.messages import SYSTEM, Message
+from ..data.tokenization import PromptTokenizer, origin
+from ..errors import PromptTuningError
+from ..layouts.base import IGNORED
+from .teacher import Teacher
+
+Ids = list[int]
+
+
+class TeacherRows:
+    """Write rows of raw columns, or of token ids, as a teacher reads them.
+
+    Args:
+        teacher: the teacher.
+        student: turns the student's rows into token ids; None if they are token ids.
+        own: turns rows into token ids as a teacher that is a prompt reads them; None if it reads them as the student.
+        tokenizer: the backbone's, for the texts of a teacher.
+        is_encoder_decoder: whether the backbone is an encoder-decoder model.
+
+    Raises:
+        PromptTuningError: the teacher needs a tokenizer, or chats, and there are none; or the student's template
+            reads the teacher's column.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: PromptTokenizer | None,
+        own: PromptTokenizer | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        is_encoder_decoder: bool,
+    ):
+        self.teacher, self.student, self.own = teacher, student, own
+        self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
+        self.chats = None if student is None else student.chats
+        if teacher.is_context and tokenizer is None:
+            raise PromptTuningError("a Teacher of text is given without processing_class; give the tokenizer.")
+        if teacher.messages is not None and self.chats is None:
+            raise PromptTuningError(
+                "the Teacher's messages are given, and the rows are no chats; give it a text, or the template "
+                "chat=ChatFormat()."
+            )
+        if student is not None and teacher.column in student.template.source_columns:
+            raise PromptTuningError(
+                f"the Teacher's column {teacher.column!r} is in the template's source {student.template.source!r}, so "
+                "the student would read it, too; leave it out of the template."
+            )
+        if teacher.is_context and self.chats is None:
+            self._leading: Ids = leading_ids(tokenizer)
+
+    def __call__(self, row: Mapping[str, Any], encoded: Mapping[str, Any]) -> tuple[Ids, Ids]:
+        """Return the ids and labels of a row as the teacher reads it, of the row and of what the student reads.
+
+        Raises:
+            PromptTuningError: the row has no text for the teacher, or cannot be put behind it.
+        """
+        if not self.teacher.is_context:
+            ids, labels = self._behind_a_prompt(row, encoded)
+        elif self.chats is None:
+            ids, labels = self._behind_a_text(self.teacher.context_of(row), encoded)
+        else:
+            ids, labels = self._in_a_chat(self.teacher.context_of(row), row, encoded)
+        if _targets(labels) != _targets(encoded["labels"]):
+            raise PromptTuningError(
+                "the chat template writes other target tokens behind the teacher's context than without it; give a "
+                "chat_template that renders each turn in one way."
+            )
+        return ids, labels
+
+    def _behind_a_prompt(self, row: Mapping[str, Any], encoded: Mapping[str, Any]) -> tuple[Ids, Ids]:
+        if self.own is None or not self._has_columns(row):
+            return list(encoded["input_ids"]), list(encoded["labels"])
+        ids = self.own.source_ids(row)[0] if not _targets(encoded["labels"]) else None
+        if ids is not None:
+            return ids, [IGNORED] * len(ids)
+        written = self.own.encode(row)
+        return written["input_ids"], written["labels"]
+
+    def _behind_a_text(self, text: str, encoded: Mapping[str, Any]) -> tuple[Ids, Ids]:
+        """Put a text in front of a row of plain text, behind BOS if the row begins with it."""
+        ids, labels = list(encoded["input_ids"]), list(encoded["labels"])
+        lead = self._leading if ids[: len(self._leading)] == self._leading else []
+        context = self.tokenizer(self.teacher.separated(text), add_special_tokens=False)["input_ids"]
+        if not context:
+            raise PromptTuningError(f"the teacher's text {text[:60]!r} tokenizes to nothing; give another.")
+        behind = [*lead, *context, *ids[len(lead) :]]
+        if self.is_encoder_decoder:
+            return behind, labels
+        if _targets(labels[: len(lead)]):
+            raise PromptTuningError(
+                "the first token of the row, which the tokenizer writes in front of every text, has a label, and "
+                "nothing stands in front of it to predict it; give it the label -100."
+            )
+        return behind, [*[IGNORED] * (len(lead) + len(context)), *labels[len(lead) :]]
+
+    def _in_a_chat(
+        self, context: str | Sequence[Message], row: Mapping[str, Any], encoded: Mapping[str, Any]
+    ) -> tuple[Ids, Ids]:
+        """Put a system message, or turns, in front of a conversation."""
+        if not self._has_columns(row):
+            raise PromptTuningError(
+                "the row is token ids, and the teacher's context stands in front of a conversation; give the rows "
+                f"with the column {self.student.template.source_columns[0]!r}."
+            )
+        messages = [{"role": "system", "content": context}] if isinstance(context, str) else list(context)
+        if not isinstance(self.student, ChatTokenizer):
+            turn = [{"role": "user", "content": self.student.source_text(row)}]
+            ids = self.chats.source_ids(Conversation(messages + turn, kwargs=self.chats.kwargs))
+            targets = _targets(encoded["labels"])
+            return ids + targets, [IGNORED] * len(ids) + targets
+        chat = behind(messages, self._own_system(row), self.student.conversation(row)[0])
+        if not chat.targets():
+            ids = self.chats.source_ids(chat)
+            return ids, [IGNORED] * len(ids)
+        ids, mask = self.chats.labelled(chat, self.student.template.chat.assistant_loss)
+        return ids, [i if labelled else IGNORED for i, labelled in zip(ids, mask, strict=True)]
+
+    def _has_columns(self, row: Mapping[str, Any]) -> bool:
+        return self.student is not None and all(name in row for name in self.student.template.source_columns)
+
+    def _own_system(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether a row has a system turn of its own, which the template or the prompt's place did not add."""
+        template = self.student.template
+        return bool(replace(template, chat=replace(template.chat, system_message=None)).conversation(row).head)
+
+    def added_to(self, encoded: Dataset, raw: Any, name: str, number: int, limit: int | None, vocabulary: int | None):
+        """Return encoded rows with the columns of this teacher, which is the one of this `number`.
+
+        `raw` are the same rows before they were encoded, `name` is theirs in messages. `limit` is the largest number
+        of tokens in a row of the backbone, and `vocabulary` the number of its tokens; None for no limit.
+
+        Raises:
+            PromptTuningError: the data is a stream; a row cannot be put behind the teacher, or is too long behind it.
+        """
+        ids_column, labels_column = f"teacher_{number}_input_ids", f"teacher_{number}_labels"
+        if isinstance(raw, list):
+            raw = from_list(raw, name)
+        if not isinstance(encoded, Dataset) or not isinstance(raw, Dataset):
+            raise PromptTuningError(
+                f"the {name} data is a {type(encoded).__name__}, and a teacher reads rows that have a length; give a "
+                "Dataset of the datasets library (Dataset.from_list(list(stream)) of a stream)."
+            )
+        if ids_column in encoded.column_names:
+            return encoded
+        if self.teacher.column is not None and self.teacher.column not in columns_of(raw):
+            raise PromptTuningError(
+                f"the Teacher's column {self.teacher.column!r} is no column of the {name} data, which has "
+                f"{', '.join(map(repr, columns_of(raw)))}. Correct its name."
+            )
+        raw = raw if raw.format["type"] == "custom" else raw.with_format(None)
+
+        def written(row: Mapping[str, Any], index: int) -> dict[str, Ids]:
+            own = raw[index]
+            try:
+                ids, labels = self(own, row)
+                check_room(ids, limit)
+                check_ids(ids, vocabulary if vocabulary is not None else max(ids) + 1, "the teacher's context has")
+            except PromptTuningError as error:
+                raise PromptTuningError(f"row {index + 1} of the {name} data{origin(own)}: {error}") from error
+            return {ids_column: ids, labels_column: labels}
+
+        kinds = dict(encoded.features) | {ids_column: FEATURES["input_ids"], labels_column: FEATURES["labels"]}
+        options = {"load_from_cache_file": False, "desc": f"Putting {name} rows behind the teacher"}
+        features = type(encoded.features)(kinds)
+        return encoded.with_format(None).map(written, with_indices=True, features=features, **options)
+
+
+def check_room(ids: Ids, limit: int | None) -> None:
+    """Raise PromptTuningError if a row behind its teacher is longer than the backbone's positions."""
+    if limit is not None and len(ids) > limit:
+        raise PromptTuningError(
+            f"it has {len(ids)} tokens behind the teacher's context, and the backbone has {limit} positions; shorten "
+            "the context, or lower max_source_length."
+        )
+
+
+def behind(messages: list[Message], has_own_system: bool, chat: Conversation) -> Conversation:
+    """Return a conversation with messages in front of it.
+
+    A system message among them stands in place of the template's own. Raise PromptTuningError if the row has one, too.
+    """
+    has_system = messages[0]["role"] in SYSTEM
+    if has_system and has_own_system:
+        raise PromptTuningError(
+            "the row has a system turn of its own, and the teacher's context is the system message; leave one of them "
+            "out, or give the teacher messages without a system turn."
+        )
+    first = chat.messages[: chat.head] if not has_system and chat.messages[0].get("content") else []
+    kept = [*first, *messages, *chat.messages[chat.head :]]
+    first_target = max(chat.first_target, chat.head) + len(kept) - len(chat.messages)
+    return replace(chat, messages=kept, first_target=first_target)
+
+
+def _targets(labels: Sequence[int]) -> Ids:
+    return [label for label in labels if label != IGNORED]
+
+
+def shared_start(data: Dataset, column: str) -> Ids:
+    """Return the ids with which all rows of a column begin, of which the last is left out of each row."""
+    start: Ids | None = None
+    for ids in data.with_format(None)[column]:
+        if start is None:
+            start = list(ids[:-1])
+        if ids[: len(start)] != start or len(ids) <= len(start):
+            most = min(len(start), len(ids) - 1)
+            start = start[: next((i for i in range(most) if ids[i] != start[i]), most)]
+    return start or []
