@@ -35,6 +35,11 @@ COUNTS_CHUNKS_ON = Version("5.21") <= TRANSFORMERS
 NO_CHUNKS = f"transformers {TRANSFORMERS} counts chunks behind a prompt wrongly, which 5.21 and newer do not"
 """Why a first pass is in one piece where it does not."""
 
+RESUMES_THE_ROOT = Version("5.23") <= TRANSFORMERS
+"""Whether `Trainer` resumes the prompt in a checkpoint's root, beside those in its folders (from 5.23). Before, the
+prompt stays as it is, without a word.
+"""
+
 CHECKPOINTS_ACTIVATIONS = next(
     name for name in ("is_activation_checkpointing", "is_gradient_checkpointing") if hasattr(PreTrainedModel, name)
 )

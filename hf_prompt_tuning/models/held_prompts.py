@@ -14,7 +14,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compat.peft import delete_prompt, encoder_method, forget_unmade
-from ..compat.transformers import CHECKPOINTS_ACTIVATIONS
+from ..compat.transformers import CHECKPOINTS_ACTIVATIONS, RESUMES_THE_ROOT, TRANSFORMERS
 from ..errors import PromptMismatchError
 from ..hub.backbones import commit_of
 from ..hub.files import hub_id
@@ -22,7 +22,7 @@ from ..prompts.config import PromptTuningConfig, check_adapter_name
 from ..prompts.files import SavedPrompt, read_prompt
 from ..prompts.info import PromptInfo
 from .backbone import check_backbone, completed_config, freeze
-from .labels import REFERENCE, add_reference
+from .labels import REFERENCE, add_reference, root_to_resume
 from .places import check_head, place_of
 from .prompt import PromptConfigs, check_match, config_to_fill, fill, fingerprint, make_prompt
 from .saving import SavingMixin
@@ -227,6 +227,9 @@ class HeldPrompts(SavingMixin):
         if is_new:
             self.add_adapter(adapter_name, config_to_fill(saved))
         self._fill(saved, adapter_name, is_trainable, is_new)
+        if not RESUMES_THE_ROOT and (root := root_to_resume(model_id, adapter_name, self.peft_config)):
+            logger.warning("transformers %s resumes %s without its 'default'; it is loaded, too.", TRANSFORMERS, root)
+            self.load_adapter(root, "default", is_trainable="default" in self.active_adapters)
         return _IncompatibleKeys([], [])
 
     def _fill(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool, is_new: bool) -> None:

@@ -1,9 +1,10 @@
 """Adapt labels, logits and packed rows for trainers that do not know about prompts."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from ..layouts import Examples, Prompts
 from ..layouts.base import IGNORED
 from ..layouts.padded import predicting_columns
 from ..prompts.config import PromptTuningConfig
+from ..prompts.files import CONFIG_FILE
+from ..prompts.repository_files import STATE
 from .batch_checks import Targets, Texts, check_labels
 from .heads import RowHeads
 
@@ -236,3 +239,14 @@ def add_reference(model: PeftModel, config: PromptTuningConfig) -> None:
     reference, prompt = model.prompt_encoder[REFERENCE], model.prompt_encoder["default"]
     reference.load_state_dict(prompt.state_dict())
     reference.info, reference.start, reference.head = deepcopy(prompt.info), prompt.start, prompt.head
+
+
+def root_to_resume(folder: Any, name: str, names: Container[str]) -> Path | None:
+    """Return the checkpoint whose root holds the prompt "default", if a prompt in its folder `name` is being loaded.
+
+    So a `Trainer` resumes a model of several prompts, `names`: "default" in the root and the others in folders.
+    """
+    if not isinstance(folder, str | Path) or name == "default" or Path(folder).name != name or "default" not in names:
+        return None
+    root = Path(folder).parent
+    return root if (root / STATE).is_file() and (root / CONFIG_FILE).is_file() else None

@@ -24,7 +24,8 @@ from hf_prompt_tuning import (
     get_prompt_tuning_model,
     load_prompt,
 )
-from tests.shared.reference import pad, ragged_rows, tiny_prompt_model
+from hf_prompt_tuning.models import held_prompts
+from tests.shared.reference import pad, ragged_rows, tiny_prompt_model, with_prompts
 from tests.shared.tiny_models import LLAMA_LIKE, VOCAB, tiny_model
 from tests.shared.trainers import arguments
 from tests.shared.versions import checkpoint_activations
@@ -502,3 +503,20 @@ def test_a_row_that_is_too_long_for_a_trainer_of_rows_of_ids(tokenizer, tmp_path
             backbone, arguments(tmp_path), prompt_config=config(), train_dataset=rows, processing_class=tokenizer
         )
     assert state_of(backbone) == before
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_checkpoint_of_several_prompts_is_resumed_whole(monkeypatch, caplog, tmp_path, older):
+    """`Trainer` before transformers 5.23 loads what stands in a checkpoint's folders, and leaves out its root."""
+    monkeypatch.setattr(held_prompts, "RESUMES_THE_ROOT", not older)
+    saved = with_prompts(tiny_prompt_model("llama"), ref=4)
+    saved.save_pretrained(tmp_path)
+    model = with_prompts(tiny_prompt_model("llama", seed=3, backbone=tiny_model("llama")), ref=4)
+    before = model.prompt.detach().clone()
+    model.load_adapter(tmp_path / "ref", "ref")  # without trainer_state.json it is no checkpoint
+    assert torch.equal(model.prompt, before)
+    (tmp_path / "trainer_state.json").write_text("{}")
+    model.load_adapter(tmp_path / "ref", "ref")
+    assert torch.equal(model.prompt, saved.prompt if older else before)
+    assert model.prompt.requires_grad
+    assert ("without its 'default'; it is loaded, too" in caplog.text) == older
