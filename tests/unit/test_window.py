@@ -1,6 +1,7 @@
 """`make test-window`: environments that are made once, runs that go on after a failure, a table that nobody types."""
 
 import json
+import subprocess
 import sys
 from datetime import date, timedelta
 from pathlib import Path
@@ -146,6 +147,27 @@ def test_a_result_takes_the_place_of_the_last_one(tmp_path):
     assert "| set | oldest | newest |\n| --- | --- | --- |\n| Python | 1.0 | 1.0 |\n" in text
     assert "| passed | 7 | 6 |\n| skipped | 1 | 1 |\n| failed | 0 | 0 |\n" in text
     assert text.startswith("Before.\n\n<!--") and text.endswith("<!-- /window -->\n\nAfter.\n")
+
+
+def test_results_are_no_change_of_the_commit_that_gave_them(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "docs/window.json")
+    monkeypatch.setattr(results, "PAGE", tmp_path / "docs/page.md")
+    (tmp_path / "docs").mkdir()
+    for name in ("docs/window.json", "docs/page.md", "code.py"):
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = results.commit()
+    (tmp_path / "docs/window.json").write_text("after")
+    (tmp_path / "docs/page.md").write_text("after")
+    assert results.commit() == commit
+    (tmp_path / "code.py").write_text("after")
+    assert results.commit() == f"{commit}+"
 
 
 def test_a_set_that_fails_does_not_stop_the_others(tmp_path, pip, monkeypatch, capsys):

@@ -31,7 +31,8 @@ print(json.dumps({"Python": platform.python_version()} | {name: known(name) for 
 
 def commit() -> str:
     """Return the commit that is checked out, with "+" if files differ from it, but for those that are written here."""
-    said = [["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", f":!{RESULTS}", f":!{PAGE}"]]
+    written = [f":(exclude){file.relative_to(ROOT)}" for file in (RESULTS, PAGE)]
+    said = [["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", *written]]
     head, changes = (
         subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
         for words in said
