@@ -69,7 +69,8 @@ def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
     saved = _state(Path(checkpoint, OPTIMIZER_NAME))
     inner = getattr(optimizer, "optimizer", optimizer)
     if saved is not None and saved.get("param_groups"):
-        missing = sorted(set(inner.defaults) - set(saved["param_groups"][0]))
+        # Adafactor's groups lack options that torch adds to its defaults.
+        missing = sorted((set(inner.defaults) & set(inner.param_groups[0])) - set(saved["param_groups"][0]))
         if missing:
             raise PromptTuningError(
                 f"{checkpoint} is of a run with another optimizer: it knows no {missing[0]!r} of "

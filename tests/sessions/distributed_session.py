@@ -21,6 +21,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningArguments, PromptTuningError, PromptTuningTrainer
+from hf_prompt_tuning.prompts.files import read_prompt
+from tests.shared.places import placed_model
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_models import make_tokenizer
 from tests.shared.versions import RESUMES_ON_CPUS
@@ -210,8 +212,31 @@ def resumed(folder: Path) -> dict:
     return facts
 
 
+def placed(folder: Path) -> dict:
+    """Prompts behind a head, under weight decay: what trains, what the optimizer knows, and what is saved."""
+    facts = {}
+    for place, optim in (("after_bos", "adamw_torch"), ("system", "adafactor"), ("system", "sgd")):
+        own = folder / f"{place} {optim}"
+        options = {"optim": optim, "learning_rate": 0.1, "weight_decay": 0.5, "num_train_epochs": 1}
+        options |= {"save_strategy": "steps", "save_steps": 1}
+        run = trainer(own, ROWS, model=placed_model("llama", place), **options)
+        facts[f"{place} {optim}"] = found = curve(run)
+        states = [v for state in run.optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
+        if WORLD > 1:
+            dist.barrier()
+        read = read_prompt(own / f"checkpoint-{run.state.global_step}")
+        ids = list(run.model.active_peft_config.head)
+        found["states"] = sorted({tuple(state.shape) for state in states if state.dim()})
+        found["head"], found["saved"] = read.head.tolist(), read.vectors.flatten().tolist()
+        found["embeddings"] = run.model.word_embeddings.weight[ids].tolist()
+        if WORLD == 1 or RESUMES_ON_CPUS:
+            again = trainer(own, ROWS, model=placed_model("llama", place, random_range=0.1), **options)
+            found["resumed"] = curve(again, resume=str(own / "checkpoint-1"))["prompt"]
+    return facts
+
+
 def session(folder: Path) -> dict:
-    parts = (trained, evaluated, averaged_by_process, started_apart, streamed, on_the_wire, saved, resumed)
+    parts = (trained, evaluated, averaged_by_process, started_apart, streamed, on_the_wire, saved, resumed, placed)
     return {"world": WORLD} | {part.__name__: part(folder) for part in parts}
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
+from hf_prompt_tuning.prompts.files import read_prompt
 from hf_prompt_tuning.training.callbacks import PromptCheckpointCallback, PromptHubCallback, kept_prompts
 from tests.sessions.accelerate_on_cpu import fsdp_on_cpu
 from tests.sessions.distributed_session import CLASSES, FREE, RANK, ROWS, curve, plain, trainer
@@ -85,10 +86,15 @@ def trained(folder: Path, **shards: Any) -> dict:
     torch.manual_seed(1)
     config = PromptTuningConfig(num_virtual_tokens=4, prompt_position="after_bos")
     model = get_prompt_tuning_model(backbone, config, make_tokenizer(), CLASSES)
-    run = trainer(folder / "trained", ROWS, model=model, eval_dataset=ROWS, gradient_accumulation_steps=2)
+    options = {"gradient_accumulation_steps": 2, "weight_decay": 0.5}
+    run = trainer(folder / "trained", ROWS, model=model, eval_dataset=ROWS, **options)
     facts = curve(run) | {"metrics": plain(run.evaluate())}
+    states = [v for state in run.optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
     run.save_model()
-    return facts
+    dist.barrier()
+    words = tiny_model("llama").get_input_embeddings().weight[list(model.active_peft_config.head)]
+    head = {"head": read_prompt(folder / "trained").head.tolist(), "embeddings": words.tolist()}
+    return facts | head | {"states": [list(state.shape) for state in states if state.dim()]}
 
 
 def prepared(folder: Path, name: str, sharded: bool) -> dict:

@@ -87,6 +87,20 @@ def test_two_processes_train_as_one(run, one, two):
         np.testing.assert_allclose(numbers(got[what]), numbers(expected[what]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("run", ["after_bos adamw_torch", "system adafactor", "system sgd"])
+def test_two_processes_train_what_stands_behind_a_head_as_one(run, one, two):
+    """The head stays the backbone's embeddings bit for bit, whatever decays; the optimizer knows the P rows alone."""
+    expected, got = one["placed"][run], two["placed"][run]
+    assert len(set(expected["losses"])) == 3
+    for what in ("losses", "norms", "prompt"):
+        np.testing.assert_allclose(numbers(got[what]), numbers(expected[what]), rtol=1e-4, atol=1e-5)
+    for found in (expected, got):
+        assert found["head"] == found["embeddings"] and found["saved"] == found["prompt"]
+        assert all(size in ([4, 32], [4], [32]) for size in found["states"])
+        assert found.get("resumed", found["prompt"]) == found["prompt"]
+    assert "resumed" in expected and ("resumed" in got or not RESUMES_ON_CPUS)
+
+
 @pytest.mark.parametrize("what", ["llama classes", "llama free", "t5 classes", "t5 free"])
 @pytest.mark.parametrize("rows", [11, 1])
 def test_two_processes_evaluate_each_row_once(what, rows, one, two):

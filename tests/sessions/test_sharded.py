@@ -79,10 +79,17 @@ def test_loss_gradient_scores_and_texts_are_a_whole_backbones(name, layout, fact
 
 @runs_sharded
 def test_training_a_backbone_that_transformers_sharded(facts):
-    """`from_pretrained(distributed_config=…)`, with gradient accumulation and an uneven last batch."""
+    """`from_pretrained(distributed_config=…)`, with gradient accumulation, weight decay and an uneven last batch.
+
+    The head is the embeddings bit for bit, and the optimizer's state is of the P rows alone.
+    """
     for process in facts:
         if AVERAGES_PROMPTS:
             alike(process["sharded"]["trained"], process["whole"]["trained"])
+            for half in ("sharded", "whole"):
+                trained = process[half]["trained"]
+                assert trained["head"] == trained["embeddings"] and len(trained["head"]) == 1
+                assert trained["states"] == [[4, 32]] * 2
         elif SHARDS_AT_LOADING:
             assert REFUSED in process["sharded"]["trained"]
 

@@ -24,6 +24,7 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.prompts.files import read_prompt
 from tests.shared.chat_templates import FAMILIES, chat_tokenizer
 from tests.shared.places import HEADS, assembled, greedy_by_hand, place_config, placed_model, real_logits
+from tests.shared.short_runs import scaled_trainer
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.trainers import FREE, TEMPLATE, make
 
@@ -261,31 +262,39 @@ def test_files_of_a_placed_prompt_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "sgd"])
-def test_the_fixed_vectors_are_the_embeddings_after_training(optim, tmp_path, tokenizer, messages):
-    model = placed_model("llama", "after_bos")
+@pytest.mark.parametrize(
+    ("place", "precision"),
+    [("system", "fp32"), ("after_bos", "bf16"), ("system", "fp16"), ("after_bos", "loaded in float16")],
+)
+def test_the_fixed_vectors_are_the_embeddings_after_training(place, optim, precision, tmp_path, tokenizer, messages):
+    """Whatever decays or is cast, the optimizer knows the P rows alone. They are fp32, the head is the backbone's."""
+    ids, dtype = list(HEADS[place]), getattr(torch, precision.rpartition(" ")[2], torch.float32)
+    model = placed_model("llama", place, dtype=dtype)
     before = model.word_embeddings.weight.clone()
-    trainer = make(
-        tmp_path,
-        tokenizer,
-        messages,
-        model=model,
-        weight_decay=0.5,
-        learning_rate=0.1,
-        optim=optim,
-        save_strategy="epoch",
-    )
+    values = {"weight_decay": 0.5, "learning_rate": 0.1, "optim": optim, "save_strategy": "epoch"}
+    values |= {name: name == precision for name in ("bf16", "fp16")}
+
+    def run(model):
+        trainer = make(tmp_path, tokenizer, messages, model=model, **values)
+        return scaled_trainer(trainer, 2.0**10) if precision == "fp16" else trainer
+
+    trainer = run(model)
     start = model.prompt.detach().clone()
     trainer.train()
-    trained = model.prompt_encoder["default"]
-    whole = model._prompts(1, None).vectors[0]
-    assert torch.equal(whole[:1], before[1:2]) and torch.equal(whole[1:], trained.embedding.weight)
-    assert torch.equal(trained.head, before[1:2]) and not torch.equal(trained.embedding.weight, start)
-    states = [
-        v for state in trainer.optimizer.state.values() for v in state.values() if torch.is_tensor(v) and v.dim() > 1
-    ]
-    assert all(state.shape == (4, 32) for state in states)
+    trained, rows = model.prompt_encoder["default"], model.prompt.detach()
+    vectors = model._prompts(1, None).vectors[0]
+    assert torch.equal(model.word_embeddings.weight, before) and before.dtype == dtype
+    assert torch.equal(vectors[: len(ids)].to(dtype), before[ids]) and torch.equal(vectors[len(ids) :], rows)
+    assert torch.equal(trained.head, before[ids].float()) and rows.dtype == torch.float32
+    assert not torch.equal(rows, start) and rows.isfinite().all()
+    assert [group["params"] for group in trainer.optimizer.param_groups if group["params"]] == [[model.prompt]]
+    states = [v for state in trainer.optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
+    assert {v.shape for v in states if v.dim()} <= {(4, 32), (4,), (32,)}  # Adafactor keeps rows and columns
     saved = read_prompt(tmp_path / f"checkpoint-{trainer.state.global_step}")
-    assert torch.equal(saved.vectors, trained.embedding.weight) and torch.equal(saved.head, before[1:2])
+    assert torch.equal(saved.vectors, rows) and torch.equal(saved.head, before[ids].float())
+    again = run(placed_model("llama", place, dtype=dtype, random_range=0.1))
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{trainer.state.global_step // 2}"))
+    assert torch.equal(again.model.prompt, rows)
 
 
 def test_vllm_gets_the_head_and_texts_without_it(tmp_path):
