@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
+from .labels import is_missing
 
 LOSSES = ("all", "last")
 OUR_ARGUMENTS = {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
@@ -65,3 +66,18 @@ def checked_kwargs(values: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise PromptTuningError(f"chat_template_kwargs is {values!r:.80}, which JSON cannot hold: {error}.") from error
     return values
+
+
+def read_kwargs(value: Any) -> dict[str, Any]:
+    """Return a row's variables of the chat template: a mapping, or JSON text of one. None or a blank text has none.
+
+    Raise PromptTuningError as `checked_kwargs` does, or if a text is not JSON.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as error:
+            raise PromptTuningError(
+                f'{{chat_template_kwargs}} is {value!r:.80}, not JSON: {error}. Write {{"enable_thinking": false}}.'
+            ) from error
+    return {} if is_missing(value) else checked_kwargs(value)

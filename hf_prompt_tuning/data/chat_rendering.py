@@ -14,14 +14,17 @@ This is right only if each beginning is rendered in the whole conversation as it
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import dropwhile, takewhile
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import PromptTuningError, first_line
 from .chat_format import ChatFormat
+from .content_forms import ContentForms
 from .continuation import continuation_ids
 from .conversation import Conversation
 from .messages import ASSISTANT
@@ -52,6 +55,7 @@ class ChatRenderer:
         if always_system and self.system is None:
             self.system = ""
         self.kwargs = dict(format.chat_template_kwargs or {})
+        self._forms = ContentForms(lambda messages: self._write(Conversation(messages, kwargs=self.kwargs)))
         self._end_ids  # noqa: B018  (a template that cannot be used raises here, before training)
 
     def text(self, chat: Conversation, generation_prompt: bool = False, prefill: bool = False) -> str:
@@ -61,17 +65,16 @@ class ChatRenderer:
         the model continues (`prefill`).
         """
         try:
-            return self.tokenizer.apply_chat_template(
-                chat.messages,
-                tools=chat.tools,
-                chat_template=self._template_for(chat),
-                add_generation_prompt=generation_prompt,
-                continue_final_message=prefill,
-                tokenize=False,
-                **chat.kwargs,
-            )
+            chat = replace(chat, messages=self._forms.given(chat.messages))
+            return self._write(chat, add_generation_prompt=generation_prompt, continue_final_message=prefill)
         except Exception as error:  # a template may fail in any way that Python has
             raise self._refused(chat, error) from error
+
+    def _write(self, chat: Conversation, **options: Any) -> str:
+        template = self._template_for(chat)
+        return self.tokenizer.apply_chat_template(
+            chat.messages, tools=chat.tools, chat_template=template, tokenize=False, **options, **chat.kwargs
+        )
 
     def _template_for(self, chat: Conversation) -> str:
         """Return the chat template; of several that a tokenizer has, the one that transformers takes."""
@@ -207,7 +210,11 @@ class ChatRenderer:
         values = {**self.tokenizer.special_tokens_map, **chat.kwargs}
         try:
             texts, spans = render_jinja_template(
-                [chat.messages], tools=chat.tools, chat_template=template, return_assistant_tokens_mask=True, **values
+                [self._forms.given(chat.messages)],
+                tools=chat.tools,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **values,
             )
         except Exception as error:  # as in `text`
             raise self._refused(chat, error) from error

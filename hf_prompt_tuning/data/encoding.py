@@ -17,6 +17,7 @@ from ..layouts.base import IGNORED
 from .encoded_rows import columns_of, is_encoded, is_of_token_ids
 from .files import ORIGIN, agreeing
 from .heads import without_head
+from .message_content import of_one_kind
 from .rows import is_table
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer, origin
@@ -131,7 +132,7 @@ def from_list(rows: list[Any], name: str) -> Dataset:
     # Take the columns of all rows: `Dataset.from_list` reads only those of the first row.
     columns = dict.fromkeys(column for row in rows for column in row)
     with agreeing(f"the rows of the {name} data"):
-        return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+        return Dataset.from_dict({column: of_one_kind([row.get(column) for row in rows]) for column in columns})
 
 
 def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:

@@ -16,6 +16,7 @@ from pyarrow import parquet
 from ..compat.python import CsvReader
 from ..errors import PromptTuningError, first_line
 from ..hub.errors import words
+from .message_content import of_one_kind
 
 csv.field_size_limit(2**31 - 1)  # Some documents are longer than Python's default limit of 128 KB.
 READERS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -85,11 +86,21 @@ def _dataset(path: Path, rows: Iterator[dict[str, Any]]) -> Dataset:
         names = dict.fromkeys(name for row in chunk for name in row)
         first = sum(table.num_rows for table in tables) + 1
         with agreeing(f"rows {first} to {first + len(chunk) - 1} of the data file {str(path)!r}"):
-            tables.append(pa.table({name: pa.array([row.get(name) for row in chunk]) for name in names}))
+            columns = {name: of_one_kind([row.get(name) for row in chunk]) for name in names}
+            tables.append(pa.table({name: pa.array(values) for name, values in columns.items()}))
     if not tables:
         return Dataset.from_dict({})
     with agreeing(f"the rows of the data file {str(path)!r}"):
-        return Dataset(pa.concat_tables(tables, promote_options="permissive"))
+        return Dataset(_concatenated(tables))
+
+
+def _concatenated(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:  # messages may have texts in one table, and lists of parts in another
+        rows = [row for table in tables for row in table.to_pylist()]
+        names = dict.fromkeys(name for table in tables for name in table.column_names)
+        return pa.table({name: pa.array(of_one_kind([row.get(name) for row in rows])) for name in names})
 
 
 @contextmanager

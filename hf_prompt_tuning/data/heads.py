@@ -1,7 +1,8 @@
 """Find the tokens that a tokenizer or a chat template writes in front of every text: a prompt may stand there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateError
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from .chat_format import ChatFormat
+from .content_forms import ContentForms
+from .messages import Message
 
 PROBES = ("the", "You", "x1", "{", "é")
 """Texts that have no first token in common in any vocabulary."""
@@ -59,7 +62,8 @@ def chat_head_ids(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template, before whose system text the prompt "
             "should stand; set tokenizer.chat_template, or give another prompt_position."
         )
-    heads = [_head(tokenizer, text, chat_template, dict(options or {})) for text in PROBES]
+    write = _writer(tokenizer, chat_template, options or {})
+    heads = [_head(write, text) for text in PROBES]
     if dated := next((date for date in map(datetime.now().strftime, DATES) if date in heads[0]), None):
         raise PromptTuningError(
             f"the chat template writes today's date ({dated}) before the system text, so no prompt could stand behind "
@@ -106,11 +110,19 @@ def needs_system_turn(
             f"the chat template writes the tokens {written} before the system text, and the prompt stands behind "
             f"{list(head)}; give the chat template that it was trained with."
         )
+    write = _writer(tokenizer, chat.chat_template, options)
+
+    def begins_with_head(*messages: Message) -> bool:
+        try:
+            text = write(messages)
+        except TemplateError:  # a chat that the template refuses
+            return False
+        return tokenizer(text, add_special_tokens=False)["input_ids"][: len(written)] == written
+
     user = {"role": "user", "content": "user"}
-    if _begins_with(written, [user], tokenizer, chat.chat_template, options):
+    if begins_with_head(user):
         return False
-    system = {"role": "system", "content": chat.system_message or ""}
-    if not _begins_with(written, [system, user], tokenizer, chat.chat_template, options):
+    if not begins_with_head({"role": "system", "content": chat.system_message or ""}, user):
         raise PromptTuningError(
             "the chat template leaves out a system turn without a text, and the prompt stands in that turn; give a "
             "system_message, or another prompt_position."
@@ -118,28 +130,22 @@ def needs_system_turn(
     return True
 
 
-def _begins_with(
-    head: list[int],
-    messages: list[dict[str, str]],
-    tokenizer: PreTrainedTokenizerBase,
-    chat_template: str | None,
-    options: dict[str, Any],
-) -> bool:
-    """Tell whether a chat begins with a head. One that the template refuses does not."""
-    try:
-        text = tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **options)
-    except TemplateError:
-        return False
-    return tokenizer(text, add_special_tokens=False)["input_ids"][: len(head)] == head
+def _writer(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None, options: Mapping[str, Any]
+) -> Callable[[Sequence[Message]], str]:
+    """Return a function of messages that returns what the template writes."""
+    write = partial(tokenizer.apply_chat_template, chat_template=chat_template, tokenize=False, **options)
+    forms = ContentForms(write)
+    return lambda messages: write(forms.given(messages))
 
 
-def _head(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: str | None, options: dict[str, Any]) -> str:
+def _head(write: Callable[[Sequence[Message]], str], text: str) -> str:
     """Return what the template writes before the text of a system turn, or of a user's turn if that is not written."""
     marked, user = f"{text}-marked", {"role": "user", "content": "user"}
     with_system = [{"role": "system", "content": marked}, user]
     for messages in (with_system, [user | {"content": marked}]):
         try:
-            written = tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **options)
+            written = write(messages)
         except TemplateError:  # as templates without a system role do
             continue
         before, found, _ = written.partition(marked)

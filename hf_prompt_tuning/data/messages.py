@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import PromptTuningError
 from .labels import is_missing
+from .message_content import Content, is_text_part, text_part
 
 Message = dict[str, Any]
 
@@ -27,11 +28,11 @@ def is_chat(value: Any) -> bool:
 
 
 def read_messages(value: Any, column: str, role: str | None = None) -> list[Message]:
-    """Return the messages of a row, each with its `role` and a `content` of text. Keys that are None are left out.
+    """Return the messages of a row, each with its `role` and `content`. Keys that are None are left out.
 
-    `value` is a list of messages: `role` and `content` (a text, or a list of text parts), or `from` and `value`; or,
-    if a `role` is given for it, a text. Raise PromptTuningError if it is neither, or a message has no role, or no
-    text.
+    A content is a text, or a list of text parts if there are several. `value` is a list of messages: `role` and
+    `content` (a text, or a list of text parts), or `from` and `value`; or, if a `role` is given for it, a text. Raise
+    PromptTuningError if it is neither, or a message has no role, or no text.
     """
     if isinstance(value, str) and role is not None:
         return [{"role": role, "content": value}]
@@ -53,7 +54,7 @@ def _message(value: Any, where: str) -> Message:
     if not isinstance(message.get("role"), str):
         raise PromptTuningError(f"{where} has the role {message.get('role')!r:.80}; give a text.")
     if message.get("content") is not None:
-        message["content"] = _text(message["content"], where)
+        message["content"] = _content(message["content"], where)
     elif message["role"] != ASSISTANT:
         raise PromptTuningError(f"{where} has no content; give it a text, or remove it.")
     else:
@@ -63,22 +64,19 @@ def _message(value: Any, where: str) -> Message:
     return message
 
 
-def _text(content: Any, where: str) -> str:
-    """Return a message's content as a text. Text parts are joined without anything between them."""
+def _content(content: Any, where: str) -> Content:
+    """Return a message's content: a text, or a list of text parts. A list of one part is its text."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, Sequence) else [content]
     for part in parts:
-        if (
-            not isinstance(part, Mapping)
-            or not isinstance(part.get("text"), str)
-            or part.get("type", "text") != "text"
-        ):
+        if not is_text_part(part):
             raise PromptTuningError(
                 f"{where} has the content {part!r:.80}; a prompt is tuned on text: give a text, or a list of "
                 '{"type": "text", "text": …}.'
             )
-    return "".join(part["text"] for part in parts)
+    texts = [part["text"] for part in parts]
+    return [text_part(text) for text in texts] if len(texts) > 1 else "".join(texts)
 
 
 def read_tools(value: Any) -> list[Any] | None:
