@@ -16,6 +16,7 @@ from transformers import Pipeline, PreTrainedTokenizerBase
 
 from ..data.chat_template import ChatTemplate
 from ..data.chat_tokenization import RowTemplate
+from ..data.message_content import joined
 from ..data.messages import ASSISTANT, is_chat, read_messages
 from ..data.rows import series_row, table_rows
 from ..data.tokenization import PromptTokenizer
@@ -263,9 +264,14 @@ class PromptGenerationPipeline(PromptPipeline):
 
 
 def answered(chat: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
-    """Return a chat with the assistant's text: as a message more, or at the end of its last message."""
+    """Return a chat with the assistant's text: as a message more, or at the end of its last message.
+
+    The message has the keys of the chat's last one, and the name that the chat has for the assistant.
+    """
     role, content = ("role", "content") if "role" in chat[-1] else ("from", "value")
-    last = read_messages(chat[-1:], "the chat")[0]
-    if last["role"] == ASSISTANT:
-        return [*chat[:-1], {**chat[-1], content: last["content"] + text}]
-    return [*chat, {role: ASSISTANT, content: text}]
+    messages = read_messages(chat, "the chat")
+    if messages[-1]["role"] == ASSISTANT:
+        return [*chat[:-1], {**chat[-1], content: joined(messages[-1]["content"]) + text}]
+    names = {message["role"]: given.get(role) for message, given in zip(messages, chat, strict=True)}
+    default = ASSISTANT if role == "role" or names.get("user") == "user" else "gpt"
+    return [*chat, {role: names.get(ASSISTANT) or default, content: text}]

@@ -6,6 +6,7 @@ import torch
 from transformers import pipeline
 
 from hf_prompt_tuning import ChatFormat, ChatTemplate, PromptTemplate, PromptTuningError
+from hf_prompt_tuning.serving.pipelines import answered
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.conversations import CHATS
 from tests.shared.prompt_pipelines import TEXT, made
@@ -82,6 +83,25 @@ def test_the_assistants_last_message_is_continued():
     sharegpt = [{"from": "human", "value": "why"}, {"from": "gpt", "value": "day"}]
     (found,) = pipe(sharegpt, **OPTIONS)
     assert found["generated_text"][1]["value"].startswith("day") and len(found["generated_text"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["human"], "gpt"),
+        (["system", "human"], "gpt"),
+        (["human", "gpt", "human"], "gpt"),
+        (["user"], "assistant"),
+        (["human", "assistant", "human"], "assistant"),
+    ],
+)
+def test_an_answer_has_the_chats_own_name_for_the_assistant(names, expected):
+    chat = [{"from": name, "value": "why"} for name in names]
+    assert answered(chat, "day") == [*chat, {"from": expected, "value": "day"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": t} for t in ("why", " now")]}]
+    assert answered(parts, "day") == [*parts, {"role": "assistant", "content": "day"}]
+    begun = [*parts, {**parts[0], "role": "assistant"}]
+    assert answered(begun, "?") == [*parts, {"role": "assistant", "content": "why now?"}]
 
 
 def test_prompts_for_chats_and_for_texts_in_one_batch():
