@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import PromptTuningError
-from .chat_format import ChatFormat, checked_kwargs
+from .chat_format import ChatFormat, read_kwargs
 from .conversation import Conversation
 from .labels import is_missing
 from .messages import ASSISTANT, Message, read_messages, read_tools
@@ -20,8 +20,8 @@ class ChatTemplate:
 
     A row has a column of messages: `role` and `content` (a text or a list of text parts), or `from` and `value`. With
     `completion_column`, that column holds the targets, and `messages_column` what stands before them; each is a list
-    of messages or a text, which is the user's or the assistant's turn. The columns `tools` (a list of JSON schemas, or
-    JSON text) and `chat_template_kwargs` are read if a row has them.
+    of messages or a text, which is the user's or the assistant's turn. The columns `tools` (a list of JSON schemas)
+    and `chat_template_kwargs` (a mapping), or JSON text of these, are read if a row has them.
 
     Args:
         messages_column: the column of the messages, e.g. "messages", "conversations" or "prompt".
@@ -113,13 +113,13 @@ class ChatTemplate:
             first_target = len(messages)
             if not is_missing(row.get(completion)):
                 messages = [*messages, *read_messages(row[completion], completion, role=ASSISTANT)]
-        kwargs = {} if is_missing(row.get(KWARGS)) else checked_kwargs(row[KWARGS])
-        found = Conversation(messages, first_target, read_tools(row.get(TOOLS)), self.kwargs() | kwargs)
+        kwargs = self.kwargs() | read_kwargs(row.get(KWARGS))
+        found = Conversation(messages, first_target, read_tools(row.get(TOOLS)), kwargs)
         return found.with_system(self.chat.system_message)
 
     def shown(self, row: Mapping[str, Any]) -> list[Message]:
-        """Return a row's input for people, in a file of predictions: the messages before the last target."""
-        return self.conversation(row).question().messages
+        """Return a row's input for people, in a file of predictions: the messages that the assistant answers."""
+        return self.conversation(row).to_answer().question().messages
 
     def kwargs(self) -> dict[str, Any]:
         """Return the variables of the chat template that all rows have."""

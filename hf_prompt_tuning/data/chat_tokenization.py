@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
@@ -48,19 +49,16 @@ class ChatTokenizer(PromptTokenizer):
     takes = ChatTemplate
     template: ChatTemplate
 
-    def conversation(self, row: Mapping[str, Any]) -> tuple[Conversation, bool]:
-        """Return the conversation of a row, and whether turns were left out of it.
-
-        Whole turns are left out from the front, so that it begins with a user's turn, until the tokens before the last
-        target are at most `max_source_length`. The system turn is kept. Raise PromptTuningError if the row holds no
-        conversation, or one that is too long without its earlier turns, too.
-        """
-        return self._cut(self._read(row))
-
     def _read(self, row: Mapping[str, Any]) -> Conversation:
         return self.template.conversation(row).with_system(self.chats.system)
 
     def _cut(self, chat: Conversation) -> tuple[Conversation, bool]:
+        """Return a conversation without its first turns, and whether turns were left out.
+
+        Whole turns are left out from the front, so that it begins with a user's turn, until the tokens before the last
+        target are at most `max_source_length`. The system turn is kept. Raise PromptTuningError if it is too long
+        without its earlier turns, too.
+        """
         if not chat.question().messages:
             return chat, False
         start = self._start(chat, lambda kept: self.chats.source_ids(kept.question()))
@@ -84,8 +82,8 @@ class ChatTokenizer(PromptTokenizer):
     def source_ids(self, row: Mapping[str, Any]) -> tuple[list[int], bool]:
         """Return the tokens that the assistant's last turn follows, and whether turns were left out.
 
-        A conversation whose last message is not the assistant's is one to answer. Raise PromptTuningError as
-        `conversation` does, or if no message stands before the assistant's.
+        A conversation whose last message is not the assistant's is one to answer. Raise PromptTuningError if the row
+        holds none, it is too long without its earlier turns, or no message stands before the assistant's.
         """
         chat, was_cut = self._cut(self._read(row).to_answer())
         question = chat.question()
@@ -131,10 +129,12 @@ class ChatTokenizer(PromptTokenizer):
         """Return the `input_ids`, `labels`, `length` and `was_cut` of one row.
 
         A row without a target gets the `input_ids` of `source_ids` and no labels. It is rejected if `require_target`
-        is set. `reader` is not used. Raise PromptTuningError if the row holds no conversation, or the chat template
-        cannot tell its targets.
+        is set; else, a row whose last message is not the assistant's is such a row, whatever turns stand before.
+        `reader` is not used. Raise PromptTuningError if the row holds no conversation, or the chat template cannot
+        tell its targets.
         """
-        chat, was_cut = self.conversation(row)
+        chat = self._read(row)
+        chat, was_cut = self._cut(chat if require_target else chat.to_answer())
         if not chat.targets():
             if require_target:
                 roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
@@ -159,6 +159,22 @@ class ChatTokenizer(PromptTokenizer):
         parts = {"source": ids[: target.start], "target": ids[target.start : target.stop]}
         texts = {name: self.tokenizer.decode(part, skip_special_tokens=True) for name, part in parts.items()}
         return {name: text[:longest] for name, text in texts.items()}
+
+    def encode_dataset(
+        self, data: Dataset | IterableDataset, name: str, require_target: bool = True
+    ) -> Dataset | IterableDataset:
+        """Encode every row as `PromptTokenizer` does. Log how many of several are to be answered."""
+        encoded = super().encode_dataset(data, name, require_target)
+        if not require_target and isinstance(encoded, Dataset):
+            asked = sum(all(label == IGNORED for label in labels) for labels in encoded["labels"])
+            if 0 < asked < len(encoded):
+                logger.warning(
+                    "%d of %d %s rows have no answer at their end: they get one, and are compared with nothing.",
+                    asked,
+                    len(encoded),
+                    name,
+                )
+        return encoded
 
     def _report_cut(self, cut: int, rows: int, name: str) -> None:
         logger.warning(

@@ -76,6 +76,22 @@ def test_answers_of_an_evaluation_are_generated_behind_all_before_the_last_turn(
         assert tokenizer.decode(new[:end], skip_special_tokens=True).strip() == text
 
 
+def test_an_evaluation_row_that_ends_with_a_users_turn_is_answered_and_judged_by_nothing(tmp_path):
+    """Not by its earlier answer, in place of the one that is asked for."""
+    tokenizer, template, model = chat_setting("chatml")
+    asked = [{"messages": chat} for chat in (CHATS[1], CHATS[0][:3])]
+    trainer = make(tmp_path, tokenizer, None, template, model, eval_rows=asked)
+    output = trainer.predict(asked)
+    assert output.label_ids == [CHATS[1][-1]["content"], None]
+    ids = tokenizer.apply_chat_template(CHATS[0][:3], add_generation_prompt=True)["input_ids"]
+    new = greedy(model, torch.tensor(ids), longest_target(trainer.eval_dataset))
+    assert output.predictions[1] == tokenizer.decode(new, skip_special_tokens=True).strip()
+    alone = trainer.predict(asked[:1])
+    for name in ("loss", "rougeL", "exact_match"):
+        assert output.metrics.get(f"test_{name}") == pytest.approx(alone.metrics.get(f"test_{name}"), rel=1e-5)
+    assert output.metrics["test_loss"] > 0
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_labels_are_ranked_as_the_assistants_words(name, tmp_path):
     tokenizer, _, model = chat_setting(name)

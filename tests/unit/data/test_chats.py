@@ -279,13 +279,30 @@ def test_whole_turns_are_left_out_from_the_front(caplog):
 def test_a_row_without_an_answer():
     """It is one to answer; training needs one."""
     tokenizer = chat_tokenizer("chatml")
-    encoded = encoder(tokenizer).encode({"messages": TURNS[:3]}, require_target=False)
+    for messages in (TURNS[:1], TURNS[:3]):  # an earlier answer is not judged in place of the one that is asked for
+        encoded = encoder(tokenizer).encode({"messages": messages}, require_target=False)
+        assert encoded["input_ids"] == rendered(tokenizer, messages, add_generation_prompt=True)
+        assert set(encoded["labels"]) == {-100}
+        assert ChatTemplate().shown({"messages": messages}) == messages
+    assert ChatTemplate().shown({"messages": TURNS}) == TURNS[:3]
+    encoded = encoder(tokenizer).encode({"messages": TURNS[:3]})  # in training they are what is there to learn
     assert said(tokenizer, encoded) == ["thank you<|im_end|>"]
-    encoded = encoder(tokenizer).encode({"messages": TURNS[:1]}, require_target=False)
-    assert encoded["input_ids"] == rendered(tokenizer, TURNS[:1], add_generation_prompt=True)
-    assert set(encoded["labels"]) == {-100}
     with pytest.raises(PromptTuningError, match=r"the row has no turn of the assistant \(roles: user\)"):
         encoder(tokenizer).encode({"messages": TURNS[:1]})
+
+
+def test_rows_that_get_an_answer_are_counted(caplog):
+    coder = encoder(chat_tokenizer("chatml"))
+    rows = [{"messages": TURNS[:n]} for n in (2, 3, 4, 1)]
+    encoded = coder.encode_dataset(Dataset.from_list(rows), "evaluation", require_target=False)
+    assert [max(labels) > -100 for labels in encoded["labels"]] == [True, False, True, False]
+    assert caplog.messages == [
+        "2 of 4 evaluation rows have no answer at their end: they get one, and are compared with nothing."
+    ]
+    caplog.clear()
+    for some, wants in ((rows[:1] + rows[2:3], False), (rows[1:2], False), (rows[:3], True)):
+        coder.encode_dataset(Dataset.from_list(some), "some", require_target=wants)
+    assert not caplog.messages
 
 
 def test_chats_to_answer_or_to_continue():
