@@ -19,7 +19,7 @@ from ..models.scoring import decode, generate_within, rank_labels
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.files import open_place, read_json
-from .voting import by_member, for_members, label_record, text_record
+from .voting import by_member, encoder_for_members, for_members, label_record, text_record
 
 
 class PromptEnsemble:
@@ -30,6 +30,9 @@ class PromptEnsemble:
         members: names of the member prompts.
         tokenizer: the backbone's tokenizer.
         template: the template that all members were trained with.
+
+    Raises:
+        PromptTuningError: the chat template writes another head than a member's.
     """
 
     def __init__(
@@ -39,9 +42,7 @@ class PromptEnsemble:
         self.members = list(members)
         self.tokenizer = tokenizer
         self.template = template
-        # Rows for a member that stands in the system turn serve the others, too.
-        in_chats = (name for name in members if model.peft_config[name].prompt_position == "system")
-        self._encoder = model.row_encoder(tokenizer, template, next(in_chats, None))
+        self._encoder = encoder_for_members(model, self.members, tokenizer, template)
         self._collator = DataCollatorForPromptTuning(tokenizer)
 
     def __repr__(self) -> str:

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.chat_tokenization import RowTemplate, row_tokenizer
+from ..data.chat_tokenization import RowTemplate
 from ..data.encoding import check_kind, with_label_words
-from ..data.heads import needs_system_turn
 from ..errors import PromptTuningError
-from ..models.backbone import check_backbone
 from ..models.metric_direction import greater_is_better
 from ..models.recording import to_record
 from ..models.saving import write_start_and_card
@@ -26,8 +24,10 @@ from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
-from .task import PromptTask
+from .checks import check_prompts
+from .task import PromptTask, model_with_prompts
 from .trainer import MultiPromptTrainer
+from .voting import encoder_for_members
 from .voting_scorer import VotingScorer
 
 
@@ -69,22 +69,19 @@ class EnsembleTrainer(MultiPromptTrainer):
             raise PromptTuningError(
                 "an ensemble needs the template and the tokenizer (processing_class), and one evaluation data set."
             )
-        if not isinstance(model, SoftPrompts):
-            check_backbone(model)
         template = with_label_words(template, train_dataset, eval_dataset)
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
-        places = [getattr(member.config, "prompt_position", None) for member in members]
-        position = "system" if "system" in places else None
-        always_system = needs_system_turn(position, template.chat, processing_class)
-        tokenizer = row_tokenizer(template, processing_class, model.config.is_encoder_decoder, always_system)
-        backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
-        columns = ColumnCheck.of_run(backbone, args, kwargs.get("data_collator"), alone=False)
+        members = [replace(member, template=template) for member in members]
+        if not isinstance(model, SoftPrompts):
+            model = model_with_prompts(model, members, processing_class, args.seed)
+        check_prompts(model, members)
+        tokenizer = encoder_for_members(model, [member.name for member in members], processing_class, template)
+        columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), alone=False)
         encode = RowEncoder(tokenizer, None, None, columns)
         # Tokenize once for all members.
         data = {
             "train_dataset": encode(train_dataset, "training", require_target=True),
             "eval_dataset": encode(eval_dataset, "evaluation", require_target=False),
-            "template": template,
         }
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
         self.members = list(self.tasks)

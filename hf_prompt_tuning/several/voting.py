@@ -1,4 +1,4 @@
-"""Run several prompts in one call, and compute their majority vote (Lester et al. 2021, section 6).
+"""Run several prompts in one call on the same rows, and compute their majority vote (Lester et al. 2021, section 6).
 
 G prompts vote on L labels for each of B rows. Each row is repeated for every prompt.
 """
@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from ..data.chat_tokenization import RowTemplate
 from ..data.template import PromptTemplate
+from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
+from ..models.soft_prompts import SoftPrompts
 
 
 def votes(scores: np.ndarray) -> np.ndarray:
@@ -49,6 +54,23 @@ def label_record(template: PromptTemplate, names: Sequence[str], scores: np.ndar
 def text_record(names: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
     """Return one row's vote on texts: `prediction` and `votes` (each prompt's text)."""
     return {"prediction": vote_on_texts(texts), "votes": dict(zip(names, texts, strict=True))}
+
+
+def encoder_for_members(
+    model: SoftPrompts, members: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: RowTemplate
+) -> PromptTokenizer:
+    """Return what encodes rows for all members: with a system turn, if one of them stands there.
+
+    Raise PromptTuningError, which names the member, if the chat template writes another head than its.
+    """
+    encoders = {}
+    for name in members:
+        try:
+            encoders[name] = model.row_encoder(tokenizer, template, name)
+        except PromptTuningError as error:
+            raise PromptTuningError(f"the ensemble's prompt {name!r}: {error}") from error
+    in_chats = (name for name in members if model.peft_config[name].prompt_position == "system")
+    return encoders[next(in_chats, members[0])]
 
 
 def for_members(batch: dict[str, Tensor], members: Sequence[str]) -> dict[str, Any]:

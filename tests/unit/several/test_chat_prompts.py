@@ -1,15 +1,26 @@
 """Several prompts for conversations: an ensemble, and tasks of chats and of texts in one run."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from datasets import IterableDataset
 
-from hf_prompt_tuning import ChatTemplate, MultiPromptTrainer, PromptTask, PromptTuningError, inspect_prompt
-from hf_prompt_tuning.several.ensemble import load_ensemble
+from hf_prompt_tuning import (
+    ChatTemplate,
+    MultiPromptTrainer,
+    PromptTask,
+    PromptTuningConfig,
+    PromptTuningError,
+    get_prompt_tuning_model,
+    inspect_prompt,
+)
+from hf_prompt_tuning.several.ensemble import PromptEnsemble, load_ensemble
 from hf_prompt_tuning.several.ensemble_trainer import EnsembleTrainer
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.conversations import CHATS, ROWS, chat_setting
+from tests.shared.places import place_config, placed_model
 from tests.shared.reference import greedy
 from tests.shared.several_prompts import arguments, random_prompt
 from tests.shared.tiny_models import tiny_model
@@ -38,6 +49,33 @@ def test_an_ensemble_answers_chats(tmp_path):
             assert tokenizer.decode(new[:end], skip_special_tokens=True).strip() == vote
     with pytest.raises(PromptTuningError, match="row 1: inputs hold"):
         ensemble.predict(ASKED[0])
+
+
+def test_a_member_with_another_head_than_the_templates_is_refused_before_rows_are_encoded(tmp_path):
+    tokenizer, rows = chat_tokenizer("chatml"), [{"messages": "never read"}]
+    members = [PromptTask("p0", random_prompt(3)), PromptTask("p1", place_config("system"))]
+    with pytest.raises(
+        PromptTuningError, match=r"prompt 'p1': the chat template writes the tokens .* behind \[1, 7, 9\]"
+    ):
+        EnsembleTrainer(tiny_model("llama"), arguments(tmp_path), members, rows, rows, tokenizer, CHAT)
+    model = placed_model("llama", "start")
+    model.add_adapter("p1", place_config("system"))
+    with pytest.raises(PromptTuningError, match="the ensemble's prompt 'p1': the chat template writes"):
+        PromptEnsemble(model, ["default", "p1"], tokenizer, CHAT)
+
+
+def test_members_that_start_from_a_prompt_in_the_system_turn_stand_there(tmp_path):
+    """Their configs name no place, and the rows have the system turn all the same."""
+    tokenizer = chat_tokenizer("chatml")
+    config = replace(random_prompt(3), prompt_position="system")
+    get_prompt_tuning_model(tiny_model("llama"), config, tokenizer, CHAT).save_pretrained(tmp_path / "first")
+    started = PromptTuningConfig(init_prompt=str(tmp_path / "first"))
+    members = [PromptTask("p0", random_prompt(3)), PromptTask("p1", started)]
+    trainer = EnsembleTrainer(tiny_model("llama"), arguments(tmp_path), members, ROWS, ROWS, tokenizer, CHAT)
+    (head,) = {config.head for config in trainer.model.peft_config.values() if config.head}
+    for ids in trainer.tasks["p1"].train_dataset["input_ids"]:
+        assert tuple(ids[: len(head)]) == head
+    trainer.train()
 
 
 def test_tasks_of_chats_and_of_texts(tmp_path, messages):
