@@ -3,6 +3,11 @@
 from importlib import import_module
 from typing import Any
 
+from transformers import PreTrainedConfig
+
+NO_COMMIT = PreTrainedConfig()
+"""The config of a model that is no transformers model: transformers 5.17 reads from it that no commit is known."""
+
 
 class Task(dict):
     """A pipeline's entry in transformers' table of tasks. Its class is given by name, and imported when it is used.

@@ -1,19 +1,21 @@
 """What differs between versions of transformers."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
+from platform import python_version
 from typing import Any
 
 import torch
 import transformers
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, RepetitionPenaltyLogitsProcessor, Trainer
 from transformers.masking_utils import create_causal_mask, create_chunked_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import is_gguf_available
 
-from ..errors import PromptTuningError
+from ..errors import PromptLoadError, PromptTuningError
 
 TRANSFORMERS = Version(transformers.__version__)
 SYNC = "_sync_replicated_trainable_parameters"
@@ -145,11 +147,25 @@ def average_prompts_over_processes(trainer: Trainer) -> None:
     trainer._sync_replicated_trainable_parameters(trainer.model)
 
 
-def needed_hooks(names: Iterable[str]) -> list[str]:
-    """Return those of `Trainer`'s hooks that the installed version must have.
+def needed_hooks(hooks: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Return those of `Trainer`'s hooks, each with its oldest version, that the installed version must have.
 
     `average_prompts_over_processes` refuses FSDP2 without the hook that it calls. Before transformers 5.10, `Trainer`
     counts every label and has no `_loss_shifts_labels`.
     """
-    since = {SYNC: "5.19", "_loss_shifts_labels": "5.10"}
-    return [name for name in names if Version(since.get(name, "0")) <= TRANSFORMERS]
+    return [name for name, (since, _) in hooks.items() if Version(since) <= TRANSFORMERS]
+
+
+def check_finds_gguf(what: str) -> None:
+    """Raise PromptLoadError if transformers cannot tell which gguf is installed: 5.20 and older cannot on Python 3.10.
+
+    `what` would be loaded from a GGUF file.
+    """
+    try:
+        is_gguf_available()
+    except InvalidVersion as error:
+        raise PromptLoadError(
+            f"{what} could not be loaded: transformers {TRANSFORMERS} does not find the version of the library gguf "
+            f"on Python {python_version()}, and reads no GGUF file. Use Python 3.11 or newer, or load the backbone "
+            "from safetensors."
+        ) from error

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..compat.transformers import GGUF
+from ..compat.transformers import GGUF, check_finds_gguf
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
 from .errors import raise_fault
 from .files import HubFolder, Place, hub_id, named, open_tensors, read_whole
@@ -60,6 +60,8 @@ def load_backbone(
     what = f"the backbone {name!r}"
     if trust_remote_code:
         raise PromptLoadError(f"trust_remote_code is given for {what}, and no code from the Hub is run here. {advice}")
+    if gguf_file is not None:
+        check_finds_gguf(what)
     place = backbone_place(name, gguf_file, **hub)
     if not adapters and place is not None and is_adapter(place):
         raise PromptLoadError(f"{what} could not be loaded: it is an adapter of another backbone itself. {advice}")

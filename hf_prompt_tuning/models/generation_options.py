@@ -154,7 +154,7 @@ def with_encoder_ids(options: dict[str, Any], config: GenerationConfig, ids: Ten
     ids, real, processors = ids.gather(1, order), real.gather(1, order), []
     doubled = torch.where(real, ids, ids[:, -1:])
     if (penalty := config.encoder_repetition_penalty) not in (None, 1.0):
-        each = doubled.repeat_interleave(copies(config), dim=0)  # transformers does so itself from 5.20
+        each = doubled.repeat_interleave(copies(config), dim=0)  # a row for each that it writes
         processors.append(EncoderRepetitionPenaltyLogitsProcessor(penalty, each))
         settings["encoder_repetition_penalty"] = 1.0
     if size := config.encoder_no_repeat_ngram_size:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..compat.pipelines import NO_COMMIT, Task
 from ..errors import PromptLoadError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ NOT_OURS = ("_from_pipeline", "code_revision")
 class NamedPrompt:
     """The model class of `pipeline(…, model="user/prompt")`: holds the loaded prompt, or the error of loading it."""
 
-    config = PreTrainedConfig()  # from which older versions of transformers (5.17, say) read that no commit is known
+    config = NO_COMMIT
 
     def __init__(self, loaded: "LoadedPrompt | None", error: Exception | None = None):
         self._loaded, self._error = loaded, error
@@ -80,8 +81,6 @@ class Configs(AutoConfig):
 def register() -> None:
     """Register both tasks with `transformers.pipeline`."""
     from transformers import pipelines  # imported late: its import calls this function
-
-    from ..compat.pipelines import Task
 
     tasks = pipelines.PIPELINE_REGISTRY.supported_tasks
     for task, impl in TASKS.items():

@@ -1,6 +1,7 @@
 """Differences between versions: all in the folder compat, and each mended or refused on every version."""
 
 import ast
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -8,14 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 from torch import nn
 from transformers import DynamicCache
 
-from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning import PromptLoadError, PromptTuningError
 from hf_prompt_tuning.compat import peft as compat_peft
 from hf_prompt_tuning.compat import transformers as compat
 from hf_prompt_tuning.compat.newest import NEWEST_TESTED
+from hf_prompt_tuning.hub.backbones import load_backbone
+from hf_prompt_tuning.training.hooks import ATTRIBUTES, METHODS
 from tests.shared.architectures import tiny_backbone
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.repository import ROOT
@@ -50,6 +53,10 @@ def test_nothing_else_asks_for_a_version_or_a_name_that_some_lack(file):
     if file.name == "hooks.py":
         asked.discard("_sync_replicated_trainable_parameters")  # its table lists the names of all hooks
     assert asked == set() or file.parent.name == "compat"
+    named = re.findall(
+        r"(?i)\b(?:transformers|peft|torch|accelerate) (?:from )?\d+\.\d+|\bfrom \d\.\d+", file.read_text()
+    )
+    assert not named or file.parent.name == "compat" or file.name == "hooks.py"
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "t5", "jamba"])
@@ -106,10 +113,26 @@ def test_what_an_old_version_does_wrong_is_refused(monkeypatch):
         tiny_prompt_model("llama").eval().generate(IDS[:1], prompt_lookup_num_tokens=3)
     with pytest.raises(PromptTuningError, match=r"FSDP2 is on, .* install transformers 5\.19 or newer"):
         compat.average_prompts_over_processes(SimpleNamespace())
-    assert compat.needed_hooks(["_sync_replicated_trainable_parameters", "_loss_shifts_labels", "_save"]) == [
+    hooks = {name: hook for table in (METHODS, ATTRIBUTES) for name, hook in table.items()}
+    assert set(hooks) - set(compat.needed_hooks(hooks)) == {"_sync_replicated_trainable_parameters"}
+    monkeypatch.setattr(compat, "TRANSFORMERS", Version("5.6.0"))
+    assert set(hooks) - set(compat.needed_hooks(hooks)) == {
+        "_sync_replicated_trainable_parameters",
         "_loss_shifts_labels",
-        "_save",
-    ]
+    }
+
+
+def test_a_gguf_file_is_refused_where_transformers_does_not_find_gguf(monkeypatch, tmp_path):
+    """As 5.20 and older do not on Python 3.10."""
+
+    def fails():
+        raise InvalidVersion("Invalid version: 'N/A'")
+
+    monkeypatch.setattr(compat, "is_gguf_available", fails)
+    with pytest.raises(
+        PromptLoadError, match=r"could not be loaded: transformers .* does not find the version of the library gguf"
+    ):
+        load_backbone(str(tmp_path), "CAUSAL_LM", {}, "", gguf_file="x.gguf")
 
 
 @pytest.mark.parametrize("version", ["0.20.0", "0.21.2"])
