@@ -39,3 +39,13 @@ def is_encoded(data: Dataset | IterableDataset) -> bool:
     return FEATURES.keys() - optional <= features.keys() and all(
         feature == types.get(name) for name, feature in features.items()
     )
+
+
+def count_padded(data: Dataset, pad: int, may_be_text: bool) -> int:
+    """Return how many rows of token ids begin or end with the pad token: twice, if once it may be a token of the text.
+
+    A tokenizer may have the end of a text as its pad token.
+    """
+    pads = [pad] * (2 if may_be_text else 1)
+    size = len(pads)
+    return sum(list(ids[:size]) == pads or list(ids[-size:]) == pads for ids in data["input_ids"])

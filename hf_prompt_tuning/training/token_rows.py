@@ -3,15 +3,16 @@
 import inspect
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..data.collator import DataCollatorForPromptTuning
-from ..data.encoded_rows import TEACHER, columns_of, is_encoded
+from ..data.encoded_rows import TEACHER, columns_of, count_padded, is_encoded
 from ..data.encoding import check_kind, encode_data, from_list, is_text, vocabulary_of
 from ..data.files import ORIGIN
 from ..data.template import PromptTemplate
@@ -112,6 +113,48 @@ class ColumnCheck:
             logger.warning("The %s data's columns %s are left out: %s takes none.", name, names, self._named)
 
 
+@dataclass
+class PadWarning:
+    """Warning of rows of token ids that have pads and no attention_mask: the pads are read as text, as in `forward`.
+
+    Attributes:
+        pad: the pad token; None if there is none.
+        may_be_text: whether it is also the token that begins or ends a text.
+        was_given: whether the warning was logged, which is done once.
+    """
+
+    pad: int | None
+    may_be_text: bool
+    was_given: bool = False
+
+    @classmethod
+    def of(cls, backbone: PreTrainedModel, tokenizer: Any) -> "PadWarning":
+        """Return the warning for a tokenizer's pad token, or without one for the backbone's."""
+        own = backbone.config.get_text_config() if tokenizer is None else tokenizer
+        ends = [getattr(own, name, None) for name in ("bos_token_id", "eos_token_id")]
+        pad = getattr(own, "pad_token_id", None)
+        return cls(pad, any(pad in end if isinstance(end, list) else pad == end for end in ends))
+
+    def __call__(self, data: Any, name: str) -> None:
+        """Log the warning if a dataset, or one of a dict of them, has such rows."""
+        if isinstance(data, dict):
+            for key, rows in data.items():
+                self(rows, key)
+        elif not self.was_given and self.pad is not None and isinstance(data, Dataset) and not is_encoded(data):
+            if "attention_mask" in data.column_names or "input_ids" not in data.column_names:
+                return
+            if padded := count_padded(data, self.pad, self.may_be_text):
+                self.was_given = True
+                logger.warning(
+                    "The %s data has no attention_mask, and %d of %d rows begin or end with the pad token %d, which "
+                    "is read as text. Give the tokenizer's attention_mask, or rows without pads.",
+                    name,
+                    padded,
+                    len(data),
+                    self.pad,
+                )
+
+
 @dataclass(frozen=True)
 class RowEncoder:
     """Turn the data of one prompt into token ids.
@@ -123,6 +166,7 @@ class RowEncoder:
         columns: the check for columns that would be lost.
         head: the tokens that the prompt stands behind.
         teaching: the teachers, for which rows are written, too; None without a teacher.
+        pads: the warning of pads that are read as text.
     """
 
     tokenizer: PromptTokenizer | None
@@ -131,6 +175,7 @@ class RowEncoder:
     columns: ColumnCheck
     head: tuple[int, ...] = ()
     teaching: Any = None
+    pads: PadWarning = field(default_factory=lambda: PadWarning(None, False))
 
     def __call__(self, data: Any, name: str, require_target: bool, may_be_several: bool = False) -> Any:
         """Return the token ids of a dataset, or of each in a dict if it `may_be_several`, as `encode_data` does.
@@ -143,6 +188,7 @@ class RowEncoder:
         labels = require_target and self.columns.batched
         options = self.limit, require_target, self.vocabulary, labels, self.head
         encoded = encode_data(data, name, self.tokenizer, *options)
+        self.pads(encoded, name)
         return encoded if self.teaching is None else self.teaching.added_to(encoded, data, name)
 
     @classmethod
@@ -152,7 +198,8 @@ class RowEncoder:
         """Return what encodes rows behind the prompt `name` of a model, default the active one."""
         encoder = None if template is None else model.row_encoder(tokenizer, template, name)
         head = model.peft_config[model.active_adapter if name is None else name].head
-        return cls(encoder, model.room(name), vocabulary_of(model), columns, head)
+        pads = PadWarning.of(model.base_model, tokenizer)
+        return cls(encoder, model.room(name), vocabulary_of(model), columns, head, pads=pads)
 
     def describe(self, info: PromptInfo, data: Any) -> None:
         """Record the template and an example row in a prompt's description.
