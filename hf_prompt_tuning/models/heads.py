@@ -46,6 +46,7 @@ class RowHeads:
         kept: [B, T'] long, the caller's columns of the text that is left; masked tokens of heads may be at the end.
             None if the rows do not begin with their heads.
         ids: the caller's, [B, T], or None.
+        doubled: whether the text behind a row's head begins with the head's first token again.
     """
 
     lengths: Tensor
@@ -54,6 +55,7 @@ class RowHeads:
     taken: Tensor
     kept: Tensor | None
     ids: Tensor | None
+    doubled: bool = False
 
     @property
     def columns(self) -> int:
@@ -233,17 +235,21 @@ def row_heads(prompts: Prompts, heads: Sequence[Tensor], embeds: Sequence[Tensor
     in_head = real & (place < lengths[:, None])
     table = pad_sequence(list(heads if embeds is None else embeds), batch_first=True)[prompts.of_row]
     expected = take_columns(table, place.clamp(0, table.shape[1] - 1))
-    same = given == expected.to(given) if embeds is None else (given == expected.to(given)).all(-1)
+    same, first = (
+        given == ids.to(given) if embeds is None else (given == ids.to(given)).all(-1)
+        for ids in (expected, table[:, :1])
+    )
     begins = (same | ~in_head).all(1) & (real.sum(1) >= lengths) & (lengths > 0)
     starts = (same & in_head & (place == 0)).any(1)
     _check_alike(begins, starts, lengths)
     taken = in_head & begins[:, None]
-    kept = None
+    kept, doubled = None, False
     if bool(begins.any()):
         left = max(int((~taken).sum(1).max()), 1)
         kept = torch.argsort(taken, dim=1, stable=True)[:, :left]
+        doubled = bool((first & real & (place == lengths[:, None]) & begins[:, None]).any())
     widths = max(map(len, prompts.vectors)), int(virtual.max())
-    return RowHeads(lengths, virtual, widths, taken, kept, texts.input_ids)
+    return RowHeads(lengths, virtual, widths, taken, kept, texts.input_ids, doubled)
 
 
 def _check_alike(begins: Tensor, starts: Tensor, lengths: Tensor) -> None:

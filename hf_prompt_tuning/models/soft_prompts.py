@@ -38,7 +38,7 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
     A prompt is a PEFT adapter. Several prompts on one backbone are several adapters, and the active one is used.
     """
 
-    _warned_of_pads = _warned_of_positions = False
+    _warned_of_pads = _warned_of_positions = _warned_of_doubled = False
 
     @property
     def prompt(self) -> Tensor:
@@ -166,7 +166,15 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
         embeds = None
         if texts.inputs_embeds is not None:
             embeds = [vectors[: len(ids)] for vectors, ids in zip(prompts.vectors, heads, strict=True)]
-        return row_heads(prompts, heads, embeds, texts)
+        found = row_heads(prompts, heads, embeds, texts)
+        if found.doubled and not self._warned_of_doubled:
+            self._warned_of_doubled = True
+            logger.warning(
+                "A row begins with what its prompt stands behind, and then with its first token once more (a second "
+                "BOS: a tokenizer and a chat template each write one). The second is read as text. Tokenize with "
+                "add_special_tokens=False what has BOS already."
+            )
+        return found
 
     def count_head_tokens(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, adapter_names: Sequence[str] | None = None

@@ -352,6 +352,30 @@ def test_batches_that_begin_differently_are_refused():
     torch.testing.assert_close(model(inputs_embeds=embeds).logits, model(input_ids=ids).logits)
 
 
+@pytest.mark.parametrize("how", ["forward", "generate", "embedded", "left pads"])
+def test_a_second_bos_is_read_as_text_with_one_warning(how, caplog):
+    model = placed_model("llama", "after_bos").eval()
+    ids, once = torch.tensor([[0, 1, 1, 21], [1, 21, 22, 23]]), torch.tensor([[1, 21, 1, 22]])
+    mask = torch.tensor([[0, 1, 1, 1], [1] * 4])
+    if how != "left pads":
+        ids, mask = ids[:1, 1:], None
+
+    def call(ids, mask):
+        if how == "generate":
+            return model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+        texts = {"inputs_embeds": model.word_embeddings(ids)} if how == "embedded" else {"input_ids": ids}
+        return model(**texts, attention_mask=mask).logits
+
+    call(once, None)
+    assert not caplog.messages
+    logits = call(ids, mask)
+    assert [message.startswith("A row begins with what its prompt stands behind, and") for message in caplog.messages]
+    call(ids, mask)
+    assert len(caplog.messages) == 1
+    if how == "forward":
+        torch.testing.assert_close(logits[0, -1], real_logits(model, ids[0, 1:])[-1])
+
+
 def test_labels_of_heads_are_predicted_by_the_head(tmp_path):
     model = placed_model("llama", "system")
     ids = torch.tensor([[1, 7, 9, 5, 6]])
