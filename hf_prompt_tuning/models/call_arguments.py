@@ -4,11 +4,13 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import TransformersKwargs
 
 from ..compat.transformers import CACHE_NAMES, cache_in, cache_name
 from ..errors import PromptTuningError, first_line
@@ -40,6 +42,18 @@ DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask
 
 OF_THE_WHOLE = (*PER_TOKEN, "shift_labels", "position_ids", "fused_lm_head")
 """Arguments with a value for each token of an encoder's row, and those that an encoder-decoder does not use."""
+
+OF_FORWARD = (
+    *("input_ids", "attention_mask", "inputs_embeds", "labels", "only_labelled", "candidates", "adapter_names"),
+    *("num_items_in_batch", "label_smoothing", "shift_labels", "fused_lm_head"),
+)
+"""The names of our own `forward`'s arguments."""
+
+KNOWN = (*OF_FORWARD, *TransformersKwargs.__annotations__, "return_dict", "use_cache", "label")
+"""Arguments that may be given for any backbone, and the index of a row's label, which our collator puts in a batch."""
+
+SIMILAR = 0.85
+"""How similar a name is to one that it is a misspelling of, by difflib's measure."""
 
 MEDIA = re.compile("pixel|image|video|audio|input_features|input_values|patches|speech|mm_encoder_outputs")
 SOUND = re.compile("audio|input_features|input_values|speech")
@@ -139,15 +153,22 @@ def explained_media_errors(backbone: PreTrainedModel, given: Mapping[str, Any]) 
 
 
 def check_taken(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
-    """Raise PromptTuningError if the backbone's `forward` does not take an argument."""
+    """Raise PromptTuningError if the backbone's `forward` does not take an argument, or its name is misspelled.
+
+    A `forward` that takes any keyword (Llama's) does nothing with one that it does not know. What layers and kernels
+    read of those is in no signature, so only a name that is nearly a known one is refused.
+    """
     parameters = inspect.signature(backbone.forward).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
     names = {parameter.name for parameter in parameters}
-    if unknown := [name for name in given if name not in names]:
-        raise PromptTuningError(
-            f"{unknown[0]} is given, and {type(backbone).__name__} takes no such argument; leave it out."
-        )
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    known = {*names, *KNOWN, *TOKEN_TYPES, *PER_TOKEN, *STATES, *DECODER, *CACHE_NAMES}
+    for name in given:
+        if name in names or (takes_any and name in known):
+            continue
+        near = get_close_matches(name, sorted(names.union(KNOWN)), 1, cutoff=SIMILAR)
+        if near or not takes_any:
+            advice = f"did you mean {near[0]}?" if near else "leave it out."
+            raise PromptTuningError(f"{name} is given, and {type(backbone).__name__} takes no such argument; {advice}")
 
 
 def positions(

@@ -22,7 +22,7 @@ from ..layouts.sharing import in_step, is_sharded
 from ..layouts.traits import state_of_choice, takes
 from . import batch_checks
 from .batch_checks import Targets, Texts
-from .call_arguments import MEDIA, arguments_in_rows, explained_media_errors, selected_columns
+from .call_arguments import MEDIA, arguments_in_rows, check_taken, explained_media_errors, selected_columns
 from .continuing import CacheContent, check_only_new_tokens, columns_in, content_of, continued_inputs, mark
 from .distillation import LabelDistillation, TokenDistillation
 from .generation import generate
@@ -282,6 +282,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         batch, new = texts.shape
         prompts, cache = self._prompts(batch, texts.adapter_names), cache_in(kwargs)
         content, embeds = content_of(cache, prompts.row_names()), self._embedded(texts)
+        check_taken(self.base_model, kwargs)
         given = texts.attention_mask, position_ids
         inputs, after = continued_inputs(self.base_model, content, prompts.lengths(), new, *given)
         outputs = self.base_model(**token_inputs(self.base_model, embeds), **inputs, **kwargs)

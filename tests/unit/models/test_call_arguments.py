@@ -1,14 +1,15 @@
 """What `forward` and `generate` are called with beside ids: as the backbone by hand, or refused by name."""
 
 import copy
+import inspect
 
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
-from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning import PromptTuningError, PromptTuningModelForCausalLM
 from hf_prompt_tuning.models import generation
-from hf_prompt_tuning.models.call_arguments import check_taken
+from hf_prompt_tuning.models.call_arguments import OF_FORWARD, check_taken
 from tests.shared.reference import behind, greedy, pad, ragged_rows, tiny_prompt_model, with_prompts
 
 OPTIONS = dict(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -181,6 +182,45 @@ class TestUnknown:
             row = torch.cat([torch.zeros(length, dtype=torch.long), types[b, real]])[None]
             expected = by_hand(model, batch["input_ids"][b, real], name, token_type_ids=row)
             torch.testing.assert_close(out.logits[b, 5:][real], expected, rtol=1e-4, atol=1e-4)
+
+
+class TestMisspelled:
+    """Llama's `forward` takes any keyword, and does nothing with those that it does not know."""
+
+    @pytest.mark.parametrize(
+        ("wrong", "meant"),
+        [
+            ("atention_mask", "attention_mask"),
+            ("positions_ids", "position_ids"),
+            ("input_embeds", "inputs_embeds"),
+            ("past_key_value", "past_key_values"),
+            ("num_logits_to_keep", "logits_to_keep"),
+            ("output_hidden_state", "output_hidden_states"),
+            ("adapter_name", "adapter_names"),
+            ("shift_label", "shift_labels"),
+        ],
+    )
+    def test_is_refused(self, wrong, meant):
+        ids = texts()["input_ids"]
+        for name in ("llama", "gpt2"):
+            model = three(name)
+            with pytest.raises(PromptTuningError, match=f"{wrong} is given, .*; did you mean {meant}?"):
+                model(ids, attention_mask=torch.ones_like(ids), **{wrong: ids})
+        model = three("llama")
+        cache = model(ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values
+        with pytest.raises(PromptTuningError, match=f"{wrong} is given, .*; did you mean"):
+            model(ids[:, :1], past_key_values=cache, **{wrong: ids} if wrong != "past_key_value" else {wrong: cache})
+
+    def test_other_names_go_to_the_backbone(self):
+        """What its layers read, and what another backbone takes; all of it is known or like nothing known."""
+        model, ids = three("llama"), texts()["input_ids"]
+        expected = model(ids, attention_mask=torch.ones_like(ids)).logits
+        others = dict(softcap=None, is_causal=True, label=torch.zeros(3), return_dict=True, my_kernel_option=3)
+        assert torch.equal(model(ids, attention_mask=torch.ones_like(ids), **others).logits, expected)
+
+    def test_the_names_are_those_of_forward(self):
+        own = inspect.signature(PromptTuningModelForCausalLM.forward).parameters
+        assert set(OF_FORWARD) == own.keys() - {"self", "kwargs"}
 
 
 class TestPadsWithoutAMask:
