@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from ..errors import PromptTuningError
 from .chat_format import ChatFormat
+from .files import ORIGIN
 from .labels import (
     LabelReader,
     check_is_column,
@@ -169,9 +170,17 @@ class PromptTemplate:
             return self.labels.index(key)
         if not key:
             return None
+        alike = next((word for word in self.label_words if word.casefold() == key.casefold()), None)
+        advice = "Add it there, or correct the row."
+        if alike is not None:
+            advice = f"Write {alike!r} and {key!r} in one way: capital letters count" + (
+                ", and YAML reads true without quotation marks as True."
+                if key.casefold() in ("true", "false")
+                else "."
+            )
         raise PromptTuningError(
             f"the label {value!r} (column {self.label_column!r}) has no words; label_words are {self.label_words}. "
-            "Add it there, or correct the row."
+            f"{advice}"
         )
 
     def target_text(self, row: Mapping[str, Any]) -> str | None:
@@ -197,6 +206,10 @@ class PromptTemplate:
         """
         if not self.is_classification or self.label_names is not None:
             return self
+        # A wrong column first: words for the labels would not be missing, were the template for other data.
+        for data, name in ((train, "training"), (other if train is None else None, "evaluation")):
+            if data is not None and data.column_names is not None:
+                self.check_columns([column for column in data.column_names if column != ORIGIN], name)
         if train is not None and train.column_names is not None:
             check_label_column(train, self.label_column)
         if self.label_words is None:

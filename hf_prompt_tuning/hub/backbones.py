@@ -60,6 +60,8 @@ def load_backbone(
     what = f"the backbone {name!r}"
     if trust_remote_code:
         raise PromptLoadError(f"trust_remote_code is given for {what}, and no code from the Hub is run here. {advice}")
+    if hub_id(name) is None and not Path(name).exists():
+        raise PromptLoadError(f"{what} could not be loaded: there is no such folder, and it is no Hub id. {advice}")
     if gguf_file is not None:
         check_finds_gguf(what)
     place = backbone_place(name, gguf_file, **hub)

@@ -8,7 +8,7 @@ from ..errors import PromptTuningError
 from ..prompts.files import WEIGHTS_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
-from ..training.setup import kind_of
+from ..training.setup import check_argument_names, kind_of
 from .task import PromptTask
 
 OF_TASKS = ("train_dataset", "eval_dataset", "template", "prompt_config", "model_init")
@@ -33,7 +33,8 @@ def check_arguments(args: PromptTuningArguments) -> None:
 
 
 def check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise PromptTuningError for an option of `PromptTuningTrainer` that fits only one prompt."""
+    """Raise PromptTuningError for an option of `PromptTuningTrainer` that fits only one prompt, or is misnamed."""
+    check_argument_names(options)
     if any(option is not None for option in options.get("optimizers") or ()):
         raise PromptTuningError(
             "optimizers are given, and each of several prompts has its rate and schedule; give "

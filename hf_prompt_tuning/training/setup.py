@@ -20,10 +20,30 @@ from .callbacks import DivergenceCallback
 logger = logging.getLogger(__name__)
 
 
+OTHER_NAMES = {"tokenizer": "processing_class", "peft_config": "prompt_config"}
+"""Names that earlier versions of `Trainer`, and TRL's trainers, have for arguments of this trainer."""
+
+
+def check_argument_names(options: Mapping[str, Any]) -> None:
+    """Raise PromptTuningError for an argument that has another name here."""
+    if given := [name for name in OTHER_NAMES if name in options]:
+        raise PromptTuningError(f"{given[0]} is given, and here it is called {OTHER_NAMES[given[0]]}; give it so.")
+
+
 def check_together(
-    model: Any, model_init: Any, config: Any, args: TrainingArguments, callbacks: Sequence[Any], train_dataset: Any
+    model: Any,
+    model_init: Any,
+    config: Any,
+    args: TrainingArguments,
+    callbacks: Sequence[Any],
+    train_dataset: Any,
+    options: Mapping[str, Any],
 ) -> None:
-    """Raise PromptTuningError for conflicting arguments, or if neither `model` nor `model_init` is given."""
+    """Raise PromptTuningError for conflicting arguments, or if neither `model` nor `model_init` is given.
+
+    `options` are the other arguments of `Trainer`.
+    """
+    check_argument_names(options)
     if model is None and model_init is None:
         raise PromptTuningError("neither model nor model_init is given; give one of them.")
     if model is not None and model_init is not None:

@@ -82,7 +82,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         check_kind(train_dataset, "training")
         check_kind(eval_dataset, "evaluation", may_be_several=True)
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
-        setup.check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset)
+        setup.check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset, kwargs)
         self.model_init = model_init
         model = super().call_model_init() if model_init is not None else model
         setup.check_devices(model, args)

@@ -96,8 +96,10 @@ def test_what_loading_a_prompt_refuses(tmp_path):
         load_prompt(tmp_path / "p")
     with pytest.raises(PromptTuningError, match="dtype is given for a backbone that is loaded already"):
         load_prompt(tmp_path / "p", backbone=tiny_model("llama"), dtype="float16")
-    with pytest.raises(PromptTuningError, match=r"the backbone '.*nowhere' could not be loaded: .* Load it yourself"):
-        load_prompt(tmp_path / "p", backbone=tmp_path / "nowhere")
+    for nowhere in (tmp_path / "nowhere", "./nowhere"):
+        missing = r"the backbone '.*/nowhere' could not be loaded: there is no such folder, .* Load it yourself"
+        with pytest.raises(PromptTuningError, match=missing):
+            load_prompt(tmp_path / "p", backbone=nowhere)
     tiny_model("llama").save_pretrained(tmp_path / "bare")
     with pytest.raises(
         PromptTuningError, match=r"the tokenizer of '.*bare' could not be loaded: .* Give it as tokenizer="

@@ -111,3 +111,18 @@ def test_labels_that_cannot_be_known():
         labelled().with_label_words(None)
     with pytest.raises(PromptTuningError, match=r"the label 3 \(column 'Label'\) has no words"):
         labelled(label_words=WORDS).label_index({"Label": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "advice"),
+    [
+        (True, "TRUE", "Write 'True' and 'TRUE' in one way: capital letters count, and YAML reads true without"),
+        ("false", "FALSE", "Write 'false' and 'FALSE' in one way: capital letters count, and YAML reads"),
+        ("Spam", "spam", "Write 'Spam' and 'spam' in one way: capital letters count[.]$"),
+        ("spam", "ham", "Add it there, or correct the row[.]$"),
+    ],
+)
+def test_a_label_in_other_letters_than_its_words_key(key, value, advice):
+    template = PromptTemplate("{text}", label_column="Label", label_words={key: "yes", "other": "no"})
+    with pytest.raises(PromptTuningError, match=rf"the label '{value}' .* has no words; .*\. {advice}"):
+        template.label_index({"Label": value})
