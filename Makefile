@@ -23,9 +23,10 @@ test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 # The suite in an environment for each set of versions of constraints/, in the user's cache; docs/window.json and the
-# table of docs/reliability.md say what passed. SETS="axolotl newest" runs these; TESTS=FILES runs a part.
+# table of docs/reliability.md say what passed. SETS="axolotl newest" runs these; TESTS=FILES runs a part; AGAIN=1 runs
+# what failed in the last run.
 test-window:
-	$(PYTHON) -m tools.window $(SETS) $(if $(TESTS),--tests $(TESTS))
+	$(PYTHON) -m tools.window $(SETS) $(if $(TESTS),--tests $(TESTS)) $(if $(AGAIN),--again)
 
 # A part of the suite, at both ends of the window.
 test-window-short:

@@ -123,6 +123,7 @@ def test_a_run_is_counted(tmp_path):
     )
     run = results.run(Path(sys.executable), [str(tmp_path)], 100)
     assert [run[name] for name in results.COUNTS] == [1, 1, 2]
+    assert [test.partition("::")[2] for test in run["failed_tests"]] == ["test_b", "test_d"]
     assert run["versions"]["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert set(run["versions"]) == {"Python", *results.PACKAGES}
 
@@ -147,6 +148,24 @@ def test_a_result_takes_the_place_of_the_last_one(tmp_path):
     assert "| set | oldest | newest |\n| --- | --- | --- |\n| Python | 1.0 | 1.0 |\n" in text
     assert "| passed | 7 | 6 |\n| skipped | 1 | 1 |\n| failed | 0 | 0 |\n" in text
     assert text.startswith("Before.\n\n<!--") and text.endswith("<!-- /window -->\n\nAfter.\n")
+
+
+def test_what_failed_is_run_again_and_the_table_says_so(tmp_path, monkeypatch):
+    file, page = tmp_path / "window.json", tmp_path / "page.md"
+    page.write_text("<!-- window: written by `make test-window` -->\n<!-- /window -->\n")
+    last = RESULT | {"failed": 2, "failed_tests": ["tests/a.py::b", "tests/a.py::c[d-e]"]}
+    results.write("oldest", last, file, page)
+    results.write("newest", RESULT | {"failed_tests": []}, file, page)
+    results.write("vllm", RESULT | {"failed": 1, "failed_tests": []}, file, page)
+    assert results.tests_to_repeat("oldest", file) == last["failed_tests"]
+    assert results.tests_to_repeat("newest", file) == results.tests_to_repeat("axolotl", file) == []
+    with pytest.raises(SystemExit, match="the last run of vllm failed as a whole; run it again without --again"):
+        results.tests_to_repeat("vllm", file)
+    again = RESULT | {"passed": 1, "skipped": 0, "failed": 1, "failed_tests": ["tests/a.py::b"]}
+    results.write("oldest", results.with_repeated(last, again, "def5678"), file, page)
+    told = json.loads(file.read_text())["oldest"]
+    assert [told[name] for name in (*results.COUNTS, "commit", "again")] == [6, 1, 1, "abc1234", "def5678"]
+    assert "| failed first, run again at | def5678 | – | – |\n" in page.read_text()
 
 
 def test_results_are_no_change_of_the_commit_that_gave_them(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Runs the suite on sets of versions, and writes down what passed.
 
-python -m tools.window [oldest newest ...] [--tests tests/unit ...] [--short] [--environments FOLDER]
+python -m tools.window [oldest newest ...] [--tests tests/unit ...] [--short] [--again] [--environments FOLDER]
 """
 
 import argparse
@@ -39,14 +39,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("sets", nargs="*", default=SETS)
     parser.add_argument("--tests", nargs="+", default=[], help="files or folders; nothing is written down then")
     parser.add_argument("--short", action="store_true", help="a part of the suite; nothing is written down then")
+    parser.add_argument("--again", action="store_true", help="only what failed in the last run")
     parser.add_argument("--environments", type=Path, default=cache(), help="the folder to keep them in")
     parser.add_argument("--limit", type=float, default=60, help="minutes for each set, without its installation")
     given = parser.parse_args(arguments)
     tests = [*(SHORT if given.short else ()), *given.tests]
     sets, lines = [version_set(name) for name in given.sets], {}
-    commit = None if tests else results.commit()
+    commit = results.commit()
     for chosen in sets:
         print(f"window: the set {chosen.name}", flush=True)
+        if given.again and not (tests := results.tests_to_repeat(chosen.name)):
+            lines[chosen.name] = "nothing failed, 0 failed"
+            continue
         try:
             # A set without pins is resolved on the day; a part of the suite takes that of the week.
             with environment(chosen, given.environments, days=7 if given.short else 1) as python:
@@ -55,7 +59,9 @@ def main(arguments: list[str]) -> int:
             lines[chosen.name] = f"did not run: {error}"
             continue
         lines[chosen.name] = ", ".join(f"{result[name]} {name}" for name in results.COUNTS)
-        if not tests:
+        if given.again:
+            results.write(chosen.name, results.with_repeated(results.last(chosen.name), result, commit))
+        elif not tests:
             results.write(chosen.name, {**result, "commit": commit})
     print("\nwindow:", *(f"{name}: {line}" for name, line in lines.items()), sep="\n  ", flush=True)
     return int(any(not line.endswith(" 0 failed") for line in lines.values()))

@@ -43,9 +43,11 @@ def commit() -> str:
 def run(python: Path, tests: Sequence[str], limit: float) -> dict[str, Any]:
     """Run tests by an environment's interpreter, on all cores; return its versions and the counts.
 
+    `failed_tests` names the tests that failed.
+
     Args:
         python: the interpreter.
-        tests: files or folders; all tests if empty.
+        tests: files, folders or names of tests; all tests if empty.
         limit: seconds after which the run is ended and counts as a failure.
     """
     versions = subprocess.run([str(python), "-c", ASK, *PACKAGES], check=True, capture_output=True, text=True).stdout
@@ -74,11 +76,12 @@ def run(python: Path, tests: Sequence[str], limit: float) -> dict[str, Any]:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        counts = _counts(report)
+        counts, failed_tests = _counts(report), _failed_tests(report)
     if code != 0 and not counts["failed"]:
         counts["failed"] = 1  # the run as a whole
     minutes = round((time.monotonic() - start) / 60, 1)
-    return {"versions": json.loads(versions), **counts, "minutes": minutes, "date": date.today().isoformat()}
+    found = {"versions": json.loads(versions), **counts, "minutes": minutes, "date": date.today().isoformat()}
+    return found | {"failed_tests": failed_tests}
 
 
 def _counts(report: Path) -> dict[str, int]:
@@ -92,9 +95,47 @@ def _counts(report: Path) -> dict[str, int]:
     return {"passed": tests - skipped - failed, "skipped": skipped, "failed": failed}
 
 
+def _failed_tests(report: Path) -> list[str]:
+    if not report.is_file():
+        return []
+    cases = [case.attrib for case in ElementTree.parse(report).iter("testcase") if {"failure", "error"} & _tags(case)]
+    return sorted({f"{case['classname'].replace('.', '/')}.py::{case['name']}" for case in cases})
+
+
+def _tags(case: ElementTree.Element) -> set[str]:
+    return {part.tag for part in case}
+
+
+def tests_to_repeat(name: str, file: Path = RESULTS) -> list[str]:
+    """Return the tests that failed in a set's last run; none if it passed or never ran.
+
+    Raises:
+        SystemExit: the run as a whole failed, so that no tests can be named.
+    """
+    last = _read(file).get(name, {})
+    if last.get("failed") and not last["failed_tests"]:
+        raise SystemExit(f"the last run of {name} failed as a whole; run it again without --again")
+    return last.get("failed_tests", [])
+
+
+def with_repeated(last: Mapping[str, Any], again: Mapping[str, Any], commit: str) -> dict[str, Any]:
+    """Return a set's last result with what the tests that had failed give now, at this commit."""
+    counts = {name: last[name] + again[name] for name in ("passed", "skipped")}
+    return {**last, **counts, **{name: again[name] for name in ("failed", "failed_tests")}, "again": commit}
+
+
+def last(name: str, file: Path = RESULTS) -> dict[str, Any]:
+    """Return a set's last result."""
+    return _read(file)[name]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def write(name: str, result: Mapping[str, Any], file: Path = RESULTS, page: Path = PAGE) -> None:
     """Put a set's result into the file, in the place of its last one, and the table of the file into the page."""
-    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    results = _read(file)
     results[name] = dict(result)
     file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = page.read_text(encoding="utf-8")
@@ -109,4 +150,5 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append([version, *(results[name]["versions"][version] or "–" for name in names)])
     for value in (*COUNTS, "minutes", "date", "commit"):
         rows.append([value, *(str(results[name][value]) for name in names)])
+    rows.append(["failed first, run again at", *(results[name].get("again") or "–" for name in names)])
     return "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
