@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from .inspection.inspector import inspect_prompt
     from .inspection.results import Inspection
+    from .layouts.label_search import LabelSearch
     from .models.causal_lm import PromptTuningModelForCausalLM
     from .models.create import get_prompt_tuning_model
     from .models.labels import strip_virtual_tokens
@@ -67,6 +68,7 @@ _NAMES_OF = {
     "PromptTuningError TrainingInterrupted",
     ".inspection.inspector": "inspect_prompt",
     ".inspection.results": "Inspection",
+    ".layouts.label_search": "LabelSearch",
     ".models.causal_lm": "PromptTuningModelForCausalLM",
     ".models.create": "get_prompt_tuning_model",
     ".models.labels": "strip_virtual_tokens",

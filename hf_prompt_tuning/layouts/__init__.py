@@ -3,5 +3,5 @@
 from .base import Candidates, ComputedPrompt, Examples, LabelledLogits, Layout, Prompts
 from .cached import CachedLayout
 from .choose import check_layout_name, choose
-from .packed import PackedLayout
+from .packed_ranking import PackedLayout
 from .padded import PaddedLayout

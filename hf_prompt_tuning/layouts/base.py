@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from .candidates import Candidates
 from .sharing import announce_pass, calling, with_part
 
 IGNORED = -100
 """The label of a position without a prediction, as everywhere in PyTorch and transformers."""
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, columns, d] each."""
+MAX_LOGITS = 2**26
+"""How many logits a pass of ranking holds at most, whatever the labels and the rows: 256 MiB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -133,23 +136,6 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Hold the words of L labels, each with EOS at the end.
-
-    Attributes:
-        ids: L tensors of [W_l] long.
-        embeds: L tensors of [W_l, H].
-    """
-
-    ids: tuple[Tensor, ...]
-    embeds: tuple[Tensor, ...]
-
-    def first_scores(self, logits: Tensor) -> Tensor:
-        """Return the log-likelihood of each label's first token at each of M positions, [M, L]; `logits` is [M, V]."""
-        return logits.float().log_softmax(-1)[:, torch.stack([ids[0] for ids in self.ids])]
-
-
-@dataclass(frozen=True)
 class LabelledLogits:
     """Hold the predictions of the labelled tokens only. They do not depend on the layout.
 
@@ -201,8 +187,20 @@ class Layout(Protocol):
     def candidate_scores(
         self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
     ) -> Tensor:
-        """Return the log-likelihood of each candidate's words after each source, [B, L] fp32."""
+        """Return the log-likelihood of each candidate's words after each source, [B, L] fp32.
+
+        A pass holds `MAX_LOGITS` logits at most, or those of one label's words after one source.
+        """
         ...
+
+    def searches(self, backbone: nn.Module) -> bool:
+        """Tell whether the layout has `branches`, which leave out what a search does not need."""
+        ...
+
+
+def predicted_at_once(backbone: nn.Module) -> int:
+    """Return the number of positions whose predictions are `MAX_LOGITS` logits, 1 or more."""
+    return max(MAX_LOGITS // backbone.config.get_text_config().vocab_size, 1)
 
 
 def token_inputs(backbone: nn.Module, embeds: Tensor) -> dict[str, Tensor]:

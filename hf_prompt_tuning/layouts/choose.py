@@ -9,7 +9,7 @@ from ..compat.transformers import CHECKPOINTS_ACTIVATIONS, cache_name
 from ..errors import PromptTuningError
 from .base import Layout
 from .cached import CachedLayout
-from .packed import PackedLayout
+from .packed_ranking import PackedLayout
 from .padded import PaddedLayout
 from .traits import has_local_layers, is_recurrent, reaches, takes
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .base import ComputedPrompt
+from .base import ComputedPrompt, Layers
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,28 @@ class Segment:
 class Row:
     """Hold the segments of a packed row in the order of their columns.
 
-    Prompts that were computed before come first; their columns are in a cache. All other segments are embedded.
+    Prompts that were computed before come first; their columns are in a cache. All other segments are embedded. In a
+    row that continues another one, all columns of that one are in a cache.
+
+    Attributes:
+        segments: all segments.
+        embeds: the embedded tokens of the last segments, [n, H] each.
+        computed: the prompts of the first segments.
+        past: the number of columns in the cache.
+        cached: the cache of the row that is continued; None in a new row, whose cache is that of `computed`.
     """
 
     segments: list[Segment] = field(default_factory=list)
     embeds: list[Tensor] = field(default_factory=list)
     computed: list[ComputedPrompt] = field(default_factory=list)
+    past: int = 0
+    cached: Layers | None = None
+
+    def continued(self, layers: Layers, segments: int | None = None) -> "Row":
+        """Return a row that starts with this row's first segments (default all), given the cache of this row."""
+        kept = self.segments[:segments]
+        past = kept[-1].columns.stop if kept else 0
+        return Row(kept, past=past, cached=[(keys[:, :, :past], values[:, :, :past]) for keys, values in layers])
 
     def add(self, embeds: Tensor, above: Segment | None = None) -> Segment:
         """Append a segment of embedded tokens ([n, H]) after the segment above it, or at the root."""
@@ -70,17 +86,13 @@ class Row:
     def add_computed(self, prompt: ComputedPrompt) -> Segment:
         """Append a computed prompt at the root, before any embeddings."""
         self.computed.append(prompt)
+        self.past += len(prompt)
         return self._append(len(prompt), None)
 
     def _append(self, length: int, above: Segment | None) -> Segment:
         first = self.segments[-1].columns.stop if self.segments else 0
         self.segments.append(Segment(len(self.segments), above, range(first, first + length)))
         return self.segments[-1]
-
-    @property
-    def past(self) -> int:
-        """The number of columns in the cache."""
-        return sum(map(len, self.computed))
 
     def parents(self) -> list[int]:
         """Return the number of the segment above each segment; -1 for a root."""

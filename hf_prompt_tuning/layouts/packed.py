@@ -26,10 +26,11 @@ a column that this pass computes, counted without the columns that are in the ca
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
 from ..compat.transformers import as_cache, cache_in
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Layers, Prompts, predictions_at, token_inputs
+from .base import IGNORED, Examples, LabelledLogits, Layers, Prompts, predictions_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
 from .computed import cache_of, layers_of, side_by_side, spread_over_rows
 from .masks import Reach, Row, Segment, ancestors, sees, tree_mask
@@ -37,15 +38,13 @@ from .masks import Reach, Row, Segment, ancestors, sees, tree_mask
 Example = Column = Query = int
 
 
-class PackedLayout:
-    """Layout with prompts and examples packed into rows. See the module's docstring.
+class PackedRows:
+    """Pack prompts and examples into rows, and run the backbone on them. See the module's docstring.
 
     `max_tokens` is a row's token budget, because the mask has this many rows and columns. A prompt that was computed
     before adds no rows to the mask. A longer example gets its own row. `reaches` has the reach of each kind of layer;
     `as_dict` tells whether the model takes a dict with a mask for each kind.
     """
-
-    name = "packed"
 
     def __init__(self, max_tokens: int, reaches: dict[str, Reach] | None = None, as_dict: bool = False):
         self.max_tokens = max_tokens
@@ -59,8 +58,8 @@ class PackedLayout:
         # An example's last labelled token and all tokens after it predict no label.
         lengths = [labelled[-1] if labelled else 0 for labelled in tokens]
         parts = []
-        for members in self._rows(prompts, lengths, [b for b in range(len(tokens)) if tokens[b]]) or [[]]:
-            row, text_of = _packed(prompts, examples, members, lengths)
+        for members in self.rows(prompts, lengths, [b for b in range(len(tokens)) if tokens[b]]) or [[]]:
+            row, text_of = packed_row(prompts, examples, members, lengths)
             columns: list[Column] = []
             for b in members:
                 path = text_of[b].path()
@@ -68,32 +67,9 @@ class PackedLayout:
                 columns += [path[before + token] for token in tokens[b]]
             index = [(b, token) for b in members for token in tokens[b]]
             rows, labelled = torch.tensor(index, dtype=torch.long, device=examples.labels.device).view(-1, 2).T
-            logits = self._predictions(backbone, row, columns)
+            logits, _ = self.predictions(backbone, row, columns)
             parts.append(LabelledLogits(logits, examples.labels[rows, labelled], rows))
         return LabelledLogits.concatenate(parts)
-
-    def candidate_scores(
-        self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
-    ) -> Tensor:
-        """Return the scores, [B, L], from a tree: the prompt, each source once, every candidate's words after it."""
-        scores = torch.empty(len(sources.mask), len(candidates.ids), device=sources.embeds.device)
-        lengths = sources.mask.sum(1).tolist()
-        words = [embeds[:-1].to(sources.embeds.dtype) for embeds in candidates.embeds]
-        label_of = torch.tensor([label for label, tokens in enumerate(words) for _ in tokens], dtype=torch.long)
-        targets = torch.cat([ids[1:] for ids in candidates.ids])
-        longer = [length + len(targets) for length in lengths]
-        for members in self._rows(prompts, longer, list(range(len(lengths)))):
-            row, text_of = _packed(prompts, sources, members, lengths)
-            # A source's last token predicts every candidate's first word. It is projected once and used L times.
-            ends: list[Column] = [text_of[b].path()[-1] for b in members]
-            inner: list[Column] = [column for b in members for w in words for column in row.add(w, text_of[b]).columns]
-            logits = self._predictions(backbone, row, ends + inner)
-            count = len(members)
-            # Each source has a row of scores, and each of its L labels a place in it.
-            place_of = (torch.arange(count)[:, None] * len(words) + label_of).flatten().to(logits.device)
-            later = LabelledLogits(logits[count:], targets.repeat(count), place_of).log_likelihood(count * len(words))
-            scores[members] = candidates.first_scores(logits[:count]) + later.view(count, -1)
-        return scores
 
     def states(
         self, backbone: nn.Module, prompts: Prompts, examples: Examples, copies: int = 1
@@ -107,8 +83,8 @@ class PackedLayout:
         lengths = examples.mask.sum(1).tolist()
         width = max(map(len, prompts.vectors)) + max(lengths)
         layers, logits, masks = [], [], []
-        for members in self._rows(prompts, lengths, list(range(len(lengths)))):
-            row, text_of = _packed(prompts, examples, members, lengths)
+        for members in self.rows(prompts, lengths, list(range(len(lengths)))):
+            row, text_of = packed_row(prompts, examples, members, lengths)
             paths = [text_of[b].path() for b in members]
             outputs = self._pass(backbone, row, [path[-1] - row.past for path in paths], keep=True)
             columns = torch.tensor([[-1] * (width - len(path)) + path for path in paths], device=examples.mask.device)
@@ -120,8 +96,13 @@ class PackedLayout:
         rows = [tuple(torch.cat(states) for states in zip(*layer, strict=True)) for layer in zip(*layers, strict=True)]
         return rows if len(layers) > 1 else layers[0], torch.cat(logits), torch.cat(masks)
 
-    def _rows(self, prompts: Prompts, lengths: list[int], order: list[Example]) -> list[list[Example]]:
-        """Group the examples into rows under the budget, each row with its prompts. Keep the examples' order."""
+    def rows(
+        self, prompts: Prompts, lengths: list[int], order: list[Example], most: int | None = None
+    ) -> list[list[Example]]:
+        """Group the examples into rows under the budget, each row with its prompts. Keep the examples' order.
+
+        `most` is the largest number of examples in a row.
+        """
         rows: list[list[Example]] = []
         used: set[int] = set()
         queries = keys = 0
@@ -131,7 +112,7 @@ class PackedLayout:
             # A computed prompt adds keys but no queries.
             computed_now = 0 if prompts.computed and prompts.computed[g] is not None else length
             size = (queries + lengths[b] + new * computed_now) * (keys + lengths[b] + new * length)
-            if not rows or size > self.max_tokens**2:
+            if not rows or size > self.max_tokens**2 or len(rows[-1]) == most:
                 rows.append([])
                 used, queries, keys, new = set(), 0, 0, True
             rows[-1].append(b)
@@ -140,24 +121,30 @@ class PackedLayout:
             keys += lengths[b] + new * length
         return rows
 
-    def _predictions(self, backbone: nn.Module, row: Row, columns: list[Column]) -> Tensor:
-        """Return the predictions at some columns of a row, [K, V]. Compute those that are not known from a prompt."""
-        past = row.past
+    def predictions(
+        self, backbone: nn.Module, row: Row, columns: list[Column], keep: bool = False
+    ) -> tuple[Tensor, Layers]:
+        """Return the predictions at some columns of a row, [K, V], and with `keep` the cache of the row.
+
+        Compute those that are not known from a prompt.
+        """
+        past, layers = row.past, []
         queries: list[Query] = [column - past for column in columns if column >= past]
         if queries or (not past and any(map(len, row.embeds))):
-            logits = self._pass(backbone, row, queries).logits[0]
+            outputs = self._pass(backbone, row, queries, keep)
+            logits, layers = outputs.logits[0], layers_of(cache_in(outputs)) if keep else []
         elif past:
-            logits = row.computed[0].logits[:0]
+            logits, layers = row.computed[0].logits[:0], side_by_side(row.computed)
         else:
             # Rows of one token without a prompt: no token stands before a label to predict it.
             logits = row.embeds[0].new_zeros(0, backbone.config.get_text_config().vocab_size)
         if len(queries) == len(columns):
-            return logits
+            return logits, layers
         computed = row.predictions()
         logits = torch.cat([*(computed[column] for column in columns if column < past), logits])
         # Those of computed prompts are first now. Put each into its column's place.
         order = sorted(range(len(columns)), key=lambda i: columns[i] >= past)
-        return logits[torch.tensor(order, device=logits.device).argsort()]
+        return logits[torch.tensor(order, device=logits.device).argsort()], layers
 
     def _pass(self, backbone: nn.Module, row: Row, queries: list[Query], keep: bool = False) -> ModelOutput:
         """Run a row's embedded columns. Return predictions at some of them ([1, K, V]) and, with `keep`, the cache."""
@@ -172,7 +159,7 @@ class PackedLayout:
             **token_inputs(backbone, embeds[None]),
             attention_mask=masks if self.as_dict else next(iter(masks.values())),
             position_ids=positions[None, past:],
-            **(as_cache(backbone, cache_of(side_by_side(row.computed))) if past or keep else {}),
+            **(as_cache(backbone, _cache_before(row)) if past or keep else {}),
             use_cache=bool(past) or keep,
         )
 
@@ -201,7 +188,12 @@ class PackedLayout:
         return masks
 
 
-def _packed(
+def _cache_before(row: Row) -> DynamicCache:
+    """Return the cache of a row's first columns, those that are not embedded."""
+    return cache_of(side_by_side(row.computed) if row.cached is None else row.cached)
+
+
+def packed_row(
     prompts: Prompts, examples: Examples, members: list[Example], lengths: list[int]
 ) -> tuple[Row, dict[Example, Segment]]:
     """Build a row of the members' prompts and the members. Return it with the segment that ends each member.

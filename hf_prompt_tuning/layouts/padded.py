@@ -8,11 +8,23 @@ For P = 2 and two examples, of four and of two tokens (columns are positions, `Â
 It computes BÂ·(P+T) tokens and needs only `inputs_embeds` from the model.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .base import IGNORED, Candidates, Examples, LabelledLogits, Prompts, predictions_at, take_columns, token_inputs
+from .base import (
+    IGNORED,
+    Candidates,
+    Examples,
+    LabelledLogits,
+    Prompts,
+    predicted_at_once,
+    predictions_at,
+    take_columns,
+    token_inputs,
+)
 from .traits import text_positions
 
 
@@ -109,12 +121,21 @@ class PaddedLayout:
     def candidate_scores(
         self, backbone: nn.Module, prompts: Prompts, sources: Examples, candidates: Candidates
     ) -> Tensor:
-        """Return the scores, [B, L], from one pass of B rows for each candidate."""
-        scores = [
-            self.labelled_logits(backbone, prompts, continued(sources, ids, embeds)).log_likelihood(len(sources.mask))
-            for ids, embeds in zip(candidates.ids, candidates.embeds, strict=True)
-        ]
+        """Return the scores, [B, L], from passes of B rows or fewer for each candidate."""
+        scores, limit = [], predicted_at_once(backbone)
+        for ids, embeds in zip(candidates.ids, candidates.embeds, strict=True):
+            parts = []
+            for rows in torch.arange(len(sources.mask)).split(max(limit // len(ids), 1)):
+                rows = rows.to(sources.mask.device)
+                behind = replace(prompts, of_row=prompts.of_row[rows])
+                examples = continued(sources.select(rows), ids, embeds)
+                parts.append(self.labelled_logits(backbone, behind, examples).log_likelihood(len(rows)))
+            scores.append(torch.cat(parts))
         return torch.stack(scores, dim=1)
+
+    def searches(self, backbone: nn.Module) -> bool:
+        """Return False: every label is computed."""
+        return False
 
 
 def continued(sources: Examples, ids: Tensor, embeds: Tensor) -> Examples:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..data.encoding import check_ids
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from ..layouts.label_search import LabelSearch
 from ..layouts.traits import with_own_positions
 from .distillation import LabelDistillation, TokenDistillation
 
@@ -67,6 +68,7 @@ class Targets:
     fused_lm_head: bool = False
     labels_of_heads: Tensor | None = None
     distillation: TokenDistillation | LabelDistillation | None = None
+    search: LabelSearch | None = None
 
 
 def check_texts(backbone: PreTrainedModel, texts: Texts, mask: Tensor | None) -> None:
@@ -158,6 +160,33 @@ def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
         ids = words.tolist() if isinstance(words, Tensor) else words
         if not isinstance(ids, Sequence) or not ids or not all(type(i) is int for i in map(_number, ids)):
             raise PromptTuningError(f"candidates has {ids!r}; give lists of one token id or more.")
+
+
+def check_search(targets: Targets, rows: int, labels: int) -> None:
+    """Raise PromptTuningError if a search asks for what B rows with L labels cannot have."""
+    if (search := targets.search) is None:
+        return
+    if targets.distillation is not None:
+        raise PromptTuningError("search is given with distillation, which needs all labels' scores; leave it out.")
+    if not isinstance(search, LabelSearch):
+        raise PromptTuningError(f"search is {search!r}; give a LabelSearch, as LabelSearch(top_k=1).")
+    if type(search.top_k) is not int or search.top_k < 1:
+        raise PromptTuningError(f"search.top_k is {search.top_k!r}; give 1 or more labels.")
+    for name, dtypes in (("required", (torch.long, torch.int32)), ("temperatures", (torch.float32, torch.float64))):
+        value = getattr(search, name)
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.shape != (rows,) or value.dtype not in dtypes:
+            got = f"{_shape(value)} {value.dtype}" if isinstance(value, Tensor) else repr(value)
+            raise PromptTuningError(f"search.{name} is {got}; give a tensor of [{rows}] {dtypes[0]}, one a row.")
+    if search.required is not None and bool(((search.required < -1) | (search.required >= labels)).any()):
+        wrong = _first(search.required, (search.required < -1) | (search.required >= labels))
+        raise PromptTuningError(f"search.required has {wrong}; give indices of the {labels} candidates, or -1.")
+    if search.temperatures is not None and not bool((search.temperatures > 0).all()):
+        wrong = _first(search.temperatures, ~(search.temperatures > 0))
+        raise PromptTuningError(f"search.temperatures has {wrong}; give positive numbers.")
+    if not 0 <= search.tolerance < 1:
+        raise PromptTuningError(f"search.tolerance is {search.tolerance}; give a share from 0 to less than 1.")
 
 
 def _number(value: Any) -> Any:

@@ -17,6 +17,7 @@ from ..layouts.base import IGNORED, token_inputs
 from ..layouts.check import disagreement
 from ..layouts.choose import make_layout, why_inexact
 from ..layouts.computed import ComputedPrompts, can_be_continued
+from ..layouts.label_search import LabelSearch, searched_scores
 from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
 from ..layouts.sharing import in_step, is_sharded
 from ..layouts.traits import state_of_choice, takes
@@ -127,6 +128,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         shift_labels: Tensor | None = None,
         fused_lm_head: bool = False,
         distillation: TokenDistillation | LabelDistillation | None = None,
+        search: LabelSearch | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the backbone's output with the prompt in front.
@@ -148,13 +150,16 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 the columns of `labels[:, 1:]`, or as wide as `shift_labels`.
             distillation: what a teacher predicts for the same labelled tokens (with `only_labelled`) or candidates.
                 The loss is then that of learning from it.
+            search: which of the candidates' scores are needed. Others may be left out, which is faster where there
+                are many. With gradients, all are computed.
             **kwargs: passed to the backbone. With `only_labelled` or `candidates` they raise an error.
 
         Raises:
             PromptTuningError: an argument is invalid, or cannot be adapted to rows with a prompt.
         """
         scoring = num_items_in_batch, label_smoothing, shift_labels, fused_lm_head
-        targets = Targets(labels, only_labelled, candidates, *scoring, distillation=distillation)
+        options = {"distillation": distillation, "search": search}
+        targets = Targets(labels, only_labelled, candidates, *scoring, **options)
         return self._run(Texts(input_ids, attention_mask, inputs_embeds, adapter_names), targets, kwargs)
 
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
@@ -182,7 +187,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         if targets.only_labelled or targets.candidates is not None:
             batch_checks.check_left_out(arguments)
         if targets.candidates is not None:
-            return self._ranked(self._rank(prompts, examples, self._candidates(targets.candidates)), targets)
+            candidates = self._candidates(targets.candidates)
+            batch_checks.check_search(targets, len(examples.mask), len(candidates.ids))
+            return self._ranked(*self._rank(prompts, examples, candidates, targets.search), targets)
         if targets.only_labelled:
             return self._labelled(prompts, examples, targets)
         arguments = arguments_in_rows(self.base_model, arguments, texts.input_ids, prompts, examples)
@@ -197,12 +204,20 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             predictions = layout.labelled_logits(self.base_model, prompts, examples)
         return LabelledOutput(loss=self._loss(predictions, targets) + sum(zeros), **vars(predictions))
 
-    def _rank(self, prompts: Prompts, sources: Examples, candidates: Candidates) -> Tensor:
-        """Return the log-likelihood of each candidate after each source, [B, L], computed in the fastest layout."""
+    def _rank(
+        self, prompts: Prompts, sources: Examples, candidates: Candidates, search: LabelSearch | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the log-likelihood of each candidate after each source, [B, L], computed in the fastest layout.
+
+        The second value is how many nodes a search computed, [B] long; None without a search.
+        """
+        backbone, candidates = self.base_model, candidates.of_dtype(sources.embeds.dtype)
         with self._in_step(prompts, sources) as zeros:
             layout, prompts = self._layout_and_prompts(prompts, sources)
-            scores = layout.candidate_scores(self.base_model, prompts, sources, candidates)
-        return scores + sum(zeros)
+            if search is not None and not torch.is_grad_enabled() and layout.searches(backbone):
+                return searched_scores(layout, backbone, prompts, sources, candidates, search)
+            scores = layout.candidate_scores(backbone, prompts, sources, candidates)
+        return scores + sum(zeros), None
 
     def _layout_and_prompts(self, prompts: Prompts, examples: Examples) -> tuple[Layout, Prompts]:
         """Return the layout, and the prompts with what was computed of them before, if the layout uses it."""

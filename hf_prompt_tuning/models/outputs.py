@@ -20,12 +20,17 @@ class RankingOutput(ModelOutput):
     """Output of `forward(..., candidates=…)`.
 
     Attributes:
-        scores: [B, L] fp32, the log-likelihood of each candidate's words after each row.
+        scores: [B, L] fp32, the log-likelihood of each candidate's words after each row. After a search, -inf for a
+            candidate that was left out.
         loss: scalar, if a teacher's scores are given.
+        nodes: [B] long, after a search: how many tokens of the candidates were computed behind each row. Tokens that
+            candidates share at their beginning count once, and a candidate's last token is predicted, not computed.
+            None if all were computed without a search.
     """
 
     scores: Tensor | None = None
     loss: Tensor | None = None
+    nodes: Tensor | None = None
 
 
 @dataclasses.dataclass

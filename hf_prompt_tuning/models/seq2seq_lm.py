@@ -11,10 +11,11 @@ from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 from ..compat.transformers import as_cache, cache_in, with_cache_renamed
 from ..errors import PromptTuningError
 from ..layouts import Examples, LabelledLogits, Prompts
-from ..layouts.base import IGNORED, predictions_at
+from ..layouts.base import IGNORED, predicted_at_once, predictions_at
+from ..layouts.label_search import LabelSearch
 from ..layouts.padded import as_padded, is_moved, padded_rows
 from ..layouts.sharing import is_sharded
-from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_texts
+from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_search, check_texts
 from .call_arguments import DECODER, decoder_arguments
 from .continuing import CacheContent, encoder_decoder_cache, mark
 from .distillation import LabelDistillation, TokenDistillation
@@ -87,16 +88,19 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
         distillation: TokenDistillation | LabelDistillation | None = None,
+        search: LabelSearch | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the backbone's output, as in `PromptTuningModelForCausalLM`. The `labels` [B, T'] are the decoder's.
+
+        A `search` leaves out no candidate.
 
         Labels that begin with -100 are moved to the decoder's first positions, and the outputs are moved back. With
         the caller's own `decoder_input_ids` or `decoder_inputs_embeds`, labels are not moved.
         """
         texts = Texts(input_ids, attention_mask, inputs_embeds, adapter_names)
         scoring = num_items_in_batch, label_smoothing
-        targets = Targets(labels, only_labelled, candidates, *scoring, distillation=distillation)
+        targets = Targets(labels, only_labelled, candidates, *scoring, distillation=distillation, search=search)
         return self._run(texts, targets, kwargs)
 
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
@@ -113,7 +117,9 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         given |= as_cache(backbone, encoder_decoder_cache(cache_in(given), prompts, mask))
         if targets.candidates is not None:
             check_left_out(given)
-            return self._ranked(self._rank(embeds, mask, self._candidates(targets.candidates).ids), targets)
+            candidates = self._candidates(targets.candidates)
+            check_search(targets, len(mask), len(candidates.ids))
+            return self._ranked(self._rank(embeds, mask, candidates.ids), None, targets)
         if targets.only_labelled:
             check_left_out(given, allowed=DECODER)
         _check_decoder_has_input(targets, given)
@@ -165,18 +171,30 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         return LabelledLogits(outputs.logits[0], labels[rows, columns], rows)
 
     def _rank(self, embeds: Tensor, mask: Tensor, candidates: Sequence[Tensor]) -> Tensor:
-        """Return the scores, [B, L] fp32. The encoder runs once, then the decoder once for each candidate."""
-        if is_sharded(self.base_model):
-            # The encoder alone would find no weights: they are gathered only when the whole model is called.
+        """Return the scores, [B, L] fp32. The encoder runs once, then the decoder for each candidate.
+
+        A pass of the decoder holds `MAX_LOGITS` logits at most, or those of a candidate in one row.
+        """
+        backbone, most = self.base_model, len(embeds)
+        if is_sharded(backbone):
+            # The encoder alone would find no weights: they are gathered only when the whole model is called, as often
+            # by every process.
             source = {"inputs_embeds": embeds}
         else:
-            encoder = self.base_model.get_encoder()
-            source = {"encoder_outputs": encoder(inputs_embeds=embeds, attention_mask=mask, return_dict=True)}
+            encoded = backbone.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True)
+            source, limit = {"encoder_outputs": encoded}, predicted_at_once(backbone)
+            most = max(limit // max(map(len, candidates)), 1)
         scores = []
         for words in candidates:
-            labels = words.to(embeds.device).expand(len(embeds), -1)
-            predictions = self._labelled_logits(labels, **source, attention_mask=mask, use_cache=False)
-            scores.append(predictions.log_likelihood(len(embeds)))
+            parts = []
+            for start in range(0, len(embeds), most):
+                rows = slice(start, start + most)
+                if most < len(embeds):
+                    source = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded.last_hidden_state[rows])}
+                labels = words.to(embeds.device).expand(len(mask[rows]), -1)
+                predictions = self._labelled_logits(labels, **source, attention_mask=mask[rows], use_cache=False)
+                parts.append(predictions.log_likelihood(len(labels)))
+            scores.append(torch.cat(parts))
         return torch.stack(scores, dim=1)
 
     def generate(

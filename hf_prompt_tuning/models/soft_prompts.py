@@ -232,8 +232,10 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
 
     def _candidates(self, token_ids: Sequence[Sequence[int]]) -> Candidates:
         check_candidates(token_ids)
-        ids = tuple(torch.as_tensor(words, device=embedding_device(self.word_embeddings)) for words in token_ids)
-        return Candidates(ids, tuple(embed(self.base_model, words[None], "a candidate has")[0] for words in ids))
+        sizes = [len(words) for words in token_ids]
+        flat = torch.cat([torch.as_tensor(words) for words in token_ids]).to(embedding_device(self.word_embeddings))
+        embeds = embed(self.base_model, flat[None], "a candidate has")[0]
+        return Candidates(flat.split(sizes), embeds.split(sizes))
 
     def _loss(self, predictions: LabelledLogits, targets: Targets) -> Tensor:
         """Return the mean loss of the labelled tokens, or their summed loss divided by `num_items_in_batch`.
@@ -247,10 +249,13 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
             total = token_nll(predictions.logits, predictions.targets, targets.label_smoothing).sum()
         return self._mean(total, len(predictions.targets), targets)
 
-    def _ranked(self, scores: Tensor, targets: Targets) -> RankingOutput:
-        """Return the scores of candidates, [B, L], with the loss of learning them from a teacher if there is one."""
+    def _ranked(self, scores: Tensor, nodes: Tensor | None, targets: Targets) -> RankingOutput:
+        """Return the scores of candidates, [B, L], with the loss of learning them from a teacher if there is one.
+
+        `nodes` [B] are those that a search computed; None without a search.
+        """
         if targets.distillation is None:
-            return RankingOutput(scores=scores)
+            return RankingOutput(scores=scores, nodes=nodes)
         total = targets.distillation.total(scores)
         return RankingOutput(scores=scores, loss=self._mean(total, len(scores), targets))
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel, pipeline
 
-from hf_prompt_tuning import PromptTemplate
+from hf_prompt_tuning import LabelSearch, PromptTemplate
 from hf_prompt_tuning.models.soft_prompts import SoftPrompts
 from tests.shared.architectures import ARCHITECTURES, tiny_backbone
 from tests.shared.reference import pad, ragged_rows, tiny_prompt_model, with_prompts
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 
 FAMILIES = ["llama", "gpt2", "bloom", "mistral, sliding_window", "gemma3_text", "t5"]
+MANY = [[11, i, j, 2] for i in range(12, 22) for j in range(12, 22)]
 OPTIONS = dict(max_new_tokens=3, do_sample=False, pad_token_id=0)
 LABELS = [[11, 2], [12, 13, 2], [14, 15, 16, 2]]
 CLASSES = PromptTemplate(
@@ -64,6 +65,7 @@ def calls(family: str, model: SoftPrompts, rival: SoftPrompts) -> dict[str, Call
         "gradient": gradient,
         "candidates": lambda: rank().scores,
         "candidates, several prompts": lambda: rank(adapter_names=names).scores,
+        "best of many": lambda: rank(candidates=MANY, search=LabelSearch(top_k=2)).scores,
         "greedy": generate,
         "beams": lambda: generate(num_beams=2, num_return_sequences=2),
         "several prompts": lambda: generate(adapter_names=names),

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from hf_prompt_tuning import LabelSearch
+from hf_prompt_tuning.layouts import label_search
 
 from .. import oracle
 from ..families import VOCAB
@@ -186,10 +190,11 @@ class OnlyLabelled(EntryPoint):
 
 @dataclass(frozen=True)
 class Ranking(Call):
-    """A call with candidates, as it is drawn: their lengths, and whether they begin alike."""
+    """A call with candidates, as it is drawn: their lengths, whether they begin alike, and how many are searched."""
 
     words: tuple[int, ...] = (1,)
     prefixes: bool = False
+    top_k: int | None = None
 
     def candidates(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.rows.seed + 77)
@@ -206,13 +211,16 @@ class Candidates(EntryPoint):
 
     def arguments(self, draw: Any, setting: Setting) -> Ranking:
         words = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
-        return _draw(draw, setting, ("ids", "embeddings"), Ranking, words=words, prefixes=draw(st.booleans()))
+        options = {"prefixes": draw(st.booleans()), "top_k": draw(st.none() | st.integers(1, 3))}
+        return _draw(draw, setting, ("ids", "embeddings"), Ranking, words=words, **options)
 
     def call(self, world: World, call: Ranking) -> Tensor:
         given = batch(world, call)
         candidates = [words.tolist() for words in call.candidates()]
-        with torch.set_grad_enabled(call.grad), call.asked.within(world.model):
-            return world.model(**_inputs(world, call, given), candidates=candidates).scores
+        search = None if call.top_k is None else LabelSearch(call.top_k)
+        few = patch.object(label_search, "MIN_NODES", 0)  # so few labels would all be computed
+        with torch.set_grad_enabled(call.grad), call.asked.within(world.model), few:
+            return world.model(**_inputs(world, call, given), candidates=candidates, search=search).scores
 
     @torch.no_grad()
     def check(self, world: World, call: Ranking, got: Tensor) -> None:
@@ -221,4 +229,9 @@ class Candidates(EntryPoint):
             torch.stack([oracle.score(world.bare, world.prompt(name), ids, words) for words in call.candidates()])
             for name, ids in zip(prompts_of(world, call), given.texts, strict=True)
         ]
-        world.require_close("scores", got, torch.stack(expected))
+        scores = torch.stack(expected)
+        if call.top_k is not None and scores.isfinite().all():
+            best = min(call.top_k, scores.shape[1])
+            world.require_close("best scores", got.topk(best).values, scores.topk(best).values)
+        known = got > -torch.inf if call.top_k is not None else torch.ones_like(got, dtype=torch.bool)
+        world.require_close("scores", got[known], scores[known])

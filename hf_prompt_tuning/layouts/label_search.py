@@ -1,0 +1,176 @@
+"""Find the best labels without computing all of them: best-first search through the labels' trie.
+
+Each token of a label has a log-likelihood of at most 0, so no label below a node has a higher score than the node. The
+search always computes the open nodes with the highest scores, and stops when none of them reaches the score of the
+best label that is complete. The result is exact: the labels that were left out cannot be among the best.
+
+The nodes of several rows are computed in one pass. A pass costs as much for a few nodes as for one, so it takes more
+than the best: as many as make it worth its while, and more with every pass in which a row has not come to its end.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .base import Examples, Layout, Prompts, predicted_at_once
+from .branches import Branches, BranchRun, in_passes
+from .candidates import Candidates, Trie
+
+MIN_PASS = 48
+"""How many nodes a pass computes at least, if as many are open. A smaller pass takes about as long (SmolLM2-135M)."""
+MIN_NODES = 256
+"""Fewer nodes behind all rows of a batch are all computed: that is one pass, with the sources."""
+
+
+@dataclass(frozen=True)
+class LabelSearch:
+    """Tell which labels' scores are needed. The scores of others may be left out.
+
+    Attributes:
+        top_k: how many of the best labels of each row are needed.
+        required: [B] long, a label of each row that is needed in any case; -1 for none. None: no row has one.
+        temperatures: [B] floats. The sum over all labels of exp(score / temperature) is needed, too, to within
+            `tolerance` of it. None: it is not needed.
+        tolerance: the share of that sum which labels without a score may have.
+    """
+
+    top_k: int = 1
+    required: Tensor | None = None
+    temperatures: Tensor | None = None
+    tolerance: float = 1e-3
+
+
+def searched_scores(
+    layout: Layout,
+    backbone: nn.Module,
+    prompts: Prompts,
+    sources: Examples,
+    candidates: Candidates,
+    search: LabelSearch,
+) -> tuple[Tensor, Tensor]:
+    """Return each label's score after each source, [B, L] fp32, -inf for a label that was left out.
+
+    The layout must be one that `searches`. The second value is how many nodes were computed behind each source, [B]
+    long.
+    """
+    batch, device = len(sources.mask), sources.embeds.device
+    counts = torch.full((batch,), candidates.trie.computed, device=device)
+    if batch * candidates.trie.computed < MIN_NODES:
+        return layout.candidate_scores(backbone, prompts, sources, candidates), counts
+    scores = torch.empty(batch, len(candidates.ids), device=device)
+    for branches in layout.branches(backbone, prompts, sources, candidates):
+        found, computed = best_first(branches, candidates, search, predicted_at_once(backbone))
+        scores[branches.members], counts[branches.members] = found.to(device), computed.to(device)
+    return scores, counts
+
+
+def best_first(branches: Branches, candidates: Candidates, search: LabelSearch, most: int) -> tuple[Tensor, Tensor]:
+    """Search behind each of B' sources, in passes of `most` nodes (or of one longer run).
+
+    Return the labels' scores, [B', L] fp32, -inf for a label that was left out, and how many nodes were computed
+    behind each source, [B'] long; both on the CPU.
+    """
+    frontier = _Frontier(branches, candidates, search)
+    frontier.record([BranchRun(source, 0, 1) for source in range(len(branches.members))], branches.first)
+    frontier.counts.zero_()
+    while runs := frontier.best():
+        for part in in_passes(runs, most):
+            frontier.record(part, branches.extend(part))
+    return frontier.label_scores(), frontier.counts
+
+
+class _Frontier:
+    """The scores that are known of the trie's n nodes behind B' sources, and the open nodes among 1 … M.
+
+    A node is open if its own score is known and those of its children are not.
+    """
+
+    def __init__(self, branches: Branches, candidates: Candidates, search: LabelSearch):
+        self.candidates, self.search = candidates, search
+        trie, batch = candidates.trie, len(branches.members)
+        self.scores = torch.full((batch, len(trie.parents)), -torch.inf)
+        self.scores[:, 0] = 0.0
+        self.computed = torch.zeros(batch, trie.computed + 1, dtype=torch.bool)
+        self.counts = torch.zeros(batch, dtype=torch.long)
+        self.passes = torch.zeros(batch, dtype=torch.long)
+        self.ends = torch.tensor(trie.ends)
+        self.stops = torch.zeros(trie.computed + 1, dtype=torch.long)
+        for start, stop in trie.runs:
+            self.stops[start:stop] = stop
+        members = torch.tensor(branches.members)
+        self.on_path = torch.zeros_like(self.computed)
+        if search.required is not None:
+            for source, label in enumerate(search.required.cpu()[members].tolist()):
+                path = trie.path(trie.ends[label])[:-1] if label >= 0 else []
+                self.on_path[source, path] = True
+        self.inverse_temperatures = None
+        if search.temperatures is not None:
+            self.inverse_temperatures = 1.0 / search.temperatures.cpu().float()[members]
+            self.log_labels, self.are_apart = _labels_below(trie).log(), trie.are_apart
+
+    def record(self, runs: list[BranchRun], logits: Tensor) -> None:
+        """Record the predictions at the nodes of runs, [K, V]."""
+        nodes = [(run.source, node, node - run.start) for run in runs for node in range(run.start, run.stop)]
+        sources, numbers, depths = torch.tensor(nodes).T
+        places, children, steps = self.candidates.steps(logits, numbers.tolist())
+        steps = steps.cpu().clamp(max=0.0)
+        self.computed[sources, numbers] = True
+        self.counts += torch.bincount(sources, minlength=len(self.counts))
+        for depth in range(int(depths.max()) + 1):
+            at = depths[places] == depth
+            rows, above = sources[places[at]], numbers[places[at]]
+            self.scores[rows, children[at]] = self.scores[rows, above] + steps[at]
+
+    def label_scores(self) -> Tensor:
+        """Return the scores of the labels, [B', L]; -inf if not known."""
+        return self.scores[:, self.ends]
+
+    def best(self) -> list[BranchRun]:
+        """Return the runs to compute next; an empty list when no label that was left out is needed."""
+        labels = self.label_scores()
+        kth = labels.topk(min(self.search.top_k, labels.shape[1])).values[:, -1:]
+        bounds = self.scores[:, : self.computed.shape[1]].masked_fill(self.computed, -torch.inf)
+        is_open = bounds > -torch.inf
+        needed = is_open & ((bounds >= kth) | self.on_path)
+        if self.inverse_temperatures is not None:
+            needed |= is_open & self._weighty(bounds, labels)
+        bounds = torch.where(needed, torch.where(self.on_path, 0.0, bounds), -torch.inf)
+        # Until a row has its labels, one node a pass: the next may decide. Afterwards, twice as many each time.
+        at_once = torch.where(kth[:, 0] > -torch.inf, 2 ** self.passes.clamp(max=20), 1)
+        self.passes += (kth[:, 0] > -torch.inf) & needed.any(1)
+        counts, order = needed.sum(1), bounds.argsort(dim=1, descending=True, stable=True)
+        sizes = self.stops[order] - order
+        ranks = torch.arange(bounds.shape[1])
+        while True:
+            taken = (ranks < at_once[:, None]) & (ranks < counts[:, None])
+            if int(sizes[taken].sum()) >= MIN_PASS or bool((at_once >= counts).all()):
+                break
+            at_once = at_once * 2
+        return [
+            BranchRun(source, node, int(self.stops[node]))
+            for source, rank in taken.nonzero().tolist()
+            for node in [int(order[source, rank])]
+        ]
+
+    def _weighty(self, bounds: Tensor, labels: Tensor) -> Tensor:
+        """Tell which open nodes must be computed for the sum over all labels, [B', M+1] bool: those of most weight."""
+        inverse = self.inverse_temperatures[:, None]
+        highest = torch.maximum(labels.amax(1, keepdim=True), bounds.amax(1, keepdim=True))
+        known = ((labels - highest) * inverse).exp().sum(1, keepdim=True)
+        # Labels that exclude each other have all together at most the likelihood of the node above. Raised to a power
+        # p, that of n labels is at most n^(1 - p) times the node's for p < 1, and at most the node's for p > 1.
+        power = (1 - inverse).clamp(min=0.0) if self.are_apart else torch.ones_like(inverse)
+        weights = (power * self.log_labels + (bounds - highest) * inverse).exp()
+        order = weights.argsort(dim=1)
+        lighter = weights.gather(1, order).cumsum(1)
+        is_light = lighter <= self.search.tolerance * (known + lighter)
+        return ~torch.zeros_like(is_light).scatter(1, order, is_light)
+
+
+def _labels_below(trie: Trie) -> Tensor:
+    """Return how many labels begin with each of the nodes 0 … M, [M+1] fp32."""
+    counts = torch.zeros(len(trie.parents))
+    for end in trie.ends:
+        counts[[0, *trie.path(end)]] += 1
+    return counts[: trie.computed + 1]
