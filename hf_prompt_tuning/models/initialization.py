@@ -30,7 +30,7 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float = 1.0) -> Tensor:
     """Return the vectors that training starts from, [P, H] fp32 (Lester et al. 2021, section 3.2).
 
-    `TEXT` and `CLASS_LABELS` need the config's `tokenizer`, and `SAMPLE_VOCAB` uses it to leave out special and byte
+    `TEXT`, `TEACHER` and `CLASS_LABELS` need the config's `tokenizer`, and `SAMPLE_VOCAB` uses it to leave out special and byte
     tokens. `PROMPT` may set `num_virtual_tokens`, from the other prompt. `scale` is the factor that the backbone
     applies to token vectors (`token_scale`). Raise PromptTuningError if the text is empty, a tokenizer or label words
     are missing, or the other prompt does not fit.
@@ -43,7 +43,7 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float
         return _from_prompt(config, embed)
     if init == PromptTuningInit.CLASS_LABELS:
         return scale * _from_class_labels(config, embed)
-    if init == PromptTuningInit.TEXT:
+    if init in (PromptTuningInit.TEXT, PromptTuningInit.TEACHER):
         token_ids = _text_ids(config)
     elif init == PromptTuningInit.FIRST_VOCAB:
         if config.num_virtual_tokens > embed.num_embeddings:
@@ -60,6 +60,12 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float
 def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
     """Tell whether a recorded initialisation (`PromptInfo.initialization`) is enough to compute the start again."""
     return initialization.get("prompt_tuning_init") in (PromptTuningInit.TEXT, PromptTuningInit.FIRST_VOCAB)
+
+
+def is_saved(initialization: Mapping[str, Any]) -> bool:
+    """Tell whether a prompt's start is saved: its record is not enough, and it is not the text of a teacher."""
+    of_teacher = initialization.get("prompt_tuning_init") == PromptTuningInit.TEACHER
+    return not of_teacher and not can_be_made_again(initialization)
 
 
 def made_again(
@@ -114,6 +120,11 @@ def tokenizer_of(config: PromptTuningConfig, why: str) -> PreTrainedTokenizerBas
 
 def _text_ids(config: PromptTuningConfig) -> list[int]:
     """Return the text's tokens, repeated or cut to P."""
+    if config.prompt_tuning_init_text is None:
+        raise PromptTuningError(
+            "prompt_tuning_init is TEACHER, and no text teaches the prompt. Give the trainer a Teacher of a text or "
+            "messages, give prompt_tuning_init_text, or use SAMPLE_VOCAB."
+        )
     text_ids = _tokenizer(config)(config.prompt_tuning_init_text, add_special_tokens=False)["input_ids"]
     if not text_ids:
         raise PromptTuningError(

@@ -19,7 +19,7 @@ from ..prompts.ensemble_info import EnsembleInfo
 from ..prompts.files import write_rows, write_start
 from ..prompts.plots import check_pictures, save_pictures
 from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
-from .initialization import can_be_made_again
+from .initialization import is_saved
 from .prompt import PromptConfigs, SoftPrompt
 
 
@@ -179,12 +179,12 @@ def write_start_and_card(
     subfolder: str | None = None,
     ensemble: EnsembleInfo | None = None,
 ) -> None:
-    """Write a prompt's start (if its record is not enough), pictures and card into its folder.
+    """Write a prompt's start (if its record is not enough, and it is no teacher's text), pictures and card into its folder.
 
     The card counts the backbone's parameters, and its code names the repository and the prompt's `subfolder` in it.
     The best prompt of an ensemble has the ensemble's card.
     """
-    write_start(folder, None if can_be_made_again(prompt.info.initialization) else prompt.start)
+    write_start(folder, prompt.start if is_saved(prompt.info.initialization) else None)
     save_pictures(folder, prompt.info)
     size = sum(parameter.numel() for parameter in backbone.parameters())
     write_card(folder, config, prompt.info, size, needs_embeddings_only(backbone), repo_id, ensemble, subfolder)

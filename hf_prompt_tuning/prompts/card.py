@@ -145,6 +145,7 @@ def start_in_words(info: PromptInfo) -> str:
         "CLASS_LABELS": "the label words, and words drawn from the vocabulary",
         "RANDOM": f"random numbers in ±{start.get('random_range')}",
         "PROMPT": "another prompt",
+        "TEACHER": "the first tokens of the text that teaches it",
     }.get(str(start.get("prompt_tuning_init")), "vectors that are not recorded")
 
 

@@ -28,6 +28,7 @@ class PromptTuningInit(str, enum.Enum):
     CLASS_LABELS = "CLASS_LABELS"
     RANDOM = "RANDOM"
     PROMPT = "PROMPT"
+    TEACHER = "TEACHER"
 
     __str__ = str.__str__
 
@@ -43,7 +44,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         num_virtual_tokens: P, the number of learned vectors. Default 20, or the length of `init_prompt`.
         prompt_tuning_init: one of `PromptTuningInit`. Default `TEXT` if a text is given, `PROMPT` if a prompt is
             given, else `SAMPLE_VOCAB`.
-        prompt_tuning_init_text: the words for `TEXT`, repeated or cut to P tokens.
+        prompt_tuning_init_text: the words for `TEXT`, repeated or cut to P tokens. `TEACHER` takes them from the text
+            that teaches, and saves neither the words nor the vectors that they give.
         random_range: `RANDOM` is uniform in ±random_range.
         vocab_sample_size: `SAMPLE_VOCAB` draws from this number of most common tokens.
         init_prompt: for `PROMPT`, a prompt's folder or file (in any format that `import_prompt` reads), or its Hub id.

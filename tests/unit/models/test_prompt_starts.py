@@ -6,7 +6,7 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
+from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model, load_prompt
 from hf_prompt_tuning.models.initialization import made_again
 from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
 from tests.shared.tiny_models import tiny_model
@@ -47,6 +47,28 @@ def test_what_none_tells_is_kept_in_a_file(tokenizer, tmp_path, init):
     loaded.save_pretrained(tmp_path / "b")  # as after further training
     assert torch.equal(load_file(tmp_path / "b" / START_FILE)["prompt_embeddings"], start)
     assert made_again(loaded.info.initialization, 3, loaded.word_embeddings, tokenizer) is None
+
+
+def test_what_teaches_is_not_saved(tokenizer, tmp_path):
+    """The first tokens of a teacher's text are the start, and no file of the prompt has them."""
+    text = "Classify if the message is"
+    model, start = trained(tokenizer, num_virtual_tokens=3, prompt_tuning_init="TEACHER", prompt_tuning_init_text=text)
+    same, expected = trained(tokenizer, num_virtual_tokens=3, prompt_tuning_init_text=text)
+    assert torch.equal(start, expected)
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / START_FILE).exists()
+    assert [file.name for file in tmp_path.iterdir() if b"Classify" in file.read_bytes()] == []
+    assert "first tokens of the text that teaches it" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
+    assert loaded.info.initialization["prompt_tuning_init"] == "TEACHER"
+    assert loaded.prompt_encoder["default"].start is None
+    assert made_again(loaded.info.initialization, 3, loaded.word_embeddings, tokenizer) is None
+
+
+def test_a_teacher_without_text_is_refused(tokenizer):
+    config = PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="TEACHER")
+    with pytest.raises(PromptTuningError, match="prompt_tuning_init is TEACHER, and no text teaches the prompt"):
+        get_prompt_tuning_model(tiny_model("gemma"), config, tokenizer)
 
 
 def test_a_checkpoint_leaves_it_to_the_model_that_resumes(tokenizer, tmp_path):
