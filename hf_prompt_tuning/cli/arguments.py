@@ -1,4 +1,4 @@
-"""Define the command-line arguments: four groups, from a YAML or JSON file, from flags, or from both."""
+"""Define the command-line arguments: five groups, from a YAML or JSON file, from flags, or from both."""
 
 import dataclasses
 import difflib
@@ -19,15 +19,17 @@ from ..prompts.config import PromptTuningConfig
 from ..prompts.files import read_prompt
 from ..prompts.info import INFO_FILE
 from ..training.arguments import PromptTuningArguments
+from ..training.teacher import started_by
 from .data_arguments import DataArguments
 from .splits import split_names
+from .teacher_arguments import OF_CONTEXT, OF_TEACHER, TeacherArguments
 
 
 @dataclass
 class ModelArguments:
     """Arguments of the frozen backbone."""
 
-    model_name_or_path: str | None = HfArg(default=None, help="Hub id or folder of the backbone.")
+    model_name_or_path: str | None = HfArg(default=None, aliases=["--model"], help="Hub id or folder of the backbone.")
     model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of the backbone.")
     gguf_file: str | None = HfArg(default=None, help="GGUF file to load the backbone from.")
     dtype: str = HfArg(
@@ -45,12 +47,12 @@ class PromptArguments:
     """Arguments of the soft prompt, or of several prompts."""
 
     num_virtual_tokens: int | None = HfArg(
-        default=None, help="P, the number of vectors. Default: 20, or the length of --init_prompt."
+        default=None, aliases=["-P"], help="P, the number of vectors. Default: 20, or the length of --init_prompt."
     )
     prompt_tuning_init: str | None = HfArg(
         default=None,
-        help="Initialisation: TEXT, SAMPLE_VOCAB, FIRST_VOCAB, CLASS_LABELS, RANDOM or PROMPT. "
-        "Default: TEXT if a text is given, PROMPT if a prompt is given, else SAMPLE_VOCAB.",
+        help="Initialisation: TEXT, SAMPLE_VOCAB, FIRST_VOCAB, CLASS_LABELS, RANDOM, PROMPT or TEACHER. "
+        "Default: TEXT if a text is given, PROMPT if a prompt is given, TEACHER if a text teaches, else SAMPLE_VOCAB.",
     )
     prompt_tuning_init_text: str | None = HfArg(default=None, help="Words to start from, for TEXT.")
     random_range: float = HfArg(default=0.5, help="RANDOM is uniform in ± this number.")
@@ -103,10 +105,11 @@ OF_SEVERAL = ("num_prompts", *OF_LISTS)
 
 
 class Arguments(NamedTuple):
-    """The arguments of a run, in four groups."""
+    """The arguments of a run, in five groups."""
 
     model: ModelArguments
     data: DataArguments
+    teacher: TeacherArguments
     prompt: PromptArguments
     training: PromptTuningArguments
 
@@ -119,8 +122,12 @@ class Arguments(NamedTuple):
             return self.data.template(self.prompt.saved_template(self.model.token))
         return self.data.template()
 
+    def prompt_config(self) -> PromptTuningConfig:
+        """Return the prompt's config, with the teacher's text if the prompt starts from it."""
+        return started_by(self.teacher.given(), self.prompt.config(self.model.task_type, self.model.token))
 
-GROUPS = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
+
+GROUPS = (ModelArguments, DataArguments, TeacherArguments, PromptArguments, PromptTuningArguments)
 NAMES = {field.name for group in GROUPS for field in dataclasses.fields(group) if field.init}
 
 
@@ -142,17 +149,31 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[dict[str, Any]
     return (read_config(Path(argv[0])), argv[1:]) if has_file else ({}, argv)
 
 
+def given_names(argv: Sequence[str] | None = None) -> set[str]:
+    """Return the names of the arguments that a config file or flags give, by default of `sys.argv`."""
+    from_file, flags = read_command_line(argv)
+    return {*from_file, *_parser().values(flags)}
+
+
+def _parser() -> "_Parser":
+    return _Parser(GROUPS, allow_abbrev=False, prog="hf-prompt-tuning train", formatter_class=_Help)
+
+
 def make_arguments(from_file: dict[str, Any], flags: Sequence[str]) -> Arguments:
     """Return the arguments of a config file's values and of flags, as `parse_arguments` does."""
     for key in from_file:
         if key not in NAMES:
             raise PromptTuningError(f"the key {key!r} is not known; did you mean {nearest(key)!r}?")
-    parser = _Parser(GROUPS, allow_abbrev=False, prog="hf-prompt-tuning train", formatter_class=_Help)
+    parser = _parser()
     values = parser.values(_as_flags(from_file)) | parser.values(flags)
     if "model_name_or_path" not in values:
         raise PromptTuningError("model_name_or_path is not given; name the backbone's Hub id or folder. See --help.")
     resume = values.get("resume_from_checkpoint", "")
     values["resume_from_checkpoint"] = {"true": True, "false": False, "": None}.get(resume.lower(), resume)
+    if values.keys() & set(OF_TEACHER):
+        if several := values.keys() & set(OF_SEVERAL):
+            raise PromptTuningError(f"{sorted(several)[0]} is given, and a teacher is for one prompt; leave it out.")
+        values = _defaults_of_teaching(values) | values
     return Arguments(*parser.parse_dict(_defaults(values) | values))
 
 
@@ -167,6 +188,21 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
         defaults["do_eval"] = True
         if (defaults | values).get("do_train"):
             defaults |= {"eval_strategy": "epoch", "save_strategy": "epoch", "eval_on_start": True}
+    return defaults
+
+
+def _defaults_of_teaching(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a run with a teacher: rows are chats, a fifth is held out, and the text is the start."""
+    given, defaults = values.keys(), {"learning_rate": 1e-2}
+    if not given & {"source_template", "messages_column", "init_prompt"}:
+        defaults["messages_column"] = "messages"
+    if "train_file" in given and not given & {"dataset_name", "validation_file"}:
+        defaults["validation_split_percentage"] = 20
+    chats = "messages_column" in defaults | values or values.get("chat")
+    if chats and not given & {"prompt_position", "init_prompt"}:
+        defaults["prompt_position"] = "system"
+    if given & set(OF_CONTEXT) and not given & {"prompt_tuning_init", "prompt_tuning_init_text", "init_prompt"}:
+        defaults["prompt_tuning_init"] = "TEACHER"
     return defaults
 
 

@@ -1,12 +1,14 @@
-"""The command `hf-prompt-tuning`: train prompts, or look at them."""
+"""The command `hf-prompt-tuning`: train or teach prompts, or look at them."""
 
 import sys
+from importlib import import_module
 
 USAGE = """\
 usage: hf-prompt-tuning train CONFIG.yaml [--flag value ...]    train prompts, evaluate and save them
+       hf-prompt-tuning teach --teacher_file FILE [--flag ...]  train one that stands in place of a text
        hf-prompt-tuning inspect PROMPT [PROMPT ...]             show what prompts learned
 
-`hf-prompt-tuning train --help` and `hf-prompt-tuning inspect --help` list the arguments; train is the default.
+`--help` behind the word lists the arguments; train is the default.
 """
 
 
@@ -18,14 +20,10 @@ def main() -> None:
     if words in (["-h"], ["--help"]):
         print(USAGE, end="")
         return
-    inspects = words[0] == "inspect"
-    if words[0] in ("train", "inspect"):
-        del sys.argv[1]
-    # Now, not above: the usage needs neither.
+    word = "train"
+    if words[0] in ("train", "teach", "inspect"):
+        word = sys.argv.pop(1)
+    # Now, not above: the usage needs none of them.
     from .main import run
 
-    if inspects:
-        from .inspect import main as chosen
-    else:
-        from .train import main as chosen
-    run(chosen)
+    run(import_module(f".{word}", __package__).main)

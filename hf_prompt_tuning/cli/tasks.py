@@ -25,6 +25,7 @@ from .arguments import (
 from .data_arguments import DataArguments
 from .main import load_backbone, report, save_predictions, set_up_logging
 from .splits import load_splits
+from .teacher_arguments import OF_TEACHER
 
 
 @dataclass
@@ -59,6 +60,8 @@ def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
         tasks[name] = make_arguments(shared | _own_values(name, entry), flags)
         if any(getattr(tasks[name].prompt, key) is not None for key in OF_SEVERAL):
             raise PromptTuningError(f"{', '.join(OF_SEVERAL)} are for one task; leave them out beside tasks.")
+        if tasks[name].teacher.given() is not None:
+            raise PromptTuningError(f"{', '.join(OF_TEACHER)} are for one prompt; leave them out beside tasks.")
     # The run evaluates if at least one task has validation data.
     of_run = max(tasks.values(), key=lambda arguments: arguments.training.do_eval)
     return TasksConfig(of_run.model, of_run.training, tasks)
@@ -105,7 +108,7 @@ def train_tasks(config: TasksConfig) -> None:
 
 
 def _task(name: str, splits: DatasetDict, arguments: Arguments, of_run: PromptTuningArguments) -> PromptTask:
-    model, _, prompt, training = arguments
+    model, prompt, training = arguments.model, arguments.prompt, arguments.training
     train, validation = splits.get("train"), splits.get("validation")
     by_steps = training.max_steps > 0
     return PromptTask(

@@ -7,6 +7,7 @@
 `hf-prompt-tuning train` runs the same steps: hf_prompt_tuning/cli/train.py is the same file.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import set_seed
@@ -19,11 +20,11 @@ from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
 from hf_prompt_tuning.training.push_arguments import check_hub
 
 
-def main() -> None:
-    """Train the tasks that the config lists, or one prompt, or an ensemble."""
-    if (tasks := read_tasks()) is not None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the tasks that the config lists, or one prompt, or an ensemble. `argv` is by default that of `sys`."""
+    if (tasks := read_tasks(argv)) is not None:
         return train_tasks(tasks)
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
     set_up_logging(arguments.training)
     check_hub(arguments.training)
 
@@ -52,8 +53,8 @@ def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) ->
     if members := ensemble_members(prompt, args.seed, model.token):
         trainer = EnsembleTrainer(backbone, members=members, **options)
     else:
-        config = prompt.config(model.task_type, model.token)
-        trainer = PromptTuningTrainer(get_prompt_tuning_model(backbone, config, tokenizer, template), **options)
+        tuned = get_prompt_tuning_model(backbone, arguments.prompt_config(), tokenizer, template)
+        trainer = PromptTuningTrainer(tuned, teacher=arguments.teacher.given(), **options)
     for info in trainer.model.prompt_info.values():
         info.data |= arguments.data.described()
     return trainer

@@ -30,10 +30,10 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float = 1.0) -> Tensor:
     """Return the vectors that training starts from, [P, H] fp32 (Lester et al. 2021, section 3.2).
 
-    `TEXT`, `TEACHER` and `CLASS_LABELS` need the config's `tokenizer`, and `SAMPLE_VOCAB` uses it to leave out special and byte
-    tokens. `PROMPT` may set `num_virtual_tokens`, from the other prompt. `scale` is the factor that the backbone
-    applies to token vectors (`token_scale`). Raise PromptTuningError if the text is empty, a tokenizer or label words
-    are missing, or the other prompt does not fit.
+    `TEXT`, `TEACHER` and `CLASS_LABELS` need the config's `tokenizer`, and `SAMPLE_VOCAB` uses it to leave out special
+    and byte tokens. `PROMPT` may set `num_virtual_tokens`, from the other prompt. `scale` is the factor that the
+    backbone applies to token vectors (`token_scale`). Raise PromptTuningError if the text is empty or missing, a
+    tokenizer or label words are missing, or the other prompt does not fit.
     """
     init = config.prompt_tuning_init
     if init == PromptTuningInit.RANDOM:

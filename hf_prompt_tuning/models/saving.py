@@ -179,7 +179,7 @@ def write_start_and_card(
     subfolder: str | None = None,
     ensemble: EnsembleInfo | None = None,
 ) -> None:
-    """Write a prompt's start (if its record is not enough, and it is no teacher's text), pictures and card into its folder.
+    """Write a prompt's start (see `is_saved`), pictures and card into its folder.
 
     The card counts the backbone's parameters, and its code names the repository and the prompt's `subfolder` in it.
     The best prompt of an ensemble has the ensemble's card.

@@ -1,7 +1,7 @@
 """Define what teaches a prompt: a text, turns of a conversation, a text of each row, or other prompts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..models.fixed_prompts import FixedPrompt
 from ..models.places import check_head
 from ..models.prompt import check_match
 from ..models.soft_prompts import SoftPrompts
+from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.files import SavedPrompt, open_place, read_json, read_prompt
 
@@ -70,6 +71,13 @@ class Teacher:
         """Whether the teacher is text, in front of the backbone's own tokens, and not a prompt."""
         return self.prompt is None
 
+    @property
+    def shared_text(self) -> str | None:
+        """The text that is the same in front of all rows, of messages what they say; None for other teachers."""
+        if self.messages is not None:
+            return "\n".join(message.get("content", "") for message in self.messages)
+        return self.text
+
     def context_of(self, row: Mapping[str, Any]) -> str | Sequence[Message]:
         """Return what stands in front of a row: a text, or messages.
 
@@ -89,6 +97,17 @@ class Teacher:
     def separated(self, text: str) -> str:
         """Return a text with what stands between it and the row."""
         return text if text[-1:].isspace() else text + self.separator
+
+
+def started_by(teacher: Any, config: PromptTuningConfig | None) -> PromptTuningConfig | None:
+    """Return the config of a prompt that starts from the text that teaches it (`TEACHER`), with that text.
+
+    Any other config, and one that has its text, is returned as it is.
+    """
+    if config is None or config.prompt_tuning_init != PromptTuningInit.TEACHER or config.prompt_tuning_init_text:
+        return config
+    texts = [each.shared_text for each in checked_teachers(teacher) if each.shared_text] if teacher else []
+    return replace(config, prompt_tuning_init_text=texts[0]) if texts else config
 
 
 def checked_teachers(teacher: Any) -> list[Teacher]:

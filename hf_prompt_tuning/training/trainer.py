@@ -30,7 +30,7 @@ from .evaluation import EvaluationMixin
 from .hooks import check_hooks
 from .publishing import Publisher
 from .push_arguments import destination
-from .teacher import Teacher
+from .teacher import Teacher, started_by
 from .teaching import teaching_of
 from .token_rows import ColumnCheck, RowEncoder
 
@@ -88,7 +88,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         setup.check_devices(model, args)
         template = setup.choose_template(template, model, processing_class, train_dataset, eval_dataset)
         setup.check_options(args, kwargs, compute_metrics, template)
-        model = setup.prompt_model(model, prompt_config, processing_class, template, args.seed)
+        model = setup.prompt_model(model, started_by(teacher, prompt_config), processing_class, template, args.seed)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)
         rows, train_dataset, eval_dataset = self.encode_data(

@@ -75,15 +75,15 @@ def test_data_given_means_what_it_is_for(config):
 
 
 def test_defaults_that_learn(config):
-    _, _, prompt, training = parse_arguments([config(early_stopping_patience=3, validation_file="v.csv")])
+    *_, prompt, training = parse_arguments([config(early_stopping_patience=3, validation_file="v.csv")])
     assert (training.learning_rate, training.weight_decay, training.lr_scheduler_type) == (3e-2, 0.0, "linear")
     assert training.load_best_model_at_end
     assert prompt.config(None).num_virtual_tokens == 20
 
 
 def test_resume_true_is_a_truth_and_a_path_a_path(config):
-    assert parse_arguments([config(resume_from_checkpoint=True)])[3].resume_from_checkpoint is True
-    assert parse_arguments([config(), "--resume_from_checkpoint", "a/b"])[3].resume_from_checkpoint == "a/b"
+    assert parse_arguments([config(resume_from_checkpoint=True)]).training.resume_from_checkpoint is True
+    assert parse_arguments([config(), "--resume_from_checkpoint", "a/b"]).training.resume_from_checkpoint == "a/b"
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_the_examples_parse(example, monkeypatch):
         "source_template": "{t}",
         "label_column": "y",
     }
-    chats = "messages_column" in said
+    chats = "messages_column" in said or "teacher_file" in said
     if "dataset_name" in said or chats:
         missing = {}
     flags = [f"--{key}={value}" for key, value in missing.items() if key not in said]
-    _, data, prompt, training = parse_arguments([str(example), *flags])
+    _, data, _, prompt, training = parse_arguments([str(example), *flags])
     assert data.template().is_classification != chats
     assert prompt.config(None).num_virtual_tokens == said["num_virtual_tokens"]
     assert training.do_train

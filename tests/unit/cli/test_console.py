@@ -1,4 +1,4 @@
-"""The command `hf-prompt-tuning` and its two words."""
+"""The command `hf-prompt-tuning` and its three words."""
 
 import configparser
 import logging
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_prompt_tuning.cli import command, inspect, train
+from hf_prompt_tuning.cli import command, inspect, teach, train
 from hf_prompt_tuning.cli.main import set_up_logging
 from tests.shared.repository import ROOT
 
@@ -22,12 +22,13 @@ from tests.shared.repository import ROOT
         (["train", "config.yaml", "--seed", "1"], "train", ["config.yaml", "--seed", "1"]),
         (["config.yaml"], "train", ["config.yaml"]),
         (["--model_name_or_path", "inspect"], "train", ["--model_name_or_path", "inspect"]),
+        (["teach", "--teacher_text", "Be kind."], "teach", ["--teacher_text", "Be kind."]),
         (["inspect", "prompt", "--words", "3"], "inspect", ["prompt", "--words", "3"]),
     ],
 )
 def test_the_first_word_chooses(monkeypatch, words, called, left):
     calls = []
-    for module in (train, inspect):
+    for module in (train, teach, inspect):
         name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, "main", lambda name=name: calls.append((name, sys.argv[1:])))
     monkeypatch.setattr(sys, "argv", ["hf-prompt-tuning", *words])
@@ -36,11 +37,13 @@ def test_the_first_word_chooses(monkeypatch, words, called, left):
 
 
 @pytest.mark.parametrize("words", [["-h"], ["--help"]])
-def test_help_tells_both(monkeypatch, capsys, words):
+def test_help_tells_all(monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["hf-prompt-tuning", *words])
     command.main()
     told = capsys.readouterr().out
-    assert "hf-prompt-tuning train CONFIG.yaml" in told and "hf-prompt-tuning inspect PROMPT" in told
+    assert all(
+        f"hf-prompt-tuning {word}" in told for word in ("train CONFIG", "teach --teacher_file", "inspect PROMPT")
+    )
 
 
 def test_no_word_is_an_error(monkeypatch):

@@ -49,7 +49,7 @@ def written(folder, config):
 def test_what_stands_beside_tasks_goes_for_each(config, tmp_path):
     found = read_tasks([written(tmp_path, config), "--num_train_epochs", "3"])
     assert list(found.tasks) == ["lengths", "complaints"]
-    (_, data, prompt, training), (_, other_data, other_prompt, other_training) = found.tasks.values()
+    (_, data, _, prompt, training), (_, other_data, _, other_prompt, other_training) = found.tasks.values()
     assert (data.label_column, other_data.label_column) == ("size", "label")
     assert (prompt.num_virtual_tokens, other_prompt.num_virtual_tokens) == (6, 4)
     assert (training.learning_rate, other_training.learning_rate) == (0.1, 3e-2)
@@ -134,7 +134,7 @@ def test_an_ensemble_from_the_command_line(files, messages):
 class TestMembers:
     @staticmethod
     def members(*flags):
-        _, _, prompt, _ = parse_arguments(["--model_name_or_path", "m", "--output_dir", "o", *flags])
+        *_, prompt, _ = parse_arguments(["--model_name_or_path", "m", "--output_dir", "o", *flags])
         return ensemble_members(prompt, 5)
 
     def test_one_prompt_is_no_ensemble(self):

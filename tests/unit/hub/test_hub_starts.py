@@ -138,7 +138,7 @@ def test_data_sets_are_asked_for_with_the_token(monkeypatch):
     flags = ["--model_name_or_path=x", "--output_dir=x", "--dataset_name=a/b", "--token=hf_alice"]
     with pytest.raises(PromptTuningError, match="the data set 'a/b' could not be loaded: nobody there"):
         parse_arguments(flags)
-    _, data, _, _ = parse_arguments(["--model_name_or_path=x", "--output_dir=x"])
+    _, data, *_ = parse_arguments(["--model_name_or_path=x", "--output_dir=x"])
     data.dataset_name = "a/b"
     with pytest.raises(PromptTuningError, match="the data set 'a/b' could not be loaded"):
         load_splits(data, 0, "hf_alice")

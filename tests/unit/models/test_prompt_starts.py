@@ -6,7 +6,13 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model, load_prompt
+from hf_prompt_tuning import (
+    PromptLoadError,
+    PromptTuningConfig,
+    PromptTuningError,
+    get_prompt_tuning_model,
+    load_prompt,
+)
 from hf_prompt_tuning.models.initialization import made_again
 from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
 from tests.shared.tiny_models import tiny_model
@@ -53,7 +59,7 @@ def test_what_teaches_is_not_saved(tokenizer, tmp_path):
     """The first tokens of a teacher's text are the start, and no file of the prompt has them."""
     text = "Classify if the message is"
     model, start = trained(tokenizer, num_virtual_tokens=3, prompt_tuning_init="TEACHER", prompt_tuning_init_text=text)
-    same, expected = trained(tokenizer, num_virtual_tokens=3, prompt_tuning_init_text=text)
+    _, expected = trained(tokenizer, num_virtual_tokens=3, prompt_tuning_init_text=text)
     assert torch.equal(start, expected)
     model.save_pretrained(tmp_path)
     assert not (tmp_path / START_FILE).exists()

@@ -113,7 +113,7 @@ def test_flags_add_up_and_override_the_file(files):
 def test_the_articles_experiment(monkeypatch):
     """QQP to MRPC: which files and columns would be read, without the Hub."""
     monkeypatch.setattr(arguments, "split_names", lambda *_: ["train", "validation", "test"])
-    _, data, _, training = parse_arguments([str(ROOT / "examples/qqp_to_mrpc.yaml"), "--model_name_or_path", "m"])
+    _, data, *_, training = parse_arguments([str(ROOT / "examples/qqp_to_mrpc.yaml"), "--model_name_or_path", "m"])
     read = {}
 
     def mrpc(file, *_):
