@@ -85,13 +85,22 @@ class ChatTokenizer(PromptTokenizer):
         A conversation whose last message is not the assistant's is one to answer. Raise PromptTuningError if the row
         holds none, it is too long without its earlier turns, or no message stands before the assistant's.
         """
+        question, was_cut = self.question(row)
+        return self.chats.source_ids(question), was_cut
+
+    def conversation(self, row: Mapping[str, Any], has_targets: bool) -> Conversation:
+        """Return the conversation that the tokens of a row are of: with its targets, or what is to be answered."""
+        return self._cut(self._read(row))[0] if has_targets else self.question(row)[0]
+
+    def question(self, row: Mapping[str, Any]) -> tuple[Conversation, bool]:
+        """Return the conversation whose tokens `source_ids` returns, and whether turns were left out of it."""
         chat, was_cut = self._cut(self._read(row).to_answer())
         question = chat.question()
         if not question.messages:
             raise PromptTuningError(
                 "the conversation begins with the assistant's turn; begin it with a user's, or with a system turn."
             )
-        return self.chats.source_ids(question), was_cut
+        return question, was_cut
 
     def content_ids(self, content: Any) -> list[int]:
         """Return the tokens of a conversation as a caller holds it.

@@ -118,12 +118,13 @@ class TeacherRows:
             )
         messages = [{"role": "system", "content": context}] if isinstance(context, str) else list(context)
         if not isinstance(self.student, ChatTokenizer):
-            turn = [{"role": "user", "content": self.student.source_text(row)}]
-            ids = self.chats.source_ids(Conversation(messages + turn, kwargs=self.chats.kwargs))
+            turn = self.chats.user_turn(self.student.source_text(row))
+            ids = self.chats.source_ids(behind(messages, False, turn))
             targets = _targets(encoded["labels"])
             return ids + targets, [IGNORED] * len(ids) + targets
-        chat = behind(messages, self._own_system(row), self.student.conversation(row)[0])
-        if not chat.targets():
+        has_target = bool(_targets(encoded["labels"]))
+        chat = behind(messages, self._own_system(row), self.student.conversation(row, has_target))
+        if not has_target:
             ids = self.chats.source_ids(chat)
             return ids, [IGNORED] * len(ids)
         ids, mask = self.chats.labelled(chat, self.student.template.chat.assistant_loss)
