@@ -158,7 +158,7 @@ def on_the_wire(folder: Path) -> dict:
     """The messages of a run of three steps, by name, and how many numbers each carries."""
     run = trainer(folder, ROWS * 2, max_steps=3, logging_steps=9)
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+    with torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True) as profile:
         run.train()
     sent = [e for e in profile.events() if e.name.startswith("gloo:")]
     facts: dict = {"sent": [(e.name, e.input_shapes[0] if e.input_shapes else []) for e in sent]}  # a barrier has none
