@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .prompts.config import PromptTuningConfig, PromptTuningInit
     from .prompts.foreign import import_prompt
     from .serving.pipelines import PromptClassificationPipeline, PromptGenerationPipeline
+    from .serving.tokens import export_tokens
     from .serving.vllm import VllmPrompt, export_vllm
     from .several.ensemble import PromptEnsemble, load_ensemble
     from .several.ensemble_trainer import EnsembleTrainer
@@ -77,6 +78,7 @@ _NAMES_OF = {
     ".prompts.config": "PromptTuningConfig PromptTuningInit",
     ".prompts.foreign": "import_prompt",
     ".serving.pipelines": "PromptClassificationPipeline PromptGenerationPipeline",
+    ".serving.tokens": "export_tokens",
     ".serving.vllm": "VllmPrompt export_vllm",
     ".several.ensemble": "PromptEnsemble load_ensemble",
     ".several.ensemble_trainer": "EnsembleTrainer",

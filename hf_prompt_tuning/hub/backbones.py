@@ -251,3 +251,13 @@ def _sample(weight: Any, like: Tensor) -> Tensor:
     """Return the first `COMPARED` numbers of the middle row, or of a vector."""
     row = weight[len(like) // 2] if like.dim() > 1 else weight[:COMPARED]
     return row.detach().flatten()[:COMPARED]
+
+
+def largest_shard(backbone: PreTrainedModel) -> int | None:
+    """Return the bytes of the largest file of weights that a backbone was loaded from, None if it was but one."""
+    folder = Path(backbone.name_or_path or ".")
+    if backbone.name_or_path and not folder.is_dir():
+        commit = commit_of(backbone)
+        folder = next((place for place in _snapshots(backbone.name_or_path) if place.name == commit), folder)
+    files = list(folder.glob("model-*.safetensors")) if backbone.name_or_path else []
+    return max((file.stat().st_size for file in files), default=None)

@@ -1,4 +1,4 @@
-"""The command `hf-prompt-tuning` and its three words."""
+"""The command `hf-prompt-tuning` and its words."""
 
 import configparser
 import logging
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_prompt_tuning.cli import command, inspect, teach, train
+from hf_prompt_tuning.cli import command, export, inspect, teach, train
 from hf_prompt_tuning.cli.main import set_up_logging
 from tests.shared.repository import ROOT
 
@@ -24,11 +24,12 @@ from tests.shared.repository import ROOT
         (["--model_name_or_path", "inspect"], "train", ["--model_name_or_path", "inspect"]),
         (["teach", "--teacher_text", "Be kind."], "teach", ["--teacher_text", "Be kind."]),
         (["inspect", "prompt", "--words", "3"], "inspect", ["prompt", "--words", "3"]),
+        (["export", "prompt", "--to", "vllm", "out"], "export", ["prompt", "--to", "vllm", "out"]),
     ],
 )
 def test_the_first_word_chooses(monkeypatch, words, called, left):
     calls = []
-    for module in (train, teach, inspect):
+    for module in (train, teach, inspect, export):
         name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, "main", lambda name=name: calls.append((name, sys.argv[1:])))
     monkeypatch.setattr(sys, "argv", ["hf-prompt-tuning", *words])
@@ -41,9 +42,13 @@ def test_help_tells_all(monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["hf-prompt-tuning", *words])
     command.main()
     told = capsys.readouterr().out
-    assert all(
-        f"hf-prompt-tuning {word}" in told for word in ("train CONFIG", "teach --teacher_file", "inspect PROMPT")
-    )
+    for line in (
+        "train CONFIG.yaml",
+        "teach --teacher_file",
+        "inspect PROMPT",
+        "export PROMPT [PROMPT ...] --to KIND",
+    ):
+        assert f"hf-prompt-tuning {line}" in told
 
 
 def test_no_word_is_an_error(monkeypatch):

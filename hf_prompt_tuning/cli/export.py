@@ -1,0 +1,88 @@
+"""Export prompts from the command line, for servers that know nothing of soft prompts.
+
+hf-prompt-tuning export PROMPT [PROMPT ...] --to {tokens,vllm} OUT
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+
+from ..errors import PromptTuningError
+from ..serving.exported_prompts import named_prompts
+from ..serving.tokens import PROMPTS_FILE, export_tokens
+from ..serving.vllm import export_vllm
+from .main import run
+
+LOADING = ("backbone", "gguf_file", "dtype", "token")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's argument parser."""
+    flags = argparse.ArgumentParser(
+        prog="hf-prompt-tuning export",
+        description="Write what a server needs that knows nothing of soft prompts.",
+    )
+    flags.add_argument(
+        "prompts", nargs="+", metavar="PROMPT", help="folder or Hub id of a prompt; NAME=PROMPT gives it a name"
+    )
+    flags.add_argument("out", metavar="OUT", help="the folder to write")
+    flags.add_argument(
+        "--to",
+        required=True,
+        choices=("tokens", "vllm"),
+        help="tokens: a checkpoint in which prompts are tokens, for any engine; vllm: embeddings for vLLM's clients",
+    )
+    flags.add_argument("--backbone", help="folder or Hub id of the backbone (default: the one that the prompt names)")
+    flags.add_argument("--gguf_file", help="GGUF file to load the backbone from")
+    flags.add_argument("--dtype", help="float32, bfloat16 or float16 for the backbone (default: its own)")
+    flags.add_argument("--token", help="Hub token for private prompts and backbones")
+    flags.add_argument("--ignore_mismatch", action="store_true", help="accept another backbone than the prompt's")
+    flags.add_argument("--texts", metavar="FILE", help="tokens: texts of your task, one a line, to measure on")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export the named prompts, and print where to. Raise PromptTuningError if that fails."""
+    args = parser().parse_intermixed_args(argv)
+    transformers.utils.logging.disable_progress_bar()
+    prompts = named_prompts(dict(_named(word) for word in args.prompts) if _are_named(args.prompts) else args.prompts)
+    load = {name: getattr(args, name) for name in LOADING if getattr(args, name) is not None}
+    load["ignore_mismatch"] = args.ignore_mismatch
+    if args.to == "tokens":
+        folder = export_tokens(prompts, args.out, texts=_texts(args.texts), **load)
+        print(f"{folder}: a checkpoint of {len(prompts)} prompts; {PROMPTS_FILE} in it says how to write each.")
+        return
+    if args.texts is not None:
+        raise PromptTuningError("texts is given, and vllm measures nothing; leave it out.")
+    for name, prompt in prompts.items():
+        print(export_vllm(prompt, args.out if len(prompts) == 1 else Path(args.out, name), **load))
+
+
+def _are_named(words: Sequence[str]) -> bool:
+    """Tell whether prompts are given as NAME=PROMPT. Raise PromptTuningError if some are, and some are not."""
+    named = ["=" in word for word in words]
+    if any(named) != all(named):
+        raise PromptTuningError(f"{words[named.index(False)]!r} has no name, and others do; give NAME=PROMPT for all.")
+    return all(named)
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, _, prompt = word.partition("=")
+    return name, prompt
+
+
+def _texts(file: str | None) -> list[str]:
+    """Return the lines of a file that are not empty. Raise PromptTuningError if it cannot be read."""
+    if file is None:
+        return []
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise PromptTuningError(f"texts is {file!r}, which could not be read: {error}. Give a text file.") from error
+    return [line for line in lines if line.strip()]
+
+
+if __name__ == "__main__":
+    run(main)
