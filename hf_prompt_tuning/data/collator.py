@@ -14,6 +14,9 @@ from ..layouts.base import IGNORED
 from .encoded_rows import TEACHER
 from .files import ORIGIN
 
+TAUGHT_ROWS = "taught_rows"
+"""The column of a batch that marks the rows that a teacher teaches, [B, 1]: 0, or -100 if a row does not count."""
+
 
 @dataclass
 class DataCollatorForPromptTuning:
@@ -68,6 +71,7 @@ class DataCollatorForPromptTuning:
         for name in [name for name in others if TEACHER.fullmatch(name)]:
             del others[name]
             batch |= self._teacher(name, features, pad, side, aligned)
+            batch[TAUGHT_ROWS] = torch.zeros(len(features), 1, dtype=torch.long)
         return batch | {name: self._others(name, features, ids, side) for name in others}
 
     def _teacher(
@@ -111,7 +115,8 @@ def split_teachers(batch: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str
     for name in batch.keys() - own.keys():
         _, number, column = name.split("_", 2)
         teachers.setdefault(number, {})[column] = batch[name]
-    return own, [teachers[number] for number in sorted(teachers, key=int)]
+    rows = own.pop(TAUGHT_ROWS, None)
+    return own, [teachers[number] | {TAUGHT_ROWS: rows} for number in sorted(teachers, key=int)]
 
 
 def beside_texts(batch: dict[str, Any]) -> list[str]:

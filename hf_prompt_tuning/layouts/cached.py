@@ -134,7 +134,8 @@ class CachedLayout:
         if not len(vectors):
             return vectors.new_empty(0, backbone.config.get_text_config().vocab_size), cache
         if prompts.computed:
-            return prompts.computed[g].logits.expand(copies, -1), cache_of(prompts.computed[g].layers)
+            # Copied, because a caller may write into the predictions that it gets.
+            return prompts.computed[g].logits.repeat(copies, 1), cache_of(prompts.computed[g].layers)
         zeros = torch.zeros(copies, dtype=torch.long, device=vectors.device)
         last, seen = zeros + len(vectors) - 1, zeros.new_ones(1, len(vectors))
         inputs = token_inputs(backbone, vectors[None]) | text_positions(backbone, seen)

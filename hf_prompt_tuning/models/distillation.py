@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import PromptTuningError
-from ..layouts.base import LabelledLogits, token_nll
+from ..layouts.base import LabelledLogits, nll_by_row, token_nll
 
-NUMBERS_AT_ONCE = 2**24
-"""How many numbers of the vocabulary's width are held in fp32 at once: 64 MiB, whatever the batch."""
+NUMBERS_AT_ONCE = 2**22
+"""How many numbers of the vocabulary's width are held in fp32 at once: 16 MiB, whatever the batch."""
 
 
 def chunks(count: int, width: int) -> Iterator[slice]:
@@ -50,20 +51,24 @@ class _TokenKL(torch.autograd.Function):
     """The divergence of each position. Neither pass holds more than some positions of the vocabulary in fp32.
 
     Autograd would keep both distributions of all positions in fp32 for the backward pass, which computes them again
-    here. The gradient of the student's logits is (q - p) / T. The teacher gets none.
+    here. The gradient of the student's logits is (q - p) / T. The teacher gets none. With `reuse`, the gradient takes
+    the place of the teacher's logits in memory, which the backward pass is the last to read.
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, ids: Tensor | None, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, ids: Tensor | None, temperature: float, reuse: bool
+    ) -> Tensor:
         ctx.save_for_backward(student, teacher, ids)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.reuse = temperature, reuse
         return positionwise(student, teacher, ids, temperature)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         student, teacher, ids = ctx.saved_tensors
-        result = torch.empty_like(student)
+        fits = ids is None and (teacher.shape, teacher.dtype) == (student.shape, student.dtype)
+        result = teacher if ctx.reuse and fits else torch.empty_like(student)
         for part in chunks(*student.shape):
             difference = _wide(student[part], ctx.temperature).softmax(-1)
             given = _wide(teacher[part], ctx.temperature).softmax(-1)
@@ -72,7 +77,7 @@ class _TokenKL(torch.autograd.Function):
             else:
                 difference.scatter_add_(-1, ids[part], -given)
             result[part] = difference.mul_(gradient[part, None] / ctx.temperature)
-        return result, None, None, None
+        return result, None, None, None, None
 
 
 def positionwise(student: Tensor, teacher: Tensor, ids: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -84,9 +89,14 @@ def positionwise(student: Tensor, teacher: Tensor, ids: Tensor | None = None, te
     return torch.cat(parts) if parts else student.new_zeros(0, dtype=torch.float32)
 
 
-def token_kl(student: Tensor, teacher: Tensor, ids: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-    """Return `divergence`, with a gradient for the student and in bounded memory."""
-    return _TokenKL.apply(student, teacher, ids, temperature)
+def token_kl(
+    student: Tensor, teacher: Tensor, ids: Tensor | None = None, temperature: float = 1.0, reuse: bool = False
+) -> Tensor:
+    """Return `divergence`, with a gradient for the student. No pass holds all positions in fp32.
+
+    With `reuse`, the backward pass overwrites the teacher's logits.
+    """
+    return _TokenKL.apply(student, teacher, ids, temperature, reuse)
 
 
 def in_row_order(predictions: LabelledLogits) -> LabelledLogits:
@@ -103,7 +113,7 @@ class TokenDistillation:
     """What a teacher predicts at the K labelled positions of a batch, in the order of `in_row_order`.
 
     Attributes:
-        logits: [K, V], without a gradient; or the k largest of each position, [K, k].
+        logits: [K, V], without a gradient; or the k largest of each position, [K, k]. A backward pass overwrites them.
         targets: [K] long, the labelled tokens, which are also the student's.
         ids: [K, k] long, the tokens of the k largest logits; None for all of the vocabulary.
         temperature: T.
@@ -126,7 +136,7 @@ class TokenDistillation:
         check_same_targets(student.targets, self.targets)
         total = student.logits.new_zeros((), dtype=torch.float32)
         if self.weight:
-            kl = token_kl(student.logits, self.logits, self.ids, self.temperature)
+            kl = token_kl(student.logits, self.logits, self.ids, self.temperature, reuse=True)
             total = total + self.weight * self.temperature**2 * kl.sum()
         if self.weight < 1:
             total = total + (1 - self.weight) * token_nll(student.logits, student.targets, label_smoothing).sum()
@@ -164,6 +174,46 @@ class LabelDistillation:
             nll = -scores.gather(1, index[:, None])[:, 0] / self.lengths[index]
             total = total + (1 - self.weight) * (nll * (self.rows & (self.labels >= 0))).sum()
         return total
+
+
+def comparison(student: LabelledLogits, teacher: LabelledLogits, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare two sets of predictions for the labelled tokens of a batch of `size` rows, each in any order.
+
+    Return, for each row, the sum of KL(teacher ‖ student) at temperature 1, the number of tokens whose most likely
+    one is the same, and the number of labelled tokens: [B] each.
+
+    Raises:
+        PromptTuningError: the labelled tokens differ.
+    """
+    student, teacher = in_row_order(student), in_row_order(teacher)
+    counts = [torch.bincount(each.rows, minlength=size) for each in (student, teacher)]
+    if len(student.rows) < len(teacher.rows):
+        # Without a prompt, nothing stands before a row's first token to predict it.
+        rows, lacking = teacher.rows, counts[1] > counts[0]
+        is_first = torch.ones_like(rows, dtype=torch.bool)
+        is_first[1:] = rows[1:] != rows[:-1]
+        kept = ~(is_first & lacking[rows])
+        teacher = LabelledLogits(teacher.logits[kept], teacher.targets[kept], rows[kept])
+    check_same_targets(student.targets, teacher.targets)
+    kl = positionwise(student.logits, teacher.logits).float()
+    same = (student.logits.argmax(-1) == teacher.logits.argmax(-1)).to(kl.dtype)
+    return nll_by_row(kl, student.rows, size), nll_by_row(same, student.rows, size), counts[0]
+
+
+def label_comparison(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `comparison` returns of the softmax of the labels' scores, [B, L] each: one position a row."""
+    same = student.argmax(-1) == teacher.argmax(-1)
+    return divergence(student, teacher), same.float(), torch.ones_like(same, dtype=torch.long)
+
+
+def comparison_metrics(kl: np.ndarray, agreed: np.ndarray, compared: np.ndarray) -> dict[str, float]:
+    """Return the mean divergence and the share of equal most likely tokens of all rows; empty if nothing is compared.
+
+    The arguments are those that `comparison` returns, of all rows, [N].
+    """
+    if not (count := int(compared.sum())):
+        return {}
+    return {name: float(values.sum(dtype=np.float64) / count) for name, values in (("kl", kl), ("agreement", agreed))}
 
 
 def check_same_targets(student: Tensor, teacher: Tensor) -> None:

@@ -36,6 +36,10 @@ class FixedPromptsMixin:
 
     _fixed_prompts: Mapping[str, FixedPrompt] = MappingProxyType({})
 
+    def fixed_vectors(self, name: str) -> Tensor:
+        """Return the vectors of a fixed prompt without its tokens, [P, H] fp32."""
+        return self._fixed_prompts[name].vectors
+
     def set_fixed_prompt(self, name: str, prompt: FixedPrompt | None) -> None:
         """Hold a prompt under a name, in place of one with that name. None removes it."""
         # A new mapping each time, because other threads read the present one.

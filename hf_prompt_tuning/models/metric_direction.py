@@ -16,6 +16,7 @@ HIGHER = {
     *("bleu", "sacrebleu", "gleu", "chrf", "meteor", "bertscore", "bleurt", "comet", "sari", "cider", "auc", "auroc"),
     *("auprc", "map", "mrr", "ndcg", "mcc", "matthews", "correlation", "kappa", "pearson", "pearsonr", "spearman"),
     *("spearmanr", "r", "jaccard", "iou", "dice", "hits", "pass", "reward", "rewards", "accuracies", "second"),
+    *("agreement",),
 }
 QUALIFIERS = {
     *("macro", "micro", "weighted", "binary", "mean", "avg", "average", "score", "scores", "rate", "ratio", "value"),

@@ -1,7 +1,8 @@
 """Evaluate a prompt: by token-weighted loss, by ranking labels, and by generated texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from ..data.chat_rendering import last_run
 from ..data.collator import beside_texts
 from ..data.template import PromptTemplate
-from ..layouts.base import IGNORED, nll_by_row, token_nll
+from ..layouts.base import IGNORED, LabelledLogits, nll_by_row, token_nll
 from ..prompts.info import numbers_of
 from .generation_options import ends_of_text
 
 METRICS = Path(__file__).parents[1] / "metrics"
+GREEDY: Mapping[str, Any] = MappingProxyType({"do_sample": False})
 
 
 def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -28,9 +30,14 @@ def label_nll(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
     prompts. The model may be wrapped.
     """
     with torch.no_grad():
-        logits, targets, rows = labelled_logits(model, batch)
-    size = len(batch["input_ids"])
-    return nll_by_row(token_nll(logits, targets), rows, size), torch.bincount(rows, minlength=size)
+        return nll_of(LabelledLogits(*labelled_logits(model, batch)), len(batch["input_ids"]))
+
+
+def nll_of(predictions: LabelledLogits, size: int) -> tuple[Tensor, Tensor]:
+    """Return what `label_nll` returns, from the predictions of a batch of `size` rows."""
+    rows = predictions.rows
+    nll = token_nll(predictions.logits, predictions.targets)
+    return nll_by_row(nll, rows, size), torch.bincount(rows, minlength=size)
 
 
 def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,10 +130,12 @@ def loss_history(
 ) -> dict[str, list[list[float]]]:
     """Return training and evaluation loss as [update step, value], thinned to at most `most` points each.
 
-    More points would make a prompt's description larger than the prompt. `name` is the prompt's, in the log of
-    several.
+    With a teacher, the divergence from it is a third curve, `eval_kl`. More points would make a prompt's description
+    larger than the prompt. `name` is the prompt's, in the log of several.
     """
     keys = {"loss": f"loss_{name}" if name else "loss", "eval_loss": f"eval_{name}_loss" if name else "eval_loss"}
+    if name is None:
+        keys |= {"eval_kl": "eval_kl"}
     curves = {
         curve: [[log["step"], log[key]] for log in log_history if key in numbers_of(log)]
         for curve, key in keys.items()
@@ -161,10 +170,11 @@ def generate_targets(
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
     end_ids: Sequence[int] = (),
+    sampling: Mapping[str, Any] = GREEDY,
 ) -> Tensor:
-    """Generate greedy continuations of a batch's sources (see `sources`), [B, T'], with -100 after their end.
+    """Generate continuations of a batch's sources (see `sources`), [B, T'], with -100 after their end.
 
-    `end_ids` are more end tokens, those of a chat's turn.
+    `end_ids` are more end tokens, those of a chat's turn. `sampling` are options of `generate`, by default greedy.
     """
     mask = batch["attention_mask"] if model.config.is_encoder_decoder else sources(batch)
     ends, pad = ends_of_text(model.generation_config, tokenizer, end_ids), tokenizer.pad_token_id
@@ -173,8 +183,8 @@ def generate_targets(
         attention_mask=mask,
         adapter_names=batch.get("adapter_names"),
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         num_beams=1,
+        **sampling,
         eos_token_id=ends,
         pad_token_id=tokenizer.eos_token_id if pad is None else pad,
     )
@@ -192,6 +202,7 @@ def generate_within(
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
     end_ids: Sequence[int] = (),
+    sampling: Mapping[str, Any] = GREEDY,
 ) -> Tensor:
     """Generate as `generate_targets`, but stop at a causal backbone's last position.
 
@@ -200,7 +211,7 @@ def generate_within(
     """
     room = [model.room(name) for name in batch.get("adapter_names") or [None] * len(batch["input_ids"])]
     if model.config.is_encoder_decoder or None in room:
-        return generate_targets(model, batch, tokenizer, max_new_tokens, end_ids)
+        return generate_targets(model, batch, tokenizer, max_new_tokens, end_ids, sampling)
     mask = sources(batch)
     left = torch.tensor(room, device=mask.device) - mask.sum(1)
     left += model.count_head_tokens(batch["input_ids"], mask, batch.get("adapter_names"))
@@ -213,7 +224,7 @@ def generate_within(
             name: values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
             for name, values in batch.items()
         }
-        generated.append((rows, generate_targets(model, part, tokenizer, limit, end_ids)))
+        generated.append((rows, generate_targets(model, part, tokenizer, limit, end_ids, sampling)))
     ids = left.new_full((len(left), max(new.shape[1] for _, new in generated)), IGNORED)
     for rows, new in generated:
         ids[rows, : new.shape[1]] = new

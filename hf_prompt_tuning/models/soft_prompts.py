@@ -108,6 +108,10 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
         """
         return _DISABLED.set_to(True, self)
 
+    def enable_adapter(self) -> AbstractContextManager[None]:
+        """Use prompts again within this context, which stands within `disable_adapter()`."""
+        return _DISABLED.set_to(False, self)
+
     @property
     def _adapters_disabled(self) -> bool:
         return _DISABLED.of(self)

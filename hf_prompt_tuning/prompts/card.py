@@ -20,7 +20,16 @@ TEMPLATE, LIST_TEMPLATE = (Path(__file__).parent / name for name in ("card.md.ji
 TAGS = ["prompt-tuning", "soft-prompt", "hf_prompt_tuning"]
 MARKER = "<!-- This list is written anew with every push by hf_prompt_tuning; without this line it is left alone. -->"
 ROW = re.compile(r"^\| \[(?P<name>[^]]+)\]\([^)]*\) \| (?:`(?P<base>[^`]+)`|not on the Hub) \|$", re.MULTILINE)
-METRIC_NAMES = {"f1": "macro F1", "rougeL": "ROUGE-L", "exact_match": "exact match"}
+TAUGHT_BY = {
+    "text": "behind a text",
+    "messages": "behind the turns of a conversation",
+    "column": "behind a text of each row",
+    "prompt": "behind another prompt",
+    "ensemble": "behind each of several prompts, on average",
+    "several": "behind each of several teachers, on average",
+}
+METRIC_NAMES = {"kl": "KL from the teacher", "no_context_kl": "KL, no context", "first_tokens_kl": "KL, first tokens"}
+METRIC_NAMES |= {"f1": "macro F1", "rougeL": "ROUGE-L", "exact_match": "exact match"}
 
 
 def write_card(
@@ -98,7 +107,7 @@ def read_template(file: Path) -> jinja2.Template:
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **options)
     filters = {"literal": repr, "cell": _cell, "fence": _fence, "metric_name": _metric_name, "plain": _plain}
-    environment.filters |= filters | {"in_words": start_in_words}
+    environment.filters |= filters | {"in_words": start_in_words, "taught_by": _taught_by}
     return environment.from_string(file.read_text(encoding="utf-8"))
 
 
@@ -117,6 +126,10 @@ def _plain(metrics: dict[str, Any]) -> dict[str, float]:
 
 def _metric_name(name: str) -> str:
     return METRIC_NAMES.get(name, name.replace("_", " "))
+
+
+def _taught_by(kind: str) -> str:
+    return TAUGHT_BY.get(kind, "behind a teacher")
 
 
 def _cell(value: Any) -> str:

@@ -43,13 +43,16 @@ class PromptInfo:
         metrics: the metrics of the last evaluation, by the Trainer's names.
         untuned_metrics: the same metrics for the backbone without a prompt.
         transfer: by dataset that it was evaluated but not trained on, the metrics and the number of `rows`.
-        history: `loss` and `eval_loss`, each a list of [update step, value].
+        history: `loss`, `eval_loss` and, with a teacher, `eval_kl`, each a list of [update step, value].
         confusion_matrix: `labels` (words) and `counts` [L, L] of the last evaluation; a row for each right label.
         calibration: the `temperature` that divides label scores before their softmax, and what it was fitted on, from
             the last evaluation.
         nearest_words: for each position, the nearest tokens of the vocabulary, each with its cosine.
         place: of a prompt that is not at the start, its `prompt_position`, and the `head_token_ids` that it stands
             behind, also as `head_text`. The first rows of its weights file are their embeddings.
+        teacher: what taught it, if anything did: its `kind`, of a text the number of its `tokens` and how many tokens
+            a request is shorter (`tokens_saved`), the measured `text_milliseconds` and `prompt_milliseconds` of a
+            request on a `device`, and the `text` if it is to be published.
     """
 
     template: RowTemplate | None = None
@@ -67,12 +70,14 @@ class PromptInfo:
     calibration: dict[str, float] = field(default_factory=dict)
     nearest_words: list[list[list[Any]]] = field(default_factory=list)
     place: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
         """Write `prompt_tuning.json` into `folder`, and `results.json` if there are results."""
         values = {"format_version": 2 if self.place else 1} | asdict(self.for_others())
-        if not self.place:
-            del values["place"]
+        for name in ("place", "teacher"):
+            if not values[name]:
+                del values[name]
         if isinstance(self.template, PromptTemplate):
             for name in ("label_names", "chat"):  # earlier versions reject these fields
                 if values["template"][name] is None:
@@ -291,6 +296,15 @@ def _place(name: str, value: Any) -> None:
         _text(f"{name}.head_text", value.get("head_text") or "")
 
 
+def _teacher(name: str, value: Any) -> None:
+    _scalars(name, value)
+    for key in ("kind", "text", "device"):
+        _expect(isinstance(value.get(key), str | None), f"{name}.{key}", value.get(key), "a text")
+    for key in ("tokens", "tokens_saved", "text_milliseconds", "prompt_milliseconds"):
+        if key in value:
+            _number(f"{name}.{key}", value[key])
+
+
 def _backbone(name: str, value: Any) -> None:
     _object(name, value)
     _scalars(name, {key: item for key, item in value.items() if key != "embedding"})
@@ -323,4 +337,5 @@ CHECKS = {
     "calibration": _calibration,
     "nearest_words": _words,
     "place": _place,
+    "teacher": _teacher,
 }

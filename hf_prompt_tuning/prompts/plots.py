@@ -1,7 +1,8 @@
 """Draw a prompt's loss curves and confusion matrix."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..extras import check_installed
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 LOSS_FILE = "loss.png"
 CURVES_FILE = "losses.png"
 CONFUSION_FILE = "confusion_matrix.png"
+LEVELS = {"eval_no_context_kl": "eval_kl, no context", "eval_first_tokens_kl": "eval_kl, the text's first tokens"}
+"""What a prompt that was taught is compared with: levels beside its curves."""
 
 
 def check_pictures(info: PromptInfo) -> None:
@@ -28,7 +31,8 @@ def save_pictures(folder: str | Path, info: PromptInfo) -> None:
         (Path(folder) / name).unlink(missing_ok=True)
     if any(info.history.values()):
         curves = [(points, {"label": name}) for name, points in info.history.items()]
-        _losses(curves, 6, 4).savefig(Path(folder) / LOSS_FILE, dpi=120)
+        levels = {label: info.metrics[name] for name, label in LEVELS.items() if name in info.metrics}
+        _losses(curves, 6, 4, levels).savefig(Path(folder) / LOSS_FILE, dpi=120)
     if info.confusion_matrix:
         _confusion(info.confusion_matrix).savefig(Path(folder) / CONFUSION_FILE, dpi=120)
 
@@ -43,12 +47,19 @@ def new_axes(width: float, height: float) -> "Axes":
     return Figure(figsize=(width, height), layout="constrained").subplots()
 
 
-def _losses(curves: Iterable[tuple[list[list[float]], dict[str, Any]]], width: float, height: float) -> "Figure":
-    """Draw loss curves: the points of each, [update step, loss], and the options of its line."""
+def _losses(
+    curves: Iterable[tuple[list[list[float]], dict[str, Any]]],
+    width: float,
+    height: float,
+    levels: Mapping[str, float] = MappingProxyType({}),
+) -> "Figure":
+    """Draw loss curves: the points of each, [update step, loss], and the options of its line; and levels by name."""
     axes = new_axes(width, height)
     for points, options in curves:
         if points:
             axes.plot(*zip(*points, strict=True), marker=".", **options)
+    for number, (label, level) in enumerate(levels.items()):
+        axes.axhline(level, label=label, linestyle=("--", ":")[number % 2], color="gray")
     axes.set(xlabel="update step", ylabel="loss per token")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")

@@ -42,6 +42,11 @@ def check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:
         )
     for callback in options.get("callbacks") or ():
         check_callback(callback, names)
+    if options.get("teacher") is not None:
+        raise PromptTuningError(
+            f"teacher is given to the prompts {', '.join(map(repr, names))}, and one prompt learns from a teacher; "
+            "train each in a PromptTuningTrainer of its own."
+        )
     if given := [name for name in OF_TASKS if options.get(name) is not None]:
         raise PromptTuningError(f"{given[0]} is given beside tasks, each of which has its own; give it there.")
 

@@ -45,8 +45,22 @@ class PromptTuningArguments(TrainingArguments):
     distillation_weight: float = HfArg(
         default=1.0, help="Share of the teacher in the loss, 0 to 1. The rest is the usual loss of the given targets."
     )
+    distill_over: str = HfArg(
+        default="tokens", help="What is compared with the teacher: tokens, or, for templates with labels, labels."
+    )
     teacher_top_k: int | None = HfArg(
         default=None, help="Learn only from so many of the teacher's most likely tokens. Default: from all, exactly."
+    )
+    teacher_writes: int | None = HfArg(
+        default=None, help="Have the teacher write so many answers to each training row, as its targets."
+    )
+    teacher_temperature: float = HfArg(default=1.0, help="Temperature of the answers; 0 takes the most likely tokens.")
+    teacher_top_p: float = HfArg(default=1.0, help="Sample the answers from tokens of so much probability.")
+    teacher_max_new_tokens: int | None = HfArg(
+        default=None, help="Maximum tokens of an answer. Default: the template's max_target_length, or 128."
+    )
+    publish_teacher_text: bool = HfArg(
+        default=False, help="Write the teacher's text into the prompt's description and card, not only its length."
     )
     restore_callback_states_from_checkpoint: bool = HfArg(
         default=True, help="Resume early stopping's counters, and the states of other callbacks."
@@ -84,5 +98,21 @@ class PromptTuningArguments(TrainingArguments):
             )
         if not 0 <= self.distillation_weight <= 1:
             raise PromptTuningError(f"distillation_weight is {self.distillation_weight}; give a share from 0 to 1.")
+        if self.distill_over not in ("tokens", "labels"):
+            raise PromptTuningError(f"distill_over is {self.distill_over!r:.80}; give 'tokens' or 'labels'.")
         if self.teacher_top_k is not None and self.teacher_top_k < 1:
             raise PromptTuningError(f"teacher_top_k is {self.teacher_top_k}; give 1 or more tokens, or leave it out.")
+        if self.teacher_writes is not None and self.teacher_writes < 1:
+            raise PromptTuningError(f"teacher_writes is {self.teacher_writes}; give 1 or more answers a row.")
+        if self.teacher_temperature < 0 or not 0 < self.teacher_top_p <= 1:
+            raise PromptTuningError(
+                f"teacher_temperature is {self.teacher_temperature} and teacher_top_p {self.teacher_top_p}; give 0 or "
+                "more, and a share above 0, up to 1."
+            )
+        if not self.teacher_temperature and (self.teacher_writes or 1) > 1:
+            raise PromptTuningError(
+                f"teacher_writes is {self.teacher_writes} and teacher_temperature 0, with which all answers to a row "
+                "are the same; give 1, or a temperature."
+            )
+        if self.teacher_max_new_tokens is not None and self.teacher_max_new_tokens < 1:
+            raise PromptTuningError(f"teacher_max_new_tokens is {self.teacher_max_new_tokens}; give 1 or more.")

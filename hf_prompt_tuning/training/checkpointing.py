@@ -133,9 +133,17 @@ class CheckpointMixin:
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Count the labelled tokens as `Trainer` does, without the rows that fill up the last batch."""
+        column = self.counted_column
         if batch_samples and self.accelerator.gradient_state.end_of_dataloader:
-            distributed.unlabel_repeated_rows(batch_samples[-1]["labels"], self.train_dataset, self.args)
+            distributed.unlabel_repeated_rows(batch_samples[-1][column], self.train_dataset, self.args)
+        if column != "labels":
+            batch_samples = [{"labels": batch[column]} for batch in batch_samples]
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    @property
+    def counted_column(self) -> str:
+        """The column of a batch whose values other than -100 are the items of its loss."""
+        return "labels"
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with with_pickles(checkpoint) as folder:

@@ -47,6 +47,7 @@ class EvaluationMixin:
         self.rows = rows
         self._extra_metrics, self._preprocess_logits = compute_metrics, preprocess_logits_for_metrics
         super().__init__(compute_metrics=self._compute_metrics, **kwargs)
+        self._known_baselines: dict[str, dict[str, float]] = {}
         self._eval_dataloaders: dict[str, DataLoader] = {}  # made here, so that copies of the trainer share it
 
     @property
@@ -64,10 +65,9 @@ class EvaluationMixin:
         template = None if rows.tokenizer is None else rows.tokenizer.template
         writes = template is not None and not template.is_classification
         if writes and getattr(self.args, "predict_with_generate", True):
-            options["max_new_tokens"] = template.max_target_length or longest_target(data)
-        return Scorer(
-            rows, self.args, compute_metrics=self._extra_metrics, preprocess_logits=self._preprocess_logits, **options
-        )
+            options.setdefault("max_new_tokens", template.max_target_length or longest_target(data))
+        own = {"compute_metrics": self._extra_metrics, "preprocess_logits": self._preprocess_logits}
+        return Scorer(rows, self.args, **{**own, "teaching": rows.teaching, **options})
 
     def rows_and_data(self) -> tuple[RowEncoder, Any]:
         """Return what encodes the active prompt's rows, and data whose targets bound the length of generated texts."""
@@ -94,10 +94,11 @@ class EvaluationMixin:
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Return the test data loader as `Trainer` does.
 
-        A dataset of raw columns is tokenized. Rows of token ids may have no labels.
+        A dataset of raw columns is tokenized. Rows of token ids may have no labels. They are not compared with a
+        teacher, whose context they may lack.
         """
         check_kind(test_dataset, "test")
-        rows = self._scorer.rows
+        rows = replace(self._scorer.rows, teaching=None)
         test_dataset = test_dataset if rows.tokenizer is not None else with_labels(test_dataset)
         return super().get_test_dataloader(rows(test_dataset, "test", require_target=False))
 
@@ -143,10 +144,41 @@ class EvaluationMixin:
             info.confusion_matrix, info.calibration = {}, {}  # they would describe only one of the data sets
         elif own:
             scorer = replace(scorer, info=info)
+        several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        if self.rows.teaching is not None and not several:
+            scorer = replace(scorer, constants=self._baselines(eval_dataset, metric_key_prefix))
         metrics = self.evaluate_with(scorer, eval_dataset, ignore_keys, metric_key_prefix)
         if own:
             info.metrics = to_record(metrics)
         return metrics
+
+    def _baselines(self, data: Any, prefix: str) -> dict[str, float]:
+        """Return what no prompt, and the first tokens of the teacher's text as one, have in an evaluation.
+
+        They do not change in a run, so they are computed once for each of the trainer's own data sets.
+        """
+        own = data is None or data is self.eval_dataset or isinstance(data, str)
+        if not own or prefix in self._known_baselines:
+            return self._known_baselines.get(prefix, {}) if own else {}
+        data = self.eval_dataset[data] if isinstance(data, str) else self.eval_dataset
+        model, found = self.unwrapped, {}
+        contexts = {"no_context": model.disable_adapter()}
+        if (vectors := self.rows.teaching.first_vectors(model)) is not None:
+            contexts["first_tokens"] = model.replaced_prompt(vectors)
+        for name, context in contexts.items():
+            metrics = self._predicted_within(context, data, name, max_new_tokens=None, compute_metrics=None)
+            found |= {key: metrics[key] for key in (f"{name}_kl", f"{name}_agreement") if key in metrics}
+        self._known_baselines[prefix] = found
+        return found
+
+    def _predicted_within(
+        self, context: AbstractContextManager, data: Any, prefix: str, **options: Any
+    ) -> dict[str, float]:
+        # A data loader draws a seed. Fork the random state, so that this evaluation does not change the run.
+        scorer = self.scorer_of_prompt(**options)
+        with context, torch.random.fork_rng(devices=[]), self.using_scorer(scorer):
+            # Do not call `evaluate`: its callbacks would take these metrics for the prompt's.
+            return super().predict(data, metric_key_prefix=prefix).metrics
 
     def is_own(self, data: Any, prefix: str) -> bool:
         """Tell whether an evaluation uses the trainer's own evaluation data and the prefix "eval"."""
@@ -183,11 +215,7 @@ class EvaluationMixin:
         return metrics
 
     def metrics_without_prompt(self, data: Any, prefix: str) -> dict[str, float]:
-        # A data loader draws a seed. Fork the random state, so that this evaluation does not change the run.
-        without = self.unwrapped.disable_adapter()
-        with without, torch.random.fork_rng(devices=[]), self.using_scorer(self.scorer_of_prompt()):
-            # Do not call `evaluate`: its callbacks would take these metrics for the prompt's.
-            return super().predict(data, metric_key_prefix=prefix).metrics
+        return self._predicted_within(self.unwrapped.disable_adapter(), data, prefix)
 
     def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
         """Evaluate the prompt on other domains, which it was not trained on, and record the metrics in the prompt.
@@ -206,7 +234,7 @@ class EvaluationMixin:
     def transfer_metrics(self, scorer: Scorer, name: str, data: Any) -> tuple[dict[str, float], int]:
         """Return the metrics on a data set, without prefix, and its number of rows."""
         prefix = f"transfer_{name}"
-        data = scorer.rows(data, f"transfer ({name})", require_target=False)
+        data = replace(scorer.rows, teaching=None)(data, f"transfer ({name})", require_target=False)
         # Do not call `evaluate`: its callbacks would take these metrics for the validation's.
         with self.using_scorer(scorer):
             metrics = super().predict(data, metric_key_prefix=prefix).metrics

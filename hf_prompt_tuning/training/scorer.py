@@ -1,7 +1,7 @@
 """Score the rows of a batch, and compute the metrics of all scored rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from transformers.utils import ModelOutput
 from ..data.collator import beside_texts, split_teachers
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
-from ..layouts.base import IGNORED
+from ..layouts.base import IGNORED, LabelledLogits
 from ..models import scoring
 from ..models.calibration import fit_calibration
+from ..models.distillation import comparison, comparison_metrics, label_comparison
 from ..prompts.info import PromptInfo
+from .teaching import Teaching
 from .token_rows import RowEncoder
 
 
@@ -25,7 +27,7 @@ from .token_rows import RowEncoder
 class RowResults(ModelOutput):
     """The results of B rows. `Trainer` gathers them from all batches and processes as a `ModelOutput`.
 
-    They are tensors of one batch, or NumPy arrays of all gathered rows. Of the last three at most one is set.
+    They are tensors of one batch, or NumPy arrays of all gathered rows. Of scores, ids and logits at most one is set.
 
     Attributes:
         nll: negative log-likelihood of each row's labels, [B].
@@ -33,6 +35,9 @@ class RowResults(ModelOutput):
         label_scores: log-likelihood of every label, [B, L] (classification).
         generated_ids: token ids of generated texts, [B, T'], with -100 after their end (free text).
         logits: logits of the row's tokens, [B, T, V], or what `preprocess_logits_for_metrics` returned (token ids).
+        kl: with a teacher, the sum of KL(teacher ‖ prompt) over the row's labelled tokens (or of its labels), [B].
+        agreed: the number of positions at which both have the same most likely token (or label), [B].
+        compared: the number of positions that were compared, [B].
     """
 
     nll: Any = None
@@ -40,6 +45,9 @@ class RowResults(ModelOutput):
     label_scores: Any = None
     generated_ids: Any = None
     logits: Any = None
+    kl: Any = None
+    agreed: Any = None
+    compared: Any = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class Scorer:
         with_logits: whether to return the logits of rows of token ids.
         info: description of the prompt, in which to record the confusion matrix and the calibration; None to record
             nothing.
+        teaching: the run's teachers, with which predictions are compared; None without a teacher.
+        constants: metrics that are known before, of all evaluations.
     """
 
     rows: RowEncoder
@@ -64,6 +74,8 @@ class Scorer:
     preprocess_logits: Any = None
     with_logits: bool = False
     info: PromptInfo | None = None
+    teaching: Teaching | None = None
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def encoder(self) -> PromptTokenizer | None:
@@ -83,7 +95,7 @@ class Scorer:
         the batch size. The second value is label indices [B] (-1: no label) if labels are ranked, otherwise the labels
         [B, T]. Raise PromptTuningError if there is a template and the batch has inputs other than text.
         """
-        batch, _ = split_teachers(batch)
+        batch, taught = split_teachers(batch)
         label = batch.pop("label", None)
         labels = batch.setdefault("labels", torch.full_like(batch["input_ids"], IGNORED))
         if self.encoder is not None and (others := beside_texts(batch)):
@@ -94,13 +106,40 @@ class Scorer:
         if label is not None and self.ranks_labels and not loss_only:
             ids = self.encoder.label_token_ids
             scores = scoring.rank_labels(model, batch, ids, self.encoder.is_encoder_decoder)
-            return RowResults(*scoring.label_losses(scores, label, ids), label_scores=scores), label
-        results = RowResults(*scoring.label_nll(model, batch))
+            results = RowResults(*scoring.label_losses(scores, label, ids), label_scores=scores)
+            return self._compared(results, model, batch, taught), label
+        predictions = LabelledLogits(*scoring.labelled_logits(model, batch))
+        results = RowResults(*scoring.nll_of(predictions, len(labels)))
+        self._compared(results, model, batch, taught, predictions)
         if not loss_only and self.encoder is None and (self.with_logits or self.compute_metrics is not None):
             results.logits = self._logits(model, batch)
         elif not loss_only and self.max_new_tokens is not None:
             results.generated_ids = self._generate(extract_model_from_parallel(model), batch)
         return results, labels
+
+    def _compared(
+        self,
+        results: RowResults,
+        model: nn.Module,
+        batch: dict[str, Any],
+        taught: list[dict[str, Any]],
+        predictions: LabelledLogits | None = None,
+    ) -> RowResults:
+        """Return the results with what the teachers say of the rows, if there are teachers.
+
+        `predictions` are those of the labelled tokens, if they are known.
+        """
+        if not taught or self.teaching is None:
+            return results
+        if self.teaching.is_over_labels and results.label_scores is not None:
+            ids, is_encoder_decoder = self.encoder.label_token_ids, self.encoder.is_encoder_decoder
+            scores = self.teaching.scores(model, taught, ids, is_encoder_decoder)
+            compared = label_comparison(results.label_scores, scores)
+        else:
+            own = predictions or LabelledLogits(*scoring.labelled_logits(model, batch))
+            compared = comparison(own, self.teaching.predictions(model, taught), len(batch["input_ids"]))
+        results.kl, results.agreed, results.compared = compared
+        return results
 
     def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
         logits = model(**batch).logits
@@ -117,6 +156,9 @@ class Scorer:
         """Return the metrics of all rows (`predictions` are `RowResults`), and those of the caller's function."""
         outputs, references = self.readable(prediction.predictions, prediction.label_ids)
         metrics = self.metrics_of(prediction.predictions, outputs, references, self.info)
+        results = prediction.predictions
+        if results.kl is not None:
+            metrics |= comparison_metrics(results.kl, results.agreed, results.compared) | self.constants
         return metrics | self.callers_metrics(outputs, references, prediction)
 
     def readable(self, results: RowResults, references: np.ndarray) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..data.message_content import joined
 from ..data.messages import Message, read_messages
 from ..errors import PromptTuningError
 from ..models.fixed_prompts import FixedPrompt
@@ -75,7 +76,7 @@ class Teacher:
     def shared_text(self) -> str | None:
         """The text that is the same in front of all rows, of messages what they say; None for other teachers."""
         if self.messages is not None:
-            return "\n".join(message.get("content", "") for message in self.messages)
+            return "\n".join(joined(message.get("content", "")) for message in self.messages)
         return self.text
 
     def context_of(self, row: Mapping[str, Any]) -> str | Sequence[Message]:

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..data.chat_rendering import common_prefix
 from ..data.chat_tokenization import ChatTokenizer
 from ..data.conversation import Conversation
 from ..data.encoded_rows import FEATURES, columns_of
@@ -61,6 +62,11 @@ class TeacherRows:
             )
         if teacher.is_context and self.chats is None:
             self._leading: Ids = leading_ids(tokenizer)
+
+    def first_ids(self) -> Ids:
+        """Return the tokens of the text itself, of messages those of their contents; none of other teachers."""
+        text = self.teacher.shared_text
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def __call__(self, row: Mapping[str, Any], encoded: Mapping[str, Any]) -> tuple[Ids, Ids]:
         """Return the ids and labels of a row as the teacher reads it, of the row and of what the student reads.
@@ -210,13 +216,11 @@ def _targets(labels: Sequence[int]) -> Ids:
     return [label for label in labels if label != IGNORED]
 
 
-def shared_start(data: Dataset, column: str) -> Ids:
-    """Return the ids with which all rows of a column begin, of which the last is left out of each row."""
+def shared_start(data: Dataset, number: int) -> Ids:
+    """Return the ids with which all rows of a teacher begin; of each row, at least one id and all targets are left."""
+    rows = data.with_format(None)
     start: Ids | None = None
-    for ids in data.with_format(None)[column]:
-        if start is None:
-            start = list(ids[:-1])
-        if ids[: len(start)] != start or len(ids) <= len(start):
-            most = min(len(start), len(ids) - 1)
-            start = start[: next((i for i in range(most) if ids[i] != start[i]), most)]
+    for ids, labels in zip(*(rows[f"teacher_{number}_{name}"] for name in ("input_ids", "labels")), strict=True):
+        most = next((i for i, label in enumerate(labels) if label != IGNORED), len(ids) - 1)
+        start = list(ids[:most]) if start is None else start[: min(common_prefix(start, ids), most)]
     return start or []

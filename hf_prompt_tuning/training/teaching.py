@@ -5,8 +5,10 @@ model. So it is computed once for a whole run, as any prompt that does not train
 """
 
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,64 +17,26 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data.chat_tokenization import RowTemplate, row_tokenizer
-from ..data.collator import DataCollatorForPromptTuning
+from ..data.chat_tokenization import RowTemplate
+from ..data.collator import TAUGHT_ROWS
 from ..data.encoding import from_list, vocabulary_of
-from ..data.heads import needs_system_turn
 from ..data.tokenization import PromptTokenizer
-from ..errors import PromptTuningError
-from ..layouts.base import LabelledLogits
-from ..layouts.traits import max_positions
-from ..models.batch_checks import NO_PROMPT
-from ..models.distillation import TokenDistillation, in_row_order, mean_distribution
+from ..layouts.base import IGNORED, LabelledLogits
+from ..layouts.traits import max_positions, token_scale
+from ..models.distillation import LabelDistillation, TokenDistillation, in_row_order, mean_distribution
 from ..models.fixed_prompts import FixedPrompt
+from ..models.initialization import embedded_ids
+from ..models.scoring import rank_labels, sources
 from ..models.soft_prompts import SoftPrompts
 from .arguments import PromptTuningArguments
-from .setup import parts
-from .teacher import TaughtPrompt, Teacher, checked_teachers, prompts_of
+from .teacher import Teacher, checked_teachers, prompts_of
+from .teacher_answers import Writer, with_answers, without_target
+from .teacher_record import milliseconds, record_of, tokens_saved
 from .teacher_rows import TeacherRows, shared_start
+from .token_rows import RowEncoder
+from .voices import Voice, check_dropout, check_run, own_encoder
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A teacher in a run.
-
-    Attributes:
-        number: its place among the run's teachers.
-        rows: writes rows as it reads them.
-        names: its prompts, as rows name them; none of a text, whose prompt is what its rows begin with.
-        context: the prompt of a text, which rows behind it begin with; None before the data is known.
-    """
-
-    number: int
-    rows: TeacherRows
-    names: tuple[str, ...] = ()
-    context: FixedPrompt | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the text's prompt."""
-        return f"__teacher_{self.number}__"
-
-    def names_of_rows(self, batch: dict[str, Tensor]) -> list[list[str]]:
-        """Return the prompts of a batch's rows, for each call that the teacher makes."""
-        size = len(batch["input_ids"])
-        if self.names:
-            return [[name] * size for name in self.names]
-        if self.context is None:
-            return [[NO_PROMPT] * size]
-        return [[self.name if begins else NO_PROMPT for begins in _begin(batch, self.context.head_ids).tolist()]]
-
-
-def _begin(batch: dict[str, Tensor], head: Tensor) -> Tensor:
-    """Tell which rows begin with the tokens of a head, [B] bool, wherever their pads are."""
-    real = batch["attention_mask"].bool()
-    place = real.long().cumsum(1) - 1
-    expected = head.to(place.device)[place.clamp(0, len(head) - 1)]
-    same = (batch["input_ids"] == expected) | ~real | (place >= len(head))
-    return same.all(1) & (real.sum(1) > len(head))
 
 
 class Teaching:
@@ -84,6 +48,7 @@ class Teaching:
         args: the run's arguments.
         tokenizer: the backbone's.
         template: turns the rows into text; None if they are token ids.
+        collator: the caller's, if any.
 
     Raises:
         PromptTuningError: a teacher does not suit the model or the rows, or an argument is invalid.
@@ -96,15 +61,14 @@ class Teaching:
         args: PromptTuningArguments,
         tokenizer: PreTrainedTokenizerBase | None,
         template: RowTemplate | None,
+        collator: Any = None,
     ):
-        encoder = None if template is None else model.row_encoder(tokenizer, template)
-        config = model.peft_config[model.active_adapter]
-        if config.backbone_dropout:
-            raise PromptTuningError(
-                "backbone_dropout is on, and the teacher is the same backbone, whose predictions it would change from "
-                "call to call; leave it off."
-            )
+        check_run(args, template, collator)
+        self._encoder = encoder = None if template is None else model.row_encoder(tokenizer, template)
+        check_dropout(model)
         self.teachers, self.args = checked_teachers(teacher), args
+        self._is_encoder_decoder = model.config.is_encoder_decoder
+        self._width = model.word_embeddings.embedding_dim
         self._limit = max_positions(model.get_base_model())
         self._vocabulary = vocabulary_of(model)
         self._fixed: dict[str, FixedPrompt] = {}
@@ -112,6 +76,7 @@ class Teaching:
             self._voice(number, each, model, tokenizer, encoder) for number, each in enumerate(self.teachers)
         ]
         self._told = False
+        self._times: dict[str, Any] = {}
 
     def _voice(
         self,
@@ -131,17 +96,36 @@ class Teaching:
         return Voice(number, TeacherRows(teacher, encoder, own, tokenizer, is_encoder_decoder), names)
 
     @property
+    def is_over_labels(self) -> bool:
+        """Whether the divergence is of the labels' scores, and not of tokens."""
+        return self.args.distill_over == "labels"
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether training rows need targets of their own."""
+        by_labels_alone = self.is_over_labels and self.args.distillation_weight == 1
+        return self.args.teacher_writes is None and not by_labels_alone
+
+    @property
     def columns(self) -> list[str]:
         """The columns that a row has for its teachers."""
         return [f"teacher_{voice.number}_{name}" for voice in self._voices for name in ("input_ids", "labels")]
 
-    def added_to(self, encoded: Any, raw: Any, name: str) -> Any:
-        """Return encoded rows, or a dict of such, with the columns of the teachers. See `TeacherRows.added_to`."""
+    def added_to(self, encoded: Any, raw: Any, name: str, sources_only: bool = False) -> Any:
+        """Return encoded rows, or a dict of such, with the columns of the teachers. See `TeacherRows.added_to`.
+
+        With `sources_only`, leave out the rows' targets.
+        """
         if encoded is None:
             return None
         if isinstance(encoded, dict):
-            return {key: self.added_to(rows, raw[key], key) for key, rows in encoded.items()}
+            return {key: self.added_to(rows, raw[key], key, sources_only) for key, rows in encoded.items()}
         raw = from_list(raw, name) if isinstance(raw, list) else raw
+        if sources_only and isinstance(encoded, Dataset) and self.columns[0] not in encoded.column_names:
+            plain = raw if raw.format["type"] == "custom" else raw.with_format(None)
+            strip = partial(without_target, raw=plain, encoder=self._encoder)
+            options = {"load_from_cache_file": False, "desc": f"Leaving out {name} targets"}
+            encoded = encoded.map(strip, with_indices=True, features=encoded.features, **options)
         for voice in self._voices:
             encoded = voice.rows.added_to(encoded, raw, name, voice.number, self._limit, self._vocabulary)
         return encoded
@@ -149,21 +133,68 @@ class Teaching:
     def find_contexts(self, *data: Any) -> None:
         """Find what the rows of each teacher of text begin with, in the first of these data sets that is one."""
         rows = next((each for each in data if isinstance(each, Dataset)), None)
-        if rows is None:
+        if rows is None or self._is_encoder_decoder:  # an encoder computes a text anew with each row
             return
         for place, voice in enumerate(self._voices):
-            start = shared_start(rows, f"teacher_{voice.number}_input_ids") if not voice.names else []
-            if start:
-                context = FixedPrompt.of_text(start, 0)
-                self._voices[place] = replace(voice, context=context)
-                self._fixed[voice.name] = context
+            if not voice.names and (start := shared_start(rows, voice.number)):
+                self._fixed[voice.name] = FixedPrompt.of_text(start, self._width)
+                self._voices[place] = replace(voice, context=self._fixed[voice.name])
+
+    def first_vectors(self, model: SoftPrompts) -> Tensor | None:
+        """Return the embeddings of the text's first tokens, as many as the prompt's vectors, [P, H] fp32.
+
+        None if the teacher is no text, or one of each row.
+        """
+        ids = self._voices[0].rows.first_ids()[: len(model.prompt)]
+        if not ids:
+            return None
+        embeds = embedded_ids(ids, model.word_embeddings, "the teacher's text has")
+        return token_scale(model.get_base_model()) * embeds
+
+    def encoder_of_own_rows(self, rows: RowEncoder) -> RowEncoder:
+        """Return what encodes the trainer's own data; other data keeps its targets if the teacher writes them."""
+        return replace(rows, sources_only=self.args.teacher_writes is not None)
+
+    def write_targets(self, trainer: Any) -> None:
+        """Put what the teachers write into a trainer's data, if they are to: one answer to each evaluation row."""
+        if self.args.teacher_writes is None:
+            return
+        options = trainer.rows, trainer.unwrapped
+        trainer.train_dataset = self.written(*options, trainer.train_dataset, "training", self.args.teacher_writes)
+        trainer.eval_dataset = self.written(*options, trainer.eval_dataset, "evaluation", 1)
+
+    def written(self, rows: RowEncoder, model: SoftPrompts, data: Any, name: str, copies: int) -> Any:
+        """Return a data set, or a dict of such, with the answers that the teachers write as its targets.
+
+        `copies` is the number of answers to a row. Return None for None.
+        """
+        if data is None:
+            return None
+        if isinstance(data, dict):
+            return {key: self.written(rows, model, each, key, copies) for key, each in data.items()}
+        answers = Writer(model, self.args, rows.tokenizer, self._voices).answered(data, name, copies)
+        return with_answers(data, answers, rows.limit, self._is_encoder_decoder)
+
+    def describe(self, model: SoftPrompts, data: Any, measure: bool) -> None:
+        """Record the teachers in the active prompt's description; the times of a request only if asked to `measure`.
+
+        `data` are rows of the trainer. A measured time is kept.
+        """
+        first = self._voices[0]
+        record = record_of(
+            self.teachers, len(first.rows.first_ids()), len(first.names), self.args.publish_teacher_text
+        )
+        if record["kind"] in ("text", "messages") and isinstance(data, Dataset):
+            record["tokens_saved"] = tokens_saved(data, len(model.prompt))
+            if measure and not self._times:
+                self._times = milliseconds(model, data.with_format(None)[0])
+            record |= self._times
+        model.info.teacher = record
 
     def attach(self, model: SoftPrompts) -> None:
         """Let a model hold the teachers' prompts."""
-        width = model.word_embeddings.embedding_dim
         for name, prompt in self._fixed.items():
-            vectors = prompt.vectors if len(prompt.vectors) else torch.zeros(0, width)
-            model.set_fixed_prompt(name, replace(prompt, vectors=vectors))
+            model.set_fixed_prompt(name, prompt)
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, batches: list[dict[str, Tensor]]) -> LabelledLogits:
@@ -173,11 +204,30 @@ class Teaching:
         logits are those of their mean distribution.
         """
         model, found = extract_model_from_parallel(model), []
-        for voice, batch in zip(self._voices, batches, strict=True):
-            for names in voice.names_of_rows(batch):
-                output = model(**batch, only_labelled=True, adapter_names=names)
-                found.append(in_row_order(LabelledLogits(output.logits, output.targets, output.rows)))
+        with model.enable_adapter():  # an evaluation may have disabled the student's
+            for voice, batch in zip(self._voices, batches, strict=True):
+                for names in voice.names_of_rows(batch):
+                    texts = {name: value for name, value in batch.items() if name != TAUGHT_ROWS}
+                    output = model(**texts, only_labelled=True, adapter_names=names)
+                    found.append(in_row_order(LabelledLogits(output.logits, output.targets, output.rows)))
         return replace(found[0], logits=mean_distribution([each.logits for each in found]))
+
+    @torch.no_grad()
+    def scores(
+        self,
+        model: nn.Module,
+        batches: list[dict[str, Tensor]],
+        label_token_ids: Sequence[Sequence[int]],
+        is_encoder_decoder: bool,
+    ) -> Tensor:
+        """Return the log of the teachers' mean probabilities of the labels among themselves, [B, L] fp32."""
+        model, found = extract_model_from_parallel(model), []
+        with model.enable_adapter():
+            for voice, batch in zip(self._voices, batches, strict=True):
+                for names in voice.names_of_rows(batch):
+                    named = batch | {"adapter_names": names}
+                    found.append(rank_labels(model, named, label_token_ids, is_encoder_decoder).log_softmax(-1))
+        return torch.stack(found).logsumexp(0) - math.log(len(found))
 
     def lesson(self, model: nn.Module, batches: list[dict[str, Tensor]]) -> TokenDistillation:
         """Return what the loss of a batch's labelled tokens reads of the teachers."""
@@ -189,6 +239,31 @@ class Teaching:
             logits, ids = top.values, top.indices
         values = self.args.distillation_temperature, self.args.distillation_weight
         return TokenDistillation(logits, predictions.targets, ids, *values)
+
+    def lesson_of_labels(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        label: Tensor,
+        batches: list[dict[str, Tensor]],
+        encoder: PromptTokenizer,
+    ) -> dict[str, Any]:
+        """Return the model's arguments for a batch whose labels' scores are compared with the teachers'.
+
+        `inputs` and `label` ([B], -1 for none) are the student's, and `encoder` has the labels' tokens.
+        """
+        ids = encoder.label_token_ids
+        lesson = LabelDistillation(
+            self.scores(model, batches, ids, encoder.is_encoder_decoder),
+            batches[0][TAUGHT_ROWS][:, 0] != IGNORED,
+            label,
+            torch.tensor([len(words) for words in ids], device=label.device),
+            self.args.distillation_temperature,
+            self.args.distillation_weight,
+        )
+        mask = inputs["attention_mask"] if encoder.is_encoder_decoder else sources(inputs)
+        texts = {"input_ids": inputs["input_ids"], "attention_mask": mask}
+        return texts | {"candidates": ids, "distillation": lesson}
 
     def _tell_of_rest(self, logits: Tensor, kept: Tensor) -> None:
         """Log once how much of the teacher's probability is outside its k most likely tokens."""
@@ -204,48 +279,8 @@ class Teaching:
         )
 
 
-def own_encoder(
-    prompts: Sequence[TaughtPrompt],
-    model: SoftPrompts,
-    tokenizer: PreTrainedTokenizerBase | None,
-    encoder: PromptTokenizer,
-) -> PromptTokenizer | None:
-    """Return what turns rows into token ids for prompts that teach; None if they read what the student reads."""
-    template = encoder.template
-    for prompt in prompts:
-        if prompt.template is not None and parts(prompt.template) != parts(template):
-            logger.warning(
-                "The teacher was trained with the template %r, and reads the rows of this run, with %r.",
-                prompt.template.source,
-                template.source,
-            )
-    config = model.peft_config[model.active_adapter]
-    placed = next((prompt for prompt in prompts if prompt.position == "system"), prompts[0])
-    head = placed.fixed.head_ids.tolist()
-    always = needs_system_turn(placed.position, template.chat, tokenizer, head or None)
-    if always == needs_system_turn(config.prompt_position, template.chat, tokenizer, config.head):
-        return None
-    return row_tokenizer(template, tokenizer, model.config.is_encoder_decoder, always)
-
-
 def teaching_of(
     teacher: Any, model: SoftPrompts, args: Any, tokenizer: Any, template: RowTemplate | None, collator: Any
 ) -> Teaching | None:
-    """Return the teachers of a run; None without a teacher.
-
-    Raises:
-        PromptTuningError: as `Teaching`; or the arguments or the caller's collator know nothing of teachers.
-    """
-    if teacher is None:
-        return None
-    if not isinstance(args, PromptTuningArguments):
-        raise PromptTuningError(
-            f"a teacher is given with {type(args).__name__}, which do not say how to learn from it; give "
-            "PromptTuningArguments."
-        )
-    if collator is not None and not isinstance(collator, DataCollatorForPromptTuning):
-        raise PromptTuningError(
-            f"data_collator is a {type(collator).__name__}, and a teacher's rows are batched by "
-            "DataCollatorForPromptTuning; give one, or leave it out."
-        )
-    return Teaching(teacher, model, args, tokenizer, template)
+    """Return the teachers of a run; None without a teacher. Raise PromptTuningError as `Teaching` does."""
+    return None if teacher is None else Teaching(teacher, model, args, tokenizer, template, collator)

@@ -167,6 +167,7 @@ class RowEncoder:
         head: the tokens that the prompt stands behind.
         teaching: the teachers, for which rows are written, too; None without a teacher.
         pads: the warning of pads that are read as text.
+        sources_only: whether rows are written without their targets, because the teacher writes them.
     """
 
     tokenizer: PromptTokenizer | None
@@ -176,6 +177,7 @@ class RowEncoder:
     head: tuple[int, ...] = ()
     teaching: Any = None
     pads: PadWarning = field(default_factory=lambda: PadWarning(None, False))
+    sources_only: bool = False
 
     def __call__(self, data: Any, name: str, require_target: bool, may_be_several: bool = False) -> Any:
         """Return the token ids of a dataset, or of each in a dict if it `may_be_several`, as `encode_data` does.
@@ -189,7 +191,7 @@ class RowEncoder:
         options = self.limit, require_target, self.vocabulary, labels, self.head
         encoded = encode_data(data, name, self.tokenizer, *options)
         self.pads(encoded, name)
-        return encoded if self.teaching is None else self.teaching.added_to(encoded, data, name)
+        return encoded if self.teaching is None else self.teaching.added_to(encoded, data, name, self.sources_only)
 
     @classmethod
     def behind(

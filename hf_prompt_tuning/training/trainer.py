@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
-from ..data.collator import DataCollatorForPromptTuning, beside_texts, split_teachers
+from ..data.collator import TAUGHT_ROWS, DataCollatorForPromptTuning, beside_texts, split_teachers
 from ..data.encoding import check_kind, vocabulary_of
 from ..data.template import PromptTemplate
 from ..extras import check_installed
@@ -112,14 +112,17 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         setup.leave_loss_to_the_model(self)
         self.model_init = model_init  # not passed to super(), which would call it again
         self._adopt(self.model)
+        if self.teaching is not None:
+            self.teaching.write_targets(self)
 
     def encode_data(
         self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any
     ) -> tuple[RowEncoder, Any, Any]:
         """Return what encodes the prompt's rows, and the training and evaluation data as token ids."""
         rows = replace(RowEncoder.behind(model, tokenizer, template, columns), teaching=self.teaching)
-        train = rows(train, "training", require_target=True)
-        evaluation = rows(evaluation, "evaluation", require_target=False, may_be_several=True)
+        own = rows if self.teaching is None else self.teaching.encoder_of_own_rows(rows)
+        train = own(train, "training", require_target=self.teaching is None or self.teaching.needs_targets)
+        evaluation = own(evaluation, "evaluation", require_target=False, may_be_several=True)
         if self.teaching is not None:
             self.teaching.find_contexts(train, evaluation)
         return rows, train, evaluation
@@ -134,6 +137,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self.rows.describe(model.info, self.train_dataset)
         if self.teaching is not None:
             self.teaching.attach(model)
+            self._known_baselines = {}  # they depend on the prompt's length
         return model
 
     def call_model_init(self, trial: Any = None) -> SoftPrompts:
@@ -226,7 +230,11 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as `Trainer` does. For rows of text, ask the model only for the labelled positions."""
-        inputs, taught = split_teachers({name: value for name, value in inputs.items() if name != "label"})
+        inputs, taught = split_teachers(inputs)
+        label = inputs.pop("label", None)
+        if taught and self.teaching.is_over_labels:
+            inputs = self.teaching.lesson_of_labels(model, inputs, label, taught, self.rows.tokenizer)
+            return super().compute_loss(model, inputs, *args, **kwargs)
         if taught:
             inputs["distillation"] = self.teaching.lesson(model, taught)
         if not beside_texts(inputs):
@@ -236,6 +244,12 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             inputs["shift_labels"] = nn.functional.pad(inputs.pop("labels"), (0, 1), value=IGNORED)
         inputs["label_smoothing"] = self.args.label_smoothing_factor
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @property
+    def counted_column(self) -> str:
+        """The column of a batch whose values other than -100 are the items of its loss."""
+        over_labels = self.teaching is not None and self.teaching.is_over_labels
+        return TAUGHT_ROWS if over_labels else super().counted_column
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Do not call super(), which also pickles the arguments and copies the tokenizer. A prompt's folder holds
@@ -247,6 +261,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             describe_run(model, self.args, self.state, self.processing_class)
             rows = {"training_rows": self.train_dataset, "evaluation_rows": self.eval_dataset}
             model.info.data |= {name: len(data) for name, data in rows.items() if isinstance(data, Dataset)}
+            if self.teaching is not None:
+                data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+                self.teaching.describe(model, data, measure=self.args.should_save and not self.is_saving_checkpoint)
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir
                 model.save_pretrained(folder, repo_id=self.publisher.repo_id, card=not self.is_saving_checkpoint)

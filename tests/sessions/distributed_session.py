@@ -20,7 +20,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_prompt_tuning import PromptTemplate, PromptTuningArguments, PromptTuningError, PromptTuningTrainer
+from hf_prompt_tuning import PromptTemplate, PromptTuningArguments, PromptTuningError, PromptTuningTrainer, Teacher
 from hf_prompt_tuning.prompts.files import read_prompt
 from tests.shared.places import placed_model
 from tests.shared.reference import tiny_prompt_model
@@ -40,7 +40,8 @@ TOKENS = [{"input_ids": list(range(5 + i, 11 + 2 * i)), "labels": [-100, *range(
 
 def trainer(folder: Path, rows: Any, name: str = "llama", model: Any = None, **values: Any) -> PromptTuningTrainer:
     """A run whose global batch is four rows (times `gradient_accumulation_steps`), however many processes."""
-    chosen = {key: values.pop(key) for key in ("template", "eval_dataset", "compute_metrics") if key in values}
+    of_trainer = ("template", "teacher", "eval_dataset", "compute_metrics")
+    chosen = {key: values.pop(key) for key in of_trainer if key in values}
     defaults = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4 // WORLD,
@@ -83,6 +84,12 @@ def trained(folder: Path) -> dict:
     run = trainer(folder, ROWS, eval_dataset=ROWS)
     run.evaluate_untuned()
     facts["evaluated before"] = curve(run)
+    teacher = Teacher(text="Say whether it is a complaint")
+    options = {"teacher": teacher, "distillation_weight": 0.7}
+    facts["taught"] = curve(trainer(folder, ROWS, template=FREE, gradient_accumulation_steps=2, **options))
+    facts["taught labels"] = curve(trainer(folder, ROWS, distill_over="labels", **options))
+    greedy = {"teacher_writes": 1, "teacher_temperature": 0.0, "teacher_max_new_tokens": 4}
+    facts["taught what the teacher writes"] = curve(trainer(folder, ROWS, template=FREE, **options, **greedy))
     # With two processes the second has these rows alone in its first batch.
     bare = [row | {"labels": [-100] * len(row["input_ids"])} if i in (2, 3) else row for i, row in enumerate(TOKENS)]
     for layout in ("padded", "cached", "packed"):

@@ -1,0 +1,167 @@
+"""Targets that a teacher writes: what they are, that they are kept, and when the kept ones are refused."""
+
+import json
+
+import pytest
+import torch
+from transformers import set_seed
+
+from hf_prompt_tuning import (
+    ChatFormat,
+    ChatTemplate,
+    PromptTuningError,
+    PromptTuningTrainer,
+    Teacher,
+    get_prompt_tuning_model,
+)
+from hf_prompt_tuning.layouts.base import IGNORED
+from hf_prompt_tuning.training.teacher_answers import ANSWERS_FILE
+from tests.shared.chat_templates import chat_tokenizer
+from tests.shared.ensembles import make as make_ensemble
+from tests.shared.places import place_config
+from tests.shared.tiny_models import make_tokenizer, tiny_model
+from tests.shared.trainers import FREE, arguments
+
+TEXT = "Classify if the message is a complaint or not"
+ROWS = [{"message": text} for text in ("never came", "thank you for the quick help", "why", "day and night")]
+
+
+def make(folder, teacher=None, rows=ROWS, eval_rows=ROWS[:2], template=FREE, tokenizer=None, backbone="llama", **own):
+    torch.manual_seed(1)
+    defaults = {"teacher_writes": 2, "teacher_max_new_tokens": 5, "predict_with_generate": False}
+    return PromptTuningTrainer(
+        model=get_prompt_tuning_model(tiny_model(backbone), place_config("start")),
+        args=arguments(folder, **defaults | own),
+        train_dataset=rows,
+        eval_dataset=eval_rows,
+        processing_class=make_tokenizer("llama") if tokenizer is None else tokenizer,
+        template=template,
+        teacher=Teacher(text=TEXT) if teacher is None else teacher,
+    )
+
+
+def targets(rows, column="labels"):
+    return [[i for i in row[column] if i != IGNORED] for row in rows]
+
+
+@torch.no_grad()
+def greedy_by_hand(backbone, ids, steps, ends):
+    new = []
+    while len(new) < steps and not (new and new[-1] in ends):
+        new.append(int(backbone(input_ids=torch.tensor([ids + new]), use_cache=False).logits[0, -1].argmax()))
+    return new
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_greedy_answers_are_those_of_the_backbone_behind_the_text(tmp_path, side):
+    tokenizer = make_tokenizer("llama")
+    tokenizer.padding_side = side
+    trainer = make(tmp_path, tokenizer=tokenizer, teacher_writes=1, teacher_temperature=0.0)
+    context = tokenizer(TEXT + "\n\n", add_special_tokens=False)["input_ids"]
+    coder = trainer.model.row_encoder(tokenizer)
+    for data, rows in ((trainer.train_dataset, ROWS), (trainer.eval_dataset, ROWS[:2])):
+        assert len(data) == len(rows)
+        for row, given in zip(data, rows, strict=True):
+            source = coder.source_ids(given)[0]
+            answer = greedy_by_hand(trainer.model.get_base_model(), [1, *context, *source[1:]], 5, [2])
+            assert row["input_ids"] == source + answer
+            assert row["labels"] == [IGNORED] * len(source) + answer and row["length"] == len(row["labels"])
+            assert row["teacher_0_input_ids"] == [1, *context, *source[1:], *answer]
+            assert row["teacher_0_labels"] == [IGNORED] * (len(source) + len(context)) + answer
+
+
+def test_sampled_answers_are_kept_and_used_again(tmp_path):
+    set_seed(3)
+    first = make(tmp_path)
+    assert len(first.train_dataset) == 8 and len(first.eval_dataset) == 2
+    assert len(set(map(tuple, targets(first.train_dataset)))) > 4  # sampled, not the most likely ones
+    text = (tmp_path / ANSWERS_FILE).read_text()
+    assert [json.loads(line)["data"] for line in text.splitlines()] == ["training"] * 5 + ["evaluation"] * 3
+    set_seed(4)
+    again = make(tmp_path)
+    assert again.train_dataset.to_dict() == first.train_dataset.to_dict()
+    assert (tmp_path / ANSWERS_FILE).read_text() == text
+    (tmp_path / ANSWERS_FILE).unlink()
+    set_seed(5)
+    assert make(tmp_path).train_dataset.to_dict() == first.train_dataset.to_dict()
+    other = make(tmp_path / "other", seed=7)
+    assert targets(other.train_dataset) != targets(first.train_dataset)
+    first.train()
+    assert "eval_kl" in first.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"teacher": Teacher(text="Be kind")}, "another teacher"),
+        ({"rows": ROWS[1:]}, "other rows"),
+        ({"teacher_writes": 3}, "teacher_writes=2, and this run has 3"),
+        ({"teacher_temperature": 0.5}, "teacher_temperature=1.0, and this run has 0.5"),
+        ({"teacher_top_p": 0.5}, "teacher_top_p=1.0"),
+        ({"teacher_max_new_tokens": 6}, "teacher_max_new_tokens=5"),
+        ({"seed": 7}, "seed=42"),
+        ({"backbone": "gemma"}, "another backbone"),
+    ],
+)
+def test_answers_of_another_run_are_refused(tmp_path, change, words):
+    make(tmp_path, eval_rows=None)
+    with pytest.raises(PromptTuningError, match=words):
+        make(tmp_path, **{"eval_rows": None} | change)
+
+
+def test_a_damaged_file_is_refused_and_a_half_written_one_ignored(tmp_path):
+    (tmp_path / f"{ANSWERS_FILE}.unfinished").write_text("{")
+    make(tmp_path)
+    (tmp_path / ANSWERS_FILE).write_text('{"data": "training", "token_ids"')
+    with pytest.raises(PromptTuningError, match="is not a file of a teacher's answers"):
+        make(tmp_path)
+
+
+def test_a_chat_is_answered_in_place_of_its_last_answer(tmp_path):
+    tokenizer = chat_tokenizer("chatml")
+    turns = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "no"}]
+    rows = [{"messages": [*turns, {"role": "user", "content": "never came"}]}, {"messages": turns}]
+    trainer = make(tmp_path, rows=rows, eval_rows=None, template=ChatTemplate(chat=ChatFormat()), tokenizer=tokenizer)
+    for row, chat in zip(list(trainer.train_dataset)[::2], ([*turns, rows[0]["messages"][2]], turns[:1]), strict=True):
+        for column, messages in (("", chat), ("teacher_0_", [{"role": "system", "content": TEXT}, *chat])):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            source = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert row[f"{column}input_ids"][: len(source)] == source
+            assert row[f"{column}labels"] == [IGNORED] * len(source) + row[f"{column}input_ids"][len(source) :]
+        assert targets([row]) == targets([row], "teacher_0_labels")
+
+
+def test_rows_have_their_own_targets_if_they_are_given_later(tmp_path):
+    trainer = make(tmp_path)
+    rows = [row | {"answer": "a dog"} for row in ROWS]
+    data = trainer.rows(rows, "test", require_target=False)
+    assert targets(data) == [trainer.rows.tokenizer.target_ids("a dog")] * 4
+    assert trainer.evaluate(rows)["eval_kl"] > 0
+    assert "test_kl" not in trainer.predict(rows).metrics
+
+
+def test_the_members_of_an_ensemble_take_turns(tmp_path, messages):
+    ensemble = make_ensemble(tmp_path / "ensemble", messages, template=FREE, evaluate=False)
+    ensemble.save_model(str(tmp_path / "ensemble"))
+    teacher = Teacher(prompt=tmp_path / "ensemble")
+    tokenizer = ensemble.processing_class
+    values = {"tokenizer": tokenizer, "teacher_writes": 1, "teacher_temperature": 0.0, "eval_rows": None}
+    trainer = make(tmp_path, teacher, **values)
+    coder = ensemble.model.row_encoder(tokenizer)
+    for i, row in enumerate(ROWS):
+        ids = torch.tensor([coder.source_ids(row)[0]])
+        options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
+        new = ensemble.model.generate(input_ids=ids, adapter_names=[ensemble.members[i % 3]], **options)
+        assert targets(trainer.train_dataset)[i] == new[0, ids.shape[1] :].tolist()
+
+
+def test_an_encoder_decoder_is_taught_what_it_writes_behind_the_text(tmp_path):
+    tokenizer = make_tokenizer("t5")
+    trainer = make(tmp_path, tokenizer=tokenizer, backbone="t5", teacher_writes=1, teacher_temperature=0.0)
+    context = tokenizer(TEXT + "\n\n", add_special_tokens=False)["input_ids"]
+    for row in trainer.train_dataset:
+        ids = torch.tensor([context + row["input_ids"]])
+        options = {"max_new_tokens": 5, "do_sample": False}
+        new = trainer.model.get_base_model().generate(input_ids=ids, **options)[0, 1:].tolist()
+        assert row["labels"] == row["teacher_0_labels"] == new
+    trainer.train()
