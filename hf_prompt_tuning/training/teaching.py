@@ -75,7 +75,7 @@ class Teaching:
         self._voices = [
             self._voice(number, each, model, tokenizer, encoder) for number, each in enumerate(self.teachers)
         ]
-        self._told = False
+        self._told = self._has_written = False
         self._times: dict[str, Any] = {}
 
     def _voice(
@@ -156,12 +156,14 @@ class Teaching:
         return replace(rows, sources_only=self.args.teacher_writes is not None)
 
     def write_targets(self, trainer: Any) -> None:
-        """Put what the teachers write into a trainer's data, if they are to: one answer to each evaluation row."""
-        if self.args.teacher_writes is None:
+        """Put what the teachers write into a trainer's data, once, if they are to: one answer to an evaluation row."""
+        if self.args.teacher_writes is None or self._has_written:
             return
+        self._has_written = True
         options = trainer.rows, trainer.unwrapped
         trainer.train_dataset = self.written(*options, trainer.train_dataset, "training", self.args.teacher_writes)
         trainer.eval_dataset = self.written(*options, trainer.eval_dataset, "evaluation", 1)
+        trainer.rows.describe(trainer.unwrapped.info, trainer.train_dataset)  # the example now has a target
 
     def written(self, rows: RowEncoder, model: SoftPrompts, data: Any, name: str, copies: int) -> Any:
         """Return a data set, or a dict of such, with the answers that the teachers write as its targets.

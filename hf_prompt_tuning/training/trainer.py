@@ -91,9 +91,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         model = setup.prompt_model(model, started_by(teacher, prompt_config), processing_class, template, args.seed)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)
-        rows, train_dataset, eval_dataset = self.encode_data(
-            model, template, processing_class, columns, train_dataset, eval_dataset
-        )
+        rows, *data = self.encode_data(model, template, processing_class, columns, train_dataset, eval_dataset)
         if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
         self.publisher = Publisher(self)
@@ -102,8 +100,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             model=model,
             args=args,
             data_collator=data_collator or DataCollatorForPromptTuning(processing_class),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            train_dataset=data[0],
+            eval_dataset=data[1],
             processing_class=processing_class,
             compute_metrics=compute_metrics,
             callbacks=setup.all_callbacks(callbacks, args),
@@ -112,8 +110,6 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         setup.leave_loss_to_the_model(self)
         self.model_init = model_init  # not passed to super(), which would call it again
         self._adopt(self.model)
-        if self.teaching is not None:
-            self.teaching.write_targets(self)
 
     def encode_data(
         self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any
@@ -137,6 +133,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self.rows.describe(model.info, self.train_dataset)
         if self.teaching is not None:
             self.teaching.attach(model)
+            self.teaching.write_targets(self)
             self._known_baselines = {}  # they depend on the prompt's length
         return model
 

@@ -55,7 +55,7 @@ def test_accumulated_steps_equal_those_of_a_whole_batch(tmp_path, values):
     parts = make(tmp_path / "b", **values | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2})
     for trainer in (whole, parts):
         trainer.train()
-    torch.testing.assert_close(parts.model.prompt, whole.model.prompt, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts.model.prompt, whole.model.prompt, rtol=1e-3, atol=3e-4)
 
 
 def test_no_generator_moves_because_of_a_teacher(tmp_path):
@@ -86,7 +86,7 @@ def test_a_saved_prompt_tells_what_taught_it(tmp_path, publish):
     assert (TEXT in card) is publish and "| KL, no context |" in card
     loaded = load_prompt(tmp_path / "saved", backbone=tiny_model("llama"), tokenizer=trainer.processing_class)
     assert loaded.model.info.teacher == described
-    assert set(trainer.model.info.history) == {"loss"}
+    assert set(trainer.model.info.history) == {"loss", "eval_loss", "eval_kl"}
 
 
 def test_half_precision_teaches(tmp_path):

@@ -75,6 +75,8 @@ def test_sampled_answers_are_kept_and_used_again(tmp_path):
     first = make(tmp_path)
     assert len(first.train_dataset) == 8 and len(first.eval_dataset) == 2
     assert len(set(map(tuple, targets(first.train_dataset)))) > 4  # sampled, not the most likely ones
+    answer = targets(first.train_dataset)[0]
+    assert first.model.info.example["target"] == first.processing_class.decode(answer, skip_special_tokens=True)
     text = (tmp_path / ANSWERS_FILE).read_text()
     assert [json.loads(line)["data"] for line in text.splitlines()] == ["training"] * 5 + ["evaluation"] * 3
     set_seed(4)
