@@ -4,7 +4,8 @@
 
 The texts are RAFT's tweets (FOLDER/raft_twitter_complaints_train.jsonl) or, without FOLDER, the demo's messages. Each
 line of the table is timed in rounds, every system once a round, so that a slow minute of the machine hits all of them;
-seconds are medians of the rounds. Prints the table, and writes benchmarks/results/inference.json.
+seconds are medians of the rounds. The lines of many labels are those of label_cases.py. Prints the table, and writes
+benchmarks/results/inference.json.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from statistics import median
 import peft
 import torch
 import transformers
+from label_cases import LabelBench
 from measure_speed import TWEETS, encode, load
 from speed import MESSAGES, RESULTS
 
@@ -39,6 +41,7 @@ class Bench:
             [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100] for row in rows
         ]
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        self.nodes: dict[str, float] = {}
         self.tokenizer, self.collator = tokenizer, DataCollatorForPromptTuning(tokenizer)
         self.names = ["default", *(f"prompt{i}" for i in range(1, PROMPTS))]
         config = dict(num_virtual_tokens=P, prompt_tuning_init="RANDOM", task_type="CAUSAL_LM")
@@ -132,13 +135,31 @@ class Bench:
         }
 
 
-def show(name: str, seconds: dict[str, float]) -> None:
+def show(name: str, seconds: dict[str, float], nodes: dict[str, float]) -> None:
     print(f"\n{name}")
     for system, value in seconds.items():
-        print(f"  {system:17s} {value:8.3f} s   PEFT/it {seconds['peft'] / value:6.2f}", flush=True)
+        beside = f"   PEFT/it {seconds['peft'] / value:6.2f}" if "peft" in seconds else ""
+        if "2 labels" in seconds:
+            beside += f"   it/2 labels {value / seconds['2 labels']:6.2f}"
+        beside += f"   nodes computed {nodes[system]:.0%}" if system in nodes else ""
+        print(f"  {system:17s} {value:8.3f} s{beside}", flush=True)
     if "ours, one prompt" in seconds:
         share = seconds["ours, one prompt"] / seconds["ours"]
         print(f"  throughput of the mixed batch against one prompt's: {share:.2f}")
+
+
+def time_case(bench, name: str, rounds: int) -> dict[str, float]:
+    """The median seconds of each system of a case. PEFT's passes for many labels are timed once."""
+    times: dict[str, list[float]] = {system: [] for system in bench.cases(0)[name]}
+    # The first round warms up: memory is taken, and each prompt is computed.
+    for i in range(rounds + 1):
+        for system, run in bench.cases(i * B)[name].items():
+            if system == "peft" and "2 labels" in times and i != 1:
+                continue
+            start = time.perf_counter()
+            run()
+            times[system].append(time.perf_counter() - start)
+    return {system: median(runs[1:] or runs) for system, runs in times.items()}
 
 
 def main() -> None:
@@ -148,21 +169,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=f"a folder that holds {TWEETS}")
     parser.add_argument("--only", default="", help="lines whose name has this in it")
     args = parser.parse_args()
-    transformers.set_seed(0)
-    bench = Bench(str(args.data / TWEETS if args.data else MESSAGES))
-    table = {}
-    for name in bench.cases(0):
-        if args.only not in name:
-            continue
-        times: dict[str, list[float]] = {system: [] for system in bench.cases(0)[name]}
-        # The first round warms up: memory is taken, and each prompt is computed.
-        for i in range((2 if args.quick else args.rounds) + 1):
-            for system, run in bench.cases(i * B)[name].items():
-                start = time.perf_counter()
-                run()
-                times[system].append(time.perf_counter() - start)
-        table[name] = {system: median(runs[1:]) for system, runs in times.items()}
-        show(name, table[name])
+    table: dict = {}
+    benches: list = [lambda: Bench(str(args.data / TWEETS if args.data else MESSAGES))]
+    if any(args.only in name for name in LabelBench.CASES):
+        benches.append(LabelBench)  # which trains a prompt first
+    for make in benches:
+        transformers.set_seed(0)
+        bench = make()
+        for name in bench.cases(0):
+            if args.only in name:
+                table[name] = time_case(bench, name, 2 if args.quick else args.rounds)
+                show(name, table[name], bench.nodes)
     if not args.quick and not args.only:
         table["threads"] = torch.get_num_threads()
         RESULTS.mkdir(exist_ok=True)

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from ..data.heads import without_head
 from ..errors import PromptTuningError, first_line
+from ..layouts.label_search import LabelSearch
 from ..layouts.sharing import of_all_parts
-from ..models.scoring import label_losses, label_nll, rank_labels
+from ..models.scoring import label_losses, label_nll, search_labels
 from ..models.soft_prompts import SoftPrompts
 
 
@@ -107,7 +108,8 @@ def quality(
         inputs = {name: value.to(device) for name, value in batch.items()}
         gold = inputs.pop("label", None)
         if label_token_ids:
-            scores = rank_labels(model, inputs, label_token_ids, model.config.is_encoder_decoder)
+            search = LabelSearch(required=gold)
+            scores = search_labels(model, inputs, label_token_ids, model.config.is_encoder_decoder, search).scores
             nll, counted = label_losses(scores, gold, label_token_ids)
             right += int((scores.argmax(1) == gold).sum())
         else:

@@ -199,8 +199,9 @@ class Layout(Protocol):
 
 
 def predicted_at_once(backbone: nn.Module) -> int:
-    """Return the number of positions whose predictions are `MAX_LOGITS` logits, 1 or more."""
-    return max(MAX_LOGITS // backbone.config.get_text_config().vocab_size, 1)
+    """Return how many positions a pass of ranking predicts at: those of `MAX_LOGITS` logits, 1 to 4,096."""
+    # With a small vocabulary, the limit is the mask, which has as many rows and columns.
+    return min(max(MAX_LOGITS // backbone.config.get_text_config().vocab_size, 1), 4096)
 
 
 def token_inputs(backbone: nn.Module, embeds: Tensor) -> dict[str, Tensor]:

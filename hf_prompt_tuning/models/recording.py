@@ -41,6 +41,6 @@ def describe_run(
 
 def to_record(metrics: dict[str, Any]) -> dict[str, float]:
     """Return the metrics that are numbers, without speed, memory and the training's progress."""
-    left_out = ("runtime", "per_second", "preparation_time", "epoch", "num_input_tokens_seen")
+    left_out = ("runtime", "per_second", "preparation_time", "epoch", "num_input_tokens_seen", "label_nodes")
     numbers = numbers_of(metrics)
     return {name: value for name, value in numbers.items() if not name.endswith(left_out) and not MEMORY.search(name)}

@@ -16,8 +16,10 @@ from ..data.chat_rendering import last_run
 from ..data.collator import beside_texts
 from ..data.template import PromptTemplate
 from ..layouts.base import IGNORED, LabelledLogits, nll_by_row, token_nll
+from ..layouts.label_search import LabelSearch
 from ..prompts.info import numbers_of
 from .generation_options import ends_of_text
+from .outputs import RankingOutput
 
 METRICS = Path(__file__).parents[1] / "metrics"
 GREEDY: Mapping[str, Any] = MappingProxyType({"do_sample": False})
@@ -60,6 +62,20 @@ def rank_labels(
 ) -> Tensor:
     """Return the log-likelihood of every label's words (and EOS) after every source, [B, L] fp32.
 
+    The arguments are those of `search_labels`.
+    """
+    return search_labels(model, batch, label_token_ids, is_encoder_decoder, None).scores
+
+
+def search_labels(
+    model: Callable,
+    batch: dict[str, Tensor],
+    label_token_ids: Sequence[Sequence[int]],
+    is_encoder_decoder: bool,
+    search: LabelSearch | None,
+) -> RankingOutput:
+    """Return the log-likelihoods of labels' words (and EOS) after every source, of all labels if `search` is None.
+
     The batch is as for `label_nll`. Of `input_ids` only the source is read: all of them in an encoder-decoder; in a
     causal model those whose label is -100. `label_token_ids` are L sequences.
     """
@@ -70,7 +86,8 @@ def rank_labels(
             attention_mask=mask,
             candidates=label_token_ids,
             adapter_names=batch.get("adapter_names"),
-        ).scores
+            search=search,
+        )
 
 
 def sources(batch: dict[str, Tensor]) -> Tensor:
@@ -87,7 +104,7 @@ def sources(batch: dict[str, Tensor]) -> Tensor:
 
 
 def label_losses(scores: Tensor, labels: Tensor, label_token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return what `label_nll` returns, from the scores [B, L] of `rank_labels`.
+    """Return what `label_nll` returns, from the scores [B, L] of `rank_labels`, or those that a search required.
 
     `labels` [B] are the indices of the rows' labels; -1 for a row without a label, which has no labelled tokens.
     """

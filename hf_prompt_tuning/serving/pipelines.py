@@ -22,6 +22,7 @@ from ..data.rows import series_row, table_rows
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
+from ..layouts.label_search import LabelSearch
 from ..models.soft_prompts import SoftPrompts
 from .pipeline_loading import NamedPrompt
 from .writing_options import OF_THE_TEXT, generate_options, is_greedy, merge_options, new_tokens, split_options
@@ -161,6 +162,9 @@ class PromptClassificationPipeline(PromptPipeline):
 
     Scores sum to 1. They are the softmax of the labels' log-likelihoods divided by a temperature. The temperature was
     fitted in the prompt's last evaluation (`PromptInfo.calibration`); for a prompt that was never evaluated it is 1.
+
+    Of many labels, those that cannot be among the best are not computed, unless `top_k` is None. All together they
+    have a thousandth of a row's scores at most, so that a score is right to 0.001.
     """
 
     classifies = True
@@ -175,29 +179,35 @@ class PromptClassificationPipeline(PromptPipeline):
             raise PromptTuningError(
                 f"top_k is {top_k}; give 1 or more labels, None for all, or leave it out for the best alone."
             )
-        return {}, {}, options
+        return {}, options, options
 
-    def _forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _forward(self, batch: dict[str, Tensor], top_k: int | None = 1) -> dict[str, Tensor]:
         # Rank all rows with the same labels in one call, even if their prompts differ.
         names, by_labels = self._names(batch), {}
         for row, name in enumerate(names):
             by_labels.setdefault(tuple(map(tuple, self._coder(name).label_token_ids)), []).append(row)
         ids = batch["input_ids"]
         scores = torch.full((len(ids), max(map(len, by_labels))), -torch.inf, device=ids.device)
+        temperatures = torch.tensor([self._temperature(name) for name in names], device=ids.device)
         for candidates, rows in by_labels.items():
+            search = None if top_k is None else LabelSearch(top_k, temperatures=temperatures[rows])
             scores[rows, : len(candidates)] = self.model(
                 input_ids=ids[rows],
                 attention_mask=batch["attention_mask"][rows],
                 candidates=candidates,
                 adapter_names=[names[row] for row in rows],
+                search=search,
             ).scores
         return {"scores": scores, "which": batch["which"]}
+
+    def _temperature(self, name: str) -> float:
+        return self.model.prompt_info[name].calibration.get("temperature", 1.0)
 
     def postprocess(self, outputs: dict[str, Tensor], **options: Any) -> dict | list[dict]:
         """Return one row's labels: those that `top_k` asks for, or the best alone."""
         (name,) = self._names(outputs)
-        template, calibration = self._coder(name).template, self.model.prompt_info[name].calibration
-        scores = outputs["scores"][0, : len(template.labels)] / calibration.get("temperature", 1.0)
+        template = self._coder(name).template
+        scores = outputs["scores"][0, : len(template.labels)] / self._temperature(name)
         shares = scores.softmax(-1).tolist()
         ranked = sorted(zip(template.label_words.values(), shares, strict=True), key=lambda pair: -pair[1])
         labels = [{"label": words, "score": share} for words, share in ranked]

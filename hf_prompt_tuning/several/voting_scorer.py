@@ -34,6 +34,11 @@ class VotingScorer(Scorer):
     of_members: dict[str, dict[str, float]] = field(default_factory=dict)
     of_vote: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def needs_all_scores(self) -> bool:
+        """Tell that a tie is decided by the scores of all members."""
+        return True
+
     def score(self, model: nn.Module, batch: dict[str, Any], loss_only: bool = False) -> tuple[RowResults, Tensor]:
         """Return the results of a batch's rows for all members, as `Scorer.score` does, with one call of the model."""
         results, references = super().score(model, for_members(batch, self.members), loss_only)

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PredictionOutput, has_length
 
 from ..data.encoding import check_kind
 from ..layouts.sharing import ByContext
+from ..models.calibration import CALIBRATION_ROWS
 from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
@@ -143,7 +144,8 @@ class EvaluationMixin:
         if own and isinstance(self.eval_dataset, dict):
             info.confusion_matrix, info.calibration = {}, {}  # they would describe only one of the data sets
         elif own:
-            scorer = replace(scorer, info=info)
+            rows = len(self.eval_dataset) if has_length(self.eval_dataset) else 0
+            scorer = replace(scorer, info=info, calibrated_every=max(-(-rows // CALIBRATION_ROWS), 1))
         several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
         if self.rows.teaching is not None and not several:
             scorer = replace(scorer, constants=self._baselines(eval_dataset, metric_key_prefix))

@@ -1,7 +1,9 @@
 """Score the rows of a batch, and compute the metrics of all scored rows."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from ..data.collator import beside_texts, split_teachers
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED, LabelledLogits
+from ..layouts.candidates import Trie
+from ..layouts.label_search import LabelSearch
 from ..models import scoring
 from ..models.calibration import fit_calibration
 from ..models.distillation import comparison, comparison_metrics, label_comparison
@@ -32,7 +36,9 @@ class RowResults(ModelOutput):
     Attributes:
         nll: negative log-likelihood of each row's labels, [B].
         tokens: number of labelled tokens, [B].
-        label_scores: log-likelihood of every label, [B, L] (classification).
+        label_scores: log-likelihood of every label, [B, L] (classification); -inf for a label that cannot be the best
+            and was left out.
+        nodes: number of the labels' tokens that were computed, [B], if some may be left out.
         generated_ids: token ids of generated texts, [B, T'], with -100 after their end (free text).
         logits: logits of the row's tokens, [B, T, V], or what `preprocess_logits_for_metrics` returned (token ids).
         kl: with a teacher, the sum of KL(teacher ‖ prompt) over the row's labelled tokens (or of its labels), [B].
@@ -43,6 +49,7 @@ class RowResults(ModelOutput):
     nll: Any = None
     tokens: Any = None
     label_scores: Any = None
+    nodes: Any = None
     generated_ids: Any = None
     logits: Any = None
     kl: Any = None
@@ -60,11 +67,13 @@ class Scorer:
         max_new_tokens: maximum length of a generated text; None to generate none.
         compute_metrics: the caller's function.
         preprocess_logits: the caller's `preprocess_logits_for_metrics`.
-        with_logits: whether to return the logits of rows of token ids.
+        with_logits: whether to return the logits of rows of token ids, and the scores of all labels.
         info: description of the prompt, in which to record the confusion matrix and the calibration; None to record
             nothing.
         teaching: the run's teachers, with which predictions are compared; None without a teacher.
         constants: metrics that are known before, of all evaluations.
+        calibrated_every: of how many batches one has the scores of all labels, which the calibration is fitted to.
+        batches: counts the batches.
     """
 
     rows: RowEncoder
@@ -76,6 +85,8 @@ class Scorer:
     info: PromptInfo | None = None
     teaching: Teaching | None = None
     constants: Mapping[str, float] = field(default_factory=dict)
+    calibrated_every: int = 1
+    batches: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def encoder(self) -> PromptTokenizer | None:
@@ -104,10 +115,7 @@ class Scorer:
                 "alone; leave it out, or train on rows of token ids without a template."
             )
         if label is not None and self.ranks_labels and not loss_only:
-            ids = self.encoder.label_token_ids
-            scores = scoring.rank_labels(model, batch, ids, self.encoder.is_encoder_decoder)
-            results = RowResults(*scoring.label_losses(scores, label, ids), label_scores=scores)
-            return self._compared(results, model, batch, taught), label
+            return self._compared(self._ranked(model, batch, label), model, batch, taught), label
         predictions = LabelledLogits(*scoring.labelled_logits(model, batch))
         results = RowResults(*scoring.nll_of(predictions, len(labels)))
         self._compared(results, model, batch, taught, predictions)
@@ -140,6 +148,29 @@ class Scorer:
             compared = comparison(own, self.teaching.predictions(model, taught), len(batch["input_ids"]))
         results.kl, results.agreed, results.compared = compared
         return results
+
+    @property
+    def needs_all_scores(self) -> bool:
+        """Tell whether somebody reads the scores of all labels of all rows."""
+        over_labels = self.teaching is not None and self.teaching.is_over_labels
+        return self.with_logits or self.compute_metrics is not None or over_labels
+
+    def _ranked(self, model: nn.Module, batch: dict[str, Any], label: Tensor) -> RowResults:
+        """Return the results of rows whose right labels are `label`, [B]; -1 for a row without one."""
+        ids, search, nodes = self.encoder.label_token_ids, None, None
+        calibrates = self.info is not None and next(self.batches) % self.calibrated_every == 0
+        if not self.needs_all_scores and not calibrates:
+            search = LabelSearch(required=label)
+        output = scoring.search_labels(model, batch, ids, self.encoder.is_encoder_decoder, search)
+        if not self.needs_all_scores:
+            nodes = output.nodes if output.nodes is not None else torch.full_like(label, self.label_nodes)
+        losses = scoring.label_losses(output.scores, label, ids)
+        return RowResults(*losses, label_scores=output.scores, nodes=nodes)
+
+    @cached_property
+    def label_nodes(self) -> int:
+        """The number of the labels' tokens that are computed behind a row if all are."""
+        return Trie.of(self.encoder.label_token_ids).computed
 
     def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
         logits = model(**batch).logits
@@ -189,8 +220,14 @@ class Scorer:
             if info is not None:
                 info.confusion_matrix = scoring.confusion_matrix(outputs, references, self.encoder.template)
                 info.calibration = fit_calibration(outputs, references)
-            return metrics | scoring.classification_metrics(outputs, references)
+            return metrics | scoring.classification_metrics(outputs, references) | self._node_metrics(results.nodes)
         return metrics if results.generated_ids is None else metrics | scoring.text_metrics(outputs, references)
+
+    def _node_metrics(self, nodes: np.ndarray | None) -> dict[str, float]:
+        """Return how many of the labels' tokens a row had computed, on average, and of how many; empty for all."""
+        if nodes is None or (nodes == self.label_nodes).all():
+            return {}
+        return {"computed_label_nodes": float(nodes.mean()), "label_nodes": self.label_nodes}
 
     def callers_metrics(self, outputs: Any, references: Any, prediction: EvalPrediction) -> dict[str, Any]:
         """Return the caller's metrics of the rows that have a reference; an empty dict if no row has one."""

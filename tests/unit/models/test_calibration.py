@@ -62,7 +62,7 @@ def test_an_evaluation_fits_it_and_a_pipeline_divides_by_it(tmp_path, tokenizer,
     for row, expected in zip(messages, scores.softmax(-1).tolist(), strict=True):
         got = {one["label"]: one["score"] for one in pipe(row, top_k=2)}
         assert list(map(got.get, TEMPLATE.label_words.values())) == pytest.approx(expected, abs=1e-4)
-    said = f"divided by {found['temperature']:.3g}, which was fitted on these {len(messages)} rows"
+    said = f"divided by {found['temperature']:.3g}, which was fitted on {len(messages)} of these rows"
     assert said in (tmp_path / "README.md").read_text()
 
 
