@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BACKBONE := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo demo-chat test test-window test-window-short soak quality style docs bench clean
+.PHONY: demo demo-chat demo-teach test test-window test-window-short soak quality style docs bench clean
 
 demo: $(VENV)/installed $(BACKBONE)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
@@ -17,6 +17,12 @@ demo-chat: $(VENV)/installed $(BACKBONE)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
 	    $(BIN)/accelerate launch run_prompt_tuning.py examples/bicycle_chats.yaml
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/ask.py outputs/bicycle_chats "My front wheel makes a noise when I brake."
+
+demo-teach: $(VENV)/installed $(BACKBONE)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
+	    $(BIN)/accelerate launch run_prompt_tuning.py examples/teach.yaml
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/compare_teacher.py outputs/teach examples/teaching/system.txt \
+	    "I feel lonely in the evenings."
 
 # A file's tests stay together: some share what took long to make.
 test: $(VENV)/installed

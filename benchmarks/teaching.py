@@ -1,0 +1,188 @@
+"""What a taught prompt reaches: a system prompt, a block of examples, and an ensemble in a few vectors.
+
+    python benchmarks/teaching.py [--only text examples ensemble] [--data FOLDER]
+
+- text: examples/teaching/system.txt in 8, 16, 32 and 64 vectors, and handbook.txt (about 1,500 tokens) in 16 and 64.
+- examples: 16 labelled tweets in 20 vectors, which learn from unlabelled messages, by three seeds. FOLDER holds
+  raft_twitter_complaints_train.jsonl.
+- ensemble: five prompts of SST-2 in one. FOLDER holds sst2_train.tsv and sst2_dev.tsv.
+
+Prints a line for each run, and writes benchmarks/results/teaching.json. Prompts and the teacher's answers are kept in
+outputs/teaching.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, concatenate_datasets
+
+from hf_prompt_tuning import (
+    ChatTemplate,
+    EnsembleTrainer,
+    PromptTask,
+    PromptTemplate,
+    PromptTuningArguments,
+    PromptTuningConfig,
+    PromptTuningTrainer,
+    Teacher,
+)
+from hf_prompt_tuning.cli.arguments import ModelArguments
+from hf_prompt_tuning.cli.main import load_backbone
+from hf_prompt_tuning.data.files import read_file
+
+ROOT = Path(__file__).parent.parent
+TEACHING, RESULTS, OUTPUTS = ROOT / "examples/teaching", ROOT / "benchmarks/results/teaching.json", "outputs/teaching"
+TWEETS = PromptTemplate(
+    source="Tweet text : {Tweet text} Label :",
+    label_column="Label",
+    label_words={"1": "complaint", "2": "no complaint"},
+)
+SENTENCES = PromptTemplate(
+    source="Review : {sentence} Sentiment :",
+    label_column="label",
+    label_words={"0": "negative", "1": "positive"},
+)
+COMPARED = ("kl", "agreement")
+
+
+def arguments(folder: str, **values: Any) -> PromptTuningArguments:
+    common = {"save_strategy": "no", "logging_strategy": "epoch", "disable_tqdm": True, "predict_with_generate": False}
+    return PromptTuningArguments(output_dir=f"{OUTPUTS}/{folder}", **common | {"learning_rate": 1e-2} | values)
+
+
+def loaded() -> tuple[Any, Any]:
+    return load_backbone(ModelArguments(".cache/smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"))
+
+
+def compared(metrics: dict[str, float]) -> dict[str, float]:
+    """The divergence and the agreement of an evaluation, and those of its baselines."""
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.endswith(COMPARED)}
+
+
+def text_in(P: int, name: str, epochs: int) -> dict[str, Any]:
+    """A text in P vectors: what is reached before training, after each epoch, and without a prompt."""
+    backbone, tokenizer = loaded()
+    text = (TEACHING / name).read_text(encoding="utf-8").strip()
+    trainer = PromptTuningTrainer(
+        backbone,
+        arguments(
+            Path(name).stem,  # the answers are the same for each P, so they are written once
+            num_train_epochs=epochs,
+            per_device_train_batch_size=10,
+            per_device_eval_batch_size=20,
+            eval_strategy="epoch",
+            teacher_writes=1,
+            teacher_max_new_tokens=32,
+        ),
+        train_dataset=read_file(TEACHING / "questions_train.jsonl"),
+        eval_dataset=read_file(TEACHING / "questions_test.jsonl"),
+        processing_class=tokenizer,
+        template=ChatTemplate(),
+        prompt_config=PromptTuningConfig(
+            num_virtual_tokens=P, prompt_tuning_init="TEACHER", prompt_position="system", tokenizer=tokenizer
+        ),
+        teacher=Teacher(text=text),
+    )
+    trainer.train()
+    evaluations = [compared(log) for log in trainer.state.log_history if "eval_kl" in log]
+    row = {"text": name, "tokens": len(tokenizer(text)["input_ids"]), "P": P, "steps": trainer.state.global_step}
+    return row | {"epochs": [{key: each[key] for key in COMPARED} for each in evaluations]} | evaluations[-1]
+
+
+def unlabelled(texts: list[str]) -> Dataset:
+    return Dataset.from_list([{"Tweet text": text, "Label": -1} for text in texts])
+
+
+def examples_in(P: int, seed: int, folder: Path) -> dict[str, Any]:
+    """16 labelled tweets in P vectors, taught on messages without labels; other tweets and messages are ranked."""
+    backbone, tokenizer = loaded()
+    tweets = read_file(folder / "raft_twitter_complaints_train.jsonl").shuffle(seed=seed)
+    by_label = [[row for row in tweets if row["Label"] == label] for label in (1, 2)]
+    shown = [row for rows in by_label for row in rows[:8]]
+    random.Random(seed).shuffle(shown)
+    words = TWEETS.label_words
+    text = "\n\n".join(f"Tweet text : {row['Tweet text']} Label : {words[str(row['Label'])]}" for row in shown)
+    messages = [read_file(ROOT / f"examples/complaints_{name}.jsonl") for name in ("train", "test")]
+    train, test = (unlabelled(rows["message"]) for rows in messages)
+    others = unlabelled([row["Tweet text"] for rows in by_label for row in rows[8:]])
+    trainer = PromptTuningTrainer(
+        backbone,
+        arguments(f"examples_{seed}", num_train_epochs=5, seed=seed, distill_over="labels"),
+        train_dataset=train,
+        eval_dataset=concatenate_datasets([others, test]),
+        processing_class=tokenizer,
+        template=TWEETS,
+        prompt_config=PromptTuningConfig(num_virtual_tokens=P, prompt_tuning_init="TEACHER", tokenizer=tokenizer),
+        teacher=Teacher(text=text),
+    )
+    before = compared(trainer.evaluate())["agreement"]
+    trainer.train()
+    row = {"tokens": len(tokenizer(text)["input_ids"]), "P": P, "seed": seed, "before": before}
+    return row | compared(trainer.evaluate()) | {"tweets": compared(trainer.evaluate(others))}
+
+
+def ensemble_in_one(folder: Path, members: int = 5) -> dict[str, Any]:
+    """Five prompts, their vote, and one prompt that their mean distribution teaches: accuracy on SST-2's dev set."""
+    backbone, tokenizer = loaded()
+    names = ["sentence", "label"]
+    train, dev = (read_file(folder / f"sst2_{name}.tsv", names) for name in ("train", "dev"))
+    train = train.shuffle(seed=42).select(range(1000))
+    data = {"train_dataset": train, "eval_dataset": dev, "processing_class": tokenizer, "template": SENTENCES}
+    values = {"per_device_eval_batch_size": 32, "num_train_epochs": 3}
+
+    def config() -> PromptTuningConfig:
+        return PromptTuningConfig(num_virtual_tokens=20, prompt_tuning_init="CLASS_LABELS", tokenizer=tokenizer)
+
+    tasks = [PromptTask(f"prompt_{i}", config(), seed=i) for i in range(1, members + 1)]
+    ensemble = EnsembleTrainer(backbone, arguments("ensemble", learning_rate=3e-2, **values), tasks, **data)
+    ensemble.train()
+    vote = ensemble.evaluate()
+    ensemble.save_model()
+    backbone, _ = loaded()
+    taught = PromptTuningTrainer(
+        backbone,
+        arguments("ensemble_in_one", distill_over="labels", **values),
+        prompt_config=config(),
+        teacher=Teacher(prompt=f"{OUTPUTS}/ensemble"),
+        **data,
+    )
+    taught.train()
+    metrics = taught.evaluate()
+    alone = [vote[f"eval_prompt_{i}_accuracy"] for i in range(1, members + 1)]
+    row = {"members": alone, "vote": vote["eval_accuracy"], "taught": metrics["eval_accuracy"]}
+    return row | compared(metrics)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=["text", "examples", "ensemble"], help="parts to run")
+    parser.add_argument("--data", type=Path, help="the folder of the tweets and of SST-2")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs for a text")
+    args = parser.parse_args()
+    table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    runs: dict[str, list[Any]] = {
+        "text": [lambda P=P: text_in(P, "system.txt", args.epochs) for P in (8, 16, 32, 64)]
+        + [lambda: text_in(16, "system.txt", 1)]
+        + [lambda P=P: text_in(P, "handbook.txt", args.epochs) for P in (16, 64)],
+        "examples": [lambda seed=seed: examples_in(20, seed, args.data) for seed in (1, 2, 3)],
+        "ensemble": [lambda: ensemble_in_one(args.data)],
+    }
+    for part in args.only:
+        if part != "text" and args.data is None:
+            print(f"{part}: give --data")
+            continue
+        table[part] = []
+        for run in runs[part]:
+            table[part].append(run())
+            print(f"{part}: {json.dumps(table[part][-1])}", flush=True)
+            table["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
+            RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
