@@ -48,8 +48,6 @@ def in_a_process(system: str, case: dict, steps: int) -> dict:
 
 
 def systems_for(case: dict) -> tuple[str, ...]:
-    if case["model"] == "bloom":
-        return ("peft", "padded", "cached")
     return ("peft", "padded") if case["model"] == "t5" else SYSTEMS
 
 

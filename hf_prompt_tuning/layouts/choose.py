@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from ..compat.transformers import CHECKPOINTS_ACTIVATIONS, cache_name
 from ..errors import PromptTuningError
+from .alibi import builder
 from .base import Layout
 from .cached import CachedLayout
 from .packed_ranking import PackedLayout
@@ -19,6 +20,8 @@ NAMES = ("packed", "cached", "padded")
 """From the fastest to the slowest, which every model supports."""
 
 MAX_PACKED_TOKENS = 2048
+MAX_ALIBI_TOKENS = 512
+"""These models compute all of a row's mask and keep it for the backward pass, in every layer."""
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 
@@ -36,7 +39,7 @@ def why_inexact(name: str, backbone: PreTrainedModel) -> str:
             ),
         },
         "packed": {
-            "the model takes no position_ids": not takes(backbone, "position_ids"),
+            "the model takes no position_ids": not takes(backbone, "position_ids") and builder(backbone) is None,
             "the model is recurrent: no mask keeps one example's state from the next": is_recurrent(backbone),
             "the model's ALiBi counts columns, not positions": getattr(config, "alibi", False),
             "the model's local attention counts columns, not positions": has_local_layers(backbone),
@@ -51,13 +54,14 @@ def make_layout(name: str, backbone: PreTrainedModel, max_packed_tokens: int | N
     """Return a layout that `why_inexact` tells nothing against."""
     if name != "packed":
         return PaddedLayout() if name == "padded" else CachedLayout()
-    budget = max_packed_tokens or MAX_PACKED_TOKENS
+    budget = max_packed_tokens or (MAX_PACKED_TOKENS if builder(backbone) is None else MAX_ALIBI_TOKENS)
     if (limit := getattr(backbone.config.get_text_config(), "max_position_embeddings", None)) is not None:
         # Some models (GPT-J, CodeGen) slice their causal mask from a buffer with that many columns.
         budget = min(budget, limit)
     kinds = reaches(backbone)
     # One mask for each kind of layer, unless full attention is the only kind.
-    return PackedLayout(budget, kinds, as_dict=list(kinds) != ["full_attention"])
+    as_dict, has_alibi = list(kinds) != ["full_attention"], builder(backbone) is not None
+    return PackedLayout(budget, kinds, as_dict=as_dict, has_alibi=has_alibi)
 
 
 def check_layout_name(name: str) -> None:

@@ -30,6 +30,7 @@ from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
 from ..compat.transformers import as_cache, cache_in
+from .alibi import counting_positions
 from .base import IGNORED, Examples, LabelledLogits, Layers, Prompts, predictions_at, token_inputs
 from .blocks import MIN_BLOCK, cut, in_blocks
 from .computed import cache_of, layers_of, side_by_side, spread_over_rows
@@ -43,11 +44,18 @@ class PackedRows:
 
     `max_tokens` is a row's token budget, because the mask has this many rows and columns. A prompt that was computed
     before adds no rows to the mask. A longer example gets its own row. `reaches` has the reach of each kind of layer;
-    `as_dict` tells whether the model takes a dict with a mask for each kind.
+    `as_dict` tells whether the model takes a dict with a mask for each kind. A model that `has_alibi` takes no
+    positions, but a bias of keys that counts them.
     """
 
-    def __init__(self, max_tokens: int, reaches: dict[str, Reach] | None = None, as_dict: bool = False):
-        self.max_tokens = max_tokens
+    def __init__(
+        self,
+        max_tokens: int,
+        reaches: dict[str, Reach] | None = None,
+        as_dict: bool = False,
+        has_alibi: bool = False,
+    ):
+        self.max_tokens, self.has_alibi = max_tokens, has_alibi
         self.reaches = reaches or {"full_attention": Reach()}
         self.as_dict = as_dict
 
@@ -152,13 +160,16 @@ class PackedRows:
         at = torch.tensor(queries, dtype=torch.long, device=embeds.device)
         positions, segments = row.positions_and_segments(embeds.device)
         masks = self._masks(backbone, row, embeds, positions, segments)
+        called, arguments = backbone, {"position_ids": positions[None, past:]}
+        if self.has_alibi:
+            called, arguments = counting_positions(backbone, positions), {}
         return predictions_at(
-            backbone,
+            called,
             torch.zeros_like(at),
             at,
             **token_inputs(backbone, embeds[None]),
             attention_mask=masks if self.as_dict else next(iter(masks.values())),
-            position_ids=positions[None, past:],
+            **arguments,
             **(as_cache(backbone, _cache_before(row)) if past or keep else {}),
             use_cache=bool(past) or keep,
         )

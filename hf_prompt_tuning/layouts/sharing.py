@@ -47,6 +47,14 @@ def calling(module: Module, forward: Callable[..., Any]) -> Module:
     return twin
 
 
+def with_values(module: Module, values: dict[str, Any]) -> Module:
+    """Return a stand-in for a module that has other values of some attributes, or other functions as methods."""
+    twin = _twin(module)
+    vars(twin).update(values)
+    _rebind(twin, module)
+    return twin
+
+
 def with_part(module: Module, part: nn.Module, other: nn.Module) -> Module:
     """Return a stand-in for a module in which `other` replaces one of its parts, at any depth.
 
@@ -76,6 +84,14 @@ def of_all_parts(module: Module) -> Module:
         own["_compiled_call_impl"] = None
         _rebind(twin, part)
     return twins[module]
+
+
+def calls_its_stand_in(module: nn.Module) -> bool:
+    """Tell whether a stand-in for a module, if it is called, uses its own parts and methods, and not the module's."""
+    if module._compiled_call_impl is not None:
+        return False
+    forwards = [vars(module)[name] for name in ("forward", "_old_forward") if name in vars(module)]
+    return all(_bound_to(module, module, forward) is not forward for forward in forwards)
 
 
 def _rebind(twin: nn.Module, module: nn.Module) -> None:

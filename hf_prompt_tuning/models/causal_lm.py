@@ -342,9 +342,12 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             return generate(self.base_model, prompts, examples, texts.input_ids, kwargs, *ways, heads)
 
     def _packed_layout(self) -> PackedLayout | None:
-        """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed."""
+        """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed.
+
+        Generation gives it positions.
+        """
         name, max_packed_tokens, _ = self._layout_request
         allowed = name in ("auto", "packed") and all(layout == "packed" for layout in self.chosen_layouts)
-        if not allowed or why_inexact("packed", self.base_model):
+        if not allowed or why_inexact("packed", self.base_model) or not takes(self.base_model, "position_ids"):
             return None
         return make_layout("packed", self.base_model, max_packed_tokens)

@@ -61,7 +61,7 @@ def test_the_check_of_a_layout_allows_for_rounding(name, dtype, caplog):
     model = tiny_prompt_model(name)
     model.get_base_model().to(dtype)
     model(**pad(ROWS, "right"), only_labelled=True)
-    assert model.chosen_layouts == ["cached" if name == "bloom" else "packed"]
+    assert model.chosen_layouts == ["packed"]
     assert not caplog.records
 
 

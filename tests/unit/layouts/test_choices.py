@@ -14,7 +14,7 @@ STATE = ("padded", "anew", "anew")
 CHOICES = {
     # family: the layout, and how three rows of several lengths and a single row are generated
     "biogpt": FAST,
-    "bloom": ("cached", "continued", "continued"),
+    "bloom": ("packed", "continued", "continued"),
     "codegen": FAST,
     "cohere": FAST,
     "cohere2": FAST,
@@ -40,7 +40,7 @@ CHOICES = {
     "mamba2": STATE,
     "mistral": FAST,
     "mixtral": FAST,
-    "mpt": ("cached", "anew", "continued"),
+    "mpt": ("packed", "anew", "continued"),
     "nemotron": FAST,
     "olmo2": FAST,
     "olmo3": FAST,
