@@ -108,6 +108,12 @@ class DataCollatorForPromptTuning:
         return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
 
 
+def label_columns(batch: dict[str, Any]) -> list[Tensor]:
+    """Return the columns of a batch that say which of its rows count, the student's and each teacher's."""
+    teachers = [value for name, value in batch.items() if name.startswith("teacher_") and name.endswith("_labels")]
+    return [batch["labels"], *teachers, *([batch[TAUGHT_ROWS]] if TAUGHT_ROWS in batch else [])]
+
+
 def split_teachers(batch: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Split a batch into the student's own columns, and a batch of the rows as each teacher reads them."""
     own = {name: value for name, value in batch.items() if not name.startswith("teacher_")}

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate
 
 from ..compat.torch import check_fsdp2
 from ..compat.transformers import SAVES_ON_EVERY_PROCESS, average_prompts_over_processes, check_averages_prompts
+from ..data.collator import label_columns
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..layouts.sharing import ByContext, is_sharded
 from . import distributed
@@ -135,7 +136,8 @@ class CheckpointMixin:
         """Count the labelled tokens as `Trainer` does, without the rows that fill up the last batch."""
         column = self.counted_column
         if batch_samples and self.accelerator.gradient_state.end_of_dataloader:
-            distributed.unlabel_repeated_rows(batch_samples[-1][column], self.train_dataset, self.args)
+            for labels in label_columns(batch_samples[-1]):
+                distributed.unlabel_repeated_rows(labels, self.train_dataset, self.args)
         if column != "labels":
             batch_samples = [{"labels": batch[column]} for batch in batch_samples]
         return super()._get_num_items_in_batch(batch_samples, device)

@@ -232,13 +232,13 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         if taught and self.teaching.is_over_labels:
             inputs = self.teaching.lesson_of_labels(model, inputs, label, taught, self.rows.tokenizer)
             return super().compute_loss(model, inputs, *args, **kwargs)
-        if taught:
-            inputs["distillation"] = self.teaching.lesson(model, taught)
         if not beside_texts(inputs):
             inputs["only_labelled"] = True
         elif not self.accelerator.unwrap_model(model).config.is_encoder_decoder and "labels" in inputs:
             # One position wider than the text, because the label of the first token counts.
             inputs["shift_labels"] = nn.functional.pad(inputs.pop("labels"), (0, 1), value=IGNORED)
+        if taught:
+            inputs["distillation"] = self.teaching.lesson(model, taught)
         inputs["label_smoothing"] = self.args.label_smoothing_factor
         return super().compute_loss(model, inputs, *args, **kwargs)
 

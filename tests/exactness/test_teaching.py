@@ -254,6 +254,18 @@ def test_rows_of_token_ids_are_taught_with_pads_on_either_side(tmp_path):
         require_equal(trainer, by_hand(trainer, teachers))
 
 
+def test_a_step_projects_only_the_labelled_positions(tmp_path):
+    trainer = trainer_of(tmp_path, "llama", layout="packed", check_layout=False)
+    head, seen = trainer.model.get_base_model().get_output_embeddings(), []
+    head.register_forward_hook(lambda module, given, output: seen.append(output.shape[:2].numel()))
+    trainer.compute_loss(trainer.model, batch_of(trainer))  # the context is computed
+    seen.clear()
+    trainer.compute_loss(trainer.model, batch_of(trainer)).backward()
+    labelled = sum(label != IGNORED for row in trainer.train_dataset for label in row["labels"])
+    assert seen == [labelled, labelled]  # the teacher's and the student's, and the context no more
+    assert trainer.model.chosen_layouts == ["packed"]
+
+
 def test_the_context_is_computed_once_and_a_changed_backbone_again(tmp_path, passes):
     trainer = trainer_of(tmp_path, "llama", layout="packed", max_steps=5, check_layout=False)
     trainer.train()
