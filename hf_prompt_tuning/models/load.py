@@ -1,5 +1,6 @@
 """Load a published prompt with the backbone, revision and template that it was trained with."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ class LoadedPrompt:
 
     Attributes:
         model: the prompt-tuning model, in eval mode unless it is trainable.
-        tokenizer: the backbone's; None if a given backbone's tokenizer is not on this machine.
+        tokenizer: the backbone's, with the chat template that the prompt was trained with, so that
+            `apply_chat_template` writes what training wrote; None if a given backbone's tokenizer is not on this
+            machine.
         template: turns a row into text; None if the prompt has none.
         source: the prompt's Hub id or folder.
     """
@@ -87,7 +90,7 @@ def load_prompt(
         device_map: the backbone's devices, as in `from_pretrained`.
         backbone: in place of the one that the prompt names: a loaded model (then only the prompt is downloaded), or
             the folder or Hub id of a model.
-        tokenizer: in place of the backbone's.
+        tokenizer: in place of the backbone's; copied, with a warning, if its chat template is not the prompt's.
         is_trainable: make the prompt trainable.
         ignore_mismatch: warn about another backbone than the prompt was trained on, instead of raising an error.
         cache_dir: as in `from_pretrained`.
@@ -105,10 +108,29 @@ def load_prompt(
         check_backbone(backbone)
     again = options.get("force_download")
     saved = read_prompt(prompt, revision=revision, subfolder=subfolder, force_download=again, **hub)
+    given = tokenizer
     backbone, tokenizer = _backbone_and_tokenizer(saved, backbone, tokenizer, hub, options)
     cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
     model = cls.from_pretrained(backbone, saved, "default", is_trainable, ignore_mismatch, tokenizer)
+    tokenizer = _with_chat_template(tokenizer, model.info.template, given is not None)
     return LoadedPrompt(model, tokenizer, model.info.template, saved.source)
+
+
+def _with_chat_template(
+    tokenizer: PreTrainedTokenizerBase | None, template: Any, is_given: bool
+) -> PreTrainedTokenizerBase | None:
+    """Return a tokenizer whose chat template is that of a prompt's template: a copy if the caller gave it."""
+    chat = getattr(template, "chat", None)
+    if tokenizer is None or chat is None or chat.chat_template in (None, tokenizer.chat_template):
+        return tokenizer
+    if is_given:
+        logger.warning(
+            "The prompt was trained with another chat template than that of the tokenizer given. Use the tokenizer "
+            "that is returned, a copy with the prompt's: apply_chat_template of yours writes other tokens."
+        )
+        tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = chat.chat_template
+    return tokenizer
 
 
 def _backbone_and_tokenizer(
