@@ -175,7 +175,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         batch_checks.check_positions(self.base_model, arguments, texts.shape, texts.attention_mask)
         prompts = self._prompts(texts.shape[0], texts.adapter_names)
         heads = self._heads(prompts, texts)
-        behind_head = heads is not None and heads.kept is not None
+        behind_head = (torch.zeros_like(prompts.of_row) if heads is None else heads.given) > 0
         if not targets.only_labelled or targets.shift_labels is not None or targets.fused_lm_head:
             has_prompt = len(self.prompt) > 0
             labels = labels_for_trainers(self.base_model, labels, texts, targets, has_prompt, behind_head)

@@ -44,7 +44,7 @@ class RowHeads:
         widths: the longest prompt's length with its head, and without it.
         taken: [B, T] bool, True on the tokens of the heads with which the caller's rows begin.
         kept: [B, T'] long, the caller's columns of the text that is left; masked tokens of heads may be at the end.
-            None if the rows do not begin with their heads.
+            None if no row begins with its head. The rows of one prompt all do or none does.
         ids: the caller's, [B, T], or None.
         doubled: whether the text behind a row's head begins with the head's first token again.
     """
@@ -61,6 +61,11 @@ class RowHeads:
     def columns(self) -> int:
         """Return T, the number of the caller's columns."""
         return self.taken.shape[1]
+
+    @property
+    def given(self) -> Tensor:
+        """Return how many tokens of each row are its head's, [B] long; 0 in rows that do not begin with one."""
+        return self.taken.sum(1)
 
     @property
     def text_columns(self) -> int:
@@ -109,15 +114,14 @@ class RowHeads:
         if name.startswith(("encoder_", "decoder_")) or not (name in TOKEN_TYPES or takes(backbone, name)):
             return value
         if name == "position_ids" and value.dim() == 3:  # of images, counted from the caller's first token
-            return torch.stack([axis.gather(1, self.kept) - self.lengths[:, None] for axis in value])
+            return torch.stack([axis.gather(1, self.kept) - self.given[:, None] for axis in value])
         return take_columns(value, self.kept) if value.shape[:2] == self.taken.shape else value
 
     def inner_columns(self) -> Tensor:
         """Return where each output column of the caller's stands among those of the texts without heads, [B, P+T]."""
         inner, outer = self.widths
-        given = (self.lengths > 0)[:, None] if self.kept is not None else torch.zeros_like(self.lengths[:, None] > 0)
         before_text = torch.arange(outer, device=self.taken.device) - outer
-        first = torch.where(given, inner - 1 + before_text, inner + before_text)
+        first = torch.where(self.given[:, None] > 0, inner - 1 + before_text, inner + before_text)
         place = self.taken.long().cumsum(1) - 1
         own = torch.where(place == self.lengths[:, None] - 1, inner - 1, self._start() + place)
         text = torch.where(self.taken, own, inner + (~self.taken).long().cumsum(1) - 1)
@@ -185,8 +189,7 @@ class RowHeads:
         if content is None:
             return
         copies = len(content.names) // len(self.taken)
-        taken = self.taken.sum(1) if self.kept is not None else torch.zeros_like(self.lengths)
-        head, taken = (value.repeat_interleave(copies) for value in (self.lengths, taken))
+        head, taken = (value.repeat_interleave(copies) for value in (self.lengths, self.given))
         text = content.text - text_columns + self.columns
         setattr(cache, MARK, replace(content, head=head, taken=taken, text=text, width=self.widths[1]))
 
@@ -224,7 +227,7 @@ def row_heads(prompts: Prompts, heads: Sequence[Tensor], embeds: Sequence[Tensor
         texts: the caller's.
 
     Raises:
-        PromptTuningError: some rows begin with their prompt's head and others do not, or a row begins with a part.
+        PromptTuningError: some rows of a prompt begin with its head and others do not, or a row begins with a part.
     """
     sizes = torch.tensor([len(ids) for ids in heads], device=prompts.of_row.device)
     lengths, virtual = sizes[prompts.of_row], prompts.lengths() - sizes[prompts.of_row]
@@ -241,7 +244,7 @@ def row_heads(prompts: Prompts, heads: Sequence[Tensor], embeds: Sequence[Tensor
     )
     begins = (same | ~in_head).all(1) & (real.sum(1) >= lengths) & (lengths > 0)
     starts = (same & in_head & (place == 0)).any(1)
-    _check_alike(begins, starts, lengths)
+    _check_alike(prompts.of_row, begins, starts, lengths)
     taken = in_head & begins[:, None]
     kept, doubled = None, False
     if bool(begins.any()):
@@ -252,8 +255,8 @@ def row_heads(prompts: Prompts, heads: Sequence[Tensor], embeds: Sequence[Tensor
     return RowHeads(lengths, virtual, widths, taken, kept, texts.input_ids, doubled)
 
 
-def _check_alike(begins: Tensor, starts: Tensor, lengths: Tensor) -> None:
-    """Raise PromptTuningError if rows with a head in front of their prompt begin differently."""
+def _check_alike(of_row: Tensor, begins: Tensor, starts: Tensor, lengths: Tensor) -> None:
+    """Raise PromptTuningError if rows of one prompt, of those that have a head, begin differently."""
     if bool((starts & ~begins & (lengths > 1)).any()):
         row = int((starts & ~begins & (lengths > 1)).nonzero()[0])
         raise PromptTuningError(
@@ -262,11 +265,12 @@ def _check_alike(begins: Tensor, starts: Tensor, lengths: Tensor) -> None:
             "give rows that begin with all of them (by a system turn, with a text if the template leaves out an empty "
             "one), or rows without the head."
         )
-    mixed = begins[lengths > 0]
-    if bool(mixed.any()) and not bool(mixed.all()):
-        row = int(((~begins) & (lengths > 0)).nonzero()[0])
+    other_begins = ((of_row[:, None] == of_row) & begins).any(1)
+    mixed = ~begins & other_begins & (lengths > 0)
+    if bool(mixed.any()):
+        row = int(mixed.nonzero()[0])
         raise PromptTuningError(
-            f"row {row} does not begin with the tokens that its prompt stands behind, and others do; tokenize all "
-            "rows in one way, with BOS (or the chat template's head), or without. If there are pads in front, give "
-            "attention_mask."
+            f"row {row} does not begin with the tokens that its prompt stands behind, and others of this "
+            "prompt do; tokenize all its rows in one way, with BOS (or the chat template's head), or without. If "
+            "there are pads in front, give attention_mask."
         )

@@ -68,22 +68,22 @@ def labels_for_trainers(
     texts: Texts,
     targets: Targets,
     has_prompt: bool,
-    behind_head: bool = False,
+    behind_head: Tensor,
 ) -> Tensor | None:
     """Return the labels that a trainer means who does not know about prompts, [B, T], or None.
 
     A `transformers.Trainer` divides the loss by its own count of labels. If the backbone's own loss shifts the labels,
     Trainer counts from the second column on, because without a prompt no token stands before a row's first token.
-    TRL's fused head never counts a text's first token. With `behind_head`, the first token is a head's, which nothing
-    predicts here either. Raise PromptTuningError if `shift_labels` is invalid, a row's first token has a label that
-    was not counted, or a pad has a label that was.
+    TRL's fused head never counts a text's first token. In rows where `behind_head` [B] is True, the first token is a
+    head's, which nothing predicts here either. Raise PromptTuningError if `shift_labels` is invalid, a row's first
+    token has a label that was not counted, or a pad has a label that was.
     """
     if targets.fused_lm_head:
         _check_fused(targets)
     if targets.shift_labels is not None:
         shifted = check_labels(backbone, targets.shift_labels, None, texts.shape[0])
         labels = from_shifted(shifted, texts.shape[1])
-        if behind_head and bool((labels[:, 0] != IGNORED).any()):
+        if bool((behind_head & (labels[:, 0] != IGNORED)).any()):
             raise _first_of_head("shift_labels has a label for")
         return labels
     if labels is None or not has_prompt or targets.only_labelled:
@@ -113,16 +113,16 @@ def _first_of_head(what: str) -> PromptTuningError:
     )
 
 
-def _check_counted(labels: Tensor, mask: Tensor | None, shifts: bool, behind_head: bool) -> None:
+def _check_counted(labels: Tensor, mask: Tensor | None, shifts: bool, behind_head: Tensor) -> None:
     """Raise PromptTuningError for labels that Trainer counts and we do not, or that we count and Trainer does not."""
     given = labels != IGNORED
     if mask is not None and bool((given & ~mask.bool()).any()):
         raise PromptTuningError("labels are given on pads, where attention_mask is 0; make them -100 there.")
     # A row's first token may stand behind pads.
-    first = given[:, 0] if mask is None else given.gather(1, mask.long().argmax(1)[:, None])
-    if behind_head and not shifts and bool(first.any()):
+    first = given[:, 0] if mask is None else given.gather(1, mask.long().argmax(1)[:, None])[:, 0]
+    if not shifts and bool((first & behind_head).any()):
         raise _first_of_head("num_items_in_batch was counted with the label of")
-    if shifts and not behind_head and bool(given[:, 0].any()):
+    if shifts and bool((given[:, 0] & ~behind_head).any()):
         raise PromptTuningError(
             "a row's very first token has a label, and num_items_in_batch was counted without it, so the loss would "
             "be scaled wrongly. Make the first column of labels -100; or let it count, and have the collator give "
