@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
     from .prompts.config import PromptTuningConfig, PromptTuningInit
     from .prompts.foreign import import_prompt
+    from .serving.gguf import export_gguf
     from .serving.pipelines import PromptClassificationPipeline, PromptGenerationPipeline
     from .serving.tokens import export_tokens
     from .serving.vllm import VllmPrompt, export_vllm
@@ -78,6 +79,7 @@ _NAMES_OF = {
     ".prompts.config": "PromptTuningConfig PromptTuningInit",
     ".prompts.foreign": "import_prompt",
     ".serving.pipelines": "PromptClassificationPipeline PromptGenerationPipeline",
+    ".serving.gguf": "export_gguf",
     ".serving.tokens": "export_tokens",
     ".serving.vllm": "VllmPrompt export_vllm",
     ".several.ensemble": "PromptEnsemble load_ensemble",

@@ -1,4 +1,4 @@
-"""The libraries that training needs and using a prompt does not: the extra `train`."""
+"""The libraries that a part of the package needs: those of the extra `train`, or of another."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -8,11 +8,11 @@ from .errors import PromptTuningError
 TRAIN = ("evaluate", "matplotlib", "rouge_score", "scipy", "sklearn")
 
 
-def check_installed(purpose: str, modules: Sequence[str] = TRAIN) -> None:
-    """Raise PromptTuningError if a module of the extra `train` is missing."""
+def check_installed(purpose: str, modules: Sequence[str] = TRAIN, extra: str = "train") -> None:
+    """Raise PromptTuningError if a module of an extra is missing."""
     if missing := [name for name in modules if not _is_installed(name)]:
         raise PromptTuningError(
-            f"{purpose} needs {', '.join(missing)}, not installed here. Run pip install 'hf_prompt_tuning[train]'."
+            f"{purpose} needs {', '.join(missing)}, not installed here. Run pip install 'hf_prompt_tuning[{extra}]'."
         )
 
 

@@ -1,16 +1,18 @@
 """Export prompts from the command line, for servers that know nothing of soft prompts.
 
-hf-prompt-tuning export PROMPT [PROMPT ...] --to {tokens,vllm} OUT
+hf-prompt-tuning export PROMPT [PROMPT ...] --to {tokens,gguf,vllm} OUT
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
 
 from ..errors import PromptTuningError
 from ..serving.exported_prompts import named_prompts
+from ..serving.gguf import export_gguf
 from ..serving.tokens import PROMPTS_FILE, export_tokens
 from ..serving.vllm import export_vllm
 from .main import run
@@ -31,15 +33,17 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--to",
         required=True,
-        choices=("tokens", "vllm"),
-        help="tokens: a checkpoint in which prompts are tokens, for any engine; vllm: embeddings for vLLM's clients",
+        choices=("tokens", "gguf", "vllm"),
+        help="tokens: a checkpoint in which prompts are tokens, for any engine; gguf: such a GGUF file; "
+        "vllm: embeddings for vLLM's clients",
     )
     flags.add_argument("--backbone", help="folder or Hub id of the backbone (default: the one that the prompt names)")
     flags.add_argument("--gguf_file", help="GGUF file to load the backbone from")
     flags.add_argument("--dtype", help="float32, bfloat16 or float16 for the backbone (default: its own)")
     flags.add_argument("--token", help="Hub token for private prompts and backbones")
     flags.add_argument("--ignore_mismatch", action="store_true", help="accept another backbone than the prompt's")
-    flags.add_argument("--texts", metavar="FILE", help="tokens: texts of your task, one a line, to measure on")
+    flags.add_argument("--texts", metavar="FILE", help="tokens, gguf: texts of your task, one a line, to measure on")
+    flags.add_argument("--embedding_type", help="gguf: F32 (default), F16 or Q8_0 for the embedding matrix")
     return flags
 
 
@@ -50,14 +54,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = named_prompts(dict(_named(word) for word in args.prompts) if _are_named(args.prompts) else args.prompts)
     load = {name: getattr(args, name) for name in LOADING if getattr(args, name) is not None}
     load["ignore_mismatch"] = args.ignore_mismatch
-    if args.to == "tokens":
-        folder = export_tokens(prompts, args.out, texts=_texts(args.texts), **load)
-        print(f"{folder}: a checkpoint of {len(prompts)} prompts; {PROMPTS_FILE} in it says how to write each.")
+    if args.embedding_type is not None and args.to != "gguf":
+        raise PromptTuningError(f"embedding_type is given for {args.to}; it is gguf's: leave it out.")
+    if args.to == "vllm":
+        if args.texts is not None:
+            raise PromptTuningError("texts is given, and vllm measures nothing; leave it out.")
+        for name, prompt in prompts.items():
+            print(export_vllm(prompt, args.out if len(prompts) == 1 else Path(args.out, name), **load))
         return
-    if args.texts is not None:
-        raise PromptTuningError("texts is given, and vllm measures nothing; leave it out.")
-    for name, prompt in prompts.items():
-        print(export_vllm(prompt, args.out if len(prompts) == 1 else Path(args.out, name), **load))
+    load["texts"] = _texts(args.texts)
+    folder = export_tokens(prompts, args.out, **load) if args.to == "tokens" else _gguf(prompts, args, load)
+    print(f"{folder}: {PROMPTS_FILE} in it says how to write the texts of each prompt.")
+
+
+def _gguf(prompts: Mapping[str, str | Path], args: argparse.Namespace, load: dict[str, Any]) -> Path:
+    """Export to GGUF. Raise PromptTuningError if no file is given."""
+    if args.gguf_file is None:
+        raise PromptTuningError("gguf_file is not given, and gguf writes the backbone's own file again; give it.")
+    file = Path(load.pop("backbone", ""), load.pop("gguf_file"))
+    kind = {} if args.embedding_type is None else {"embedding_type": args.embedding_type}
+    return export_gguf(prompts, args.out, file, **kind, **load)
 
 
 def _are_named(words: Sequence[str]) -> bool:

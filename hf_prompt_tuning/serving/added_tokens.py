@@ -61,7 +61,7 @@ def embedding_rows(vectors: Tensor, backbone: PreTrainedModel) -> Tensor:
     wanted = vectors.detach().to(embed.weight)
 
     def looked_up(rows: Tensor) -> Tensor:
-        return with_weight(embed, rows).forward(torch.arange(len(rows), device=rows.device)) * factor
+        return _with_rows_alone(embed, rows).forward(torch.arange(len(rows), device=rows.device)) * factor
 
     with torch.no_grad():
         scale = looked_up(torch.ones_like(wanted[:1]))
@@ -73,10 +73,11 @@ def embedding_rows(vectors: Tensor, backbone: PreTrainedModel) -> Tensor:
         return (wanted.double() / scale.double()).to(wanted.dtype)
 
 
-def with_weight(module: nn.Module, weight: Tensor) -> Any:
-    """Return a copy of an embedding or output layer with another weight; the rest is shared."""
-    twin = copy.copy(module)
-    vars(twin)["_parameters"] = module._parameters | {"weight": nn.Parameter(weight, requires_grad=False)}
+def _with_rows_alone(embed: nn.Module, rows: Tensor) -> Any:
+    """Return a copy of an embedding layer that holds these rows alone; the rest is shared."""
+    twin = copy.copy(embed)
+    vars(twin)["_parameters"] = embed._parameters | {"weight": nn.Parameter(rows, requires_grad=False)}
+    twin.padding_idx = None  # the padding token's row is not among them
     return twin
 
 

@@ -8,12 +8,13 @@ in its batches, and its prefix cache shares the keys and values of each prompt.
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
@@ -81,16 +82,21 @@ def export_tokens(
 
 @torch.no_grad()
 def with_prompts(
-    base: PreTrainedModel, prompts: Sequence[ExportedPrompt], ids: dict[str, list[int]], rows: Sequence[Row]
+    base: PreTrainedModel,
+    prompts: Sequence[ExportedPrompt],
+    ids: dict[str, list[int]],
+    rows: Sequence[Row],
+    stored: Callable[[Tensor], Tensor] = Tensor.clone,
 ) -> tuple[PreTrainedModel, dict[str, Measured]]:
     """Return a copy of the backbone with the prompts' tokens, and what was measured on it for each prompt.
 
-    The shortest output row with which the tokens are never written is taken. Raise PromptTuningError if there is none.
+    The shortest output row with which the tokens are never written is taken, as it is `stored`. Raise
+    PromptTuningError if there is none.
     """
     all_ids = [i for prompt in prompts for i in ids[prompt.name]]
     vectors = torch.cat([embedding_rows(prompt.vectors, base) for prompt in prompts])
     for radius in RADII:
-        output = fit_output(base, rows, radius) if bias_of(base) is None else torch.zeros(())
+        output = stored(fit_output(base, rows, radius)) if bias_of(base) is None else torch.zeros(())
         served = with_added_tokens(base, all_ids, vectors, output)
         measured = measure(served, rows, all_ids)
         if all(values.is_out_of_reach for values in measured.values()):
@@ -164,8 +170,12 @@ def write_prompts(
     ids: dict[str, list[int]],
     forms: dict[str, PromptText],
     measured: dict[str, Measured],
+    vector_error: float = 0.0,
 ) -> None:
-    """Write `prompt.json`: for each prompt, how its texts begin, and a request that is ready to send to `model`."""
+    """Write `prompt.json`: for each prompt, how its texts begin, and a request that is ready to send to `model`.
+
+    `vector_error` is the relative error with which the vectors are stored.
+    """
     described = {}
     for prompt in prompts:
         form = forms[prompt.name]
@@ -180,7 +190,7 @@ def write_prompts(
             "token_ids": ids[prompt.name],
             "endpoint": path,
             "request": body,
-            "measured": measured[prompt.name].to_json(),
+            "measured": measured[prompt.name].to_json() | {"vector_error": vector_error},
         }
         described[prompt.name] = entry | {"notes": _notes(form)}
     text = json.dumps(described, indent=2, ensure_ascii=False)

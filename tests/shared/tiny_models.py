@@ -75,7 +75,7 @@ def tiny_model(name: str, seed: int = 0, **changes) -> transformers.PreTrainedMo
     special = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     if name in ENCODER_DECODERS:
         special["decoder_start_token_id"] = 0
-    config = transformers.AutoConfig.for_model(name, **special, **values)
+    config = transformers.AutoConfig.for_model(name, **special | values)
     torch.manual_seed(seed)
     auto = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
     model = auto.from_config(config)

@@ -1,6 +1,7 @@
 """The command `hf-prompt-tuning export`."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_tokens(folders, capsys):
     export.main([*named, "--to", "tokens", str(folders / "out"), *options])
     assert list(entries(folders / "out")) == ["first", "second"]
     told = capsys.readouterr().out
-    assert told == f"{folders}/out: a checkpoint of 2 prompts; prompt.json in it says how to write each.\n"
+    assert told == f"{folders}/out: prompt.json in it says how to write the texts of each prompt.\n"
     export.main([f"{folders}/prompts/other", str(folders / "one"), "--to", "tokens", *options[:2]])
     assert json.loads((folders / "one/prompt.json").read_text()).keys() == {"other"}
 
@@ -41,6 +42,19 @@ def test_vllm(folders):
     assert len(VllmPrompt.load(folders / "both/prompts").prompt) == 3
 
 
+def test_gguf(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(export, "export_gguf", lambda *args, **options: calls.append((args, options)) or "out")
+    export.main(["a=x", "--to", "gguf", "out", "--backbone", "folder", "--gguf_file", "b.gguf"])
+    export.main(["x", "--to", "gguf", "out", "--gguf_file", "folder/b.gguf", "--embedding_type", "F16"])
+    options = {"ignore_mismatch": False, "texts": []}
+    assert calls == [
+        (({"a": "x"}, "out", Path("folder/b.gguf")), options),
+        (({"x": "x"}, "out", Path("folder/b.gguf")), options | {"embedding_type": "F16"}),
+    ]
+    assert capsys.readouterr().out.startswith("out: prompt.json in it")
+
+
 def test_refusals(folders):
     with pytest.raises(PromptTuningError, match=r"'b' has no name, and others do; give NAME=PROMPT for all"):
         export.main(["x=a", "b", "--to", "tokens", "out"])
@@ -48,5 +62,9 @@ def test_refusals(folders):
         export.main(["a", "--to", "tokens", "out", "--texts", "none"])
     with pytest.raises(PromptTuningError, match="texts is given, and vllm measures nothing"):
         export.main(["a", "--to", "vllm", "out", "--texts", "none"])
+    with pytest.raises(PromptTuningError, match="embedding_type is given for tokens; it is gguf's"):
+        export.main(["a", "--to", "tokens", "out", "--embedding_type", "F16"])
+    with pytest.raises(PromptTuningError, match="gguf_file is not given, and gguf writes the backbone's own file"):
+        export.main(["a", "--to", "gguf", "out"])
     with pytest.raises(SystemExit):
         export.main(["a", "out"])

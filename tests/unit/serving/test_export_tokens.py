@@ -56,7 +56,7 @@ def test_logits_of_every_architecture_in_another_process(tmp_path, monkeypatch):
 def test_added_tokens_stand_behind_the_vocabulary_or_in_its_padding(tmp_path, monkeypatch, tokenizer):
     never_refuse(monkeypatch)
     for size in (len(tokenizer), len(tokenizer) + 5, len(tokenizer) + 64):
-        model = made("llama", tokenizer, vocab_size=size)
+        model = made("llama", tokenizer, vocab_size=size, pad_token_id=size - 1)
         folder = export_tokens(model, tmp_path / str(size), tokenizer=tokenizer)
         ids = [i for entry in entries(folder).values() for i in entry["token_ids"]]
         assert ids == list(range(len(tokenizer), len(tokenizer) + 8))

@@ -1,0 +1,140 @@
+"""A GGUF file with prompts as tokens: their rows, and every other byte as it was."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_prompt_tuning import PromptTuningError, export_gguf
+from hf_prompt_tuning.serving import measured_export
+from tests.shared.exports import entries, never_refuse, prompted
+from tests.shared.tiny_models import make_tokenizer, tiny_model
+from tests.shared.versions import finds_gguf
+
+gguf = pytest.importorskip("gguf", reason="gguf is an extra")
+if not finds_gguf():
+    pytest.skip("this transformers does not find gguf's version on Python 3.10", allow_module_level=True)
+
+from tests.shared.gguf_files import write_gguf  # noqa: E402
+
+SIZE = 401
+TEXT = "Message : never came Answer :"
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """Write a backbone's file, and return its path."""
+    never_refuse(monkeypatch)
+
+    def make(tied=False, **kinds):
+        (tmp_path / "backbone").mkdir(exist_ok=True)
+        path = tmp_path / "backbone/tiny.gguf"
+        named = {name.replace("__", "."): kind for name, kind in kinds.items()}
+        tokenizer = make_tokenizer("gpt2")
+        tokenizer.add_tokens("<|endoftext|>", special_tokens=True)  # which transformers adds to each such file
+        write_gguf(tiny_model("llama", vocab_size=SIZE, tie_word_embeddings=tied), path, tokenizer, named)
+        return path
+
+    return make
+
+
+def model_of(path):
+    """The file's backbone with two random prompts, and its tokenizer."""
+    backbone = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return prompted(backbone.eval(), tokenizer), tokenizer
+
+
+def values(reader):
+    return {field.name: b"".join(part.tobytes() for part in field.parts) for field in reader.fields.values()}
+
+
+KINDS = {
+    "untied": dict(),
+    "tied": dict(tied=True),
+    "quantized": dict(token_embd__weight="Q4_1", output__weight="Q8_0"),
+    "tied_quantized": dict(tied=True, token_embd__weight="Q4_1"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stored", ["F32", "F16", "Q8_0"])
+def test_the_file_has_the_prompts_and_all_that_it_had(kind, stored, file, tmp_path):
+    path = file(**KINDS[kind])
+    model, tokenizer = model_of(path)
+    folder = export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer, embedding_type=stored)
+    before, after = gguf.GGUFReader(path), gguf.GGUFReader(folder / "tiny.gguf")
+    old, new = ({tensor.name: tensor for tensor in reader.tensors} for reader in (before, after))
+    assert list(new) == [*old, *(["output.weight"] if "output.weight" not in old else [])]
+    for name, tensor in old.items():
+        if name not in ("token_embd.weight", "output.weight"):
+            assert tensor.data.tobytes() == new[name].data.tobytes() and tensor.tensor_type == new[name].tensor_type
+    source = old.get("output.weight", old["token_embd.weight"])
+    output, embedding = new["output.weight"], new["token_embd.weight"]
+    assert output.tensor_type == source.tensor_type and embedding.tensor_type.name == stored
+    assert output.data.tobytes().startswith(source.data.tobytes())
+    assert [int(size) for size in embedding.shape] == [int(size) for size in output.shape] == [32, SIZE + 8]
+    assert all(int(tensor.data_offset) % after.alignment == 0 for tensor in after.tensors)
+    ours, theirs = values(before), values(after)
+    changed = {name for name in ours if ours[name] != theirs[name]}
+    lists = {f"tokenizer.ggml.{name}" for name in ("tokens", "token_type")}
+    assert changed == {*lists, "llama.vocab_size", "GGUF.tensor_count", "GGUF.kv_count"} - (
+        set() if "output.weight" not in old else {"GGUF.tensor_count"}
+    )
+    assert theirs.keys() - ours.keys() == {"tokenizer.ggml.suppress_tokens"}
+    field = after.fields["tokenizer.ggml.suppress_tokens"]
+    assert [int(field.parts[i][0]) for i in field.data] == list(range(SIZE, SIZE + 8))
+    check_logits(model, tokenizer, folder, stored)
+
+
+def check_logits(model, tokenizer, folder, stored):
+    """Assert that transformers reads from the file what the prompt-tuning model computes."""
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file="tiny.gguf").eval()
+    extended = AutoTokenizer.from_pretrained(folder, gguf_file="tiny.gguf")
+    error = {"F32": 1e-5, "F16": 2e-2, "Q8_0": 0.2}[stored]
+    for name, entry in entries(folder).items():
+        ids = extended(entry["prefix"] + TEXT, return_tensors="pt")["input_ids"]
+        plain = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+        assert ids[0].tolist() == entry["token_ids"] + plain[0].tolist()
+        with torch.no_grad():
+            ours = model(input_ids=plain, adapter_names=[name]).logits[0, -plain.shape[1] :]
+            served = loaded(input_ids=ids).logits[0, -plain.shape[1] :, :SIZE]
+        assert (ours - served).norm() <= error * ours.norm()
+        assert entry["measured"]["vector_error"] <= {"F32": 0.0, "F16": 1e-3, "Q8_0": 1e-2}[stored]
+
+
+def test_prompts_of_folders(file, tmp_path):
+    path = file()
+    model, _ = model_of(path)
+    model.save_pretrained(tmp_path / "prompts")
+    folder = export_gguf({"a": tmp_path / "prompts", "b": tmp_path / "prompts/other"}, tmp_path / "out", path)
+    assert {name: len(entry["token_ids"]) for name, entry in entries(folder).items()} == {"a": 3, "b": 5}
+    assert sorted(item.name for item in folder.iterdir()) == ["prompt.json", "tiny.gguf"]
+
+
+def test_refusals(file, tmp_path, monkeypatch):
+    path = file()
+    model, tokenizer = model_of(path)
+    given = dict(tokenizer=tokenizer)
+    with pytest.raises(PromptTuningError, match="embedding_type is 'Q4_K'; give one of F32, F16, Q8_0"):
+        export_gguf(model, tmp_path / "out", path, embedding_type="Q4_K", **given)
+    other = prompted(tiny_model("llama", seed=1, vocab_size=SIZE), tokenizer)
+    with pytest.raises(PromptTuningError, match=r"tiny\.gguf is not the file of the prompts' backbone"):
+        export_gguf(other, tmp_path / "out", path, **given)
+    (tmp_path / "broken.gguf").write_bytes(path.read_bytes()[:900])
+    with pytest.raises(PromptTuningError, match=r"broken\.gguf' could not be read as a GGUF file: "):
+        export_gguf(model, tmp_path / "out", tmp_path / "broken.gguf", **given)
+    data = path.read_bytes()
+    (tmp_path / "gpt2.gguf").write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0gemma", 1))
+    with pytest.raises(PromptTuningError, match=r"gpt2\.gguf is of the architecture 'gemma', and tokens are added to"):
+        export_gguf(model, tmp_path / "out", tmp_path / "gpt2.gguf", **given)
+    monkeypatch.setattr(measured_export, "REACH", 2.0**-24)
+    with pytest.raises(PromptTuningError, match=r"added tokens have a probability of"):
+        export_gguf(model, tmp_path / "out", path, **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_types_that_the_package_cannot_write_are_named():
+    from hf_prompt_tuning.serving.gguf_file import as_matrix
+
+    with pytest.raises(PromptTuningError, match="the matrix is of type Q6_K, which the gguf package cannot write"):
+        as_matrix(torch.zeros(2, 256).numpy(), gguf.GGMLQuantizationType.Q6_K)
