@@ -28,6 +28,7 @@ from .content_forms import ContentForms
 from .continuation import continuation_ids
 from .conversation import Conversation
 from .messages import ASSISTANT
+from .unwritten import unwritten
 
 logger = logging.getLogger(__name__)
 
@@ -175,12 +176,18 @@ class ChatRenderer:
         otherwise than within the whole (with "last": what stands before the last turn), or marks no text as the
         assistant's.
         """
+        return self.tokens(*self.with_targets(chat, which))
+
+    def with_targets(self, chat: Conversation, which: str) -> tuple[str, list[Span]]:
+        """Return the text of a conversation, and where its targets stand in it. Raise as `labelled` does."""
         if MARKER.search(self._template_for(chat)):
-            text, spans = self._marked(chat, which)
-        else:
-            text = self.text(chat)
-            spans = [self._span(chat, i, text) for i in chat.targets(which)]
-        return self._tokens(text, spans)
+            return self._marked(chat, which)
+        text = self.text(chat)
+        return text, [self._span(chat, i, text) for i in chat.targets(which)]
+
+    def unwritten(self, chat: Conversation, text: str) -> str | None:
+        """Return in words what the template did not write of a conversation in its text, or None."""
+        return unwritten(chat, text, self._template_for(chat))
 
     def _marked(self, chat: Conversation, which: str) -> tuple[str, list[Span]]:
         """Return the text of a conversation, and where the template marks it as the assistant's."""
@@ -246,7 +253,7 @@ class ChatRenderer:
             raise PromptTuningError(f"message {turn + 1}, the assistant's, is empty; give it a text, or remove it.")
         return len(before), end
 
-    def _tokens(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
+    def tokens(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
         """Return the tokens of a text, and whether each stands, at least partly, in one of the spans."""
         if not self.tokenizer.is_fast:
             return self._tokens_by_parts(text, spans)

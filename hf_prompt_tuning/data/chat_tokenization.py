@@ -3,10 +3,10 @@
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
@@ -47,6 +47,7 @@ class ChatTokenizer(PromptTokenizer):
     """
 
     takes = ChatTemplate
+    notes = PromptTokenizer.notes | {"unwritten": Value("string")}
     template: ChatTemplate
 
     def _read(self, row: Mapping[str, Any]) -> Conversation:
@@ -135,7 +136,7 @@ class ChatTokenizer(PromptTokenizer):
     def encode(
         self, row: Mapping[str, Any], require_target: bool = True, reader: LabelReader | None = None
     ) -> dict[str, Any]:
-        """Return the `input_ids`, `labels`, `length` and `was_cut` of one row.
+        """Return the `input_ids`, `labels`, `length` and `was_cut` of one row, and what is `unwritten`, or None.
 
         A row without a target gets the `input_ids` of `source_ids` and no labels. It is rejected if `require_target`
         is set; else, a row whose last message is not the assistant's is such a row, whatever turns stand before.
@@ -149,9 +150,12 @@ class ChatTokenizer(PromptTokenizer):
                 roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
                 what = "completion" if self.template.completion_column else "turn of the assistant"
                 raise PromptTuningError(f"the row has no {what} (roles: {roles}); training rows need one.")
-            ids = self.chats.source_ids(chat)
-            return {"was_cut": was_cut, "input_ids": ids, "labels": [IGNORED] * len(ids), "length": len(ids)}
-        ids, mask = self.chats.labelled(chat, self.template.chat.assistant_loss)
+            text = self.chats.text(chat, generation_prompt=True)
+            ids = self.chats.ids(text)
+            notes = {"was_cut": was_cut, "unwritten": self.chats.unwritten(chat, text)}
+            return notes | {"input_ids": ids, "labels": [IGNORED] * len(ids), "length": len(ids)}
+        text, spans = self.chats.with_targets(chat, self.template.chat.assistant_loss)
+        ids, mask = self.chats.tokens(text, spans)
         limit, target = self.template.max_target_length, len(last_run(mask))
         if limit is not None and target > limit:
             raise PromptTuningError(
@@ -159,7 +163,8 @@ class ChatTokenizer(PromptTokenizer):
                 "raise max_target_length or remove the row."
             )
         labels = [i if labelled else IGNORED for i, labelled in zip(ids, mask, strict=True)]
-        return {"was_cut": was_cut, "input_ids": ids, "labels": labels, "length": len(ids)}
+        notes = {"was_cut": was_cut, "unwritten": self.chats.unwritten(chat, text)}
+        return notes | {"input_ids": ids, "labels": labels, "length": len(ids)}
 
     def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
         """Return what stands before the last target as `source`, and this target, each cut to `longest` characters."""
@@ -184,6 +189,31 @@ class ChatTokenizer(PromptTokenizer):
                     name,
                 )
         return encoded
+
+    def _report(self, encoded: Dataset, name: str) -> None:
+        super()._report(encoded, name)
+        found = [(i, what) for i, what in enumerate(encoded["unwritten"]) if what is not None]
+        if found:
+            self._warn_of_unwritten(f"{len(found)} of {len(encoded)} {name} rows hold", *found[0])
+
+    def _report_first(self, encoded: Mapping[str, Any], index: int, name: str) -> None:
+        if encoded["unwritten"] is not None and name not in self._warned:
+            self._warned.add(name)
+            self._warn_of_unwritten(f"the {name} data hold", index, encoded["unwritten"])
+
+    @cached_property
+    def _warned(self) -> set[str]:
+        """The streams of which was told what is not written in them."""
+        return set()
+
+    def _warn_of_unwritten(self, rows: str, index: int, what: str) -> None:
+        logger.warning(
+            "%s what the chat template does not write, so that the model never sees it: first row %d, %s. Give a "
+            "chat_template that writes it, or remove it from the rows.",
+            rows,
+            index + 1,
+            what,
+        )
 
     def _report_cut(self, cut: int, rows: int, name: str) -> None:
         logger.warning(

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
@@ -54,6 +54,8 @@ class PromptTokenizer:
     """
 
     takes: type = PromptTemplate
+    notes: ClassVar[Mapping[str, Value]] = {"was_cut": Value("bool")}
+    """What `encode` tells of a row beside its tokens, and the types."""
 
     def __init__(
         self,
@@ -270,7 +272,8 @@ class PromptTokenizer:
 
         Rows without a label are rejected if `require_target` is set. Log once how many rows were cut.
         """
-        if isinstance(data, IterableDataset) or data.format["type"] != "custom":  # a custom format may make columns
+        is_stream = isinstance(data, IterableDataset)
+        if is_stream or data.format["type"] != "custom":  # a custom format may make columns
             data = data.with_format(None)  # plain values, not tensors
         template, columns = self.template, columns_of(data)
         template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
@@ -282,24 +285,33 @@ class PromptTokenizer:
             if without and reader.name(row.get(template.label_column)) in without:
                 row = {**row, template.label_column: None}
             try:
-                return self.encode(row, require_target, reader)
+                encoded = self.encode(row, require_target, reader)
             except PromptTuningError as error:
                 raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
+            if is_stream:
+                self._report_first(encoded, index, name)
+            return encoded
 
         kinds = {key: kind for key, kind in FEATURES.items() if key != "label" or template.is_classification}
-        features = Features(kinds | {"was_cut": Value("bool")})
+        features = Features(kinds | self.notes)
         # Pass features: without them a new column would take the type of a raw column with the same name. They also
         # mark a stream as rows of token ids.
         options = {"with_indices": True, "remove_columns": columns, "features": features}
-        if isinstance(data, IterableDataset):
+        if is_stream:
             return data.map(encode, **options).select_columns(list(kinds))
         if without:
             self._warn_of_names(data, reader, without, name)
         encoded = data.map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
-        cut = sum(encoded["was_cut"])
-        if cut:
+        self._report(encoded, name)
+        return encoded.remove_columns(list(self.notes))
+
+    def _report(self, encoded: Dataset, name: str) -> None:
+        """Log what there is to tell of all rows."""
+        if cut := sum(encoded["was_cut"]):
             self._report_cut(cut, len(encoded), name)
-        return encoded.remove_columns("was_cut")
+
+    def _report_first(self, encoded: Mapping[str, Any], index: int, name: str) -> None:
+        """Log what there is to tell of a stream, at the first row that has it."""
 
     def _report_cut(self, cut: int, rows: int, name: str) -> None:
         """Log how many rows were cut."""

@@ -365,8 +365,8 @@ def test_a_tokenizer_without_offsets_gives_the_same():
     chats = encoder(tokenizer).chats
     text = tokenizer.apply_chat_template([SYSTEM, *TURNS], tokenize=False)
     spans = [(text.index("thank"), text.index("thank") + 19), (text.index("quick"), len(text) - 1)]
-    assert chats._tokens_by_parts(text, spans) == chats._tokens(text, spans)
-    assert sum(chats._tokens(text, spans)[1]) == len(tokenizer.encode("thank you<|im_end|>quick help<|im_end|>"))
+    assert chats._tokens_by_parts(text, spans) == chats.tokens(text, spans)
+    assert sum(chats.tokens(text, spans)[1]) == len(tokenizer.encode("thank you<|im_end|>quick help<|im_end|>"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""What a chat template leaves out of a row is told, once for a data set; what it reformats or drops rightly is not."""
+
+import logging
+
+import pytest
+from datasets import Dataset
+
+from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer
+from tests.shared.chat_templates import FAMILIES, chat_tokenizer
+from tests.shared.conversations import SYSTEM, TURNS
+
+CALL = {"type": "function", "function": {"name": "lines", "arguments": {"town": "old"}}}
+TOOLS = [{"type": "function", "function": {"name": "lines", "description": "Lines that are down"}}]
+RESULT = {"role": "tool", "content": "7"}
+SEVEN = {"role": "assistant", "content": "it is 7"}
+CALLED = [TURNS[0], {"role": "assistant", "tool_calls": [CALL]}, RESULT, SEVEN]
+DROPS = (  # as Phi 3's: other roles are skipped, and so is a system turn that is not the first
+    "{% for m in messages %}{% if m.role in ['user', 'assistant'] or (m.role == 'system' and loop.first) %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ESCAPES = DROPS.replace("in ['user', 'assistant']", "!= 'system'").replace(
+    "m.content | trim", "(m.content | tojson if m.role == 'tool' else m.content)"
+)
+WITHOUT_REASONING = DROPS.replace("m.content | trim", "m.content.split('</think>')[-1] | trim")
+
+
+def coder(name="chatml", template=None, which="last"):
+    return ChatTokenizer(
+        ChatTemplate(chat=ChatFormat(chat_template=template, assistant_loss=which)), chat_tokenizer(name), False
+    )
+
+
+def left_out(row, name="chatml", template=None):
+    return coder(name, template).encode(row)["unwritten"]
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "template", "what"),
+    [
+        ({"messages": [TURNS[0], TURNS[1], RESULT, SEVEN]}, "chatml", DROPS, "the text of message 3, the tool's"),
+        ({"messages": [SYSTEM, SYSTEM, *TURNS]}, "chatml", DROPS, "the text of message 1, the system's"),
+        (
+            {"messages": [*TURNS[:2], {"role": "system", "content": "Be rude."}, *TURNS[2:]]},
+            "chatml",
+            DROPS,
+            "the text of message 3, the system's",
+        ),
+        ({"messages": TURNS, "tools": TOOLS}, "chatml", None, "the tools"),
+        (
+            {"messages": [TURNS[0], TURNS[1] | {"tool_calls": [CALL]}, RESULT, SEVEN]},
+            "chatml",
+            None,
+            "the tool calls of message 2, the assistant's",
+        ),
+        (
+            {"messages": [TURNS[0], TURNS[1] | {"reasoning_content": "so kind"}]},
+            "chatml",
+            None,
+            "'reasoning_content' of message 2, the assistant's",
+        ),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "content": "<think>so kind</think>great"}]},
+            "chatml",
+            WITHOUT_REASONING,
+            "the text of message 2, the assistant's",
+        ),
+    ],
+)
+def test_what_is_left_out_is_named(row, name, template, what):
+    assert left_out(row, name, template) == what
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_family_leaves_out_a_conversation(name):
+    first = [SYSTEM] if FAMILIES[name].has_system else []
+    spaced = [{**turn, "content": f"\n  {turn['content']} \n"} for turn in TURNS]
+    for messages in ([*first, *TURNS], [*first, *spaced], [*first, *TURNS[:2]]):
+        assert left_out({"messages": messages}, name) is None
+    asked = coder(name).encode({"messages": [*first, *TURNS[:3]]}, require_target=False)
+    assert asked["unwritten"] is None and set(asked["labels"]) == {-100}
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "template"),
+    [
+        ({"messages": CALLED, "tools": TOOLS}, "qwen3", None),
+        ({"messages": CALLED, "tools": TOOLS}, "tools", None),
+        ({"messages": [TURNS[0], TURNS[1] | {"reasoning_content": "so"}, *TURNS[2:]]}, "qwen3", None),
+        ({"messages": [TURNS[0], TURNS[1] | {"reasoning_content": "so kind"}]}, "qwen3", None),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "content": "<think>\nso\n</think>\n\nok"}, *TURNS[2:]]},
+            "chatml",
+            WITHOUT_REASONING,
+        ),
+        ({"messages": [TURNS[0], {"role": "assistant", "content": "<think>\nso</think>\n\n\nok"}]}, "qwen3", None),
+        ({"messages": [*TURNS[:2], {"role": "tool", "content": 'the "line" é\nis'}, SEVEN]}, "chatml", ESCAPES),
+    ],
+)
+def test_what_a_template_writes_in_its_own_form_is_not_left_out(row, name, template):
+    assert left_out(row, name, template) is None
+
+
+def test_one_warning_counts_the_rows_of_a_data_set(caplog):
+    rows = [{"messages": TURNS}, {"messages": [*TURNS[:2], RESULT, SEVEN]}, {"messages": [SYSTEM, *TURNS[:2]]}]
+    rows = Dataset.from_list([*rows, rows[1]])
+    with caplog.at_level(logging.WARNING):
+        encoded = coder(template=DROPS).encode_dataset(rows, "training")
+    assert encoded.column_names == ["input_ids", "labels", "length"]
+    assert caplog.messages == [
+        "2 of 4 training rows hold what the chat template does not write, so that the model never sees it: first row "
+        "2, the text of message 3, the tool's. Give a chat_template that writes it, or remove it from the rows."
+    ]
+    caplog.clear()
+    stream = coder(template=DROPS).encode_dataset(rows.to_iterable_dataset(), "training")
+    for _ in range(2):
+        assert [set(row) for row in stream] == [{"input_ids", "labels", "length"}] * 4
+    assert [text[:57] for text in caplog.messages] == ["the training data hold what the chat template does not wr"]
+    caplog.clear()
+    coder().encode_dataset(rows, "training")
+    assert not caplog.messages
