@@ -27,12 +27,14 @@ from .chat_format import ChatFormat
 from .content_forms import ContentForms
 from .continuation import continuation_ids
 from .conversation import Conversation
+from .message_content import joined
 from .messages import ASSISTANT
 from .unwritten import unwritten
 
 logger = logging.getLogger(__name__)
 
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+EMPTY_SYSTEM = {"role": "system", "content": ""}
 Span = tuple[int, int]
 
 
@@ -41,7 +43,8 @@ class ChatRenderer:
 
     The template alone writes special tokens such as BOS; the tokenizer adds none. `always_system` writes a system turn
     in every conversation, an empty one if there is no text for it. Raise PromptTuningError if there is no chat
-    template, it cannot render a conversation, or it writes no special token behind the assistant's turn.
+    template, it cannot render a conversation, or it writes no special token behind the assistant's turn. If the
+    template leaves an empty system turn out, every conversation must have a system text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, format: ChatFormat, always_system: bool = False):
@@ -53,11 +56,34 @@ class ChatRenderer:
                 "an instruct model."
             )
         self.system = format.system_message
-        if always_system and self.system is None:
-            self.system = ""
         self.kwargs = dict(format.chat_template_kwargs or {})
         self._forms = ContentForms(lambda messages: self._write(Conversation(messages, kwargs=self.kwargs)))
+        self._needs_system = always_system and self.system is None and not self._writes_empty_system()
+        if always_system and self.system is None and not self._needs_system:
+            self.system = ""
         self._end_ids  # noqa: B018  (a template that cannot be used raises here, before training)
+
+    def _writes_empty_system(self) -> bool:
+        """Tell whether the template writes a system turn without a text."""
+        user = [{"role": "user", "content": "Hi"}]
+        chats = [Conversation(messages, kwargs=self.kwargs) for messages in (user, [EMPTY_SYSTEM, *user])]
+        try:
+            without, empty = map(self.text, chats)
+        except PromptTuningError:  # a template that refuses an empty turn, or needs a text in one
+            return False
+        return empty != without
+
+    def with_system(self, chat: Conversation) -> Conversation:
+        """Return a conversation with the system turn that every one gets which has none.
+
+        Raise PromptTuningError if every chat must have one with a text, and there is none for this one.
+        """
+        if self._needs_system and not (chat.head and joined(chat.messages[0]["content"])):
+            raise PromptTuningError(
+                "the chat has no system text, and the prompt stands in the system turn, which the chat template "
+                "leaves out without a text. Give the chat a system turn with a text, or all chats a system_message."
+            )
+        return chat.with_system(self.system)
 
     def text(self, chat: Conversation, generation_prompt: bool = False, prefill: bool = False) -> str:
         """Return the text of a conversation. Raise PromptTuningError if the template refuses it.
@@ -99,8 +125,15 @@ class ChatRenderer:
         return self.ids(self.text(chat, generation_prompt=True))
 
     def user_turn(self, text: str) -> Conversation:
-        """Return a conversation of one user's turn, with the system turn before it."""
-        return Conversation([{"role": "user", "content": text}], kwargs=self.kwargs).with_system(self.system)
+        """Return a conversation of one user's turn, with the system turn before it.
+
+        Raise PromptTuningError as `with_system` does.
+        """
+        return self.with_system(Conversation([{"role": "user", "content": text}], kwargs=self.kwargs))
+
+    def _probe(self) -> Conversation:
+        """Return a conversation of one user's turn, with the system turn before it if every chat gets the same."""
+        return Conversation([{"role": "user", "content": "Hi"}], kwargs=self.kwargs).with_system(self.system)
 
     def answer_ids(self, text: str) -> list[int]:
         """Return the tokens of an assistant's turn behind a user's: all that the template writes, up to its end."""
@@ -122,7 +155,7 @@ class ChatRenderer:
 
         Raise PromptTuningError if it writes none, so that a model could not learn where to stop.
         """
-        word, chat = "thank you", self.user_turn("Hi")
+        word, chat = "thank you", self._probe()
         chat.messages.append({"role": ASSISTANT, "content": word})
         text = self.text(chat)
         self._warn_of_border(text)
@@ -154,7 +187,7 @@ class ChatRenderer:
 
     def _warn_of_border(self, text: str) -> None:
         """Warn if a token of a whole chat stands across the start of the answer: generation has other tokens there."""
-        before = self.text(self.user_turn("Hi"), generation_prompt=True)
+        before = self.text(self._probe(), generation_prompt=True)
         source = self.ids(before)
         if text.startswith(before) and self.ids(text)[: len(source)] != source:
             logger.warning(

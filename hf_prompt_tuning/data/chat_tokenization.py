@@ -51,7 +51,7 @@ class ChatTokenizer(PromptTokenizer):
     template: ChatTemplate
 
     def _read(self, row: Mapping[str, Any]) -> Conversation:
-        return self.template.conversation(row).with_system(self.chats.system)
+        return self.chats.with_system(self.template.conversation(row))
 
     def _cut(self, chat: Conversation) -> tuple[Conversation, bool]:
         """Return a conversation without its first turns, and whether turns were left out.
@@ -123,7 +123,7 @@ class ChatTokenizer(PromptTokenizer):
         is_continued = messages[-1]["role"] == ASSISTANT
         # The last message is no target here, so that no turn is taken off.
         chat = Conversation(messages, len(messages), kwargs=self.template.kwargs())
-        chat = chat.with_system(self.chats.system)
+        chat = self.chats.with_system(chat)
 
         def ids_of(kept: Conversation) -> list[int]:
             return self.chats.ids(self.chats.text(kept, not is_continued, prefill=is_continued))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
@@ -62,7 +63,8 @@ def encode_data(
     if isinstance(rows, Dataset | IterableDataset):
         encoded = _encoded(rows, name, encoder, require_target)
         if isinstance(encoded, Dataset):
-            _check_rows(encoded, rows, name, limit, head)
+            tokenizer = None if encoder is None else encoder.tokenizer
+            _check_rows(encoded, rows, name, limit, head, tokenizer)
             if vocabulary is not None:
                 check_dataset(encoded, rows, name, vocabulary, require_labels)
         return encoded
@@ -149,14 +151,21 @@ def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:
     return set(needed) <= set(columns_of(data))
 
 
-def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None, head: Sequence[int]) -> None:
+def _check_rows(
+    data: Dataset,
+    raw: Dataset,
+    name: str,
+    limit: int | None,
+    head: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
     if not is_of_token_ids(data):
         columns = ", ".join(repr(column) for column in columns_of(raw) if column != ORIGIN)
         raise PromptTuningError(
             f"the {name} data has the columns {columns} and no 'input_ids' of token ids. "
             "Give a template that makes text of the columns, or rows of token ids."
         )
-    in_head = _tokens_of_head(data, raw, name, head) if head else 0
+    in_head = _tokens_of_head(data, raw, name, head, tokenizer) if head else 0
     if limit is None:
         return
     limit += in_head
@@ -169,7 +178,9 @@ def _check_rows(data: Dataset, raw: Dataset, name: str, limit: int | None, head:
         )
 
 
-def _tokens_of_head(data: Dataset, raw: Dataset, name: str, head: Sequence[int]) -> int:
+def _tokens_of_head(
+    data: Dataset, raw: Dataset, name: str, head: Sequence[int], tokenizer: PreTrainedTokenizerBase | None
+) -> int:
     """Return how many tokens of the head every row begins with: all or none.
 
     Raises:
@@ -178,7 +189,7 @@ def _tokens_of_head(data: Dataset, raw: Dataset, name: str, head: Sequence[int])
     counts: list[int] = []
     for i, ids in enumerate(data["input_ids"]):
         try:
-            counts.append(len(ids) - len(without_head(ids, head)))
+            counts.append(len(ids) - len(without_head(ids, head, tokenizer)))
             if counts[i] != counts[0]:
                 raise PromptTuningError(
                     f"the row begins with {list(ids[: len(head)])}, and the prompt stands behind {list(head)}, with "

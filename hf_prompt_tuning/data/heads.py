@@ -25,8 +25,8 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return probe["input_ids"][:first_word]
 
 
-def without_head(ids: list[int], head: Sequence[int]) -> list[int]:
-    """Return a row's token ids without the head with which they may begin.
+def without_head(ids: list[int], head: Sequence[int], tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
+    """Return a row's token ids without the head with which they may begin. The tokenizer is for the error.
 
     Raises:
         PromptTuningError: the row begins with the first of several tokens of the head, and not with all of them.
@@ -35,10 +35,32 @@ def without_head(ids: list[int], head: Sequence[int]) -> list[int]:
         return ids[len(head) :]
     if len(head) > 1 and ids[:1] == list(head[:1]):
         raise PromptTuningError(
-            f"the row begins with {ids[: len(head)]}, and the prompt stands behind {list(head)}: a chat without a "
-            "system turn, perhaps. Give it one (with a text, if the template leaves out an empty one)."
+            f"the row begins with {ids[: len(head)]}, and the prompt stands behind {list(head)}: "
+            f"{why_part_of_head(ids, head, tokenizer)}"
         )
     return ids
+
+
+def why_part_of_head(ids: Sequence[int], head: Sequence[int], tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """Return in words why a row begins with a part of a chat's head alone, and what to do.
+
+    The tokenizer, if given, tells the texts of tokens.
+    """
+    last, no_turn = len(head) - 1, "a chat without a system turn, perhaps. Give it one, with a text if the template "
+    no_turn += "leaves out an empty one."
+    if len(ids) <= last or list(ids[:last]) != list(head[:last]):
+        return no_turn
+    merged, perhaps = f"token {ids[last]}", ", perhaps"
+    if tokenizer is not None:
+        whole, end = (tokenizer.decode([token]) for token in (ids[last], head[last]))
+        if not whole.startswith(end):
+            return no_turn
+        merged, perhaps = f"token {ids[last]} ({whole!r})", ""
+    return (
+        f"the {merged} holds the head's end together with what follows it{perhaps}, so nothing can stand between "
+        "them. Remove the line break with which the system text begins; if there is no system text, give one (the "
+        "template writes line breaks behind an empty one, as before tools)."
+    )
 
 
 def chat_head_ids(
@@ -98,8 +120,8 @@ def needs_system_turn(
         head: the head that the template must write; None for any.
 
     Raises:
-        PromptTuningError: the template writes another head, or none (see `chat_head_ids`); or it leaves out a system
-            turn without a text, and no system message is given.
+        PromptTuningError: the template writes another head, or none (see `chat_head_ids`); or it does not write the
+            head before the system message, whose beginning merges with the head's end.
     """
     if position != "system" or chat is None:
         return False
@@ -112,21 +134,21 @@ def needs_system_turn(
         )
     write = _writer(tokenizer, chat.chat_template, options)
 
-    def begins_with_head(*messages: Message) -> bool:
+    def first_ids(*messages: Message) -> list[int]:
         try:
             text = write(messages)
         except TemplateError:  # a chat that the template refuses
-            return False
-        return tokenizer(text, add_special_tokens=False)["input_ids"][: len(written)] == written
+            return []
+        return tokenizer(text, add_special_tokens=False)["input_ids"][: len(written)]
 
     user = {"role": "user", "content": "user"}
-    if begins_with_head(user):
+    if first_ids(user) == written:
         return False
-    if not begins_with_head({"role": "system", "content": chat.system_message or ""}, user):
-        raise PromptTuningError(
-            "the chat template leaves out a system turn without a text, and the prompt stands in that turn; give a "
-            "system_message, or another prompt_position."
-        )
+    if chat.system_message is not None:
+        begins = first_ids({"role": "system", "content": chat.system_message}, user)
+        if begins != written:
+            why = why_part_of_head(begins, written, tokenizer)
+            raise PromptTuningError(f"a chat with the system_message {chat.system_message!r:.80}: {why}")
     return True
 
 

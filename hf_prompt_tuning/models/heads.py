@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from ..data.heads import why_part_of_head
 from ..errors import PromptTuningError
 from ..layouts import Prompts
 from ..layouts.base import IGNORED, take_columns
@@ -244,7 +245,11 @@ def row_heads(prompts: Prompts, heads: Sequence[Tensor], embeds: Sequence[Tensor
     )
     begins = (same | ~in_head).all(1) & (real.sum(1) >= lengths) & (lengths > 0)
     starts = (same & in_head & (place == 0)).any(1)
-    _check_alike(prompts.of_row, begins, starts, lengths)
+    part = starts & ~begins & (lengths > 1)
+    if bool(part.any()):
+        row = int(part.nonzero()[0])
+        raise _begins_with_part(row, heads[prompts.of_row[row]].tolist(), texts)
+    _check_alike(prompts.of_row, begins, lengths)
     taken = in_head & begins[:, None]
     kept, doubled = None, False
     if bool(begins.any()):
@@ -255,16 +260,21 @@ def row_heads(prompts: Prompts, heads: Sequence[Tensor], embeds: Sequence[Tensor
     return RowHeads(lengths, virtual, widths, taken, kept, texts.input_ids, doubled)
 
 
-def _check_alike(of_row: Tensor, begins: Tensor, starts: Tensor, lengths: Tensor) -> None:
+def _begins_with_part(row: int, head: list[int], texts: Texts) -> PromptTuningError:
+    """Return the error for a row that begins with the first token of its prompt's head, and not with the whole."""
+    ids = head[:1]
+    if texts.input_ids is not None:
+        mask = texts.attention_mask
+        ids = texts.input_ids[row].tolist() if mask is None else texts.input_ids[row][mask[row].bool()].tolist()
+    return PromptTuningError(
+        f"row {row} begins with the first token of its prompt's head, and not with the whole: "
+        f"{why_part_of_head(ids, head)} The head has {len(head)} tokens (model.peft_config[name].head_token_ids); "
+        "give rows that begin with all of them, or rows without the head."
+    )
+
+
+def _check_alike(of_row: Tensor, begins: Tensor, lengths: Tensor) -> None:
     """Raise PromptTuningError if rows of one prompt, of those that have a head, begin differently."""
-    if bool((starts & ~begins & (lengths > 1)).any()):
-        row = int((starts & ~begins & (lengths > 1)).nonzero()[0])
-        raise PromptTuningError(
-            f"row {row} begins with the first token of its prompt's head, and not with the whole: a chat without a "
-            f"system turn, perhaps. The head has {int(lengths[row])} tokens (model.peft_config[name].head_token_ids); "
-            "give rows that begin with all of them (by a system turn, with a text if the template leaves out an empty "
-            "one), or rows without the head."
-        )
     other_begins = ((of_row[:, None] == of_row) & begins).any(1)
     mixed = ~begins & other_begins & (lengths > 0)
     if bool(mixed.any()):
