@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         splits = load_splits(arguments.data, arguments.training.seed, arguments.model.token)
         template = arguments.template().with_label_words(splits.get("train"), splits.get("validation"))
         transfer = load_transfer(arguments.data, template, arguments.model.token)
+        arguments.teacher.complete(arguments.training, template, splits.get("train"))
 
     trainer = make_trainer(arguments, splits, template)
     train_and_evaluate(trainer, splits, transfer)

@@ -1,15 +1,22 @@
 """Define the command-line arguments of what teaches a prompt."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers.hf_argparser import HfArg
 
+from ..data.chat_template import ChatTemplate
+from ..data.chat_tokenization import RowTemplate
 from ..errors import PromptTuningError
+from ..training.arguments import PromptTuningArguments
 from ..training.teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,12 +51,31 @@ class TeacherArguments:
             values = _read(Path(self.teacher_file))
         return Teacher(**values | ({} if self.teacher_separator is None else {"separator": self.teacher_separator}))
 
+    def complete(self, training: PromptTuningArguments, template: RowTemplate, rows: Dataset | None) -> None:
+        """Have the teacher write one answer to each row, if the rows have none and `teacher_writes` is not given."""
+        if self.given() is None or training.teacher_writes is not None or not rows or _has_target(template, rows[0]):
+            return
+        logger.warning("The training rows have no answers, so the teacher writes one to each (teacher_writes=1).")
+        training.teacher_writes = 1
+
 
 OF_TEACHER = ("teacher_text", "teacher_file", "teacher", "teacher_column")
 """The arguments that name a teacher."""
 
 OF_CONTEXT = ("teacher_text", "teacher_file")
 """Those of a text that is the same for all rows, whose first tokens a prompt can start from."""
+
+
+def _has_target(template: RowTemplate, row: dict[str, Any]) -> bool:
+    """Tell whether a row has an answer. Labels are not written, and an invalid row is for the trainer to refuse."""
+    if template.is_classification:
+        return True
+    try:
+        if isinstance(template, ChatTemplate):
+            return bool(template.conversation(row).targets())
+        return template.target_text(row) is not None
+    except (KeyError, PromptTuningError):
+        return True
 
 
 def _read(file: Path) -> dict[str, str | Sequence[Any]]:

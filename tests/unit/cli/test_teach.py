@@ -39,7 +39,7 @@ def test_a_system_prompt_becomes_vectors(world):
             "--teacher_max_new_tokens", "3", "--num_train_epochs", "1", "--output_dir", world / "out", *flags,
         )  # fmt: skip
 
-    done = teach("--teacher_writes", "2")
+    done = teach()
     assert done.returncode == 0, done.stderr
     results = json.loads((world / "out/eval_results.json").read_text())
     names = ("kl", "agreement", "no_context_kl", "no_context_agreement", "first_tokens_kl", "first_tokens_agreement")
@@ -54,12 +54,12 @@ def test_a_system_prompt_becomes_vectors(world):
     assert named == []
     kept = (world / "out/teacher_answers.jsonl").read_bytes()
 
-    again = teach("--teacher_writes", "2", "--publish_teacher_text", "true")
+    again = teach("--teacher_writes", "1", "--publish_teacher_text", "true")
     assert again.returncode == 0, again.stderr
     assert (world / "out/teacher_answers.jsonl").read_bytes() == kept
     assert TEXT in (world / "out/README.md").read_text("utf-8")
-    other = teach("--teacher_writes", "1")
+    other = teach("--teacher_writes", "2")
     assert other.returncode == 2
-    assert "teacher_answers.jsonl has the training answers of teacher_writes=2, and this run has 1" in other.stderr
+    assert "teacher_answers.jsonl has the training answers of teacher_writes=1, and this run has 2" in other.stderr
     without = command("-m", "hf_prompt_tuning.cli.teach", "--model", "x", "--output_dir", "y")
     assert without.returncode == 2 and "error: nothing teaches the prompt; give --teacher_file" in without.stderr

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from datasets import Dataset
 
 from hf_prompt_tuning import ChatTemplate, PromptTuningError, Teacher
 from hf_prompt_tuning.cli import teach
@@ -10,6 +11,7 @@ from hf_prompt_tuning.cli.arguments import parse_arguments
 from hf_prompt_tuning.cli.tasks import read_tasks
 from tests.shared.repository import ROOT
 
+USER = {"role": "user", "content": "Hi"}
 SHARED = ["--model", "x", "--output_dir", "y"]
 EXAMPLE = ROOT / "examples" / "teaching"
 
@@ -65,6 +67,32 @@ def test_given_values_go_before_the_defaults_of_teaching():
     arguments = parsed(*flags, "--train_file", "a.jsonl", "--validation_file", "b.jsonl")
     assert arguments.training.learning_rate == 0.5 and arguments.data.messages_column == "chat"
     assert arguments.data.validation_split_percentage is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "row", "expected"),
+    [
+        ([], {"messages": [USER]}, 1),
+        ([], {"messages": [USER, {"role": "assistant", "content": "Hello"}]}, None),
+        (["--completion_column", "answer"], {"messages": "Hi", "answer": None}, 1),
+        (["--source_template", "{text}", "--target_template", "{answer}"], {"text": "Hi"}, 1),
+        (["--source_template", "{text}", "--target_template", "{answer}"], {"text": "Hi", "answer": "Hello"}, None),
+        (["--source_template", "{text}", "--label_column", "label"], {"text": "Hi", "label": -1}, None),
+        (["--teacher_writes", "3"], {"messages": [USER]}, 3),
+        ([], {"messages": None}, None),
+        ([], {"other": "Hi"}, None),
+    ],
+)
+def test_rows_without_answers_are_answered(flags, row, expected):
+    arguments = parsed("--teacher_text", "Be kind.", *flags)
+    arguments.teacher.complete(arguments.training, arguments.template(), Dataset.from_list([row]))
+    assert arguments.training.teacher_writes == expected
+
+
+def test_without_a_teacher_nothing_is_written():
+    arguments = parsed("--messages_column", "messages")
+    arguments.teacher.complete(arguments.training, arguments.template(), Dataset.from_list([{"messages": [USER]}]))
+    assert arguments.training.teacher_writes is None
 
 
 @pytest.mark.parametrize(
