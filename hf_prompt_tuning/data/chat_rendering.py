@@ -226,6 +226,11 @@ class ChatRenderer:
         """Return the text of a conversation, and where the template marks it as the assistant's."""
         text, spans = self._marks(chat)
         first = chat.targets(which)[0]
+        if any(message["role"] == ASSISTANT and message.get("weight") == 0 for message in chat.messages[first:]):
+            raise PromptTuningError(
+                "a message of the assistant has the weight 0 behind a target, and the chat template has generation "
+                "markers, which do not tell turns apart; give a chat_template without them, or end the row before it."
+            )
         if any(message["role"] == ASSISTANT for message in chat.messages[:first]):
             before, earlier = self._marks(_beginning(chat, first))
             end = earlier[-1][1] if earlier else 0

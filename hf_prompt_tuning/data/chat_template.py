@@ -8,10 +8,13 @@ from ..errors import PromptTuningError
 from .chat_format import ChatFormat, read_kwargs
 from .conversation import Conversation
 from .labels import is_missing
-from .messages import ASSISTANT, Message, read_messages, read_tools
+from .messages import ASSISTANT, Message, is_sharegpt, read_messages, read_tools
 
 TOOLS, KWARGS = "tools", "chat_template_kwargs"
 """Columns that a row may have: TRL's names."""
+
+SYSTEM_COLUMN = "system"
+"""A column beside messages of `from` and `value`, in which many such data sets have the system message."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,9 @@ class ChatTemplate:
     A row has a column of messages: `role` and `content` (a text or a list of text parts), or `from` and `value`. With
     `completion_column`, that column holds the targets, and `messages_column` what stands before them; each is a list
     of messages or a text, which is the user's or the assistant's turn. The columns `tools` (a list of JSON schemas)
-    and `chat_template_kwargs` (a mapping), or JSON text of these, are read if a row has them.
+    and `chat_template_kwargs` (a mapping), or JSON text of these, are read if a row has them,
+    and `system`, a text, beside messages of `from` and `value`. An assistant's message with the `weight` 0 is no
+    target.
 
     Args:
         messages_column: the column of the messages, e.g. "messages", "conversations" or "prompt".
@@ -115,7 +120,14 @@ class ChatTemplate:
                 messages = [*messages, *read_messages(row[completion], completion, role=ASSISTANT)]
         kwargs = self.kwargs() | read_kwargs(row.get(KWARGS))
         found = Conversation(messages, first_target, read_tools(row.get(TOOLS)), kwargs)
-        return found.with_system(self.chat.system_message)
+        return found.with_system(self._system(row))
+
+    def _system(self, row: Mapping[str, Any]) -> str | None:
+        """Return the system message for a row without a system turn: the format's, or else a ShareGPT row's own."""
+        own = row.get(SYSTEM_COLUMN)
+        if self.chat.system_message is not None or not isinstance(own, str) or not own.strip():
+            return self.chat.system_message
+        return own if is_sharegpt(row[self.messages_column]) else None
 
     def shown(self, row: Mapping[str, Any]) -> list[Message]:
         """Return a row's input for people, in a file of predictions: the messages that the assistant answers."""

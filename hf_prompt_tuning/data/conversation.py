@@ -24,8 +24,11 @@ class Conversation:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def targets(self, which: str = "all") -> list[int]:
-        """Return the indices of the assistant's messages that are targets: "all" of them, or the "last"."""
-        found = [i for i, message in enumerate(self.messages) if message["role"] == ASSISTANT]
+        """Return the indices of the assistant's messages that are targets: "all" of them, or the "last".
+
+        A message with the weight 0 is none.
+        """
+        found = [i for i, m in enumerate(self.messages) if m["role"] == ASSISTANT and m.get("weight", 1) != 0]
         found = [i for i in found if i >= self.first_target]
         return found[-1:] if which == "last" else found
 

@@ -27,6 +27,12 @@ def is_chat(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(is_message(message) for message in value)
 
 
+def is_sharegpt(value: Any) -> bool:
+    """Tell whether a value is messages of `from` and `value`."""
+    first = next(iter(value), None) if not isinstance(value, str) and len(value) else None
+    return isinstance(first, Mapping) and first.get("from") is not None and first.get("role") is None
+
+
 def read_messages(value: Any, column: str, role: str | None = None) -> list[Message]:
     """Return the messages of a row, each with its `role` and `content`. Keys that are None are left out.
 
@@ -59,6 +65,10 @@ def _message(value: Any, where: str) -> Message:
         raise PromptTuningError(f"{where} has no content; give it a text, or remove it.")
     else:
         message.pop("content", None)
+    if message["role"] == ASSISTANT and message.get("weight", 1) not in (0, 1):
+        raise PromptTuningError(
+            f"{where} has the weight {message['weight']!r:.80}; give 0, so that this turn is no target, or 1."
+        )
     if not message.get("tool_calls", True):
         del message["tool_calls"]
     return message
