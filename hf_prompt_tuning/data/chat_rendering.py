@@ -29,6 +29,7 @@ from .continuation import continuation_ids
 from .conversation import Conversation
 from .message_content import joined
 from .messages import ASSISTANT
+from .roles import check_roles
 from .unwritten import unwritten
 
 logger = logging.getLogger(__name__)
@@ -210,6 +211,10 @@ class ChatRenderer:
         assistant's.
         """
         return self.tokens(*self.with_targets(chat, which))
+
+    def check_roles(self, chat: Conversation) -> None:
+        """Raise PromptTuningError if a message has a role that neither transformers nor the template names."""
+        check_roles(chat.messages, self._template_for(chat))
 
     def with_targets(self, chat: Conversation, which: str) -> tuple[str, list[Span]]:
         """Return the text of a conversation, and where its targets stand in it. Raise as `labelled` does."""

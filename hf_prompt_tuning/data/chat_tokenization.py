@@ -51,7 +51,9 @@ class ChatTokenizer(PromptTokenizer):
     template: ChatTemplate
 
     def _read(self, row: Mapping[str, Any]) -> Conversation:
-        return self.chats.with_system(self.template.conversation(row))
+        chat = self.chats.with_system(self.template.conversation(row))
+        self.chats.check_roles(chat)
+        return chat
 
     def _cut(self, chat: Conversation) -> tuple[Conversation, bool]:
         """Return a conversation without its first turns, and whether turns were left out.
@@ -124,6 +126,7 @@ class ChatTokenizer(PromptTokenizer):
         # The last message is no target here, so that no turn is taken off.
         chat = Conversation(messages, len(messages), kwargs=self.template.kwargs())
         chat = self.chats.with_system(chat)
+        self.chats.check_roles(chat)
 
         def ids_of(kept: Conversation) -> list[int]:
             return self.chats.ids(self.chats.text(kept, not is_continued, prefill=is_continued))

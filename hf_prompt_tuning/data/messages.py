@@ -10,8 +10,11 @@ from .message_content import Content, is_text_part, text_part
 
 Message = dict[str, Any]
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 """Names that data sets of `from` and `value` have for roles. Other names stay as they are."""
+
+FUNCTION_CALL = "function_call"
+"""The name of an assistant's turn that is calls of tools, in data sets of `from` and `value`."""
 
 ASSISTANT = "assistant"
 SYSTEM = ("system", "developer")
@@ -55,8 +58,11 @@ def _message(value: Any, where: str) -> Message:
         raise PromptTuningError(f"{where} is {value!r:.80}; give a mapping with 'role' and 'content'.")
     message = {key: without_none(item) for key, item in value.items() if item is not None}
     if "role" not in message and "from" in message:
-        role = message.pop("from")
-        message = {"role": SHAREGPT_ROLES.get(role, role), "content": message.pop("value", None)} | message
+        role, content = message.pop("from"), message.pop("value", None)
+        if role == FUNCTION_CALL:
+            message = {"role": ASSISTANT, "tool_calls": _calls(content, where)} | message
+        else:
+            message = {"role": SHAREGPT_ROLES.get(role, role), "content": content} | message
     if not isinstance(message.get("role"), str):
         raise PromptTuningError(f"{where} has the role {message.get('role')!r:.80}; give a text.")
     if message.get("content") is not None:
@@ -72,6 +78,30 @@ def _message(value: Any, where: str) -> Message:
     if not message.get("tool_calls", True):
         del message["tool_calls"]
     return message
+
+
+def _calls(content: Any, where: str) -> list[dict[str, Any]]:
+    """Return calls of tools from JSON text of a name and arguments, or a list of these."""
+    try:
+        calls = json.loads(content)
+    except (TypeError, ValueError):
+        calls = None
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not calls or not isinstance(calls, list) or not all(map(_is_call, calls)):
+        raise PromptTuningError(
+            f"{where} is a function_call of {content!r:.80}; give JSON text of the call, "
+            '{"name": …, "arguments": {…}}, or of a list of calls.'
+        )
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _is_call(call: Any) -> bool:
+    return (
+        isinstance(call, dict)
+        and call.keys() == {"name", "arguments"}
+        and isinstance(call["name"], str)
+        and isinstance(call["arguments"], dict)
+    )
 
 
 def _content(content: Any, where: str) -> Content:

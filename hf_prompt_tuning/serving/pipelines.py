@@ -17,7 +17,7 @@ from transformers import Pipeline, PreTrainedTokenizerBase
 from ..data.chat_template import ChatTemplate
 from ..data.chat_tokenization import RowTemplate
 from ..data.message_content import joined
-from ..data.messages import ASSISTANT, is_chat, read_messages
+from ..data.messages import ASSISTANT, FUNCTION_CALL, is_chat, read_messages
 from ..data.rows import series_row, table_rows
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
@@ -282,6 +282,7 @@ def answered(chat: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, 
     messages = read_messages(chat, "the chat")
     if messages[-1]["role"] == ASSISTANT:
         return [*chat[:-1], {**chat[-1], content: joined(messages[-1]["content"]) + text}]
-    names = {message["role"]: given.get(role) for message, given in zip(messages, chat, strict=True)}
+    pairs = zip(messages, chat, strict=True)
+    names = {message["role"]: given.get(role) for message, given in pairs if given.get(role) != FUNCTION_CALL}
     default = ASSISTANT if role == "role" or names.get("user") == "user" else "gpt"
     return [*chat, {role: names.get(ASSISTANT) or default, content: text}]

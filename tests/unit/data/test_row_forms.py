@@ -1,9 +1,12 @@
 """What data sets write beside their messages: a system column, weights of turns, and other names of roles."""
 
+import json
+
 import pytest
 from datasets import Dataset
 
 from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer, PromptTuningError
+from hf_prompt_tuning.serving.pipelines import answered
 from tests.shared.chat_templates import MARKED, chat_tokenizer
 from tests.shared.conversations import SYSTEM, TURNS
 
@@ -55,3 +58,50 @@ def test_a_turn_with_the_weight_0_is_no_target():
     assert said(tokenizer, marked.encode({"messages": [TURNS[0], first, TURNS[2], last]})) == "quick help<|im_end|>"
     with pytest.raises(PromptTuningError, match="has the weight 0 behind a target"):
         marked.encode({"messages": later})
+
+
+@pytest.mark.parametrize(
+    ("role", "meant"),
+    [("User", "user"), ("Assistant", "assistant"), ("bot", "assistant"), ("model", "assistant"), ("bing", None)],
+)
+def test_other_roles_are_refused(role, meant):
+    chat = [TURNS[0], {"role": role, "content": "well"}, TURNS[2], TURNS[3]]
+    match = f"a message has the role '{role}', which the chat template does not name; give one of system, developer, "
+    match += rf"user, assistant, tool( \('{meant}', if that is meant\))?, or"
+    for name in ("chatml", "gemma"):
+        with pytest.raises(PromptTuningError, match=match):
+            coder(name=name).content_ids(chat)
+        for needs in (True, False):
+            with pytest.raises(PromptTuningError, match=f"row 2 of the some data: {match}"):
+                rows = Dataset.from_list([{"messages": TURNS}, {"messages": chat}])
+                coder(name=name).encode_dataset(rows, "some", require_target=needs)
+
+
+@pytest.mark.parametrize("test", ["m.role == 'bing'", "'bing' == m.role", 'm["role"] in ["user", "bing"]'])
+def test_a_role_that_the_chat_template_names_is_taken(test):
+    tokenizer = chat_tokenizer("chatml")
+    template = tokenizer.chat_template.replace("{% if add", "{% for m in messages %}{% if " + test, 1)
+    template = template.replace(test, test + " %}{% endif %}{% endfor %}{% if add", 1)
+    chat = [TURNS[0], {"role": "bing", "content": "well"}, TURNS[1]]
+    named = coder(ChatTemplate(chat=ChatFormat(chat_template=template)))
+    assert said(tokenizer, named.encode({"messages": chat})) == "thank you<|im_end|>"
+
+
+def test_sharegpts_calls_and_observations_are_those_of_transformers():
+    call = {"name": "lines", "arguments": {"town": "old"}}
+    asked = {"from": "human", "value": "never came"}
+    told = [{"from": "observation", "value": "down"}, {"from": "chatgpt", "value": "line down"}]
+    for value in (call, [call]):
+        row = [asked, {"from": "function_call", "value": json.dumps(value)}, *told]
+        assert ChatTemplate().conversation({"messages": row}).messages == [
+            TURNS[0],
+            {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]},
+            {"role": "tool", "content": "down"},
+            {"role": "assistant", "content": "line down"},
+        ]
+    assert coder(name="tools").encode({"messages": row})["unwritten"] is None
+    assert answered(row[:3], "day")[-1] == {"from": "gpt", "value": "day"}
+    for value in ("lines()", '{"name": "lines"}', "[]", json.dumps([call, 3])):
+        row = [asked, {"from": "function_call", "value": value}]
+        with pytest.raises(PromptTuningError, match=r"message 2 of \{messages\} is a function_call of .*; give JSON"):
+            coder(name="tools").encode({"messages": row})

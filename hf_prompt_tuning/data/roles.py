@@ -1,0 +1,41 @@
+"""Refuse messages of roles that no one writes or reads: neither transformers nor the chat template."""
+
+import re
+from collections.abc import Iterable
+
+from ..errors import PromptTuningError
+from .messages import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+MEANT = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "observation": "tool",
+    "function": "tool",
+}
+"""What data sets mean by other names."""
+
+
+def check_roles(messages: Iterable[Message], template: str) -> None:
+    """Raise PromptTuningError if a message has a role that is none of `ROLES`, and the chat template does not name it.
+
+    A template that compares roles with a name takes it. Others may write any name, of which no model has learned.
+    """
+    for role in {message["role"] for message in messages}.difference(ROLES):
+        if not _takes(template, role):
+            meant = role.lower() if role.lower() in ROLES else MEANT.get(role.lower())
+            advice = f" ({meant!r}, if that is meant)" if meant else ""
+            raise PromptTuningError(
+                f"a message has the role {role!r:.80}, which the chat template does not name; give one of "
+                f"{', '.join(ROLES)}{advice}, or a chat_template that has this role."
+            )
+
+
+def _takes(template: str, role: str) -> bool:
+    name = f"['\"]{re.escape(role)}['\"]"
+    return re.search(rf"==\s*{name}|{name}\s*==|\bin\s*[\[(][^\])]*{name}", template) is not None
