@@ -45,7 +45,7 @@ OF_THE_WHOLE = (*PER_TOKEN, "shift_labels", "position_ids", "fused_lm_head")
 
 OF_FORWARD = (
     *("input_ids", "attention_mask", "inputs_embeds", "labels", "only_labelled", "candidates", "adapter_names"),
-    *("num_items_in_batch", "label_smoothing", "shift_labels", "fused_lm_head"),
+    *("num_items_in_batch", "label_smoothing", "shift_labels", "fused_lm_head", "distillation", "search"),
 )
 """The names of our own `forward`'s arguments."""
 

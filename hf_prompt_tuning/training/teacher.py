@@ -105,7 +105,8 @@ def started_by(teacher: Any, config: PromptTuningConfig | None) -> PromptTuningC
 
     Any other config, and one that has its text, is returned as it is.
     """
-    if config is None or config.prompt_tuning_init != PromptTuningInit.TEACHER or config.prompt_tuning_init_text:
+    is_ours = isinstance(config, PromptTuningConfig)  # another config is refused where the prompt is made
+    if not is_ours or config.prompt_tuning_init != PromptTuningInit.TEACHER or config.prompt_tuning_init_text:
         return config
     texts = [each.shared_text for each in checked_teachers(teacher) if each.shared_text] if teacher else []
     return replace(config, prompt_tuning_init_text=texts[0]) if texts else config
