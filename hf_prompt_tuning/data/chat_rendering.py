@@ -140,7 +140,7 @@ class ChatRenderer:
         """Return the tokens of an assistant's turn behind a user's: all that the template writes, up to its end."""
         chat = self.user_turn("Hi")
         chat.messages.append({"role": ASSISTANT, "content": text})
-        turn, whole = len(chat.messages) - 1, self.text(chat)
+        turn, whole = len(chat.messages) - 1, self._whole(chat, "last")
         start, end = self._span(chat, turn, whole)
         before, both = self.ids(whole[:start]), self.ids(whole[:end])
         # A source is tokenized without its answer, so no token may stand in both.
@@ -220,7 +220,7 @@ class ChatRenderer:
         """Return the text of a conversation, and where its targets stand in it. Raise as `labelled` does."""
         if MARKER.search(self._template_for(chat)):
             return self._marked(chat, which)
-        text = self.text(chat)
+        text = self._whole(chat, which)
         return text, [self._span(chat, i, text) for i in chat.targets(which)]
 
     def unwritten(self, chat: Conversation, text: str) -> str | None:
@@ -278,6 +278,27 @@ class ChatRenderer:
             )
         return self.text(_beginning(chat, turn), generation_prompt=True)
 
+    def _whole(self, chat: Conversation, which: str) -> str:
+        """Return the text of a conversation with its answer behind what a model is given for it in use.
+
+        Some templates write the system text in the last turn, if that is a user's, and leave it out behind an answer.
+        If the last message is the only target, it then stands behind its source. It is what the template writes of it
+        without the system turn; and with this turn, it must write the same.
+        """
+        text, turn = self.text(chat), len(chat.messages) - 1
+        if chat.targets(which) != [turn] or turn <= chat.head or not chat.head:
+            return text
+        before = self._before(chat, turn)
+        if text.startswith(before):
+            return text
+        bare = replace(chat, messages=chat.messages[1:])
+        try:
+            source, whole = self._before(bare, turn - 1), self.text(bare)
+        except PromptTuningError:  # a template that needs the system turn
+            return text
+        answer = whole.removeprefix(source)
+        return before + answer if answer != whole and answer and text.endswith(answer) else text
+
     def _span(self, chat: Conversation, turn: int, text: str) -> Span:
         """Return where an assistant's turn, with its end, stands in the text of the conversation."""
         before = self._before(chat, turn)
@@ -285,7 +306,7 @@ class ChatRenderer:
         end = whole.rfind(self.end_of_turn, len(before))
         end = len(whole.rstrip()) if end < 0 else end + len(self.end_of_turn)
         if not whole.startswith(before) or not text.startswith(whole[:end]):
-            is_last = turn == chat.targets()[-1]
+            is_last = turn == chat.targets()[-1] == len(chat.messages) - 1
             advice = "chat_template_kwargs with which they agree" if is_last else "assistant_loss 'last'"
             raise PromptTuningError(
                 f"the chat template renders the conversation up to message {turn + 1} otherwise than within the whole "

@@ -93,7 +93,15 @@ class ChatTokenizer(PromptTokenizer):
 
     def conversation(self, row: Mapping[str, Any], has_targets: bool) -> Conversation:
         """Return the conversation that the tokens of a row are of: with its targets, or what is to be answered."""
-        return self._cut(self._read(row))[0] if has_targets else self.question(row)[0]
+        return self._cut(self._to_learn(row))[0] if has_targets else self.question(row)[0]
+
+    def _to_learn(self, row: Mapping[str, Any]) -> Conversation:
+        """Return the conversation of a row, without what comes after its last target if only that is one.
+
+        Some templates write a turn otherwise if others follow.
+        """
+        chat = self._read(row)
+        return chat.up_to_target() if self.template.chat.assistant_loss == "last" else chat
 
     def question(self, row: Mapping[str, Any]) -> tuple[Conversation, bool]:
         """Return the conversation whose tokens `source_ids` returns, and whether turns were left out of it."""
@@ -146,8 +154,7 @@ class ChatTokenizer(PromptTokenizer):
         `reader` is not used. Raise PromptTuningError if the row holds no conversation, or the chat template cannot
         tell its targets.
         """
-        chat = self._read(row)
-        chat, was_cut = self._cut(chat if require_target else chat.to_answer())
+        chat, was_cut = self._cut(self._to_learn(row) if require_target else self._read(row).to_answer())
         if not chat.targets():
             if require_target:
                 roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))

@@ -37,6 +37,11 @@ class Conversation:
         targets = self.targets()
         return replace(self, messages=self.messages[: targets[-1]]) if targets else self
 
+    def up_to_target(self) -> "Conversation":
+        """Return the messages up to the last target, with it; all of them without a target."""
+        targets = self.targets()
+        return replace(self, messages=self.messages[: targets[-1] + 1]) if targets else self
+
     def to_answer(self) -> "Conversation":
         """Return this conversation with no targets if its last message is not the assistant's, who answers it."""
         if self.messages and self.messages[-1]["role"] == ASSISTANT:
