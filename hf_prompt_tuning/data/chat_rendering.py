@@ -11,7 +11,6 @@ renderings of the conversation's beginnings:
 This is right only if each beginning is rendered in the whole conversation as it is alone, which is checked.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import PromptTuningError, first_line
+from .chat_border import warn_of_border
 from .chat_format import ChatFormat
 from .content_forms import ContentForms
 from .continuation import continuation_ids
@@ -31,8 +31,6 @@ from .message_content import joined
 from .messages import ASSISTANT
 from .roles import check_roles
 from .unwritten import unwritten
-
-logger = logging.getLogger(__name__)
 
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 EMPTY_SYSTEM = {"role": "system", "content": ""}
@@ -112,9 +110,12 @@ class ChatRenderer:
 
     def _refused(self, chat: Conversation, error: Exception) -> PromptTuningError:
         roles = ", ".join(str(message["role"]) for message in chat.messages)
+        advice = "Correct the messages"
+        if self.system and chat.head and joined(chat.messages[0]["content"]) == self.system:
+            advice = "Leave out system_message if the template takes no system turn, or correct the messages"
         return PromptTuningError(
             f"the chat template cannot render a conversation of {roles or 'no messages'}: {first_line(error)}. "
-            "Correct the messages, or give another chat_template."
+            f"{advice}, or give another chat_template."
         )
 
     def ids(self, text: str) -> list[int]:
@@ -159,7 +160,7 @@ class ChatRenderer:
         word, chat = "thank you", self._probe()
         chat.messages.append({"role": ASSISTANT, "content": word})
         text = self.text(chat)
-        self._warn_of_border(text)
+        self._check_border(text)
         behind = text[text.rindex(word) + len(word) :] if word in text else ""
         last = self._first_special(behind)
         if not last:
@@ -186,17 +187,12 @@ class ChatRenderer:
         """The special token that ends the assistant's turn, at which a model stops."""
         return self._end_ids[-1]
 
-    def _warn_of_border(self, text: str) -> None:
+    def _check_border(self, text: str) -> None:
         """Warn if a token of a whole chat stands across the start of the answer: generation has other tokens there."""
         before = self.text(self._probe(), generation_prompt=True)
         source = self.ids(before)
         if text.startswith(before) and self.ids(text)[: len(source)] != source:
-            logger.warning(
-                "The chat template writes %r before the assistant's text, whose end is a part of the text's first "
-                "token in training and a token of its own in use. Give a chat_template that ends with a special token "
-                "or a line break there.",
-                before[-20:],
-            )
+            warn_of_border(before[-20:])
 
     @cached_property
     def end_of_turn(self) -> str:

@@ -105,6 +105,18 @@ def chat_head_ids(
     return rows[0][:shared]
 
 
+def marks_turns(token: int, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> bool:
+    """Tell whether a chat template, default the tokenizer's own, writes a token in every turn of a chat."""
+    if chat_template is None and not tokenizer.chat_template:
+        return False
+    turns = [{"role": role, "content": "Hi"} for role in ("user", "assistant", "user")]
+    try:
+        text = _writer(tokenizer, chat_template, {})(turns)
+    except Exception:  # a template may fail in any way that Python has
+        return False
+    return tokenizer(text, add_special_tokens=False)["input_ids"].count(token) >= len(turns)
+
+
 def needs_system_turn(
     position: str | None,
     chat: ChatFormat | None,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.heads import chat_head_ids, leading_ids
+from ..data.heads import chat_head_ids, leading_ids, marks_turns
 from ..errors import PromptMismatchError, PromptTuningError
 from ..layouts.traits import token_scale
 from ..prompts.config import PromptTuningConfig
@@ -59,6 +59,27 @@ def head_of(config: PromptTuningConfig, backbone: PreTrainedModel) -> tuple[int,
             )
         template, options = (getattr(config.chat, name, None) for name in ("chat_template", "chat_template_kwargs"))
         return tuple(chat_head_ids(_tokenizer(config), template, options))
+    head = _first_tokens(config, backbone)
+    named = config.tokenizer is not None or config.tokenizer_name_or_path is not None
+    if named and len(head) == 1:
+        _warn_of_turn_marker(head[0], _tokenizer(config), getattr(config.chat, "chat_template", None))
+    return head
+
+
+def _warn_of_turn_marker(token: int, tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
+    """Warn if the token behind which a prompt stands begins each turn of a chat."""
+    if marks_turns(token, tokenizer, chat_template):
+        logger.warning(
+            "prompt_position is after_bos, and %r is also the mark with which the chat template begins each turn. In "
+            "chats the prompt stands between the first mark and its role. For chats, prompt_position system stands in "
+            "the system turn, and sink_token puts another token in front.",
+            tokenizer.decode([token]),
+        )
+
+
+def _first_tokens(config: PromptTuningConfig, backbone: PreTrainedModel) -> tuple[int, ...]:
+    """Return the head of a prompt behind the first token of a text. Raise PromptTuningError as `head_of` does."""
+    encodes = backbone.config.is_encoder_decoder
     named = config.tokenizer is not None or config.tokenizer_name_or_path is not None
     tokenizer = _tokenizer(config) if named else None
     written = [] if tokenizer is None else leading_ids(tokenizer)

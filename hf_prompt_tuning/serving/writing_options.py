@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ..data.chat_template import KWARGS, TOOLS
 from ..errors import PromptTuningError
 from ..models.generation_options import ends_of_text, with_settings
 
@@ -21,7 +22,8 @@ NOT_OURS: dict[str, Any] = {
     **dict.fromkeys(
         ("return_type", "prefix", "handle_long_generation", "truncation", "padding", "add_special_tokens")
     ),
-    **dict.fromkeys(("continue_final_message", "tokenizer_encode_kwargs", "tools", "documents", "decoder_input_ids")),
+    **dict.fromkeys(("continue_final_message", "tokenizer_encode_kwargs", "documents", "decoder_input_ids")),
+    **dict.fromkeys((TOOLS, KWARGS)),
     "return_text": True,
 }
 """Options of other pipelines and of `generate` that this pipeline refuses, each with the value that is harmless."""
@@ -33,6 +35,11 @@ def split_options(
     """Split options into those of `generate` and those of decoding. Raise PromptTuningError for an unsupported one."""
     for name, harmless in NOT_OURS.items():
         if options.get(name) is not None and options[name] != harmless:
+            if name in (TOOLS, KWARGS):
+                raise PromptTuningError(
+                    f"{name} is {options[name]!r:.80}, which the prompt-generation pipeline does not take as an "
+                    f'option: a row of conversations may have it; give {{"messages": …, "{name}": …}}.'
+                )
             raise PromptTuningError(
                 f"{name} is {options[name]!r}, which the prompt-generation pipeline does not take: it gives the text "
                 "behind a row, as the prompt's template makes it. Leave it out."

@@ -326,6 +326,9 @@ def test_an_answer_that_begins_within_a_token_is_warned_of(caplog):
     spaced = CHATML.replace("assistant\n", "assistant ").replace("message['role'] + '\n'", "message['role'] + ' '")
     coder = encoder(tokenizer, chat_template=spaced)
     assert "'im_start|>assistant ' before the assistant's text" in caplog.text
+    assert "ends with a special token there" in caplog.text and "line break" not in caplog.text
+    encoder(tokenizer, chat_template=spaced, assistant_loss="last")  # a run makes several, and is warned once
+    assert len(caplog.records) == 1
     encoded = coder.encode({"messages": TURNS[:2]})
     assert encoded["input_ids"] == rendered(tokenizer, TURNS[:2], chat_template=spaced)
     assert said(tokenizer, encoded) == [" thank you<|im_end|>"]
@@ -333,6 +336,15 @@ def test_an_answer_that_begins_within_a_token_is_warned_of(caplog):
     for name in FAMILIES:
         encoder(chat_tokenizer(name))
     assert not caplog.records
+
+
+def test_a_system_message_that_the_template_refuses_is_to_be_left_out():
+    with pytest.raises(
+        PromptTuningError, match=r"System role not supported\. Leave out system_message if the template"
+    ):
+        encoder(chat_tokenizer("gemma"), system_message="Be kind.")
+    with pytest.raises(PromptTuningError, match=r"System role not supported\. Correct the messages, or give another"):
+        encoder(chat_tokenizer("gemma")).encode({"messages": [SYSTEM, *TURNS]})
 
 
 def test_a_tokenizer_with_several_templates():

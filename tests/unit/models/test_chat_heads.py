@@ -106,3 +106,18 @@ def test_a_template_that_leaves_out_an_empty_system_turn_takes_rows_with_their_o
     labels = PromptTemplate("{message}", label_words={"a": "yes", "b": "no"}, label_column="label", chat=ChatFormat())
     with pytest.raises(PromptTuningError, match=match):
         model.row_encoder(tokenizer, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "warned"),
+    [("chatml", {}, True), ("chatml", {"sink_token": "<pad>"}, False), ("llama3", {}, False), ("mistral", {}, False)],
+)
+def test_a_first_token_that_begins_each_turn_is_warned_of(name, values, warned, caplog):
+    tokenizer = chat_tokenizer(name)
+    config = PromptTuningConfig(
+        num_virtual_tokens=2, prompt_tuning_init="RANDOM", prompt_position="after_bos", **values
+    )
+    model = get_prompt_tuning_model(tiny_model("llama", vocab_size=len(tokenizer)), config, tokenizer)
+    assert len(model.peft_config["default"].head) == 1
+    match = "'<|im_start|>' is also the mark with which the chat template begins each turn"
+    assert [match in message for message in caplog.messages] == [True] * warned

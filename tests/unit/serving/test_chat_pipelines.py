@@ -51,6 +51,20 @@ def test_a_chat_comes_back_with_the_assistants_message(name):
     assert pipe("why", **OPTIONS) == pipe({"messages": [{"role": "user", "content": "why"}]}, **OPTIONS)
 
 
+def test_tools_and_variables_are_given_in_a_row():
+    tokenizer = chat_tokenizer("tools")
+    model = made(tokenizer, ChatTemplate())
+    pipe = pipeline("prompt-generation", model=model, tokenizer=tokenizer)
+    tools = [{"type": "function", "function": {"name": "look", "description": "", "parameters": {}}}]
+    for name, value in (("tools", tools), ("chat_template_kwargs", {"a": 1})):
+        with pytest.raises(PromptTuningError, match=rf'{name} is .* give \{{"messages": …, "{name}": …\}}'):
+            pipe(ASKED[0], **{name: value}, **OPTIONS)
+    ids = tokenizer.apply_chat_template(ASKED[0], tools=tools, add_generation_prompt=True)["input_ids"]
+    expected = alone(model, tokenizer, ids, model.row_encoder(tokenizer))
+    row = {"messages": ASKED[0], "tools": tools, "chat_template_kwargs": {"a": 1}}
+    assert pipe(row, **OPTIONS) == {"generated_text": expected.strip()}
+
+
 def test_the_shape_is_that_of_text_generation():
     tokenizer = chat_tokenizer("chatml")
     model = made(tokenizer, ChatTemplate())
