@@ -3,8 +3,8 @@
     python benchmarks/places.py --data FOLDER --name NAME --model_name_or_path MODEL [--gguf_file FILE] [--told plain]
     python benchmarks/places.py --table
 
-FOLDER holds the files that benchmarks/README.md names. A seed draws the training rows, the first vectors and the order
-of the rows; they are the same for all places. The evaluation rows are the same for all seeds. Each run is added to
+FOLDER holds the files that benchmarks/README.md names. A seed draws the training rows and their order, which are the
+same for all places. The first vectors are those of a text, and all else is the package's default. Each run is added to
 benchmarks/results/places.json, and a run that is there is not run again. `--table` prints them as Markdown.
 """
 
@@ -13,7 +13,6 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -36,11 +35,16 @@ from hf_prompt_tuning.data.files import read_file
 RESULTS = Path(__file__).parent / "results" / "places.json"
 PLACES = {"plain": ("start", "after_bos"), "chat": ("start", "after_bos", "system")}
 METRICS = {"accuracy": "accuracy", "f1": "macro F1", "loss": "loss"}
-TRAINING_ROWS = {"tweets": 50, "sst2": 48, "trec": 60}
+TRAINING_ROWS = {"sst2": 32, "trec": 36}
 SOURCES = {
     "tweets": ("Tweet text : {Tweet text} Label :", "Label", {"1": "complaint", "2": "no complaint"}),
     "sst2": ("Review : {sentence} Sentiment :", "label", {"0": "negative", "1": "positive"}),
     "trec": ("Question : {text} Kind of answer :", "label", None),
+}
+TEXTS = {
+    "tweets": "Classify if the tweet is a complaint or not:",
+    "sst2": "Classify the sentiment of the movie review as positive or negative:",
+    "trec": "Classify what kind of answer the question asks for:",
 }
 
 
@@ -59,35 +63,34 @@ def rows_of(task: str, folder: Path) -> Dataset:
     return read_file(folder / "trec_train.jsonl")
 
 
-def splits(task: str, folder: Path, seed: int, evaluation_rows: int) -> Iterator[tuple[Dataset, Dataset]]:
-    """Yield pairs of training and evaluation rows, with equally many rows of each label.
+def split(task: str, folder: Path, seed: int, evaluation_rows: int) -> tuple[Dataset, Dataset]:
+    """Return training and evaluation rows. The evaluation rows are the same for all seeds, but for tweets.
 
-    Only 50 tweets have labels: each half of them is evaluated with the prompt of the other half.
+    Only 50 tweets have labels: the seed draws a half of each label to train on, and the others are for evaluation.
+    Rows of the other tasks have equally many of each label.
     """
     rows = rows_of(task, folder)
     by_label: dict[str, list[int]] = {}
     for i, label in enumerate(rows[SOURCES[task][1]]):
         by_label.setdefault(label, []).append(i)
     groups = [by_label[label] for label in sorted(by_label)]
-    draw = random.Random(seed)
-    if task == "tweets":
-        for group in groups:
-            draw.shuffle(group)
-        halves = [[i for group in groups for i in group[half::2]] for half in (0, 1)]
-        yield from ((rows.select(halves[k]), rows.select(halves[1 - k])) for k in (0, 1))
-        return
-    fixed, count, each = random.Random("evaluation"), len(groups), evaluation_rows // len(groups)
+    draw, fixed = random.Random(seed), random.Random("evaluation")
+    training, evaluation = [], []
     for group in groups:
-        fixed.shuffle(group)
-    evaluation = [i for group in groups for i in group[:each]]
-    training = [i for group in groups for i in draw.sample(group[each:], TRAINING_ROWS[task] // count)]
-    yield rows.select(training), rows.select(evaluation)
+        (draw if task == "tweets" else fixed).shuffle(group)
+        count = len(group) // 2 if task == "tweets" else evaluation_rows // len(groups)
+        evaluation += group[:count]
+        rest = group[count:]
+        training += rest if task == "tweets" else draw.sample(rest, TRAINING_ROWS[task] // len(groups))
+    return rows.select(training), rows.select(evaluation)
 
 
-def tune(backbone, tokenizer, template: PromptTemplate, place: str, seed: int, epochs: float, data: tuple) -> dict:
+def tune(backbone, tokenizer, task: str, told: str, place: str, seed: int, epochs: float, data: tuple) -> dict:
     """One training; the metrics of the evaluation rows after it."""
+    template = template_of(task, told)
     transformers.set_seed(seed)
-    model = get_prompt_tuning_model(backbone, PromptTuningConfig(prompt_position=place), tokenizer, template)
+    config = PromptTuningConfig(prompt_position=place, prompt_tuning_init_text=TEXTS[task])
+    model = get_prompt_tuning_model(backbone, config, tokenizer, template)
     with tempfile.TemporaryDirectory() as folder:
         arguments = PromptTuningArguments(
             folder, num_train_epochs=epochs, seed=seed, save_strategy="no", disable_tqdm=True, report_to="none"
@@ -113,18 +116,14 @@ def run(args: argparse.Namespace) -> None:
     for seed, task, told in product(args.seeds, args.tasks, args.told):
         for place in PLACES[told]:
             key = {"backbone": args.name, "told": told, "task": task, "place": place, "seed": seed}
-            key |= {"epochs": args.epochs, "evaluation_rows": 50 if task == "tweets" else args.evaluation_rows}
-            key["dtype"] = args.dtype
+            data = split(task, args.data, seed, args.evaluation_rows)
+            key |= {"training_rows": len(data[0]), "evaluation_rows": len(data[1])}
+            key |= {"epochs": args.epochs, "dtype": args.dtype}
             if any(key.items() <= done.items() for done in runs):
                 continue
             start = time.process_time()
-            folds = [
-                tune(backbone, tokenizer, template_of(task, told), place, seed, args.epochs, data)
-                for data in splits(task, args.data, seed, args.evaluation_rows)
-            ]
-            metrics = {name: mean(fold[name] for fold in folds) for name in METRICS}
-            steps = [fold["steps"] for fold in folds]
-            runs.append(key | metrics | {"steps": steps, "cpu_seconds": round(time.process_time() - start)})
+            metrics = tune(backbone, tokenizer, task, told, place, seed, args.epochs, data)
+            runs.append(key | metrics | {"cpu_seconds": round(time.process_time() - start)})
             RESULTS.write_text("[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n")
             print(runs[-1], flush=True)
 
@@ -143,25 +142,30 @@ def shown(values: list[float], sign: str = "") -> str:
     return f"{mean(values):{sign}.3f}{spread}"
 
 
+def differences(here: dict[tuple, dict], start: dict[tuple, dict], pairs: list[tuple]) -> list[str]:
+    """Return by how much macro F1 and the loss differ from those of a prompt at the start, run by run."""
+    f1, loss = ([here[pair][name] - start[pair][name] for pair in pairs] for name in ("f1", "loss"))
+    better = sum(value > 0 for value in f1), sum(value < 0 for value in loss)
+    return [
+        f"{shown(values, '+')}, better in {n} of {len(pairs)}" for values, n in zip((f1, loss), better, strict=True)
+    ]
+
+
 def table(runs: list[dict]) -> str:
-    """Return means and standard deviations over the seeds, and the differences from `start` in pairs of runs."""
-    lines = [f"| backbone | task | place | {' | '.join(METRICS.values())} | loss less that of `start` |"]
-    lines.append("|" + "---|" * (len(METRICS) + 4))
+    """Return means and standard deviations over the seeds, and over tasks and seeds for "all"."""
+    names = ["backbone", "task", "place", *METRICS.values(), "macro F1, from `start`", "loss, from `start`"]
+    lines = [names, ["---"] * len(names)]
     for backbone, told in dict.fromkeys((entry["backbone"], entry["told"]) for entry in runs):
         places = by_place(runs, backbone=backbone, told=told)
-        tasks = list(dict.fromkeys(task for task, _ in places["start"]))
-        for task, place in product([*tasks, None], places):
-            pairs = [pair for pair in places[place] if task in (None, pair[0]) and pair in places["start"]]
-            found = [places[place][pair] for pair in pairs]
-            cells = [
-                shown([entry[name] for entry in found]) if task else f"{mean(entry[name] for entry in found):.3f}"
-                for name in METRICS
-            ]
-            less = [places[place][pair]["loss"] - places["start"][pair]["loss"] for pair in pairs]
-            lower = f"{shown(less, '+')}, lower in {sum(value < 0 for value in less)} of {len(less)}"
-            names = [f"{backbone}, {told}", task or "all", f"`{place}`"]
-            lines.append("| " + " | ".join([*names, *cells, "" if place == "start" else lower]) + " |")
-    return "\n".join(lines)
+        start = places["start"]
+        for task, place in product([*dict.fromkeys(task for task, _ in start), None], places):
+            here = places[place]
+            pairs = [pair for pair in here if task in (None, pair[0]) and pair in start]
+            values = ([here[pair][name] for pair in pairs] for name in METRICS)
+            cells = [shown(column) if task else f"{mean(column):.3f}" for column in values]
+            compared = ["", ""] if place == "start" else differences(here, start, pairs)
+            lines.append([f"{backbone}, {told}", task or "all", f"`{place}`", *cells, *compared])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -175,7 +179,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--evaluation_rows", type=int, default=200)
+    parser.add_argument("--evaluation_rows", type=int, default=96)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if args.table:
