@@ -152,15 +152,18 @@ def differences(here: dict[tuple, dict], start: dict[tuple, dict], pairs: list[t
 
 
 def table(runs: list[dict]) -> str:
-    """Return means and standard deviations over the seeds, and over tasks and seeds for "all"."""
+    """Return means and standard deviations over the seeds, and over tasks and seeds for "all".
+
+    A seed of a task counts when there are runs at every place.
+    """
     names = ["backbone", "task", "place", *METRICS.values(), "macro F1, from `start`", "loss, from `start`"]
     lines = [names, ["---"] * len(names)]
     for backbone, told in dict.fromkeys((entry["backbone"], entry["told"]) for entry in runs):
         places = by_place(runs, backbone=backbone, told=told)
         start = places["start"]
-        for task, place in product([*dict.fromkeys(task for task, _ in start), None], places):
-            here = places[place]
-            pairs = [pair for pair in here if task in (None, pair[0]) and pair in start]
+        whole = [pair for pair in start if all(pair in here for here in places.values())]
+        for task, place in product([*dict.fromkeys(task for task, _ in whole), None], places if whole else ()):
+            here, pairs = places[place], [pair for pair in whole if task in (None, pair[0])]
             values = ([here[pair][name] for pair in pairs] for name in METRICS)
             cells = [shown(column) if task else f"{mean(column):.3f}" for column in values]
             compared = ["", ""] if place == "start" else differences(here, start, pairs)
