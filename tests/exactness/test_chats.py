@@ -203,9 +203,10 @@ def test_a_stranger_gets_the_same_text(tmp_path):
     assert loaded.info.template == trainer.model.info.template
     assert loaded.info.template.chat == ChatFormat(chat_template=FAMILIES["llama3"].template)
     tokenizer.chat_template = "{{ messages[0].content }}"
-    assert loaded.row_encoder(tokenizer).encode(ROWS[0]) | {"was_cut": False} == {
+    assert loaded.row_encoder(tokenizer).encode(ROWS[0]) == {
         **trainer.train_dataset[0],
         "was_cut": False,
+        "unwritten": None,
     }
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "The rows are conversations" in card and FAMILIES["llama3"].template in card
