@@ -50,7 +50,9 @@ def test_logits_of_every_architecture_in_another_process(tmp_path, monkeypatch):
         kept = [i for i in range(VOCAB) if i not in added]
         for row, (ours, ids) in zip(rows, expected[folder], strict=True):
             assert row["ids"] == ids, folder
-            torch.testing.assert_close(row["logits"][-len(ours) :, kept], ours[:, kept], rtol=1e-5, atol=1e-5)
+            # The other process may sum in another order (another number of threads), which shows in large logits.
+            scale = max(1.0, float(ours.abs().max()))
+            torch.testing.assert_close(row["logits"][-len(ours) :, kept], ours[:, kept], rtol=0, atol=1e-5 * scale)
 
 
 def test_added_tokens_stand_behind_the_vocabulary_or_in_its_padding(tmp_path, monkeypatch, tokenizer):
