@@ -11,6 +11,7 @@ from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningConfig
 from hf_prompt_tuning.prompts.files import read_prompt
 from tests.shared.reference import tiny_prompt_model, with_prompts
 from tests.shared.tiny_models import make_tokenizer, tiny_model
+from tests.shared.versions import finds_gguf
 
 
 @pytest.fixture
@@ -157,6 +158,7 @@ def test_a_folder_has_no_revision(folder):
         load_prompt(folder, revision="v2", backbone=tiny_model("llama"))
 
 
+@pytest.mark.skipif(not finds_gguf(), reason="transformers does not find gguf's version")
 def test_a_gguf_files_tokenizer_is_read_from_it(folder, monkeypatch):
     asked = {}
 
