@@ -120,10 +120,15 @@ def test_a_run_is_counted(tmp_path):
         "@pytest.mark.skip\ndef test_c(): pass\n"
         "@pytest.fixture\ndef broken(): raise OSError\n"
         "def test_d(broken): pass\n"
+        "class TestE:\n    @pytest.mark.parametrize('f', ['g.h'])\n    def test_f(self, f): assert False\n"
     )
+    (tmp_path / "test_other.py").write_text("import no_such_module")
     run = results.run(Path(sys.executable), [str(tmp_path)], 100)
-    assert [run[name] for name in results.COUNTS] == [1, 1, 2]
-    assert [test.partition("::")[2] for test in run["failed_tests"]] == ["test_b", "test_d"]
+    assert [run[name] for name in results.COUNTS] == [1, 1, 4]
+    names = ["test_other.py", "test_some.py::TestE::test_f[g.h]", "test_some.py::test_b", "test_some.py::test_d"]
+    assert [test.rpartition("/")[2] for test in run["failed_tests"]] == names
+    again = results.run(Path(sys.executable), [str(tmp_path / name) for name in names], 100)
+    assert [again[name] for name in results.COUNTS] == [0, 0, 4] and again["failed_tests"] == run["failed_tests"]
     assert run["versions"]["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert set(run["versions"]) == {"Python", *results.PACKAGES}
 
@@ -135,7 +140,7 @@ def test_a_run_is_counted(tmp_path):
 def test_a_run_that_hangs_or_does_not_start_is_a_failure(tmp_path, name, code, limit):
     (tmp_path / name).write_text(code)
     run = results.run(Path(sys.executable), [str(tmp_path)], limit)
-    assert [run[name] for name in results.COUNTS] == [0, 0, 1]
+    assert [run[name] for name in results.COUNTS] == [0, 0, 1] and run["failed_tests"] == []
 
 
 def test_a_result_takes_the_place_of_the_last_one(tmp_path):
@@ -158,14 +163,20 @@ def test_what_failed_is_run_again_and_the_table_says_so(tmp_path, monkeypatch):
     results.write("newest", RESULT | {"failed_tests": []}, file, page)
     results.write("vllm", RESULT | {"failed": 1, "failed_tests": []}, file, page)
     assert results.tests_to_repeat("oldest", file) == last["failed_tests"]
-    assert results.tests_to_repeat("newest", file) == results.tests_to_repeat("axolotl", file) == []
-    with pytest.raises(SystemExit, match="the last run of vllm failed as a whole; run it again without --again"):
+    assert results.tests_to_repeat("newest", file) == []
+    with pytest.raises(
+        results.NotRepeatableError, match="run of vllm failed as a whole; run it again without --again"
+    ):
         results.tests_to_repeat("vllm", file)
+    with pytest.raises(results.NotRepeatableError, match="axolotl never ran; run it without --again"):
+        results.tests_to_repeat("axolotl", file)
     again = RESULT | {"passed": 1, "skipped": 0, "failed": 1, "failed_tests": ["tests/a.py::b"]}
     results.write("oldest", results.with_repeated(last, again, "def5678"), file, page)
     told = json.loads(file.read_text())["oldest"]
     assert [told[name] for name in (*results.COUNTS, "commit", "again")] == [6, 1, 1, "abc1234", "def5678"]
     assert "| failed first, run again at | def5678 | – | – |\n" in page.read_text()
+    died = RESULT | {"passed": 0, "skipped": 0, "failed": 1, "failed_tests": []}
+    assert results.with_repeated(told, died, "123abcd") == told
 
 
 def test_results_are_no_change_of_the_commit_that_gave_them(tmp_path, monkeypatch):
@@ -208,6 +219,36 @@ def test_a_set_that_fails_does_not_stop_the_others(tmp_path, pip, monkeypatch, c
     written.clear()
     assert command.main(["newest", "--tests", "tests/unit/test_compat.py"]) == 0
     assert written == {}
+
+
+def test_again_runs_what_failed_in_each_set_that_has_something(monkeypatch, capsys):
+    last = {
+        "oldest": RESULT | {"failed": 2, "failed_tests": ["tests/a.py::b", "tests/a.py::c"]},
+        "vllm": RESULT | {"failed": 1, "failed_tests": []},
+        "newest": RESULT | {"failed_tests": []},
+        "axolotl": RESULT | {"failed": 1, "failed_tests": ["tests/d.py"]},
+    }
+    died = RESULT | {"passed": 0, "skipped": 0, "failed": 1, "failed_tests": []}
+    ran, written = [], {}
+    given = iter([RESULT | {"passed": 2, "skipped": 0, "failed_tests": []}, died])
+    monkeypatch.setattr(command, "environment", lambda *words, **days: monkeypatch.context())
+    monkeypatch.setattr(results, "_read", lambda file: last)
+    monkeypatch.setattr(results, "commit", lambda: "def5678")
+    monkeypatch.setattr(results, "run", lambda python, tests, limit: ran.append(tests) or next(given))
+    monkeypatch.setattr(results, "write", written.__setitem__)
+    assert command.main(["--again", "oldest", "vllm", "newest", "axolotl"]) == 1
+    assert ran == [["tests/a.py::b", "tests/a.py::c"], ["tests/d.py"]]
+    assert written["axolotl"] == last["axolotl"]  # with the tests that are still to repeat
+    assert (written["oldest"]["failed"], written["oldest"]["again"], set(written)) == (
+        0,
+        "def5678",
+        {"oldest", "axolotl"},
+    )
+    told = capsys.readouterr().out
+    assert "oldest: 2 passed, 0 skipped, 0 failed\n  vllm: did not run: the last run of vllm failed as a whole" in told
+    with pytest.raises(SystemExit):
+        command.main(["--again", "--short"])
+    assert "leave out --tests and --short" in capsys.readouterr().err
 
 
 def test_ci_runs_what_is_there():

@@ -43,25 +43,28 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--environments", type=Path, default=cache(), help="the folder to keep them in")
     parser.add_argument("--limit", type=float, default=60, help="minutes for each set, without its installation")
     given = parser.parse_args(arguments)
-    tests = [*(SHORT if given.short else ()), *given.tests]
+    part = [*(SHORT if given.short else ()), *given.tests]
+    if part and given.again:
+        parser.error("--again runs the tests that failed, and no others; leave out --tests and --short")
     sets, lines = [version_set(name) for name in given.sets], {}
-    commit = results.commit()
+    commit = None if part else results.commit()
     for chosen in sets:
         print(f"window: the set {chosen.name}", flush=True)
-        if given.again and not (tests := results.tests_to_repeat(chosen.name)):
-            lines[chosen.name] = "nothing failed, 0 failed"
-            continue
         try:
+            tests = results.tests_to_repeat(chosen.name) if given.again else part
+            if given.again and not tests:
+                lines[chosen.name] = "nothing failed, 0 failed"
+                continue
             # A set without pins is resolved on the day; a part of the suite takes that of the week.
             with environment(chosen, given.environments, days=7 if given.short else 1) as python:
                 result = results.run(python, tests, 60 * given.limit)
-        except (NotInstalledError, OSError, subprocess.SubprocessError) as error:
+        except (NotInstalledError, results.NotRepeatableError, OSError, subprocess.SubprocessError) as error:
             lines[chosen.name] = f"did not run: {error}"
             continue
         lines[chosen.name] = ", ".join(f"{result[name]} {name}" for name in results.COUNTS)
         if given.again:
             results.write(chosen.name, results.with_repeated(results.last(chosen.name), result, commit))
-        elif not tests:
+        elif not part:
             results.write(chosen.name, {**result, "commit": commit})
     print("\nwindow:", *(f"{name}: {line}" for name, line in lines.items()), sep="\n  ", flush=True)
     return int(any(not line.endswith(" 0 failed") for line in lines.values()))

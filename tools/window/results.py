@@ -19,6 +19,8 @@ RESULTS, PAGE = ROOT / "docs/window.json", ROOT / "docs/reliability.md"
 TABLE = re.compile(r"(<!-- window: written by `make test-window` -->\n).*?(<!-- /window -->)", re.DOTALL)
 PACKAGES = ("transformers", "peft", "accelerate", "datasets", "huggingface_hub", "trl", "torch", "numpy")
 COUNTS = ("passed", "skipped", "failed")
+SOME_FAILED = 1
+"""pytest's exit status when all tests ran and some failed."""
 ASK = """
 import json, platform, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +29,10 @@ def known(name):
     except PackageNotFoundError: return None
 print(json.dumps({"Python": platform.python_version()} | {name: known(name) for name in sys.argv[1:]}))
 """
+
+
+class NotRepeatableError(Exception):
+    """It is not known which tests failed in a set's last run."""
 
 
 def commit() -> str:
@@ -43,7 +49,8 @@ def commit() -> str:
 def run(python: Path, tests: Sequence[str], limit: float) -> dict[str, Any]:
     """Run tests by an environment's interpreter, on all cores; return its versions and the counts.
 
-    `failed_tests` names the tests that failed.
+    `failed_tests` names the tests that failed, and the files that could not be collected; empty if the run did not
+    come to its end.
 
     Args:
         python: the interpreter.
@@ -55,7 +62,7 @@ def run(python: Path, tests: Sequence[str], limit: float) -> dict[str, Any]:
     values.pop("PYTHONPATH", None)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
+        report, cache = Path(folder) / "report.xml", Path(folder) / "cache"
         words = [
             "-m",
             "pytest",
@@ -65,6 +72,8 @@ def run(python: Path, tests: Sequence[str], limit: float) -> dict[str, Any]:
             "loadfile",
             "--junit-xml",
             str(report),
+            "--override-ini",
+            f"cache_dir={cache}",
         ]
         process = subprocess.Popen([str(python), *words, *tests], cwd=ROOT, env=values, start_new_session=True)
         try:
@@ -76,7 +85,7 @@ def run(python: Path, tests: Sequence[str], limit: float) -> dict[str, Any]:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        counts, failed_tests = _counts(report), _failed_tests(report)
+        counts, failed_tests = _counts(report), _failed_tests(cache) if code == SOME_FAILED else []
     if code != 0 and not counts["failed"]:
         counts["failed"] = 1  # the run as a whole
     minutes = round((time.monotonic() - start) / 60, 1)
@@ -95,33 +104,37 @@ def _counts(report: Path) -> dict[str, int]:
     return {"passed": tests - skipped - failed, "skipped": skipped, "failed": failed}
 
 
-def _failed_tests(report: Path) -> list[str]:
-    if not report.is_file():
-        return []
-    cases = [case.attrib for case in ElementTree.parse(report).iter("testcase") if {"failure", "error"} & _tags(case)]
-    return sorted({f"{case['classname'].replace('.', '/')}.py::{case['name']}" for case in cases})
-
-
-def _tags(case: ElementTree.Element) -> set[str]:
-    return {part.tag for part in case}
+def _failed_tests(cache: Path) -> list[str]:
+    """Return the names under which pytest runs what failed, as its option --last-failed keeps them."""
+    return sorted(_read(cache / "v/cache/lastfailed"))
 
 
 def tests_to_repeat(name: str, file: Path = RESULTS) -> list[str]:
-    """Return the tests that failed in a set's last run; none if it passed or never ran.
+    """Return the tests that failed in a set's last run; none if it passed.
 
     Raises:
-        SystemExit: the run as a whole failed, so that no tests can be named.
+        NotRepeatableError: the set never ran, or its run as a whole failed, so that no tests can be named.
     """
-    last = _read(file).get(name, {})
-    if last.get("failed") and not last["failed_tests"]:
-        raise SystemExit(f"the last run of {name} failed as a whole; run it again without --again")
-    return last.get("failed_tests", [])
+    if (last := _read(file).get(name)) is None:
+        raise NotRepeatableError(f"{name} never ran; run it without --again")
+    if _failed_as_a_whole(last):
+        raise NotRepeatableError(f"the last run of {name} failed as a whole; run it again without --again")
+    return last["failed_tests"]
 
 
 def with_repeated(last: Mapping[str, Any], again: Mapping[str, Any], commit: str) -> dict[str, Any]:
-    """Return a set's last result with what the tests that had failed give now, at this commit."""
+    """Return a set's last result with what the tests that had failed give now, at this commit.
+
+    A repeated run that failed as a whole tells nothing of them.
+    """
+    if _failed_as_a_whole(again):
+        return dict(last)
     counts = {name: last[name] + again[name] for name in ("passed", "skipped")}
     return {**last, **counts, **{name: again[name] for name in ("failed", "failed_tests")}, "again": commit}
+
+
+def _failed_as_a_whole(result: Mapping[str, Any]) -> bool:
+    return result["failed"] > 0 and not result["failed_tests"]
 
 
 def last(name: str, file: Path = RESULTS) -> dict[str, Any]:
