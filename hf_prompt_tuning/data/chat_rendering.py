@@ -1,17 +1,5 @@
-"""Render conversations with a chat template, and find the tokens that the assistant writes.
+"""Render conversations with a chat template."""
 
-A template with generation markers says itself which text is the assistant's. For any other template it is told from
-renderings of the conversation's beginnings:
-
-    messages[:i], with the generation prompt   <|user|>Hi<|end|><|assistant|>
-    messages[:i + 1]                           <|user|>Hi<|end|><|assistant|>Hello<|end|>…
-    the whole conversation                     <|user|>Hi<|end|><|assistant|>Hello<|end|><|user|>…
-    the assistant's                                                          Hello<|end|>
-
-This is right only if each beginning is rendered in the whole conversation as it is alone, which is checked.
-"""
-
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -25,14 +13,10 @@ from ..errors import PromptTuningError, first_line
 from .chat_border import warn_of_border
 from .chat_format import ChatFormat
 from .content_forms import ContentForms
-from .continuation import continuation_ids
 from .conversation import Conversation
 from .message_content import joined
 from .messages import ASSISTANT
-from .roles import check_roles
-from .unwritten import unwritten
 
-MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 EMPTY_SYSTEM = {"role": "system", "content": ""}
 Span = tuple[int, int]
 
@@ -97,12 +81,12 @@ class ChatRenderer:
             raise self._refused(chat, error) from error
 
     def _write(self, chat: Conversation, **options: Any) -> str:
-        template = self._template_for(chat)
+        template = self.template_for(chat)
         return self.tokenizer.apply_chat_template(
             chat.messages, tools=chat.tools, chat_template=template, tokenize=False, **options, **chat.kwargs
         )
 
-    def _template_for(self, chat: Conversation) -> str:
+    def template_for(self, chat: Conversation) -> str:
         """Return the chat template; of several that a tokenizer has, the one that transformers takes."""
         if isinstance(self.template, str):
             return self.template
@@ -136,20 +120,6 @@ class ChatRenderer:
     def _probe(self) -> Conversation:
         """Return a conversation of one user's turn, with the system turn before it if every chat gets the same."""
         return Conversation([{"role": "user", "content": "Hi"}], kwargs=self.kwargs).with_system(self.system)
-
-    def answer_ids(self, text: str) -> list[int]:
-        """Return the tokens of an assistant's turn behind a user's: all that the template writes, up to its end."""
-        chat = self.user_turn("Hi")
-        chat.messages.append({"role": ASSISTANT, "content": text})
-        turn, whole = len(chat.messages) - 1, self._whole(chat, "last")
-        start, end = self._span(chat, turn, whole)
-        before, both = self.ids(whole[:start]), self.ids(whole[:end])
-        # A source is tokenized without its answer, so no token may stand in both.
-        return (
-            both[len(before) :]
-            if both[: len(before)] == before
-            else continuation_ids(self.tokenizer, whole[start:end])
-        )
 
     @cached_property
     def _end_ids(self) -> list[int]:
@@ -199,60 +169,9 @@ class ChatRenderer:
         """The text of the special tokens behind the assistant's content."""
         return "".join(self.tokenizer.convert_ids_to_tokens(self._end_ids))
 
-    def labelled(self, chat: Conversation, which: str) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a conversation, and whether each is a target: of "all" or the "last" assistant's turn.
-
-        There is one target at least. Raise PromptTuningError if the template renders a beginning of the conversation
-        otherwise than within the whole (with "last": what stands before the last turn), or marks no text as the
-        assistant's.
-        """
-        return self.tokens(*self.with_targets(chat, which))
-
-    def check_roles(self, chat: Conversation) -> None:
-        """Raise PromptTuningError if a message has a role that neither transformers nor the template names."""
-        check_roles(chat.messages, self._template_for(chat))
-
-    def with_targets(self, chat: Conversation, which: str) -> tuple[str, list[Span]]:
-        """Return the text of a conversation, and where its targets stand in it. Raise as `labelled` does."""
-        if MARKER.search(self._template_for(chat)):
-            return self._marked(chat, which)
-        text = self._whole(chat, which)
-        return text, [self._span(chat, i, text) for i in chat.targets(which)]
-
-    def unwritten(self, chat: Conversation, text: str) -> str | None:
-        """Return in words what the template did not write of a conversation in its text, or None."""
-        return unwritten(chat, text, self._template_for(chat))
-
-    def _marked(self, chat: Conversation, which: str) -> tuple[str, list[Span]]:
-        """Return the text of a conversation, and where the template marks it as the assistant's."""
-        text, spans = self._marks(chat)
-        first = chat.targets(which)[0]
-        if any(message["role"] == ASSISTANT and message.get("weight") == 0 for message in chat.messages[first:]):
-            raise PromptTuningError(
-                "a message of the assistant has the weight 0 behind a target, and the chat template has generation "
-                "markers, which do not tell turns apart; give a chat_template without them, or end the row before it."
-            )
-        if any(message["role"] == ASSISTANT for message in chat.messages[:first]):
-            before, earlier = self._marks(_beginning(chat, first))
-            end = earlier[-1][1] if earlier else 0
-            if spans[: len(earlier)] != earlier or text[:end] != before[:end]:
-                advice = "assistant_loss 'last', or " if which == "all" else ""
-                raise PromptTuningError(
-                    f"the chat template renders the conversation before message {first + 1} otherwise than within the "
-                    f"whole ({_difference(before[:end], '', text)}), so its earlier turns cannot be told from the "
-                    f"targets. Give {advice}a chat_template that renders each turn in one way."
-                )
-            spans = spans[len(earlier) :]
-        if not spans:
-            raise PromptTuningError(
-                "the chat template marks no text of this conversation as the assistant's ({% generation %}); correct "
-                "the template, or the messages."
-            )
-        return text, spans
-
-    def _marks(self, chat: Conversation) -> tuple[str, list[Span]]:
+    def marks(self, chat: Conversation) -> tuple[str, list[Span]]:
         """Return the text of a conversation, and all that the template marks."""
-        template = self._template_for(chat)
+        template = self.template_for(chat)
         values = {**self.tokenizer.special_tokens_map, **chat.kwargs}
         try:
             texts, spans = render_jinja_template(
@@ -266,104 +185,8 @@ class ChatRenderer:
             raise self._refused(chat, error) from error
         return texts[0], [span for span in spans[0] if span[0] < span[1]]
 
-    def _before(self, chat: Conversation, turn: int) -> str:
-        """Return the text before an assistant's turn. Raise PromptTuningError if no message stands before it."""
-        if not turn:
-            raise PromptTuningError(
-                "the conversation begins with the assistant's turn; begin it with a user's, or with a system turn."
-            )
-        return self.text(_beginning(chat, turn), generation_prompt=True)
-
-    def _whole(self, chat: Conversation, which: str) -> str:
-        """Return the text of a conversation with its answer behind what a model is given for it in use.
-
-        Some templates write the system text in the last turn, if that is a user's, and leave it out behind an answer.
-        If the last message is the only target, it then stands behind its source. It is what the template writes of it
-        without the system turn; and with this turn, it must write the same.
-        """
-        text, turn = self.text(chat), len(chat.messages) - 1
-        if chat.targets(which) != [turn] or turn <= chat.head or not chat.head:
-            return text
-        before = self._before(chat, turn)
-        if text.startswith(before):
-            return text
-        bare = replace(chat, messages=chat.messages[1:])
-        try:
-            source, whole = self._before(bare, turn - 1), self.text(bare)
-        except PromptTuningError:  # a template that needs the system turn
-            return text
-        answer = whole.removeprefix(source)
-        return before + answer if answer != whole and answer and text.endswith(answer) else text
-
-    def _span(self, chat: Conversation, turn: int, text: str) -> Span:
-        """Return where an assistant's turn, with its end, stands in the text of the conversation."""
-        before = self._before(chat, turn)
-        whole = text if turn == len(chat.messages) - 1 else self.text(_beginning(chat, turn + 1))
-        end = whole.rfind(self.end_of_turn, len(before))
-        end = len(whole.rstrip()) if end < 0 else end + len(self.end_of_turn)
-        if not whole.startswith(before) or not text.startswith(whole[:end]):
-            is_last = turn == chat.targets()[-1] == len(chat.messages) - 1
-            advice = "chat_template_kwargs with which they agree" if is_last else "assistant_loss 'last'"
-            raise PromptTuningError(
-                f"the chat template renders the conversation up to message {turn + 1} otherwise than within the whole "
-                f"({_difference(whole[:end], before, text)}), so what the assistant writes there cannot be told. Give "
-                f"{advice}, or a chat_template with generation markers."
-            )
-        if not whole[len(before) : end].removesuffix(self.end_of_turn).strip():
-            raise PromptTuningError(f"message {turn + 1}, the assistant's, is empty; give it a text, or remove it.")
-        return len(before), end
-
-    def tokens(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a text, and whether each stands, at least partly, in one of the spans."""
-        if not self.tokenizer.is_fast:
-            return self._tokens_by_parts(text, spans)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        mask, before = [], 0
-        for start, end in encoded["offset_mapping"]:
-            # Some tokenizers leave a token's leading space out of its offsets.
-            start, before = min(start, before), end
-            mask.append(any(start < to and end > at for at, to in spans))
-        return encoded["input_ids"], mask
-
-    def _tokens_by_parts(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
-        """Return what `_tokens` does, for a tokenizer that does not tell where its tokens stand."""
-        ids = self.ids(text)
-        mask = [False] * len(ids)
-        for span in spans:
-            first, last = (len(self.ids(text[:place])) for place in span)
-            if ids[:first] != self.ids(text[: span[0]]) or ids[:last] != self.ids(text[: span[1]]):
-                raise PromptTuningError(
-                    "a token stands across the border of the assistant's turn; use a fast tokenizer, which tells "
-                    "where its tokens stand."
-                )
-            mask[first:last] = [True] * (last - first)
-        return ids, mask
-
-
-def last_run(mask: Sequence[bool]) -> range:
-    """Return the positions of the last run of true values; an empty range at the end if there is none."""
-    end = len(mask)
-    while end and not mask[end - 1]:
-        end -= 1
-    start = end
-    while start and mask[start - 1]:
-        start -= 1
-    return range(start, end) if end else range(len(mask), len(mask))
-
 
 def common_prefix(first: Sequence, second: Sequence) -> int:
     """Return how many characters, or tokens, two sequences have in common at their start."""
     pairs = enumerate(zip(first, second))  # noqa: B905  (up to the end of the shorter one)
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _beginning(chat: Conversation, messages: int) -> Conversation:
-    return Conversation(chat.messages[:messages], chat.first_target, chat.tools, chat.kwargs)
-
-
-def _difference(turn: str, before: str, text: str) -> str:
-    """Return in words where a rendering differs from the whole."""
-    wrong = before if not turn.startswith(before) else turn
-    other = turn if wrong is before else text
-    at = common_prefix(wrong, other)
-    return f"{wrong[max(at - 10, 0) : at + 20]!r} in place of {other[max(at - 10, 0) : at + 20]!r}"

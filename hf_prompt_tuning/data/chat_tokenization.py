@@ -11,14 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
-from .chat_rendering import last_run
+from .chat_targets import last_run, tokens, with_targets
 from .chat_template import ChatTemplate
 from .conversation import Conversation
 from .labels import LabelReader
 from .messages import ASSISTANT, read_messages
+from .roles import check_roles
 from .rows import series_row
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
+from .unwritten import unwritten
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +53,12 @@ class ChatTokenizer(PromptTokenizer):
     template: ChatTemplate
 
     def _read(self, row: Mapping[str, Any]) -> Conversation:
-        chat = self.chats.with_system(self.template.conversation(row))
-        self.chats.check_roles(chat)
+        return self._checked(self.template.conversation(row))
+
+    def _checked(self, chat: Conversation) -> Conversation:
+        """Return a conversation with the system turn that every one gets. Raise as `with_system` and `check_roles`."""
+        chat = self.chats.with_system(chat)
+        check_roles(chat.messages, self.chats.template_for(chat))
         return chat
 
     def _cut(self, chat: Conversation) -> tuple[Conversation, bool]:
@@ -132,9 +138,7 @@ class ChatTokenizer(PromptTokenizer):
         messages = read_messages(content, "the chat", role="user")
         is_continued = messages[-1]["role"] == ASSISTANT
         # The last message is no target here, so that no turn is taken off.
-        chat = Conversation(messages, len(messages), kwargs=self.template.kwargs())
-        chat = self.chats.with_system(chat)
-        self.chats.check_roles(chat)
+        chat = self._checked(Conversation(messages, len(messages), kwargs=self.template.kwargs()))
 
         def ids_of(kept: Conversation) -> list[int]:
             return self.chats.ids(self.chats.text(kept, not is_continued, prefill=is_continued))
@@ -162,10 +166,10 @@ class ChatTokenizer(PromptTokenizer):
                 raise PromptTuningError(f"the row has no {what} (roles: {roles}); training rows need one.")
             text = self.chats.text(chat, generation_prompt=True)
             ids = self.chats.ids(text)
-            notes = {"was_cut": was_cut, "unwritten": self.chats.unwritten(chat, text)}
-            return notes | {"input_ids": ids, "labels": [IGNORED] * len(ids), "length": len(ids)}
-        text, spans = self.chats.with_targets(chat, self.template.chat.assistant_loss)
-        ids, mask = self.chats.tokens(text, spans)
+            mask = [False] * len(ids)
+        else:
+            text, spans = with_targets(self.chats, chat, self.template.chat.assistant_loss)
+            ids, mask = tokens(self.chats, text, spans)
         limit, target = self.template.max_target_length, len(last_run(mask))
         if limit is not None and target > limit:
             raise PromptTuningError(
@@ -173,8 +177,8 @@ class ChatTokenizer(PromptTokenizer):
                 "raise max_target_length or remove the row."
             )
         labels = [i if labelled else IGNORED for i, labelled in zip(ids, mask, strict=True)]
-        notes = {"was_cut": was_cut, "unwritten": self.chats.unwritten(chat, text)}
-        return notes | {"input_ids": ids, "labels": labels, "length": len(ids)}
+        encoded = {"input_ids": ids, "labels": labels, "length": len(ids), "was_cut": was_cut}
+        return encoded | {"unwritten": unwritten(chat, text, self.chats.template_for(chat))}
 
     def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
         """Return what stands before the last target as `source`, and this target, each cut to `longest` characters."""

@@ -35,12 +35,16 @@ class Conversation:
     def question(self) -> "Conversation":
         """Return the messages before the last target, which the assistant answers; all of them without a target."""
         targets = self.targets()
-        return replace(self, messages=self.messages[: targets[-1]]) if targets else self
+        return self.beginning(targets[-1]) if targets else self
 
     def up_to_target(self) -> "Conversation":
         """Return the messages up to the last target, with it; all of them without a target."""
         targets = self.targets()
-        return replace(self, messages=self.messages[: targets[-1] + 1]) if targets else self
+        return self.beginning(targets[-1] + 1) if targets else self
+
+    def beginning(self, messages: int) -> "Conversation":
+        """Return this conversation with so many of its first messages alone."""
+        return replace(self, messages=self.messages[:messages])
 
     def to_answer(self) -> "Conversation":
         """Return this conversation with no targets if its last message is not the assistant's, who answers it."""

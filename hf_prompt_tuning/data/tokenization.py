@@ -14,6 +14,7 @@ from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from .chat_format import ChatFormat
 from .chat_rendering import ChatRenderer
+from .chat_targets import answer_ids
 from .continuation import continuation_ids
 from .encoded_rows import FEATURES, columns_of
 from .files import ORIGIN
@@ -195,7 +196,7 @@ class PromptTokenizer:
             words = [i for i, is_special in zip(ids, special, strict=True) if not is_special]
             ended = eos in ids[len(special) - special[::-1].index(0) :] if words else False
         elif self.chats is not None:
-            words = ids = self.chats.answer_ids(text) if text.strip() else []
+            words = ids = answer_ids(self.chats, text) if text.strip() else []
             ended = True
         else:
             words = ids = continuation_ids(self.tokenizer, self._separator(text) + text)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.chat_rendering import last_run
+from ..data.chat_targets import last_run
 from ..data.collator import beside_texts
 from ..data.template import PromptTemplate
 from ..layouts.base import IGNORED, LabelledLogits, nll_by_row, token_nll

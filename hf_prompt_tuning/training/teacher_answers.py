@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.chat_rendering import last_run
+from ..data.chat_targets import last_run
 from ..data.collator import DataCollatorForPromptTuning, split_teachers
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError

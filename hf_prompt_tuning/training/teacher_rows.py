@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_rendering import common_prefix
+from ..data.chat_targets import labelled_tokens
 from ..data.chat_tokenization import ChatTokenizer
 from ..data.conversation import Conversation
 from ..data.encoded_rows import FEATURES, columns_of
@@ -133,7 +134,7 @@ class TeacherRows:
         if not has_target:
             ids = self.chats.source_ids(chat)
             return ids, [IGNORED] * len(ids)
-        ids, mask = self.chats.labelled(chat, self.student.template.chat.assistant_loss)
+        ids, mask = labelled_tokens(self.chats, chat, self.student.template.chat.assistant_loss)
         return ids, [i if labelled else IGNORED for i, labelled in zip(ids, mask, strict=True)]
 
     def _has_columns(self, row: Mapping[str, Any]) -> bool:

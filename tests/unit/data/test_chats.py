@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer, PromptTokenizer, PromptTuningError
+from hf_prompt_tuning.data import chat_targets
 from tests.shared.chat_templates import CHATML, FAMILIES, MARKED, chat_tokenizer
 from tests.shared.conversations import SYSTEM, TURNS
 from tests.shared.versions import WITHOUT_TRL
@@ -379,8 +380,10 @@ def test_a_tokenizer_without_offsets_gives_the_same():
     chats = encoder(tokenizer).chats
     text = tokenizer.apply_chat_template([SYSTEM, *TURNS], tokenize=False)
     spans = [(text.index("thank"), text.index("thank") + 19), (text.index("quick"), len(text) - 1)]
-    assert chats._tokens_by_parts(text, spans) == chats.tokens(text, spans)
-    assert sum(chats.tokens(text, spans)[1]) == len(tokenizer.encode("thank you<|im_end|>quick help<|im_end|>"))
+    assert chat_targets._tokens_by_parts(chats, text, spans) == chat_targets.tokens(chats, text, spans)
+    assert sum(chat_targets.tokens(chats, text, spans)[1]) == len(
+        tokenizer.encode("thank you<|im_end|>quick help<|im_end|>")
+    )
 
 
 @pytest.mark.parametrize(

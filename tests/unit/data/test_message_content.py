@@ -12,6 +12,7 @@ from hf_prompt_tuning import (
     PromptTuningError,
     get_prompt_tuning_model,
 )
+from hf_prompt_tuning.data.chat_targets import answer_ids
 from hf_prompt_tuning.data.encoding import encode_data, from_list
 from hf_prompt_tuning.data.files import CHUNK, read_file
 from hf_prompt_tuning.data.heads import chat_head_ids
@@ -81,7 +82,7 @@ def test_a_system_message_and_columns_are_parts_too():
     coder = encoder(PARTS, system_message="Be kind.")
     head = "<|im_start|>System: Be kind.<|im_end|>\n<|im_start|>User: "
     assert coder.tokenizer.decode(coder.encode({"messages": TURNS})["input_ids"]).startswith(head)
-    assert coder.chats.answer_ids("yes") == coder.tokenizer.encode("yes<|im_end|>")
+    assert answer_ids(coder.chats, "yes") == coder.tokenizer.encode("yes<|im_end|>")
 
 
 def test_parts_stay_parts_where_the_template_reads_both():
