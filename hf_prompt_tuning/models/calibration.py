@@ -16,14 +16,14 @@ def fit_calibration(scores: np.ndarray, references: np.ndarray) -> dict[str, Any
 
     The right label has the target (N+1)/(N+L), and each other label 1/(N+L), as in Platt (1999) for two labels.
     Without this, rows that are all predicted correctly would give a temperature of 0. `scores` are log-likelihoods,
-    [N, L], and `references` [N] the right labels; rows with -1 are left out, and rows with a label whose score is
-    -inf, which was not computed. Return `temperature`, `rows` (N), and the expected calibration error on these rows,
-    without the temperature (`ece`) and with it (`calibrated_ece`). Empty without a labelled row.
+    [N, L], and `references` [N] the right labels; rows with -1 are left out. Return `temperature`, `rows` (N), and the
+    expected calibration error on these rows, without the temperature (`ece`) and with it (`calibrated_ece`). Empty
+    without a labelled row.
     """
     from scipy.optimize import minimize_scalar  # of the extra `train`
     from scipy.special import log_softmax
 
-    labelled = (references >= 0) & ~np.isneginf(scores).any(1)
+    labelled = references >= 0
     scores, references = scores[labelled].astype(np.float64), references[labelled]
     rows, labels = scores.shape
     if not rows or not np.isfinite(scores).all():

@@ -39,6 +39,8 @@ class RowResults(ModelOutput):
         label_scores: log-likelihood of every label, [B, L] (classification); -inf for a label that cannot be the best
             and was left out.
         nodes: number of the labels' tokens that were computed, [B], if some may be left out.
+        sampled: 1 for the rows that the calibration is fitted to, those of batches without a label left out, [B] long;
+            None for all.
         generated_ids: token ids of generated texts, [B, T'], with -100 after their end (free text).
         logits: logits of the row's tokens, [B, T, V], or what `preprocess_logits_for_metrics` returned (token ids).
         kl: with a teacher, the sum of KL(teacher ‖ prompt) over the row's labelled tokens (or of its labels), [B].
@@ -50,6 +52,7 @@ class RowResults(ModelOutput):
     tokens: Any = None
     label_scores: Any = None
     nodes: Any = None
+    sampled: Any = None
     generated_ids: Any = None
     logits: Any = None
     kl: Any = None
@@ -157,15 +160,17 @@ class Scorer:
 
     def _ranked(self, model: nn.Module, batch: dict[str, Any], label: Tensor) -> RowResults:
         """Return the results of rows whose right labels are `label`, [B]; -1 for a row without one."""
-        ids, search, nodes = self.encoder.label_token_ids, None, None
+        ids, search, nodes, sampled = self.encoder.label_token_ids, None, None, None
         calibrates = self.info is not None and next(self.batches) % self.calibrated_every == 0
         if not self.needs_all_scores and not calibrates:
             search = LabelSearch(required=label)
         output = scoring.search_labels(model, batch, ids, self.encoder.is_encoder_decoder, search)
         if not self.needs_all_scores:
             nodes = output.nodes if output.nodes is not None else torch.full_like(label, self.label_nodes)
+            # A row of which a search computes all labels is an uncertain one, so whole batches are taken or none.
+            sampled = (nodes == self.label_nodes).all().long().repeat(len(nodes))
         losses = scoring.label_losses(output.scores, label, ids)
-        return RowResults(*losses, label_scores=output.scores, nodes=nodes)
+        return RowResults(*losses, label_scores=output.scores, nodes=nodes, sampled=sampled)
 
     @cached_property
     def label_nodes(self) -> int:
@@ -219,7 +224,8 @@ class Scorer:
         if results.label_scores is not None:
             if info is not None:
                 info.confusion_matrix = scoring.confusion_matrix(outputs, references, self.encoder.template)
-                info.calibration = fit_calibration(outputs, references)
+                sample = slice(None) if results.sampled is None else results.sampled == 1
+                info.calibration = fit_calibration(outputs[sample], references[sample])
             return metrics | scoring.classification_metrics(outputs, references) | self._node_metrics(results.nodes)
         return metrics if results.generated_ids is None else metrics | scoring.text_metrics(outputs, references)
 

@@ -9,8 +9,8 @@ from transformers import pipeline
 
 from hf_prompt_tuning import PromptTemplate
 from hf_prompt_tuning.inspection.effects import quality
-from hf_prompt_tuning.models import calibration
-from hf_prompt_tuning.models.scoring import rank_labels
+from hf_prompt_tuning.models import calibration, scoring
+from hf_prompt_tuning.models.scoring import rank_labels, search_labels
 from hf_prompt_tuning.training import evaluation
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.trainers import make
@@ -58,6 +58,23 @@ def test_an_evaluation_leaves_out_labels_and_gives_the_same_metrics(trainer, row
     assert np.isfinite(output.predictions).all() and output.predictions.shape == (40, 120)
     untuned = trainer.evaluate_untuned()
     assert untuned["untuned_computed_label_nodes"] < untuned["untuned_label_nodes"] == nodes["label_nodes"]
+
+
+def test_a_row_of_which_a_search_computes_all_labels_is_not_of_the_calibrations_sample(trainer, monkeypatch):
+    """It is an uncertain one: with such rows the sample would not be like the data."""
+
+    def whole_first_row(model, batch, ids, is_encoder_decoder, search):
+        output = search_labels(model, batch, ids, is_encoder_decoder, search)
+        if search is not None:
+            output.scores[0] = search_labels(model, batch, ids, is_encoder_decoder, None).scores[0]
+            output.scores[1:, 0] = -torch.inf
+            output.nodes[0], output.nodes[1:] = trainer.make_scorer().label_nodes, 5
+        return output
+
+    monkeypatch.setattr(scoring, "search_labels", whole_first_row)
+    monkeypatch.setattr(evaluation, "CALIBRATION_ROWS", 16)  # of 5 batches, the first and the fourth
+    trainer.evaluate()
+    assert trainer.model.info.calibration["rows"] == 16
 
 
 def test_metrics_of_the_callers_own_get_all_scores(tmp_path, tokenizer, rows):
