@@ -5,7 +5,6 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
@@ -110,10 +109,7 @@ def marks_turns(token: int, tokenizer: PreTrainedTokenizerBase, chat_template: s
     if chat_template is None and not tokenizer.chat_template:
         return False
     turns = [{"role": role, "content": "Hi"} for role in ("user", "assistant", "user")]
-    try:
-        text = _writer(tokenizer, chat_template, {})(turns)
-    except Exception:  # a template may fail in any way that Python has
-        return False
+    text = _writer(tokenizer, chat_template, {})(turns)
     return tokenizer(text, add_special_tokens=False)["input_ids"].count(token) >= len(turns)
 
 
@@ -147,11 +143,7 @@ def needs_system_turn(
     write = _writer(tokenizer, chat.chat_template, options)
 
     def first_ids(*messages: Message) -> list[int]:
-        try:
-            text = write(messages)
-        except TemplateError:  # a chat that the template refuses
-            return []
-        return tokenizer(text, add_special_tokens=False)["input_ids"][: len(written)]
+        return tokenizer(write(messages), add_special_tokens=False)["input_ids"][: len(written)]
 
     user = {"role": "user", "content": "user"}
     if first_ids(user) == written:
@@ -167,10 +159,17 @@ def needs_system_turn(
 def _writer(
     tokenizer: PreTrainedTokenizerBase, chat_template: str | None, options: Mapping[str, Any]
 ) -> Callable[[Sequence[Message]], str]:
-    """Return a function of messages that returns what the template writes."""
+    """Return a function of messages that returns what the template writes: nothing of a chat that it refuses."""
     write = partial(tokenizer.apply_chat_template, chat_template=chat_template, tokenize=False, **options)
     forms = ContentForms(write)
-    return lambda messages: write(forms.given(messages))
+
+    def written(messages: Sequence[Message]) -> str:
+        try:
+            return write(forms.given(messages))
+        except Exception:  # a template may fail in any way that Python has
+            return ""
+
+    return written
 
 
 def _head(write: Callable[[Sequence[Message]], str], text: str) -> str:
@@ -178,11 +177,7 @@ def _head(write: Callable[[Sequence[Message]], str], text: str) -> str:
     marked, user = f"{text}-marked", {"role": "user", "content": "user"}
     with_system = [{"role": "system", "content": marked}, user]
     for messages in (with_system, [user | {"content": marked}]):
-        try:
-            written = write(messages)
-        except TemplateError:  # as templates without a system role do
-            continue
-        before, found, _ = written.partition(marked)
+        before, found, _ = write(messages).partition(marked)
         if found:
             return before
     raise PromptTuningError(

@@ -90,6 +90,19 @@ def test_refused_places(kind, values, message):
         get_prompt_tuning_model(tiny_model("llama"), config, None if kind is None else make_tokenizer(kind))
 
 
+@pytest.mark.parametrize("failure", ["raise_exception('no system turn')", "'no system turn: ' + 1"])
+def test_a_template_may_refuse_a_system_turn_by_any_error(failure):
+    tokenizer = chat_tokenizer("chatml")
+    refuses = "{% if messages[0].role == 'system' %}{{ " + failure + " }}{% endif %}"
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM", prompt_position="system")
+    model = get_prompt_tuning_model(tiny_model("llama", vocab_size=400), config, tokenizer)
+    head = model.peft_config["default"].head
+    assert tokenizer.decode(head) == "<|im_start|>user\n"
+    ids = model.row_encoder(tokenizer, ChatTemplate()).content_ids([{"role": "user", "content": "why"}])
+    assert tuple(ids[: len(head)]) == head
+
+
 def test_places_of_encoder_decoders_and_of_backbones_without_bos():
     assert head_of(make_tokenizer("llama"), "after_bos", tiny_model("bart")) == "<s>"
     with pytest.raises(
