@@ -4,20 +4,11 @@ import re
 from collections.abc import Iterable
 
 from ..errors import PromptTuningError
-from .messages import Message
+from .messages import SHAREGPT_ROLES, Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-MEANT = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "observation": "tool",
-    "function": "tool",
-}
+MEANT = SHAREGPT_ROLES | {"bot": "assistant", "model": "assistant", "ai": "assistant", "function": "tool"}
 """What data sets mean by other names."""
 
 
@@ -26,8 +17,8 @@ def check_roles(messages: Iterable[Message], template: str) -> None:
 
     A template that compares roles with a name takes it. Others may write any name, of which no model has learned.
     """
-    for role in {message["role"] for message in messages}.difference(ROLES):
-        if not _takes(template, role):
+    for role in dict.fromkeys(message["role"] for message in messages):
+        if role not in ROLES and not _takes(template, role):
             meant = role.lower() if role.lower() in ROLES else MEANT.get(role.lower())
             advice = f" ({meant!r}, if that is meant)" if meant else ""
             raise PromptTuningError(
