@@ -51,15 +51,23 @@ class Matrix:
 
 
 def as_matrix(numbers: np.ndarray, kind: Any) -> Matrix:
-    """Return numbers [V, H] in a type of GGUF. Raise PromptTuningError if the gguf package cannot write the type."""
-    from gguf.quants import quantize
+    """Return numbers [V, H] in a type of GGUF.
+
+    Raise PromptTuningError if the gguf package cannot write the type, or rows are not whole blocks of it.
+    """
+    from gguf.quants import QuantError, quantize
 
     try:
         data = quantize(np.ascontiguousarray(numbers, dtype=np.float32), kind)
-    except (NotImplementedError, ValueError) as error:
+    except NotImplementedError as error:  # it reads more types than it writes
         raise PromptTuningError(
-            f"the matrix is of type {kind.name}, which the gguf package cannot write ({first_line(error)}); give a "
-            "file whose output matrix is F16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1."
+            f"the matrix is of type {kind.name}, which the gguf package cannot write; give a file whose output matrix "
+            "is F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1."
+        ) from error
+    except QuantError as error:  # a block is 32 numbers or more
+        raise PromptTuningError(
+            f"a matrix with rows of {numbers.shape[1]} cannot be of type {kind.name} ({first_line(error)}); give "
+            "embedding_type F32 or F16."
         ) from error
     return Matrix(kind, np.ascontiguousarray(data).view(np.uint8).reshape(len(numbers), -1))
 

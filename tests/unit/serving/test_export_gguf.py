@@ -138,3 +138,5 @@ def test_types_that_the_package_cannot_write_are_named():
 
     with pytest.raises(PromptTuningError, match="the matrix is of type Q6_K, which the gguf package cannot write"):
         as_matrix(torch.zeros(2, 256).numpy(), gguf.GGMLQuantizationType.Q6_K)
+    with pytest.raises(PromptTuningError, match=r"a matrix with rows of 40 cannot be of type Q8_0 \(Can't quantize"):
+        as_matrix(torch.zeros(2, 40).numpy(), gguf.GGMLQuantizationType.Q8_0)
