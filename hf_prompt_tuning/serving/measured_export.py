@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -62,13 +63,18 @@ class Measured:
     def check(self, name: str, backbone: str) -> None:
         """Raise PromptTuningError if the added tokens may be written, or the logits are others."""
         where = f"behind {name!r}" if name else "without a prompt"
+        if np.isnan([self.logit_error, self.probability]).any():
+            raise PromptTuningError(
+                f"{backbone} gives logits {where} that are no numbers, which nothing can be measured on; load it in "
+                'another dtype (dtype="float32"), and export a prompt of finite vectors.'
+            )
         if not self.is_out_of_reach:
             raise PromptTuningError(
                 f"the added tokens have a probability of {self.probability:.1e} {where}, with every output row that "
                 f"was tried, and at most {REACH:.1e} is rounding: {backbone} might write them. Serve it by embeddings "
                 "(export_vllm), or with transformers."
             )
-        if not self.logit_error <= self.tolerance:
+        if self.logit_error > self.tolerance:
             raise PromptTuningError(
                 f"the logits behind the tokens of {name!r} differ from those behind the prompt by "
                 f"{self.logit_error:.1e} of the largest one, and {self.tolerance:.1e} would be rounding: {backbone} "
@@ -128,9 +134,9 @@ def measure(served: PreTrainedModel, rows: Iterable[Row], added: Sequence[int]) 
             logits, ours = logits[-length:], ours[-length:].double().cpu()
             shared = kept[: ours.shape[1]]
             error = (logits[:, : len(shared)][:, shared] - ours[:, shared]).abs().max() / ours.abs().max()
-            values.logit_error = max(values.logit_error, float(error))
+            values.logit_error = float(np.maximum(values.logit_error, float(error)))  # unlike max, it keeps a NaN
         reached = logits.softmax(-1)[:, ~kept].sum(-1).max()
-        values.probability = max(values.probability, float(reached))
+        values.probability = float(np.maximum(values.probability, float(reached)))
     return measured
 
 

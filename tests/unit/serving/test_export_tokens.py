@@ -88,6 +88,14 @@ def test_logits_that_differ_are_refused(tmp_path, monkeypatch, tokenizer):
         export_tokens(made("llama", tokenizer), tmp_path / "out", tokenizer=tokenizer)
 
 
+def test_logits_that_are_no_numbers_are_refused(tmp_path, monkeypatch, tokenizer):
+    never_refuse(monkeypatch)
+    for value in (float("nan"), float("inf")):
+        monkeypatch.setattr(tokens, "embedding_rows", lambda vectors, _, v=value: torch.full_like(vectors, v))
+        with pytest.raises(PromptTuningError, match=r"LlamaForCausalLM gives logits behind 'default' that are no num"):
+            export_tokens(made("llama", tokenizer), tmp_path / "out", tokenizer=tokenizer)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_scaled_rows_meet_the_vectors_in_their_dtype(dtype):
     backbone = tiny_model("gemma", hidden_size=40, head_dim=10).to(dtype)
