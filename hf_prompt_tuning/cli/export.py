@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 
 from ..errors import PromptTuningError
-from ..serving.exported_prompts import named_prompts
+from ..serving.exported_prompts import by_name, named_prompts
 from ..serving.gguf import export_gguf
 from ..serving.tokens import PROMPTS_FILE, export_tokens
 from ..serving.vllm import export_vllm
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export the named prompts, and print where to. Raise PromptTuningError if that fails."""
     args = parser().parse_intermixed_args(argv)
     transformers.utils.logging.disable_progress_bar()
-    prompts = named_prompts(dict(_named(word) for word in args.prompts) if _are_named(args.prompts) else args.prompts)
+    prompts = _prompts(args.prompts)
     load = {name: getattr(args, name) for name in LOADING if getattr(args, name) is not None}
     load["ignore_mismatch"] = args.ignore_mismatch
     if args.embedding_type is not None and args.to != "gguf":
@@ -76,17 +76,15 @@ def _gguf(prompts: Mapping[str, str | Path], args: argparse.Namespace, load: dic
     return export_gguf(prompts, args.out, file, **kind, **load)
 
 
-def _are_named(words: Sequence[str]) -> bool:
-    """Tell whether prompts are given as NAME=PROMPT. Raise PromptTuningError if some are, and some are not."""
-    named = ["=" in word for word in words]
-    if any(named) != all(named):
-        raise PromptTuningError(f"{words[named.index(False)]!r} has no name, and others do; give NAME=PROMPT for all.")
-    return all(named)
-
-
-def _named(word: str) -> tuple[str, str]:
-    name, _, prompt = word.partition("=")
-    return name, prompt
+def _prompts(words: Sequence[str]) -> dict[str, str | Path]:
+    """Return prompts by name. Raise PromptTuningError if some are given as NAME=PROMPT, and some are not."""
+    unnamed = [word for word in words if "=" not in word]
+    if len(unnamed) == len(words):
+        return named_prompts(words)
+    if unnamed:
+        raise PromptTuningError(f"{unnamed[0]!r} has no name, and others do; give NAME=PROMPT for all.")
+    pairs = (word.partition("=") for word in words)
+    return by_name((name, prompt) for name, _, prompt in pairs)
 
 
 def _texts(file: str | None) -> list[str]:

@@ -113,13 +113,16 @@ def load_prompts(
 def named_prompts(prompts: str | Path | Iterable[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:
     """Return the folders or Hub ids of prompts by name. Raise PromptTuningError as `load_prompts` does."""
     if isinstance(prompts, Mapping):
-        return {_checked(name): prompt for name, prompt in prompts.items()}
+        return by_name(prompts.items())
+    listed = [prompts] if isinstance(prompts, str | Path) else list(prompts)
+    return by_name((_last_part(prompt), prompt) for prompt in listed)
+
+
+def by_name(pairs: Iterable[tuple[str, str | Path]]) -> dict[str, str | Path]:
+    """Return prompts by name, given as pairs of both. Raise PromptTuningError as `load_prompts` does."""
     named: dict[str, str | Path] = {}
-    for prompt in [prompts] if isinstance(prompts, str | Path) else prompts:
-        if not isinstance(prompt, str | Path):
-            raise PromptTuningError(f"a prompt is given as a {type(prompt).__name__}; give a folder or a Hub id.")
-        name = _checked(Path(prompt).resolve().name if Path(prompt).exists() else Path(prompt).name)
-        if name in named:
+    for name, prompt in pairs:
+        if _checked(name) in named:
             raise PromptTuningError(
                 f"two prompts are named {name!r}, {str(named[name])!r} and {str(prompt)!r}; give names of their own: "
                 "{name: prompt}, on the command line NAME=PROMPT."
@@ -128,6 +131,12 @@ def named_prompts(prompts: str | Path | Iterable[str | Path] | Mapping[str, str 
     if not named:
         raise PromptTuningError("no prompt is given; give at least one.")
     return named
+
+
+def _last_part(prompt: Any) -> str:
+    if not isinstance(prompt, str | Path):
+        raise PromptTuningError(f"a prompt is given as a {type(prompt).__name__}; give a folder or a Hub id.")
+    return Path(prompt).resolve().name if Path(prompt).exists() else Path(prompt).name
 
 
 def _checked(name: Any) -> str:

@@ -58,6 +58,8 @@ def test_gguf(monkeypatch, capsys):
 def test_refusals(folders):
     with pytest.raises(PromptTuningError, match=r"'b' has no name, and others do; give NAME=PROMPT for all"):
         export.main(["x=a", "b", "--to", "tokens", "out"])
+    with pytest.raises(PromptTuningError, match="two prompts are named 'x', 'a' and 'b'; give names of their own"):
+        export.main(["x=a", "x=b", "--to", "tokens", "out"])
     with pytest.raises(PromptTuningError, match="texts is 'none', which could not be read"):
         export.main(["a", "--to", "tokens", "out", "--texts", "none"])
     with pytest.raises(PromptTuningError, match="texts is given, and vllm measures nothing"):

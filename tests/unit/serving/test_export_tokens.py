@@ -244,8 +244,9 @@ def test_refusals(tmp_path, tokenizer):
         export_tokens(model, tmp_path / "out", tokenizer=tokenizer, dtype="float32")
     with pytest.raises(PromptTuningError, match="subfolder is 'x', and 2 prompts are given"):
         export_tokens(["a", "b"], tmp_path / "out", subfolder="x")
-    with pytest.raises(PromptTuningError, match="no prompt is given"):
-        export_tokens([], tmp_path / "out")
+    for none in ([], {}):
+        with pytest.raises(PromptTuningError, match="no prompt is given"):
+            export_tokens(none, tmp_path / "out")
     with pytest.raises(PromptTuningError, match=r"the prompt's name is 'a\.b'"):
         export_tokens({"a.b": "x"}, tmp_path / "out")
     with pytest.raises(PromptTuningError, match="a prompt is given as a int"):
