@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..data.heads import without_head
 from ..errors import PromptTuningError
 from .exported_prompts import ExportedPrompt
-from .output_rows import fitted_row, recorded_states
+from .output_rows import recorded_states
 from .prompt_texts import RowTexts
 
 REACH = 2.0**-24
@@ -92,24 +92,24 @@ def rows_of(prompts: Sequence[ExportedPrompt], ids: dict[str, list[int]], texts:
     rows = []
     for number, text in enumerate(texts):
         plain = tokenizer(text)["input_ids"]
-        rows.append(Row(text, None, plain, plain, number % 2 == 0))
+        rows.append(Row(text, None, plain, plain, fits=number % 2 == 0))
     for place, prompt in enumerate(prompts):
         source, head = RowTexts(prompt), prompt.head
         chosen = [texts[(place * PER_PROMPT + i) % len(texts)] for i in range(min(PER_PROMPT, len(texts)))]
-        for number, text in enumerate([*chosen, *texts[len(texts) - 2 :]]):
+        for text in [*chosen, *texts[len(texts) - 2 :]]:
             own = source.ids(text)
             served = [*head, *ids[prompt.name], *without_head(own, head)]
-            rows.append(Row(text, prompt, own, served, number % 2 == 0))
+            rows.append(Row(text, prompt, own, served, fits=False))
     return rows
 
 
-def fit_output(base: PreTrainedModel, rows: Iterable[Row], radius: float) -> Tensor:
-    """Return an output row for the added tokens, [H'] fp32, fitted to half of the rows."""
+def states_to_fit(base: PreTrainedModel, rows: Iterable[Row]) -> list[Tensor]:
+    """Return what the output layer is called with, [T, H'], for each row that an output row is fitted to."""
     with recorded_states(base, base.get_output_embeddings()) as (model, states):
         for row in rows:
-            if row.fits and row.prompt is None:
+            if row.fits:
                 model(**_inputs(row, row.ids, base))
-    return fitted_row([state[0] for state in states], base.get_output_embeddings().weight, radius)
+    return [state[0] for state in states]
 
 
 def measure(served: PreTrainedModel, rows: Iterable[Row], added: Sequence[int]) -> dict[str, Measured]:

@@ -21,8 +21,8 @@ from ..errors import PromptTuningError
 from ..hub.backbones import largest_shard
 from .added_tokens import check_extensible, embedding_rows, with_added_tokens
 from .exported_prompts import ExportedPrompt, Prompts, load_prompts
-from .measured_export import Measured, Row, fit_output, measure, rows_of
-from .output_rows import RADII, bias_of
+from .measured_export import Measured, Row, measure, rows_of, states_to_fit
+from .output_rows import RADII, bias_of, fitted_row
 from .prompt_texts import PromptText, RowTexts, prompt_text, request, with_tokens
 from .sample_texts import SAMPLE_TEXTS
 
@@ -95,8 +95,10 @@ def with_prompts(
     """
     all_ids = [i for prompt in prompts for i in ids[prompt.name]]
     vectors = torch.cat([embedding_rows(prompt.vectors, base) for prompt in prompts])
+    states = states_to_fit(base, rows) if bias_of(base) is None else []
     for radius in RADII:
-        output = stored(fit_output(base, rows, radius)) if bias_of(base) is None else torch.zeros(())
+        weight = base.get_output_embeddings().weight
+        output = stored(fitted_row(states, weight, radius)) if states else torch.zeros(())
         served = with_added_tokens(base, all_ids, vectors, output)
         measured = measure(served, rows, all_ids)
         if all(values.is_out_of_reach for values in measured.values()):

@@ -9,6 +9,7 @@ import torch
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, get_prompt_tuning_model
 from hf_prompt_tuning.serving import measured_export, tokens
+from hf_prompt_tuning.serving.output_rows import fitted_row
 from hf_prompt_tuning.serving.sample_texts import SAMPLE_TEXTS
 from tests.shared.architectures import ARCHITECTURES, tiny_backbone
 from tests.shared.tiny_models import tiny_model
@@ -28,7 +29,8 @@ for folder, rows in json.load(open(sys.argv[1])).items():
         ids, more = batch["input_ids"], {"labels": torch.tensor([[5, 6, 2]])} if seq2seq else {}
         with torch.no_grad():
             logits = model(input_ids=ids, **more).logits[0]
-        read.append({"ids": ids[0].tolist(), "logits": logits})
+        output = model.get_output_embeddings().weight.detach()
+        read.append({"ids": ids[0].tolist(), "logits": logits, "output": output})
     torch.save(read, f"{folder}/read.pt")
 assert not [name for name in sys.modules if name.startswith(("hf_prompt_tuning", "peft"))]
 """
@@ -41,6 +43,13 @@ def never_refuse(monkeypatch) -> None:
     """
     monkeypatch.setattr(measured_export, "REACH", 2.0)
     monkeypatch.setattr(tokens, "SAMPLE_TEXTS", SAMPLE_TEXTS[:4])
+
+
+def fitted_rows(monkeypatch) -> list[torch.Tensor]:
+    """Return a list that each output row is appended to when it is fitted to added tokens."""
+    rows = []
+    monkeypatch.setattr(tokens, "fitted_row", lambda *args: rows.append(fitted_row(*args)) or rows[-1])
+    return rows
 
 
 def made(name, tokenizer, template=TEMPLATE, lengths=(3, 5), **changes):
@@ -67,7 +76,10 @@ def entries(folder: Path) -> dict:
 
 
 def read_elsewhere(folders: dict[Path, list[tuple[str, bool]]], tmp_path: Path) -> dict[Path, list[dict]]:
-    """What a process without this package reads: ids and logits of texts (with whether to add special tokens)."""
+    """What a process without this package reads for texts (with whether to add special tokens).
+
+    Their ids and logits, and the output matrix.
+    """
     rows = {
         str(folder): [{"text": text, "special": special} for text, special in texts]
         for folder, texts in folders.items()

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prompt_tuning import PromptTuningError, export_gguf
 from hf_prompt_tuning.serving import measured_export
-from tests.shared.exports import entries, never_refuse, prompted
+from tests.shared.exports import entries, fitted_rows, never_refuse, prompted
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.versions import finds_gguf
 
@@ -58,8 +58,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stored", ["F32", "F16", "Q8_0"])
-def test_the_file_has_the_prompts_and_all_that_it_had(kind, stored, file, tmp_path):
-    path = file(**KINDS[kind])
+def test_the_file_has_the_prompts_and_all_that_it_had(kind, stored, file, tmp_path, monkeypatch):
+    path, fitted = file(**KINDS[kind]), fitted_rows(monkeypatch)
     model, tokenizer = model_of(path)
     folder = export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer, embedding_type=stored)
     before, after = gguf.GGUFReader(path), gguf.GGUFReader(folder / "tiny.gguf")
@@ -72,6 +72,9 @@ def test_the_file_has_the_prompts_and_all_that_it_had(kind, stored, file, tmp_pa
     output, embedding = new["output.weight"], new["token_embd.weight"]
     assert output.tensor_type == source.tensor_type and embedding.tensor_type.name == stored
     assert output.data.tobytes().startswith(source.data.tobytes())
+    added = gguf.dequantize(output.data, output.tensor_type)[SIZE:]
+    error = {"F32": 0.0, "Q8_0": 1e-2, "Q4_1": 0.1}[output.tensor_type.name]
+    assert len(added) == 8 and abs(added - fitted[0].numpy()).max() <= error * abs(fitted[0]).max()
     assert [int(size) for size in embedding.shape] == [int(size) for size in output.shape] == [32, SIZE + 8]
     assert all(int(tensor.data_offset) % after.alignment == 0 for tensor in after.tensors)
     ours, theirs = values(before), values(after)

@@ -17,7 +17,7 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.serving import tokens
 from hf_prompt_tuning.serving.added_tokens import embedding_rows
 from tests.shared.chat_templates import chat_tokenizer
-from tests.shared.exports import TEMPLATE, entries, made, never_refuse, prompted, read_elsewhere
+from tests.shared.exports import TEMPLATE, entries, fitted_rows, made, never_refuse, prompted, read_elsewhere
 from tests.shared.tiny_models import BART_LIKE, VOCAB, make_tokenizer, tiny_model
 
 NAMES = ["llama", "qwen2", "gemma", "gemma2", "gpt2", "opt", "gpt_neox", "bloom", "phi", "cohere", "mamba"]
@@ -28,12 +28,13 @@ TEXTS = ("Message : never came Answer :", "why is my line down again", "Ünïcod
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_logits_of_every_architecture_in_another_process(tmp_path, monkeypatch):
     never_refuse(monkeypatch)
-    folders, expected = {}, {}
+    folders, expected, fitted, outputs = {}, {}, fitted_rows(monkeypatch), {}
     for name in NAMES:
         tokenizer = make_tokenizer("t5" if name in ("t5", "mt5") else "gpt2")
         model = made(name, tokenizer)
         folder = export_tokens(model, tmp_path / name, tokenizer=tokenizer)
         described, texts, logits = entries(folder), [], []
+        outputs[folder] = fitted.pop() if fitted else None
         for prompt in ("default", "other"):
             entry = described[prompt]
             assert entry["measured"]["logit_error"] < 1e-6
@@ -53,6 +54,10 @@ def test_logits_of_every_architecture_in_another_process(tmp_path, monkeypatch):
             # The other process may sum in another order (another number of threads), which shows in large logits.
             scale = max(1.0, float(ours.abs().max()))
             torch.testing.assert_close(row["logits"][-len(ours) :, kept], ours[:, kept], rtol=0, atol=1e-5 * scale)
+            if outputs[folder] is None:  # a bias excludes the added tokens
+                assert row["logits"][:, added].max() < -9e3
+            else:
+                torch.testing.assert_close(row["output"][added], outputs[folder].expand(len(added), -1))
 
 
 def test_added_tokens_stand_behind_the_vocabulary_or_in_its_padding(tmp_path, monkeypatch, tokenizer):
