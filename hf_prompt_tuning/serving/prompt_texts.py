@@ -115,12 +115,15 @@ class RowTexts:
             return self.coder.content_ids(text)
         return self.coder.content_ids(dict.fromkeys(template.source_columns, text))
 
-    def template(self) -> str:
-        """Return the template of a whole row, a chat as text, in which `{name}` is a column."""
-        if not self.is_chat:
+    def template(self, form: PromptText) -> str:
+        """Return the template of what stands behind a prefix, in which `{name}` is a column.
+
+        For a chat API it is that of the user's turn; else a chat is told as text.
+        """
+        if form.is_system or not self.is_chat:
             return self.source
         chat = self.coder.chats.user_turn(MARK)
-        text = self.coder.chats.text(chat, generation_prompt=True)
+        text = self.coder.chats.text(chat, generation_prompt=True)[form.cut :]
         return text.replace("{", "{{").replace("}", "}}").replace(MARK, self.source)
 
     def _source_text(self, text: str) -> str:
@@ -178,11 +181,12 @@ def prompt_text(prompt: ExportedPrompt, tokenizer: PreTrainedTokenizerBase, toke
     """
     rows = RowTexts(prompt)
     forms = list(_system_forms(prompt) if prompt.position == "system" and rows.is_chat else _forms(rows, prompt))
-    usual = (*SAMPLE_TEXTS, *(text for text in BEGINNINGS if not text[0].isspace()))
-    for texts in ((*usual, *BEGINNINGS), usual):
+    every = (*SAMPLE_TEXTS, *BEGINNINGS)
+    usual = tuple(text for text in every if not text[0].isspace())
+    for texts in (every, usual):
         for form in forms:
             if all(ids_of(form, rows, text, tokenizer) == wanted_ids(rows, text, token_ids) for text in texts):
-                return replace(form, any_beginning=texts is not usual)
+                return replace(form, any_beginning=texts is every)
     text = next(t for t in usual if ids_of(forms[0], rows, t, tokenizer) != wanted_ids(rows, t, token_ids))
     raise PromptTuningError(
         f"the tokenizer {type(tokenizer).__name__} gives {text[:30]!r} other tokens behind those of the prompt "

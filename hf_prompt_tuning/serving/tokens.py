@@ -182,11 +182,10 @@ def write_prompts(
     for prompt in prompts:
         form = forms[prompt.name]
         path, body = request(prompt, form, model)
-        template = RowTexts(prompt).template()
         entry = {
             "prompt_position": prompt.position,
             "prefix": form.prefix,
-            "template": template if form.is_system else _behind(template, form.cut),
+            "template": RowTexts(prompt).template(form),
             "suffix": form.suffix,
             "add_special_tokens": form.add_special_tokens,
             "token_ids": ids[prompt.name],
@@ -197,14 +196,6 @@ def write_prompts(
         described[prompt.name] = entry | {"notes": _notes(form)}
     text = json.dumps(described, indent=2, ensure_ascii=False)
     (folder / PROMPTS_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _behind(template: str, cut: int) -> str:
-    """Return a template without the first characters of its text, in which a brace is written as two."""
-    at = 0
-    for _ in range(cut):
-        at += 2 if template[at : at + 2] in ("{{", "}}") else 1
-    return template[at:]
 
 
 def _notes(form: PromptText) -> list[str]:

@@ -190,6 +190,7 @@ def test_a_prompt_in_the_system_turn_serves_the_chat_api(family, tmp_path, monke
     user = request["messages"][-1]["content"].removeprefix(entry["prefix"])
     ours = model.row_encoder(tokenizer, template, "other").content_ids(user)
     assert ids == [*head, *entry["token_ids"], *ours[len(head) :]]
+    assert entry["template"] == "{text}"  # of the user's turn: the rest of the chat is the server's to write
 
 
 @pytest.mark.parametrize("place", ["start", "after_bos"])
