@@ -35,6 +35,7 @@ def test_several_tasks_get_one_card_and_its_code_loads_each(hub, tmp_path, token
     for name in ("complaints", "reviews", "answers"):
         assert f"| [{name}]({name}/README.md) |" in text
         assert f"load_prompt('alice/p', subfolder='{name}', backbone=backbone, tokenizer=tokenizer)" in text
+    assert "`hf-prompt-tuning export`" in hub.files("alice/p")["reviews/README.md"].decode()
     assert yaml.safe_load(text.split("---")[1])["library_name"] == "peft"
     loaded = []
     monkeypatch.setattr(
