@@ -113,13 +113,20 @@ def checked_folder(out: str | Path, base: PreTrainedModel) -> Path:
     folder = Path(out)
     if base.name_or_path and folder.exists() and folder.resolve() == Path(base.name_or_path).resolve():
         raise PromptTuningError(f"{str(out)!r} is the backbone's own folder; give another one for the export.")
-    if (
-        folder.exists()
-        and not (folder / PROMPTS_FILE).is_file()
-        and not (folder.is_dir() and not any(folder.iterdir()))
-    ):
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not _is_export(folder):
         raise PromptTuningError(f"{str(out)!r} holds other files than an export; give a new folder.")
     return folder
+
+
+def _is_export(folder: Path) -> bool:
+    """Tell whether a folder holds an earlier export: a `prompt.json` may be anybody's."""
+    try:
+        described = json.loads((folder / PROMPTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    entries = described.values() if isinstance(described, dict) else [described]
+    return bool(entries) and all(isinstance(entry, dict) and "token_ids" in entry for entry in entries)
 
 
 @contextmanager

@@ -232,8 +232,12 @@ def test_folders_of_prompts(tmp_path, monkeypatch, tokenizer):
         export_tokens(tmp_path / "other", tmp_path / "backbone", tmp_path / "backbone")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a").touch()
-    with pytest.raises(PromptTuningError, match="holds other files than an export"):
-        export_tokens(tmp_path / "other", tmp_path / "notes", tmp_path / "backbone")
+    for theirs in (None, '{"system": "Be kind."}', "{}", "[1]", ""):
+        if theirs is not None:
+            (tmp_path / "notes/prompt.json").write_text(theirs)
+        with pytest.raises(PromptTuningError, match="holds other files than an export"):
+            export_tokens(tmp_path / "other", tmp_path / "notes", tmp_path / "backbone")
+    assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["a", "prompt.json"]
     with pytest.raises(PromptTuningError, match="two prompts are named 'other'"):
         export_tokens([tmp_path / "other", tmp_path / "other"], folder, tmp_path / "backbone")
     with pytest.raises(PromptTuningError, match=r"the tokenizer has the token '<\|other_0\|>' already"):
