@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import first_line
 from .base import IGNORED, Candidates, Examples, Layout, Prompts, token_nll
 from .padded import PaddedLayout
+from .traits import max_positions
 
 Embed = Callable[[Tensor], Tensor]
 """Map token ids [B, T] to embedded tokens [B, T, H]."""
@@ -31,8 +32,9 @@ def disagreement(
 ) -> str:
     """Return how a layout differs from `padded`, or an empty string if it does not.
 
-    The loss of each token and the gradient of the prompts ([P, H] each, P of 1 or more) are compared. The prompts'
-    `.grad` is not changed. The check costs less than a training step. `thorough` also checks rows of one token, and
+    The loss of each token and the gradient of the prompts ([P, H] each, P of 1 or more) are compared. Of prompts that
+    leave the backbone no positions for the trials' rows, the first vectors are taken. The prompts' `.grad` is not
+    changed. The check costs less than a training step. `thorough` also checks rows of one token, and
     words after texts: for a layout that only this check can prove exact.
     """
     trials = [partial(_losses, lengths=LENGTHS)]
@@ -40,7 +42,7 @@ def disagreement(
         trials += [partial(_losses, lengths=SHORT), _scores]
     # Tensors made in a caller's inference mode take no gradients, so the prompts are copied outside it.
     with torch.inference_mode(False), torch.enable_grad():
-        prompts = tuple(vectors.detach().clone().requires_grad_() for vectors in prompts)
+        prompts = tuple(vectors[: _room(backbone)].detach().clone().requires_grad_() for vectors in prompts)
         for trial in trials:
             try:
                 figures = trial(layout, backbone, embed, prompts)
@@ -53,6 +55,12 @@ def disagreement(
                 if not error <= tolerance:
                     return f"its {name} differs from the padded layout's by {error:.1e}"
     return ""
+
+
+def _room(backbone: nn.Module) -> int | None:
+    """Return how many vectors may stand in front of the rows of a trial; None for any number."""
+    limit = max_positions(backbone)
+    return None if limit is None else max(limit - max(LENGTHS), 1)
 
 
 def _tolerance(name: str, embed: Embed, device: torch.device, thorough: bool) -> float:

@@ -163,3 +163,11 @@ def test_rounding_in_half_precision_is_no_fault():
     model.use_layout("packed", check=True)
     one_token_rows(model)
     assert model.chosen_layouts == ["packed"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
+def test_a_prompt_that_leaves_few_positions_is_checked_with_fewer_vectors(name):
+    model = tiny_prompt_model(name, num_virtual_tokens=125)
+    assert model.room() == 3
+    require_exact(model, ragged_rows([3, 2]))
+    assert model.chosen_layouts == ["packed"]
