@@ -1,5 +1,6 @@
 """Pad token ids and labels into batches. No code here depends on prompts."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from .files import ORIGIN
 
 TAUGHT_ROWS = "taught_rows"
 """The column of a batch that marks the rows that a teacher teaches, [B, 1]: 0, or -100 if a row does not count."""
+
+TEACHERS_COLUMN = re.compile(r"teacher_(\d+)_(input_ids|attention_mask|labels)")
+"""Columns of a batch as a teacher reads it. Another collator may make others whose names begin alike."""
 
 
 @dataclass
@@ -110,19 +114,22 @@ class DataCollatorForPromptTuning:
 
 def label_columns(batch: dict[str, Any]) -> list[Tensor]:
     """Return the columns of a batch that say which of its rows count, the student's and each teacher's."""
-    teachers = [value for name, value in batch.items() if name.startswith("teacher_") and name.endswith("_labels")]
-    return [batch["labels"], *teachers, *([batch[TAUGHT_ROWS]] if TAUGHT_ROWS in batch else [])]
+    own, teachers = split_teachers(batch)
+    shared = [batch[TAUGHT_ROWS]] if TAUGHT_ROWS in batch else []
+    return [own["labels"], *(teacher["labels"] for teacher in teachers), *shared]
 
 
 def split_teachers(batch: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Split a batch into the student's own columns, and a batch of the rows as each teacher reads them."""
-    own = {name: value for name, value in batch.items() if not name.startswith("teacher_")}
-    teachers: dict[str, dict[str, Any]] = {}
-    for name in batch.keys() - own.keys():
-        _, number, column = name.split("_", 2)
-        teachers.setdefault(number, {})[column] = batch[name]
+    own: dict[str, Any] = {}
+    teachers: dict[int, dict[str, Any]] = {}
+    for name, value in batch.items():
+        if match := TEACHERS_COLUMN.fullmatch(name):
+            teachers.setdefault(int(match[1]), {})[match[2]] = value
+        else:
+            own[name] = value
     rows = own.pop(TAUGHT_ROWS, None)
-    return own, [teachers[number] | {TAUGHT_ROWS: rows} for number in sorted(teachers, key=int)]
+    return own, [teachers[number] | {TAUGHT_ROWS: rows} for number in sorted(teachers)]
 
 
 def beside_texts(batch: dict[str, Any]) -> list[str]:

@@ -229,6 +229,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         """Compute the loss as `Trainer` does. For rows of text, ask the model only for the labelled positions."""
         inputs, taught = split_teachers(inputs)
         label = inputs.pop("label", None)
+        if self.teaching is None:  # rows that were encoded for another run may have columns of its teachers
+            taught = []
         if taught and self.teaching.is_over_labels:
             inputs = self.teaching.lesson_of_labels(model, inputs, label, taught, self.rows.tokenizer)
             return super().compute_loss(model, inputs, *args, **kwargs)

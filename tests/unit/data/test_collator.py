@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_prompt_tuning import DataCollatorForPromptTuning, PromptTuningError
+from hf_prompt_tuning.data.collator import TAUGHT_ROWS, label_columns, split_teachers
 
 ROWS = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "label": 1}, {"input_ids": [8], "labels": [8], "label": 0}]
 
@@ -44,3 +45,15 @@ def test_masks_of_rows_padded_before_are_kept(tokenizer):
 def test_what_is_missing_is_named(tokenizer, missing):
     with pytest.raises(PromptTuningError, match=f"no '{missing}'"):
         DataCollatorForPromptTuning(tokenizer)([{k: v for k, v in ROWS[0].items() if k != missing}])
+
+
+def test_the_rows_of_teachers_are_split_off_and_columns_of_others_stay(tokenizer):
+    row = ROWS[0] | {f"teacher_{i}_{name}": [i, 5] for i in (0, 10, 2) for name in ("input_ids", "labels")}
+    batch = DataCollatorForPromptTuning(tokenizer)([row])
+    others = {"teacher_logits": 1, "teacher_of_row": 2, "teacher_0_name": 3}
+    own, teachers = split_teachers(batch | others)
+    assert own.keys() == {"input_ids", "attention_mask", "labels", "label", *others}
+    assert [teacher["input_ids"].tolist() for teacher in teachers] == [[[i, 5]] for i in (0, 2, 10)]
+    assert all(teacher.keys() == {"input_ids", "attention_mask", "labels", TAUGHT_ROWS} for teacher in teachers)
+    counted = label_columns(batch | {"teacher_soft_labels": torch.zeros(1)})
+    assert [column.tolist() for column in counted] == [batch["labels"].tolist(), [[0, 5]], [[2, 5]], [[10, 5]], [[0]]]

@@ -221,6 +221,22 @@ def test_labels_are_compared_with_and_without_right_ones(tmp_path, messages):
     assert all(math.isfinite(value) for value in losses(trainer))
 
 
+def test_rows_of_a_taught_run_train_without_a_teacher(tmp_path):
+    rows = make(tmp_path).train_dataset
+    trainers = [
+        PromptTuningTrainer(
+            get_prompt_tuning_model(tiny_model("llama"), place_config("start")),
+            arguments(tmp_path, remove_unused_columns=False),
+            train_dataset=data,
+            processing_class=make_tokenizer("llama"),
+        )
+        for data in (rows, rows.remove_columns(["teacher_0_input_ids", "teacher_0_labels"]))
+    ]
+    for trainer in trainers:
+        trainer.train()
+    assert losses(trainers[0]) == losses(trainers[1])
+
+
 def test_arguments_of_transformers_do_not_teach(tmp_path):
     with pytest.raises(PromptTuningError, match="give PromptTuningArguments"):
         PromptTuningTrainer(
