@@ -9,45 +9,22 @@ from hf_prompt_tuning import (
     PromptTemplate,
     PromptTuningConfig,
     PromptTuningError,
-    PromptTuningTrainer,
     Teacher,
     get_prompt_tuning_model,
 )
 from hf_prompt_tuning.layouts.base import IGNORED
-from tests.shared.architectures import ARCHITECTURES, tiny_backbone
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.conversations import CHATS
 from tests.shared.ensembles import make as make_ensemble
 from tests.shared.places import place_config
 from tests.shared.reference import loss_and_gradient, relative_error
-from tests.shared.teaching import kl, logits_behind, logits_of_text, loss_by_hand
+from tests.shared.teaching import ROWS, TEXT, kl, logits_behind, logits_of_text, loss_by_hand, taught
 from tests.shared.tiny_models import make_tokenizer, tiny_model
-from tests.shared.trainers import FREE, arguments
-
-TEXT = "Classify if the message is a complaint or not"
-ROWS = [
-    {"message": "never came", "answer": "a complaint"},
-    {"message": "thank you for the quick help", "answer": "no"},
-    {"message": "why", "answer": "a complaint or not"},
-]
+from tests.shared.trainers import FREE
 
 
-def trainer_of(
-    folder, name, place="start", teacher=None, tokenizer=None, template=FREE, rows=ROWS, model=None, **values
-):
-    torch.manual_seed(1)
-    tokenizer = tokenizer if tokenizer is not None else make_tokenizer("llama")
-    if model is None:
-        backbone = tiny_backbone(name) if name in ARCHITECTURES else tiny_model(name)
-        model = get_prompt_tuning_model(backbone, place_config(place))
-    return PromptTuningTrainer(
-        model=model,
-        args=arguments(folder, **values),
-        train_dataset=rows,
-        processing_class=tokenizer,
-        template=template,
-        teacher=Teacher(text=TEXT) if teacher is None else teacher,
-    )
+def trainer_of(folder, name, place="start", **values):
+    return taught(folder, name=name, place=place, **values)
 
 
 def batch_of(trainer):

@@ -1,10 +1,51 @@
-"""The loss of learning from a teacher by hand: teacher and student each alone, row by row, through the backbone."""
+"""A prompt that is taught, and the loss by hand: teacher and student each alone, row by row, through the backbone."""
 
 import torch
 from torch import Tensor
 
+from hf_prompt_tuning import PromptTuningTrainer, Teacher, get_prompt_tuning_model
 from hf_prompt_tuning.layouts.base import IGNORED
-from tests.shared.places import assembled
+from tests.shared.architectures import ARCHITECTURES, tiny_backbone
+from tests.shared.places import assembled, place_config
+from tests.shared.tiny_models import make_tokenizer, tiny_model
+from tests.shared.trainers import FREE, arguments
+
+TEXT = "Classify if the message is a complaint or not"
+ROWS = [
+    {"message": "never came", "answer": "a complaint"},
+    {"message": "thank you for the quick help", "answer": "no"},
+    {"message": "why", "answer": "a complaint or not"},
+]
+
+
+def taught(
+    folder,
+    teacher=None,
+    rows=ROWS,
+    name="llama",
+    place="start",
+    model=None,
+    tokenizer=None,
+    template=FREE,
+    eval_rows=None,
+    others=None,
+    **values,
+):
+    """A trainer of a tiny backbone's prompt, or of the model given, that TEXT teaches, or another teacher."""
+    torch.manual_seed(1)
+    if model is None:
+        backbone = tiny_backbone(name) if name in ARCHITECTURES else tiny_model(name)
+        model = get_prompt_tuning_model(backbone, place_config(place))
+    return PromptTuningTrainer(
+        model=model,
+        args=arguments(folder, **{"predict_with_generate": False} | values),
+        train_dataset=rows,
+        eval_dataset=eval_rows,
+        processing_class=make_tokenizer("llama") if tokenizer is None else tokenizer,
+        template=template,
+        teacher=Teacher(text=TEXT) if teacher is None else teacher,
+        **(others or {}),
+    )
 
 
 def logits_of_text(model, ids: list[int], labels: list[int]) -> Tensor:

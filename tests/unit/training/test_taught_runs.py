@@ -9,10 +9,10 @@ from transformers import set_seed
 from hf_prompt_tuning import PromptTuningArguments, PromptTuningTrainer, Teacher, load_prompt
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.resumed_runs import EVALUATED, ROWS, SAVED, assert_same
+from tests.shared.teaching import TEXT
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.trainers import FREE, TEMPLATE, arguments
 
-TEXT = "Classify if the message is a complaint or not"
 FREE_ROWS = [{"message": row["message"], "answer": row["message"][:7]} for row in ROWS]
 
 

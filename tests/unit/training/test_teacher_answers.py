@@ -1,6 +1,7 @@
 """Targets that a teacher writes: what they are, that they are kept, and when the kept ones are refused."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -10,34 +11,19 @@ from hf_prompt_tuning import (
     ChatFormat,
     ChatTemplate,
     PromptTuningError,
-    PromptTuningTrainer,
     Teacher,
-    get_prompt_tuning_model,
 )
 from hf_prompt_tuning.layouts.base import IGNORED
 from hf_prompt_tuning.training.teacher_answers import ANSWERS_FILE
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.ensembles import make as make_ensemble
-from tests.shared.places import place_config
-from tests.shared.tiny_models import make_tokenizer, tiny_model
-from tests.shared.trainers import FREE, arguments
+from tests.shared.teaching import TEXT, taught
+from tests.shared.tiny_models import make_tokenizer
+from tests.shared.trainers import FREE
 
-TEXT = "Classify if the message is a complaint or not"
 ROWS = [{"message": text} for text in ("never came", "thank you for the quick help", "why", "day and night")]
 
-
-def make(folder, teacher=None, rows=ROWS, eval_rows=ROWS[:2], template=FREE, tokenizer=None, backbone="llama", **own):
-    torch.manual_seed(1)
-    defaults = {"teacher_writes": 2, "teacher_max_new_tokens": 5, "predict_with_generate": False}
-    return PromptTuningTrainer(
-        model=get_prompt_tuning_model(tiny_model(backbone), place_config("start")),
-        args=arguments(folder, **defaults | own),
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        processing_class=make_tokenizer("llama") if tokenizer is None else tokenizer,
-        template=template,
-        teacher=Teacher(text=TEXT) if teacher is None else teacher,
-    )
+make = partial(taught, rows=ROWS, eval_rows=ROWS[:2], teacher_writes=2, teacher_max_new_tokens=5)
 
 
 def targets(rows, column="labels"):
@@ -102,7 +88,7 @@ def test_sampled_answers_are_kept_and_used_again(tmp_path):
         ({"teacher_top_p": 0.5}, "teacher_top_p=1.0"),
         ({"teacher_max_new_tokens": 6}, "teacher_max_new_tokens=5"),
         ({"seed": 7}, "seed=42"),
-        ({"backbone": "gemma"}, "another backbone"),
+        ({"name": "gemma"}, "another backbone"),
     ],
 )
 def test_answers_of_another_run_are_refused(tmp_path, change, words):
@@ -159,7 +145,7 @@ def test_the_members_of_an_ensemble_take_turns(tmp_path, messages):
 
 def test_an_encoder_decoder_is_taught_what_it_writes_behind_the_text(tmp_path):
     tokenizer = make_tokenizer("t5")
-    trainer = make(tmp_path, tokenizer=tokenizer, backbone="t5", teacher_writes=1, teacher_temperature=0.0)
+    trainer = make(tmp_path, tokenizer=tokenizer, name="t5", teacher_writes=1, teacher_temperature=0.0)
     context = tokenizer(TEXT + "\n\n", add_special_tokens=False)["input_ids"]
     for row in trainer.train_dataset:
         ids = torch.tensor([context + row["input_ids"]])
