@@ -25,6 +25,7 @@ from ..models.prompt import embedding_hash
 from ..models.scoring import decode, generate_within
 from ..models.soft_prompts import SoftPrompts
 from .arguments import PromptTuningArguments
+from .voices import Voice
 
 ANSWERS_FILE = "teacher_answers.jsonl"
 TEXTS = ("input_ids", "attention_mask", "labels")
@@ -92,7 +93,7 @@ class Writer:
     model: SoftPrompts
     args: PromptTuningArguments
     encoder: PromptTokenizer
-    voices: Sequence[Any]
+    voices: Sequence[Voice]
 
     @property
     def length(self) -> int:

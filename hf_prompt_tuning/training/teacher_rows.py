@@ -12,7 +12,7 @@ from ..data.chat_targets import labelled_tokens
 from ..data.chat_tokenization import ChatTokenizer
 from ..data.conversation import Conversation
 from ..data.encoded_rows import FEATURES, columns_of
-from ..data.encoding import check_ids, from_list
+from ..data.encoding import check_ids
 from ..data.heads import leading_ids
 from ..data.messages import SYSTEM, Message
 from ..data.tokenization import PromptTokenizer, origin
@@ -137,6 +137,12 @@ class TeacherRows:
         ids, mask = labelled_tokens(self.chats, chat, self.student.template.chat.assistant_loss)
         return ids, [i if labelled else IGNORED for i, labelled in zip(ids, mask, strict=True)]
 
+    def _least_target(self) -> int:
+        """Return for how many tokens a row's source must leave room: any label's, or the first of an answer."""
+        if self.student is None or self.is_encoder_decoder:
+            return 0
+        return max(map(len, self.student.label_token_ids), default=1)
+
     def _has_columns(self, row: Mapping[str, Any]) -> bool:
         return self.student is not None and all(name in row for name in self.student.template.source_columns)
 
@@ -148,15 +154,14 @@ class TeacherRows:
     def added_to(self, encoded: Dataset, raw: Any, name: str, number: int, limit: int | None, vocabulary: int | None):
         """Return encoded rows with the columns of this teacher, which is the one of this `number`.
 
-        `raw` are the same rows before they were encoded, `name` is theirs in messages. `limit` is the largest number
-        of tokens in a row of the backbone, and `vocabulary` the number of its tokens; None for no limit.
+        `raw` are the same rows before they were encoded, in Python's types. `name` is theirs in messages. `limit` is
+        the largest number of tokens in a row of the backbone, and `vocabulary` the number of its tokens; None for no
+        limit.
 
         Raises:
             PromptTuningError: the data is a stream; a row cannot be put behind the teacher, or is too long behind it.
         """
         ids_column, labels_column = f"teacher_{number}_input_ids", f"teacher_{number}_labels"
-        if isinstance(raw, list):
-            raw = from_list(raw, name)
         if not isinstance(encoded, Dataset) or not isinstance(raw, Dataset):
             raise PromptTuningError(
                 f"the {name} data is a {type(encoded).__name__}, and a teacher reads rows that have a length; give a "
@@ -169,13 +174,12 @@ class TeacherRows:
                 f"the Teacher's column {self.teacher.column!r} is no column of the {name} data, which has "
                 f"{', '.join(map(repr, columns_of(raw)))}. Correct its name."
             )
-        raw = raw if raw.format["type"] == "custom" else raw.with_format(None)
 
         def written(row: Mapping[str, Any], index: int) -> dict[str, Ids]:
             own = raw[index]
             try:
                 ids, labels = self(own, row)
-                check_room(ids, limit)
+                check_room(max(len(ids), len(ids) - len(_targets(labels)) + self._least_target()), limit)
                 check_ids(ids, vocabulary if vocabulary is not None else max(ids) + 1, "the teacher's context has")
             except PromptTuningError as error:
                 raise PromptTuningError(f"row {index + 1} of the {name} data{origin(own)}: {error}") from error
@@ -187,12 +191,12 @@ class TeacherRows:
         return encoded.with_format(None).map(written, with_indices=True, features=features, **options)
 
 
-def check_room(ids: Ids, limit: int | None) -> None:
-    """Raise PromptTuningError if a row behind its teacher is longer than the backbone's positions."""
-    if limit is not None and len(ids) > limit:
+def check_room(count: int, limit: int | None) -> None:
+    """Raise PromptTuningError if a row behind its teacher has more tokens than the backbone has positions."""
+    if limit is not None and count > limit:
         raise PromptTuningError(
-            f"it has {len(ids)} tokens behind the teacher's context, and the backbone has {limit} positions; shorten "
-            "the context, or lower max_source_length."
+            f"it has {count} tokens with the teacher's context and its target, and the backbone has {limit} "
+            "positions; shorten the context, or lower max_source_length."
         )
 
 

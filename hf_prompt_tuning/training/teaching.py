@@ -121,9 +121,10 @@ class Teaching:
         if isinstance(encoded, dict):
             return {key: self.added_to(rows, raw[key], key, sources_only) for key, rows in encoded.items()}
         raw = from_list(raw, name) if isinstance(raw, list) else raw
+        if isinstance(raw, Dataset) and raw.format["type"] != "custom":
+            raw = raw.with_format(None)
         if sources_only and isinstance(encoded, Dataset) and self.columns[0] not in encoded.column_names:
-            plain = raw if raw.format["type"] == "custom" else raw.with_format(None)
-            strip = partial(without_target, raw=plain, encoder=self._encoder)
+            strip = partial(without_target, raw=raw, encoder=self._encoder)
             options = {"load_from_cache_file": False, "desc": f"Leaving out {name} targets"}
             encoded = encoded.map(strip, with_indices=True, features=encoded.features, **options)
         for voice in self._voices:
@@ -141,13 +142,14 @@ class Teaching:
                 self._voices[place] = replace(voice, context=self._fixed[voice.name])
 
     def first_vectors(self, model: SoftPrompts) -> Tensor | None:
-        """Return the embeddings of the text's first tokens, as many as the prompt's vectors, [P, H] fp32.
+        """Return the embeddings of the first tokens of the first text, as many as the prompt's vectors, [P, H] fp32.
 
-        None if the teacher is no text, or one of each row.
+        None if no teacher is a text of all rows.
         """
-        ids = self._voices[0].rows.first_ids()[: len(model.prompt)]
-        if not ids:
+        texts = [ids for voice in self._voices if (ids := voice.rows.first_ids())]
+        if not texts:
             return None
+        ids = texts[0][: len(model.prompt)]
         embeds = embedded_ids(ids, model.word_embeddings, "the teacher's text has")
         return token_scale(model.get_base_model()) * embeds
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -22,32 +23,11 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.layouts.base import IGNORED
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.places import place_config
-from tests.shared.teaching import kl, logits_behind, logits_of_text
+from tests.shared.teaching import ROWS, TEXT, kl, logits_behind, logits_of_text, taught
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.trainers import FREE, TEMPLATE, arguments, losses
 
-TEXT = "Classify if the message is a complaint or not"
-ROWS = [
-    {"message": "never came", "answer": "a complaint"},
-    {"message": "thank you for the quick help", "answer": "no"},
-    {"message": "why", "answer": "a complaint or not"},
-    {"message": "day and night", "answer": "great"},
-]
-
-
-def make(folder, teacher=None, rows=ROWS, eval_rows=ROWS[:3], template=FREE, place="start", others=None, **values):
-    torch.manual_seed(1)
-    values = {"predict_with_generate": False} | values
-    return PromptTuningTrainer(
-        model=get_prompt_tuning_model(tiny_model("llama"), place_config(place)),
-        args=arguments(folder, **values),
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        processing_class=make_tokenizer("llama"),
-        template=template,
-        teacher=Teacher(text=TEXT) if teacher is None else teacher,
-        **(others or {}),
-    )
+make = partial(taught, eval_rows=ROWS)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +160,34 @@ def test_an_evaluation_has_the_divergence_and_two_baselines(tmp_path, place):
     assert trainer.model.info.metrics["eval_kl"] == metrics["eval_kl"]
     untuned = trainer.evaluate_untuned()
     assert untuned["untuned_kl"] == pytest.approx(metrics["eval_no_context_kl"])
+
+
+def test_the_text_that_a_prompt_starts_from_is_a_baseline_whichever_teacher_has_it(tmp_path):
+    rows = [row | {"context": "a text"} for row in ROWS]
+    vectors = []
+    for teacher in ([Teacher(column="context"), Teacher(text=TEXT)], Teacher(text=TEXT), Teacher(column="context")):
+        trainer = make(tmp_path, teacher, rows, eval_rows=rows)
+        vectors.append(trainer.teaching.first_vectors(trainer.model))
+    assert vectors[1].shape == (4, 32) and torch.equal(vectors[0], vectors[1]) and vectors[2] is None
+
+
+@pytest.mark.parametrize("values", [{"teacher_writes": 1}, {"template": TEMPLATE, "distill_over": "labels"}])
+def test_a_row_that_leaves_no_room_for_its_target_is_refused(tmp_path, values):
+    """GPT-2 has a table of positions: what is longer ends in an error of the backbone."""
+    row, refused = {"message": "why", "answer": "no", "label": None}, []
+    for number in range(114, 120):
+        teacher = Teacher(text="day " * number)
+        try:
+            options = {"rows": [row], "eval_rows": [row], "name": "gpt2", "teacher_max_new_tokens": 3}
+            trainer = make(tmp_path / str(number), teacher, **options | values)
+        except PromptTuningError as error:
+            assert "it has 1" in str(error) and "the backbone has 128 positions" in str(error)
+            refused.append(number)
+            continue
+        trainer.train()
+        assert trainer.evaluate()["eval_kl"] >= 0
+        trainer.save_model()
+    assert refused == list(range(refused[0], 120)) and refused[0] > 114
 
 
 def test_the_divergence_falls_and_decides_on_the_best_prompt(tmp_path):
