@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from hf_prompt_tuning import (
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
-from hf_prompt_tuning.cli.splits import read_file
+from hf_prompt_tuning.data.files import read_file
 
 ROOT = Path(__file__).parent.parent
 BACKBONE = {
@@ -40,7 +41,7 @@ def config() -> PromptTuningConfig:
     return PromptTuningConfig(num_virtual_tokens=20, prompt_tuning_init="SAMPLE_VOCAB")
 
 
-def step_of(trainer: PromptTuningTrainer):
+def step_of(trainer: PromptTuningTrainer) -> Callable[[], None]:
     """A function that does one training step of a trainer: forward and backward of its next batch."""
     batches = itertools.cycle(trainer.get_train_dataloader())
     trainer.current_gradient_accumulation_steps = 1

@@ -12,7 +12,6 @@ benchmarks/results/teaching_cost.json.
 """
 
 import argparse
-import itertools
 import json
 import resource
 import statistics
@@ -20,12 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from ensemble_steps import step_of
 
 from hf_prompt_tuning import (
     ChatFormat,
@@ -49,19 +48,6 @@ WAYS = ("ordinary", "taught", "by definition")
 
 def arguments(**values: Any) -> PromptTuningArguments:
     return PromptTuningArguments(output_dir=tempfile.mkdtemp(), num_train_epochs=10, save_strategy="no", **values)
-
-
-def step_of(trainer: PromptTuningTrainer) -> Callable[[], None]:
-    """A function that does one training step of a trainer: forward and backward of its next batch."""
-    batches = itertools.cycle(trainer.get_train_dataloader())
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.model.train()
-
-    def step() -> None:
-        trainer.training_step(trainer.model, next(batches))
-        trainer.model.zero_grad()
-
-    return step
 
 
 def trainer_behind(tokens: int) -> PromptTuningTrainer:
