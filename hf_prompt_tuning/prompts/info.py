@@ -23,6 +23,8 @@ RESULTS_FILE = "results.json"
 FORMAT_VERSION = 2
 """The newest format. A prompt at the start is written in format 1, which earlier versions read."""
 RESULTS = ("metrics", "untuned_metrics", "transfer", "history", "confusion_matrix", "calibration")
+MEASURED = ("text_milliseconds", "prompt_milliseconds")
+"""What was measured of a prompt that was taught; the card says both with the device."""
 PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
 known_version = cache(version)
 """Read once: it is a file, and each prompt says the versions."""
@@ -298,9 +300,13 @@ def _place(name: str, value: Any) -> None:
 
 def _teacher(name: str, value: Any) -> None:
     _scalars(name, value)
+    if value:
+        _has(name, value, "kind")
+    if value.keys() & set(MEASURED):
+        _has(name, value, *MEASURED, "device")
     for key in ("kind", "text", "device"):
         _expect(isinstance(value.get(key), str | None), f"{name}.{key}", value.get(key), "a text")
-    for key in ("tokens", "tokens_saved", "text_milliseconds", "prompt_milliseconds"):
+    for key in ("tokens", "tokens_saved", *MEASURED):
         if key in value:
             _number(f"{name}.{key}", value[key])
 

@@ -48,6 +48,11 @@ EMBEDDING = {"dtype": "F32", "quantized": None, "hash": None, "sample": []}
         ({"confusion_matrix": {"labels": [1]}}, r"confusion_matrix.labels is \[1\], not a list of texts"),
         ({"confusion_matrix": {"labels": ["a"], "counts": []}}, "confusion_matrix.counts has 0 rows for 1 labels"),
         ({"calibration": {"temperature": 2.0}}, "calibration lacks one of temperature, rows, ece, calibrated_ece"),
+        ({"teacher": {"tokens": 3}}, "teacher lacks one of kind"),
+        (
+            {"teacher": {"kind": "text", "text_milliseconds": 3.0}},
+            "teacher lacks one of text_milliseconds, prompt_milliseconds, device",
+        ),
         (
             {"calibration": {"temperature": 0, "rows": 5, "ece": 0.1, "calibrated_ece": 0.1}},
             "calibration.temperature is 0, not a number above 0",

@@ -85,6 +85,8 @@ def whole(tmp_path_factory):
     info.confusion_matrix = {"labels": ["a", "b"], "counts": [[3, 1], [0, 4]]}
     info.calibration = {"temperature": 2.0, "rows": 8, "ece": 0.2, "calibrated_ece": 0.1}
     info.nearest_words = [[["the", 0.5]]] * 3
+    info.teacher = {"kind": "text", "tokens": 9, "tokens_saved": 6.0}
+    info.teacher |= {"text_milliseconds": 2.0, "prompt_milliseconds": 1.5, "device": "cpu"}
     folder = tmp_path_factory.mktemp("prompts") / "whole"
     model.save_pretrained(folder)
     return folder
