@@ -54,14 +54,14 @@ def make_layout(name: str, backbone: PreTrainedModel, max_packed_tokens: int | N
     """Return a layout that `why_inexact` tells nothing against."""
     if name != "packed":
         return PaddedLayout() if name == "padded" else CachedLayout()
-    budget = max_packed_tokens or (MAX_PACKED_TOKENS if builder(backbone) is None else MAX_ALIBI_TOKENS)
+    has_alibi = builder(backbone) is not None
+    budget = max_packed_tokens or (MAX_ALIBI_TOKENS if has_alibi else MAX_PACKED_TOKENS)
     if (limit := getattr(backbone.config.get_text_config(), "max_position_embeddings", None)) is not None:
         # Some models (GPT-J, CodeGen) slice their causal mask from a buffer with that many columns.
         budget = min(budget, limit)
     kinds = reaches(backbone)
     # One mask for each kind of layer, unless full attention is the only kind.
-    as_dict, has_alibi = list(kinds) != ["full_attention"], builder(backbone) is not None
-    return PackedLayout(budget, kinds, as_dict=as_dict, has_alibi=has_alibi)
+    return PackedLayout(budget, kinds, as_dict=list(kinds) != ["full_attention"], has_alibi=has_alibi)
 
 
 def check_layout_name(name: str) -> None:
