@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from hf_prompt_tuning.layouts import base, label_search
+from hf_prompt_tuning.layouts import base, cached, label_search
 from hf_prompt_tuning.layouts.candidates import Candidates, Trie
 from hf_prompt_tuning.layouts.label_search import LabelSearch
 from tests.shared.architectures import ARCHITECTURES, tiny_backbone
@@ -124,6 +124,7 @@ def test_a_search_finds_the_best_labels(name, positions, monkeypatch):
     model, labels = family_model(name), many(60)
     everything = scores(model, texts(), labels, "padded").scores
     monkeypatch.setattr(base, "MAX_LOGITS", 400 * positions)
+    monkeypatch.setattr(cached, "MAX_CACHED", 4 * positions)
     monkeypatch.setattr(label_search, "MIN_NODES", 0)
     monkeypatch.setattr(label_search, "MIN_PASS", 4)
     for top_k in (1, 3, 60, 100):
