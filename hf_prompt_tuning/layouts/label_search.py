@@ -4,8 +4,9 @@ Each token of a label has a log-likelihood of at most 0, so no label below a nod
 search always computes the open nodes with the highest scores, and stops when none of them reaches the score of the
 best label that is complete. The result is exact: the labels that were left out cannot be among the best.
 
-The nodes of several rows are computed in one pass. A pass costs as much for a few nodes as for one, so it takes more
-than the best: as many as make it worth its while, and more with every pass in which a row has not come to its end.
+The nodes of several rows are computed in one pass. A node costs less beside others than in a pass of its own. So a
+pass takes more than the best: as many as make it worth its while, and more with every pass in which a row has not come
+to its end.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from .branches import Branches, BranchRun, in_passes
 from .candidates import Candidates, Trie
 
 MIN_PASS = 48
-"""How many nodes a pass computes at least, if as many are open. A smaller pass takes about as long (SmolLM2-135M)."""
+"""How many nodes a pass computes at least, if as many are open. A pass of 48 took 4 ms a node, and of one 40 ms
+(SmolLM2-135M, one thread of a CPU)."""
 MIN_NODES = 256
 """Fewer nodes behind all rows of a batch are all computed: that is one pass, with the sources."""
 

@@ -150,8 +150,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 the columns of `labels[:, 1:]`, or as wide as `shift_labels`.
             distillation: what a teacher predicts for the same labelled tokens (with `only_labelled`) or candidates.
                 The loss is then that of learning from it.
-            search: which of the candidates' scores are needed. Others may be left out, which is faster where there
-                are many. With gradients, all are computed.
+            search: which of the candidates' scores are needed. Of many candidates, others may be left out. With
+                gradients, all are computed.
             **kwargs: passed to the backbone. With `only_labelled` or `candidates` they raise an error.
 
         Raises:
