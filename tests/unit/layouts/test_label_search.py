@@ -25,8 +25,8 @@ class Table:
         return torch.cat([self.logits[run.source, run.start : run.stop] for run in runs])
 
 
-def made() -> Candidates:
-    return Candidates(tuple(map(torch.tensor, LABELS)), tuple(torch.zeros(len(label), 2) for label in LABELS))
+def made(labels=LABELS) -> Candidates:
+    return Candidates(tuple(map(torch.tensor, labels)), tuple(torch.zeros(len(label), 2) for label in labels))
 
 
 def table(candidates, likelihoods) -> Table:
@@ -113,6 +113,34 @@ def test_a_required_label_and_a_softmax_are_computed(monkeypatch):
             assert (share - full).abs().max() <= tolerance + 1e-5
     assert found(LabelSearch(temperatures=torch.tensor([1.0]), tolerance=0.0))[1] == candidates.trie.computed
     assert found(LabelSearch(temperatures=torch.tensor([0.1]), tolerance=0.2))[1] < candidates.trie.computed
+
+
+TEN = [[7, token, 2] for token in range(10, 20)]
+ONE_OF_TEN = {(5,): 0.5, (7,): 0.45, **{(7, token): 1e-4 for token in range(11, 20)}, (7, 10): 0.99}
+
+
+@pytest.mark.parametrize(
+    ("labels", "likelihoods", "temperature", "tolerance"),
+    [
+        # Ten labels that share a likelihood have more weight than the node above, if the temperature is above 1;
+        ([[5, 2], *TEN], {(5,): 0.7, (7,): 0.3, **{(7, token): 0.1 for token in range(10, 20)}}, 5.0, 0.5),
+        # one of them may have as much, if it is below 1;
+        ([[5, 2], *TEN], ONE_OF_TEN, 0.5, 0.3),
+        # and labels that begin each other have it several times.
+        ([[5, 2], [7, 8], [7, 8, 9], [7, 8, 9, 10]], {(5,): 0.6, (7,): 0.4}, 1.0, 0.5),
+    ],
+)
+def test_labels_left_out_of_a_softmax_are_light(labels, likelihoods, temperature, tolerance, monkeypatch):
+    monkeypatch.setattr(label_search, "MIN_PASS", 1)
+    candidates = made(labels)
+    trie = candidates.trie
+    paths = {node: tuple(trie.tokens[trie.path(node)].tolist()) for node in range(1, len(trie.parents))}
+    given = [logs({node: likelihoods.get(path, 1.0) for node, path in paths.items()})]
+    everything, _ = label_search.best_first(table(candidates, given), candidates, LabelSearch(len(labels)), 100)
+    search = LabelSearch(temperatures=torch.tensor([temperature]), tolerance=tolerance)
+    found, _ = label_search.best_first(table(candidates, given), candidates, search, 100)
+    shares = (everything / temperature).softmax(-1)
+    assert shares[found == -torch.inf].sum() <= tolerance
 
 
 def test_runs_are_cut_into_passes():
