@@ -114,6 +114,34 @@ def test_prompts_of_folders(file, tmp_path):
     assert sorted(item.name for item in folder.iterdir()) == ["prompt.json", "tiny.gguf"]
 
 
+def test_scores_and_tokens_that_are_suppressed_already_keep_theirs(tmp_path):
+    from hf_prompt_tuning.serving.gguf_file import EMBEDDING, GGUFFile
+
+    writer = gguf.GGUFWriter(tmp_path / "old.gguf", "llama")
+    writer.add_token_list(["a", "b"])
+    writer.add_token_scores([0.5, 1.5])
+    writer.add_array("tokenizer.ggml.suppress_tokens", [1])
+    writer.add_tensor(EMBEDDING, torch.zeros(2, 32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    old = GGUFFile(tmp_path / "old.gguf")
+    longer = old.matrix(EMBEDDING).with_rows(torch.ones(2, 32).numpy())
+    old.write(tmp_path / "new.gguf", ["x", "y"], {EMBEDDING: longer})
+    new = GGUFFile(tmp_path / "new.gguf")
+    lists = {
+        name: [field.parts[i].tolist()[0] for i in field.data]
+        for name, field in new.reader.fields.items()
+        if name.endswith(("scores", "suppress_tokens"))
+    }
+    assert new.tokens == ["a", "b", "x", "y"] and new.matrix(EMBEDDING).numbers().mean(1).tolist() == [0, 0, 1, 1]
+    assert lists == {
+        "tokenizer.ggml.scores": [0.5, 1.5, -1000.0, -1000.0],
+        "tokenizer.ggml.suppress_tokens": [1, 2, 3],
+    }
+
+
 def test_refusals(file, tmp_path, monkeypatch):
     path = file()
     model, tokenizer = model_of(path)
@@ -123,6 +151,12 @@ def test_refusals(file, tmp_path, monkeypatch):
     other = prompted(tiny_model("llama", seed=1, vocab_size=SIZE), tokenizer)
     with pytest.raises(PromptTuningError, match=r"tiny\.gguf is not the file of the prompts' backbone"):
         export_gguf(other, tmp_path / "out", path, **given)
+    with pytest.raises(PromptTuningError, match=r"the tokenizer has 400 tokens, and tiny\.gguf 401"):
+        export_gguf(model, tmp_path / "out", path, tokenizer=make_tokenizer("gpt2"))
+    biased, _ = model_of(path)
+    biased.get_base_model().lm_head.bias = torch.nn.Parameter(torch.zeros(SIZE))
+    with pytest.raises(PromptTuningError, match="LlamaForCausalLM has a bias in its output"):
+        export_gguf(biased, tmp_path / "out", path, **given)
     (tmp_path / "broken.gguf").write_bytes(path.read_bytes()[:900])
     with pytest.raises(PromptTuningError, match=r"broken\.gguf' could not be read as a GGUF file: "):
         export_gguf(model, tmp_path / "out", tmp_path / "broken.gguf", **given)
