@@ -346,6 +346,12 @@ def test_a_system_message_that_the_template_refuses_is_to_be_left_out():
         encoder(chat_tokenizer("gemma"), system_message="Be kind.")
     with pytest.raises(PromptTuningError, match=r"System role not supported\. Correct the messages, or give another"):
         encoder(chat_tokenizer("gemma")).encode({"messages": [SYSTEM, *TURNS]})
+    kind = CHATML + "{% if messages[0].content == 'Be rude.' %}{{ raise_exception('no') }}{% endif %}"
+    with pytest.raises(PromptTuningError, match=r"no\. Correct the messages, or give another"):
+        rude = {"role": "system", "content": "Be rude."}
+        encoder(chat_tokenizer("chatml"), chat_template=kind, system_message="Be kind.").encode(
+            {"messages": [rude, *TURNS]}
+        )
 
 
 def test_a_tokenizer_with_several_templates():

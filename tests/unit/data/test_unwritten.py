@@ -22,6 +22,9 @@ DROPS = (  # as Phi 3's: other roles are skipped, and so is a system turn that i
 ESCAPES = DROPS.replace("in ['user', 'assistant']", "!= 'system'").replace(
     "m.content | trim", "(m.content | tojson if m.role == 'tool' else m.content)"
 )
+WITH_ANOTHER_TAG = DROPS.replace(
+    "m.content | trim", "m.content.replace('<think>', 'First: ').replace('</think>', ' Then: ') | trim"
+)
 WITHOUT_REASONING = DROPS.replace("m.content | trim", "m.content.split('</think>')[-1] | trim")
 
 
@@ -94,6 +97,11 @@ def test_no_family_leaves_out_a_conversation(name):
             WITHOUT_REASONING,
         ),
         ({"messages": [TURNS[0], {"role": "assistant", "content": "<think>\nso</think>\n\n\nok"}]}, "qwen3", None),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "content": "<think>so</think>ok"}]},
+            "chatml",
+            WITH_ANOTHER_TAG,
+        ),
         ({"messages": [*TURNS[:2], {"role": "tool", "content": 'the "line" é\nis'}, SEVEN]}, "chatml", ESCAPES),
     ],
 )

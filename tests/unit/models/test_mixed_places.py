@@ -6,6 +6,7 @@ from transformers import pipeline
 
 from hf_prompt_tuning import ChatTemplate, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from hf_prompt_tuning.layouts.base import IGNORED
+from hf_prompt_tuning.models.batch_checks import Texts
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.places import place_config, placed_model, real_logits
 from tests.shared.tiny_models import tiny_model
@@ -55,12 +56,24 @@ def test_each_row_of_a_forward_is_what_it_is_alone(side):
         labelled = int((labels[i] != IGNORED).sum()) - (NAMES[i] in ("chat", "__base__"))
         total, count = total + float(alone.loss) * labelled, count + labelled
     torch.testing.assert_close(float(output.loss), total / count, rtol=1e-4, atol=1e-5)
-    # The last token's logits by hand: nothing of the package but its vectors.
+    # The logits of the last token and of the prompt's last vector by hand: nothing of the package but its vectors.
     by_hand = {0: rows[0], 1: rows[1][3:], 2: rows[2]}
     for i, text in by_hand.items():
         column = before + int(batch["attention_mask"][i].nonzero()[-1])
-        expected = real_logits(model, text, NAMES[i])[-1]
-        torch.testing.assert_close(output.logits[i, column], expected, rtol=1e-4, atol=1e-5)
+        expected = real_logits(model, text, NAMES[i])
+        torch.testing.assert_close(output.logits[i, column], expected[-1], rtol=1e-4, atol=1e-5)
+        if NAMES[i] != "chat":  # its row has the head: the prompt's last vector predicts behind it
+            torch.testing.assert_close(output.logits[i, before - 1], expected[-len(text) - 1], rtol=1e-4, atol=1e-5)
+
+
+def test_positions_of_images_are_counted_from_the_texts_of_rows_with_their_heads():
+    model, rows = model_and_rows()
+    ids = torch.stack([rows[3], rows[5]])
+    heads = model._heads(model._prompts(2, ["chat", "bos"]), Texts(ids, None, None, None))
+    positions = torch.arange(7).expand(3, 2, 7)
+    moved = heads.arguments_off(model.get_base_model(), {"position_ids": positions})["position_ids"]
+    assert torch.equal(moved[:, 0, :4], torch.arange(4).expand(3, 4))
+    assert torch.equal(moved[:, 1], positions[:, 1])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
