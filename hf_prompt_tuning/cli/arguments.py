@@ -15,7 +15,7 @@ from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from ..data.chat_tokenization import RowTemplate
 from ..errors import PromptTuningError
-from ..prompts.config import PromptTuningConfig
+from ..prompts.config import AUTO, PromptTuningConfig
 from ..prompts.files import read_prompt
 from ..prompts.info import INFO_FILE
 from ..training.arguments import PromptTuningArguments
@@ -62,8 +62,9 @@ class PromptArguments:
     init_prompt_subfolder: str | None = HfArg(default=None, help="Folder of --init_prompt within its repository.")
     prompt_position: str | None = HfArg(
         default=None,
-        help="Where the prompt stands: start (in front of everything), after_bos, or system (in a chat's system turn, "
-        "before its text). Default: start, or the place of --init_prompt.",
+        help="Where the prompt stands: start (in front of everything), after_bos, system (in a chat's system turn, "
+        "before its text), or auto: after_bos for a decoder whose tokenizer writes BOS, else start. Default: auto, or "
+        "the place of --init_prompt.",
     )
     sink_token: str | None = HfArg(
         default=None, help="For after_bos, the token to stand behind, if the tokenizer writes none."
@@ -84,6 +85,8 @@ class PromptArguments:
         """Return the prompt's config; of several prompts, the config that they share. `token` is for `init_prompt`."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in OF_SEVERAL}
         values |= {"base_model_name_or_path": values.pop("base_model_id"), "init_prompt_token": token}
+        if values["prompt_position"] is None and values["init_prompt"] is None:
+            values["prompt_position"] = AUTO
         return PromptTuningConfig(task_type=task_type, **values)
 
     def saved_template(self, token: str | None = None) -> RowTemplate | None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.heads import chat_head_ids, leading_ids, marks_turns
 from ..errors import PromptMismatchError, PromptTuningError
 from ..layouts.traits import token_scale
-from ..prompts.config import PromptTuningConfig
+from ..prompts.config import AUTO, PromptTuningConfig
 from ..prompts.files import SavedPrompt, read_prompt
 from ..prompts.info import INFO_FILE
 from .initialization import embedded_ids, tokenizer_of
@@ -25,9 +25,13 @@ TOLERANCE = 0.15
 def place_of(config: PromptTuningConfig, backbone: PreTrainedModel) -> tuple[str, tuple[int, ...] | None]:
     """Return the position and the head of a new prompt; by default those of the prompt that it starts from.
 
+    "auto" is the place where prompts learned better, as far as it was measured (docs/decisions/0008).
+
     Raises:
         PromptTuningError: as `head_of`; or the prompt that it starts from could not be loaded.
     """
+    if config.prompt_position == AUTO:
+        return ("after_bos", _first_tokens(config, backbone)) if _writes_bos(config, backbone) else ("start", None)
     if config.prompt_position is not None:
         return config.prompt_position, head_of(config, backbone)
     place: dict[str, Any] = {}
@@ -41,6 +45,12 @@ def place_of(config: PromptTuningConfig, backbone: PreTrainedModel) -> tuple[str
         info = read_prompt(config.init_prompt, **{name: getattr(config, key) for name, key in names.items()}).info
         place = {} if info is None else info.place
     return place.get("prompt_position", "start"), tuple(place.get("head_token_ids", ())) or None
+
+
+def _writes_bos(config: PromptTuningConfig, backbone: PreTrainedModel) -> bool:
+    """Tell whether the backbone is a decoder whose tokenizer writes BOS in front of a text."""
+    tokenizer = _given_tokenizer(config)
+    return not backbone.config.is_encoder_decoder and tokenizer is not None and bool(leading_ids(tokenizer))
 
 
 def head_of(config: PromptTuningConfig, backbone: PreTrainedModel) -> tuple[int, ...]:
@@ -60,9 +70,9 @@ def head_of(config: PromptTuningConfig, backbone: PreTrainedModel) -> tuple[int,
         template, options = (getattr(config.chat, name, None) for name in ("chat_template", "chat_template_kwargs"))
         return tuple(chat_head_ids(_tokenizer(config), template, options))
     head = _first_tokens(config, backbone)
-    named = config.tokenizer is not None or config.tokenizer_name_or_path is not None
-    if named and len(head) == 1:
-        _warn_of_turn_marker(head[0], _tokenizer(config), getattr(config.chat, "chat_template", None))
+    tokenizer = _given_tokenizer(config)
+    if tokenizer is not None and len(head) == 1:
+        _warn_of_turn_marker(head[0], tokenizer, getattr(config.chat, "chat_template", None))
     return head
 
 
@@ -80,8 +90,7 @@ def _warn_of_turn_marker(token: int, tokenizer: PreTrainedTokenizerBase, chat_te
 def _first_tokens(config: PromptTuningConfig, backbone: PreTrainedModel) -> tuple[int, ...]:
     """Return the head of a prompt behind the first token of a text. Raise PromptTuningError as `head_of` does."""
     encodes = backbone.config.is_encoder_decoder
-    named = config.tokenizer is not None or config.tokenizer_name_or_path is not None
-    tokenizer = _tokenizer(config) if named else None
+    tokenizer = _given_tokenizer(config)
     written = [] if tokenizer is None else leading_ids(tokenizer)
     if config.sink_token is not None:
         return (_sink(config.sink_token, _tokenizer(config), written),)
@@ -95,6 +104,11 @@ def _first_tokens(config: PromptTuningConfig, backbone: PreTrainedModel) -> tupl
             "sink_token, the token that its texts begin with; or use start."
         )
     return (token,)
+
+
+def _given_tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase | None:
+    named = config.tokenizer is not None or config.tokenizer_name_or_path is not None
+    return _tokenizer(config) if named else None
 
 
 def _tokenizer(config: PromptTuningConfig) -> PreTrainedTokenizerBase:

@@ -17,6 +17,8 @@ from ..hub.files import hub_id
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TAKEN = ("default", "__base__", "unfinished", "last-checkpoint")
 POSITIONS = ("start", "after_bos", "system")
+AUTO = "auto"
+"""The `prompt_position` that is chosen when a prompt is made."""
 
 
 class PromptTuningInit(str, enum.Enum):
@@ -58,7 +60,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         backbone_dropout: keep the backbone's dropout on while the prompt trains.
         prompt_position: "start", in front of everything; "after_bos", behind the token that the tokenizer writes first
             (or the model's BOS token); or "system", in a chat template's system turn before its text (in the first
-            turn, if the template has no system role). Default "start", or the place of `init_prompt`.
+            turn, if the template has no system role). "auto", which is the command's default, chooses "after_bos" for
+            a decoder whose tokenizer writes BOS, else "start". Default "start", or the place of `init_prompt`.
         sink_token: for "after_bos", the token to stand behind, if the tokenizer writes none.
         chat: for "system", the `ChatFormat` of the data; default the tokenizer's own chat template. Never saved.
         head_token_ids: the prompt's head, the tokens that it stands behind; found when the prompt is made.
@@ -103,9 +106,9 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     def _check_position(self) -> None:
         if self.prompt_position is None and self.prompt_tuning_init != PromptTuningInit.PROMPT:
             self.prompt_position = "start"
-        if self.prompt_position not in (*POSITIONS, None):
+        if self.prompt_position not in (*POSITIONS, AUTO, None):
             raise PromptTuningError(
-                f"prompt_position is {self.prompt_position!r:.80}; use one of {', '.join(POSITIONS)}."
+                f"prompt_position is {self.prompt_position!r:.80}; use one of {', '.join((*POSITIONS, AUTO))}."
             )
         if self.sink_token is not None and self.prompt_position != "after_bos":
             raise PromptTuningError(

@@ -68,6 +68,24 @@ def test_the_token_after_which_a_prompt_stands():
     assert head_of(None, "after_bos") == (1,)
     assert head_of(chat_tokenizer("llama3"), "after_bos") == "<|begin_of_text|>"
     assert head_of(None, "after_bos", head_token_ids=(5, 6)) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "backbone", "template", "head"),
+    [
+        (make_tokenizer("llama"), "llama", None, "<s>"),  # it writes BOS
+        (make_tokenizer("gpt2"), "gpt2", None, ""),  # it does not
+        (chat_tokenizer("chatml"), "llama", ChatTemplate(), ""),
+        (chat_tokenizer("llama3"), "llama", ChatTemplate(), "<|begin_of_text|>"),
+        (make_tokenizer("bart"), "bart", None, ""),  # an encoder-decoder
+        (None, "llama", None, ""),
+    ],
+)
+def test_an_automatic_place_is_behind_the_bos_that_a_decoders_tokenizer_writes(tokenizer, backbone, template, head):
+    config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM", prompt_position="auto")
+    made = get_prompt_tuning_model(tiny_model(backbone), config, tokenizer, template).active_peft_config
+    assert made.prompt_position == ("after_bos" if head else "start")
+    assert (tokenizer.decode(list(made.head)) if made.head else "") == head
     assert head_of(None, "start") == ()
 
 
