@@ -60,7 +60,9 @@ class DataArguments:
     chat: bool | None = HfArg(
         default=None, help="Put the source template in the user's turn of a chat, and the target in the assistant's."
     )
-    system_message: str | None = HfArg(default=None, help="System turn of chats that have none of their own.")
+    system_message: str | None = HfArg(
+        default=None, help="System turn of chats that have none of their own; an empty text for an empty turn."
+    )
     chat_template: str | None = HfArg(
         default=None, help="File of a chat template (Jinja). Default: the tokenizer's own."
     )

@@ -22,7 +22,8 @@ class ChatFormat:
 
     Args:
         chat_template: the chat template, as Jinja text; None for the tokenizer's own.
-        system_message: the text of a system turn, for conversations that have none of their own.
+        system_message: the text of a system turn, for conversations that have none of their own. An empty text leaves
+            the turn empty, where some templates would write a text of theirs.
         chat_template_kwargs: more variables of the template, e.g. `{"enable_thinking": False}`. They must be JSON.
         assistant_loss: which of a conversation's assistant turns are targets: "all" or "last".
 
@@ -38,7 +39,8 @@ class ChatFormat:
     def __post_init__(self):
         for name in ("chat_template", "system_message"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value.strip()):
+            is_empty_turn = name == "system_message" and value == ""
+            if value is not None and not is_empty_turn and (not isinstance(value, str) or not value.strip()):
                 raise PromptTuningError(f"{name} is {value!r:.80}; give a text, or leave it out.")
         if self.assistant_loss not in LOSSES:
             raise PromptTuningError(

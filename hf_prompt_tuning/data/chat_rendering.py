@@ -48,13 +48,23 @@ class ChatRenderer:
 
     def _writes_empty_system(self) -> bool:
         """Tell whether the template writes a system turn without a text."""
+        without, empty = self._without_and_empty()
+        return empty != without
+
+    def writes_own_system(self) -> bool:
+        """Tell whether a chat without a system turn gets a text of the template's, and one with an empty turn none."""
+        without, empty = self._without_and_empty()
+        return len(empty) < len(without)
+
+    def _without_and_empty(self) -> tuple[str, str]:
+        """Return the text of a chat without a system turn, and with an empty one: the same if it cannot be written."""
         user = [{"role": "user", "content": "Hi"}]
         chats = [Conversation(messages, kwargs=self.kwargs) for messages in (user, [EMPTY_SYSTEM, *user])]
         try:
             without, empty = map(self.text, chats)
         except PromptTuningError:  # a template that refuses an empty turn, or needs a text in one
-            return False
-        return empty != without
+            return "", ""
+        return without, empty
 
     def with_system(self, chat: Conversation) -> Conversation:
         """Return a conversation with the system turn that every one gets which has none.

@@ -1,5 +1,6 @@
 """Write each row as its teacher reads it: the same text and the same targets, behind the teacher's context."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data.chat_rendering import common_prefix
+from ..data.chat_rendering import ChatRenderer, common_prefix
 from ..data.chat_targets import labelled_tokens
-from ..data.chat_tokenization import ChatTokenizer
+from ..data.chat_tokenization import ChatTokenizer, RowTemplate
 from ..data.conversation import Conversation
 from ..data.encoded_rows import FEATURES, columns_of
 from ..data.encoding import check_ids
@@ -18,7 +19,9 @@ from ..data.messages import SYSTEM, Message
 from ..data.tokenization import PromptTokenizer, origin
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
-from .teacher import Teacher
+from .teacher import Teacher, checked_teachers
+
+logger = logging.getLogger(__name__)
 
 Ids = list[int]
 
@@ -189,6 +192,30 @@ class TeacherRows:
         options = {"load_from_cache_file": False, "desc": f"Putting {name} rows behind the teacher"}
         features = type(encoded.features)(kinds)
         return encoded.with_format(None).map(written, with_indices=True, features=features, **options)
+
+
+def template_of_student(
+    teacher: Teacher | Sequence[Teacher] | None,
+    template: RowTemplate | None,
+    position: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> RowTemplate | None:
+    """Return the template of a run's rows: with an empty system turn if the prompt stands in place of its text.
+
+    Some chat templates write a system text of their own in chats without a system turn. The teacher's message takes
+    its place. Behind the prompt, it would contradict what the prompt learns.
+    """
+    chat = None if template is None else template.chat
+    if teacher is None or chat is None or chat.system_message is not None or position != "system" or tokenizer is None:
+        return template
+    writes_turn = any(
+        each.is_context and (each.messages is None or each.messages[0]["role"] in SYSTEM)
+        for each in checked_teachers(teacher)
+    )
+    if not writes_turn or not ChatRenderer(tokenizer, chat).writes_own_system():
+        return template
+    logger.info("The prompt stands in place of the system message, so chats without one get an empty system turn.")
+    return replace(template, chat=replace(chat, system_message=""))
 
 
 def check_room(count: int, limit: int | None) -> None:

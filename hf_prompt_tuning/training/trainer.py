@@ -31,6 +31,7 @@ from .hooks import check_hooks
 from .publishing import Publisher
 from .push_arguments import destination
 from .teacher import Teacher, started_by
+from .teacher_rows import template_of_student
 from .teaching import teaching_of
 from .token_rows import ColumnCheck, RowEncoder
 
@@ -89,6 +90,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         template = setup.choose_template(template, model, processing_class, train_dataset, eval_dataset)
         setup.check_options(args, kwargs, compute_metrics, template)
         model = setup.prompt_model(model, started_by(teacher, prompt_config), processing_class, template, args.seed)
+        position = model.active_peft_config.prompt_position
+        template = template_of_student(teacher, template, position, processing_class)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)
         rows, *data = self.encode_data(model, template, processing_class, columns, train_dataset, eval_dataset)

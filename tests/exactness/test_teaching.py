@@ -332,3 +332,29 @@ def test_rows_that_are_all_alike_or_a_single_one_are_taught(tmp_path):
         trainer = trainer_of(tmp_path, "llama", rows=rows)
         behind = list(rows_behind_text(trainer, [TEXT] * len(rows), trainer.processing_class))
         require_equal(trainer, by_hand(trainer, [logits_of_text(trainer.model, *row) for row in behind]))
+
+
+@pytest.mark.parametrize("place", ["start", "system"])
+def test_a_prompt_that_stands_in_place_of_the_text_has_an_empty_system_turn_behind_it(tmp_path, place):
+    tokenizer = chat_tokenizer("chatml")
+    own = "<|im_start|>system\nYou are a model.<|im_end|>\n"
+    tokenizer.chat_template = (  # as SmolLM2's and Qwen2.5's
+        f"{{% if messages[0].role != 'system' %}}{{{{ {own!r} }}}}{{% endif %}}{tokenizer.chat_template}"
+    )
+    template = ChatTemplate(chat=ChatFormat(assistant_loss="last"))
+    random = {"prompt_tuning_init": "RANDOM", "random_range": 1.0}
+    config = PromptTuningConfig(num_virtual_tokens=4, prompt_position=place, **random)
+    model = get_prompt_tuning_model(tiny_model("llama", max_position_embeddings=256), config, tokenizer, template)
+    common = {"model": model, "tokenizer": tokenizer, "template": template}
+    trainer = trainer_of(tmp_path, "llama", rows=[{"messages": chat} for chat in CHATS], **common)
+    begins = {"start": own, "system": "<|im_end|>\n"}[place] + "<|im_start|>user\n"
+    head = list(model.active_peft_config.head)
+    read = [tokenizer.decode(row["input_ids"][len(head) :]) for row in trainer.train_dataset]
+    assert all(text.startswith(begins) for text in read)
+    assert model.info.template.chat.system_message == {"start": None, "system": ""}[place]
+    system = [{"role": "system", "content": TEXT}]
+    require_equal(
+        trainer, by_hand(trainer, [logits_of_text(model, *row) for row in rows_in_chats(trainer, system, CHATS)])
+    )
+    rows = trainer.rows([{"messages": [{"role": "user", "content": "why"}]}], "asked", require_target=False)
+    assert tokenizer.decode(rows[0]["input_ids"][len(head) :]).startswith(begins + "why")

@@ -250,8 +250,11 @@ def test_the_system_turn():
     empty = [{"role": "system", "content": ""}, *TURNS]
     assert always.encode({"messages": TURNS})["input_ids"] == rendered(tokenizer, empty)
     assert always.source_ids({"messages": TURNS})[0] == rendered(tokenizer, empty[:-1], add_generation_prompt=True)
+    assert encoder(tokenizer, system_message="").encode({"messages": TURNS})["input_ids"] == rendered(tokenizer, empty)
     with pytest.raises(PromptTuningError, match="conversation of system, user, assistant: System role not supported"):
         encoder(chat_tokenizer("gemma"), system_message="Be kind.")
+    with pytest.raises(PromptTuningError, match="system_message is ' '; give a text"):
+        encoder(tokenizer, system_message=" ")
 
 
 def test_whole_turns_are_left_out_from_the_front(caplog):
