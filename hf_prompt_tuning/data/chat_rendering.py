@@ -16,6 +16,7 @@ from .content_forms import ContentForms
 from .conversation import Conversation
 from .message_content import joined
 from .messages import ASSISTANT
+from .unwritten import unwritten
 
 EMPTY_SYSTEM = {"role": "system", "content": ""}
 Span = tuple[int, int]
@@ -101,6 +102,10 @@ class ChatRenderer:
         if isinstance(self.template, str):
             return self.template
         return self.tokenizer.get_chat_template(None, chat.tools)
+
+    def unwritten(self, chat: Conversation, text: str) -> str | None:
+        """Return in words what the template left out of a conversation that it turned into this text, or None."""
+        return unwritten(chat, text, self.template_for(chat))
 
     def _refused(self, chat: Conversation, error: Exception) -> PromptTuningError:
         roles = ", ".join(str(message["role"]) for message in chat.messages)

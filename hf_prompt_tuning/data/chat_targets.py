@@ -59,18 +59,20 @@ def _marked(chats: ChatRenderer, chat: Conversation, which: str) -> tuple[str, l
     """Return the text of a conversation, and where the template marks it as the assistant's."""
     text, spans = chats.marks(chat)
     first = chat.targets(which)[0]
-    if any(message["role"] == ASSISTANT and message.get("weight") == 0 for message in chat.messages[first:]):
+    turns = [i for i, message in enumerate(chat.messages) if message["role"] == ASSISTANT]
+    if weightless := [i for i in turns if i > first and chat.messages[i].get("weight") == 0]:
         raise PromptTuningError(
-            "a message of the assistant has the weight 0 behind a target, and the chat template has generation "
-            "markers, which do not tell turns apart; give a chat_template without them, or end the row before it."
+            f"{chat.name_of(weightless[0])}, the assistant's, has the weight 0 behind a target, and the chat template "
+            "has generation markers, which do not tell turns apart; give a chat_template without them, or end the row "
+            "before it."
         )
-    if any(message["role"] == ASSISTANT for message in chat.messages[:first]):
+    if turns[0] < first:
         before, earlier = chats.marks(chat.beginning(first))
         end = earlier[-1][1] if earlier else 0
         if spans[: len(earlier)] != earlier or text[:end] != before[:end]:
             advice = "assistant_loss 'last', or " if which == "all" else ""
             raise PromptTuningError(
-                f"the chat template renders the conversation before message {first + 1} otherwise than within the "
+                f"the chat template renders the conversation before {chat.name_of(first)} otherwise than within the "
                 f"whole ({_difference(before[:end], '', text)}), so its earlier turns cannot be told from the "
                 f"targets. Give {advice}a chat_template that renders each turn in one way."
             )
@@ -124,12 +126,12 @@ def _span(chats: ChatRenderer, chat: Conversation, turn: int, text: str) -> Span
         is_last = turn == chat.targets()[-1] == len(chat.messages) - 1
         advice = "chat_template_kwargs with which they agree" if is_last else "assistant_loss 'last'"
         raise PromptTuningError(
-            f"the chat template renders the conversation up to message {turn + 1} otherwise than within the whole "
+            f"the chat template renders the conversation up to {chat.name_of(turn)} otherwise than within the whole "
             f"({_difference(whole[:end], before, text)}), so what the assistant writes there cannot be told. Give "
             f"{advice}, or a chat_template with generation markers."
         )
     if not whole[len(before) : end].removesuffix(chats.end_of_turn).strip():
-        raise PromptTuningError(f"message {turn + 1}, the assistant's, is empty; give it a text, or remove it.")
+        raise PromptTuningError(f"{chat.name_of(turn)}, the assistant's, is empty; give it a text, or remove it.")
     return len(before), end
 
 

@@ -3,10 +3,10 @@
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
@@ -19,8 +19,7 @@ from .messages import ASSISTANT, read_messages
 from .roles import check_roles
 from .rows import series_row
 from .template import PromptTemplate
-from .tokenization import PromptTokenizer
-from .unwritten import unwritten
+from .tokenization import Content, PromptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,6 @@ class ChatTokenizer(PromptTokenizer):
     """
 
     takes = ChatTemplate
-    notes = PromptTokenizer.notes | {"unwritten": Value("string")}
     template: ChatTemplate
 
     def _read(self, row: Mapping[str, Any]) -> Conversation:
@@ -58,7 +56,16 @@ class ChatTokenizer(PromptTokenizer):
     def _checked(self, chat: Conversation) -> Conversation:
         """Return a conversation with the system turn that every one gets. Raise as `with_system` and `check_roles`."""
         chat = self.chats.with_system(chat)
-        check_roles(chat.messages, self.chats.template_for(chat))
+        check_roles(chat, self.chats.template_for(chat))
+        return chat
+
+    def _with_weight(self, chat: Conversation) -> Conversation:
+        """Return a conversation. Raise PromptTuningError if all turns that could be targets have the weight 0."""
+        if chat.is_weightless:
+            raise PromptTuningError(
+                "all turns of the assistant have the weight 0, so the row has nothing to learn and nothing to compare "
+                "an answer with; give one the weight 1, or remove the row."
+            )
         return chat
 
     def _cut(self, chat: Conversation) -> tuple[Conversation, bool]:
@@ -101,17 +108,21 @@ class ChatTokenizer(PromptTokenizer):
         """Return the conversation that the tokens of a row are of: with its targets, or what is to be answered."""
         return self._cut(self._to_learn(row))[0] if has_targets else self.question(row)[0]
 
+    def _to_answer(self, row: Mapping[str, Any]) -> Conversation:
+        """Return the conversation of a row; with no targets if the assistant does not have its last message."""
+        return self._with_weight(self._read(row).to_answer())
+
     def _to_learn(self, row: Mapping[str, Any]) -> Conversation:
         """Return the conversation of a row, without what comes after its last target if only that is one.
 
         Some templates write a turn otherwise if others follow.
         """
-        chat = self._read(row)
+        chat = self._with_weight(self._read(row))
         return chat.up_to_target() if self.template.chat.assistant_loss == "last" else chat
 
     def question(self, row: Mapping[str, Any]) -> tuple[Conversation, bool]:
         """Return the conversation whose tokens `source_ids` returns, and whether turns were left out of it."""
-        chat, was_cut = self._cut(self._read(row).to_answer())
+        chat, was_cut = self._cut(self._to_answer(row))
         question = chat.question()
         if not question.messages:
             raise PromptTuningError(
@@ -119,8 +130,8 @@ class ChatTokenizer(PromptTokenizer):
             )
         return question, was_cut
 
-    def content_ids(self, content: Any) -> list[int]:
-        """Return the tokens of a conversation as a caller holds it.
+    def read_content(self, content: Any) -> Content:
+        """Return the tokens of a conversation as a caller holds it, and what the chat template leaves out of it.
 
         It is a list of messages, which the model answers, or of which it continues the last one if that is the
         assistant's; a row of columns, as `source_ids` takes it; or the text of a user's turn. Raise PromptTuningError
@@ -129,7 +140,8 @@ class ChatTokenizer(PromptTokenizer):
         column = self.template.messages_column
         content = series_row(content, [column])
         if isinstance(content, Mapping) and column in content:
-            return self.source_ids(content)[0]
+            question, _ = self.question(content)
+            return self._content(question, self.chats.text(question, generation_prompt=True))
         if isinstance(content, Mapping) or not isinstance(content, str | list | tuple):
             raise PromptTuningError(
                 f"inputs hold {content!r:.80}; give a list of messages, a row with the column {column!r}, or the text "
@@ -140,13 +152,17 @@ class ChatTokenizer(PromptTokenizer):
         # The last message is no target here, so that no turn is taken off.
         chat = self._checked(Conversation(messages, len(messages), kwargs=self.template.kwargs()))
 
-        def ids_of(kept: Conversation) -> list[int]:
-            return self.chats.ids(self.chats.text(kept, not is_continued, prefill=is_continued))
+        def text_of(kept: Conversation) -> str:
+            return self.chats.text(kept, not is_continued, prefill=is_continued)
 
-        if start := self._start(chat, ids_of):
+        if start := self._start(chat, lambda kept: self.chats.ids(text_of(kept))):
             limit = self.template.max_source_length
             logger.warning("%d turns of a chat were left out, to max_source_length=%d tokens.", start, limit)
-        return ids_of(chat.without(start))
+        chat = chat.without(start)
+        return self._content(chat, text_of(chat))
+
+    def _content(self, chat: Conversation, text: str) -> Content:
+        return Content(self.chats.ids(text), self.chats.unwritten(chat, text))
 
     def encode(
         self, row: Mapping[str, Any], require_target: bool = True, reader: LabelReader | None = None
@@ -158,7 +174,7 @@ class ChatTokenizer(PromptTokenizer):
         `reader` is not used. Raise PromptTuningError if the row holds no conversation, or the chat template cannot
         tell its targets.
         """
-        chat, was_cut = self._cut(self._to_learn(row) if require_target else self._read(row).to_answer())
+        chat, was_cut = self._cut(self._to_learn(row) if require_target else self._to_answer(row))
         if not chat.targets():
             if require_target:
                 roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
@@ -178,7 +194,7 @@ class ChatTokenizer(PromptTokenizer):
             )
         labels = [i if labelled else IGNORED for i, labelled in zip(ids, mask, strict=True)]
         encoded = {"input_ids": ids, "labels": labels, "length": len(ids), "was_cut": was_cut}
-        return encoded | {"unwritten": unwritten(chat, text, self.chats.template_for(chat))}
+        return encoded | {"unwritten": self.chats.unwritten(chat, text)}
 
     def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
         """Return what stands before the last target as `source`, and this target, each cut to `longest` characters."""
@@ -203,31 +219,6 @@ class ChatTokenizer(PromptTokenizer):
                     name,
                 )
         return encoded
-
-    def _report(self, encoded: Dataset, name: str) -> None:
-        super()._report(encoded, name)
-        found = [(i, what) for i, what in enumerate(encoded["unwritten"]) if what is not None]
-        if found:
-            self._warn_of_unwritten(f"{len(found)} of {len(encoded)} {name} rows hold", *found[0])
-
-    def _report_first(self, encoded: Mapping[str, Any], index: int, name: str) -> None:
-        if encoded["unwritten"] is not None and name not in self._warned:
-            self._warned.add(name)
-            self._warn_of_unwritten(f"the {name} data hold", index, encoded["unwritten"])
-
-    @cached_property
-    def _warned(self) -> set[str]:
-        """The streams of which was told what is not written in them."""
-        return set()
-
-    def _warn_of_unwritten(self, rows: str, index: int, what: str) -> None:
-        logger.warning(
-            "%s what the chat template does not write, so that the model never sees it: first row %d, %s. Give a "
-            "chat_template that writes it, or remove it from the rows.",
-            rows,
-            index + 1,
-            what,
-        )
 
     def _report_cut(self, cut: int, rows: int, name: str) -> None:
         logger.warning(

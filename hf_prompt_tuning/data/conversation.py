@@ -16,12 +16,23 @@ class Conversation:
         first_target: the index of the first message that may be a target. Those before are a prompt's.
         tools: JSON schemas, or None.
         kwargs: variables of the template.
+        row: the messages as the row has them, whose numbers errors and warnings name. Default: `messages`.
     """
 
     messages: list[Message]
     first_target: int = 0
     tools: list[Any] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    row: list[Message] | None = None
+
+    def __post_init__(self):
+        if self.row is None:
+            object.__setattr__(self, "row", self.messages)
+
+    def name_of(self, index: int) -> str:
+        """Return in words which message of the row it is, counted from 1, or that it was put in front of them."""
+        number = next((n for n, own in enumerate(self.row, 1) if own is self.messages[index]), None)
+        return "the message in front of the row's own" if number is None else f"message {number}"
 
     def targets(self, which: str = "all") -> list[int]:
         """Return the indices of the assistant's messages that are targets: "all" of them, or the "last".
@@ -31,6 +42,12 @@ class Conversation:
         found = [i for i, m in enumerate(self.messages) if m["role"] == ASSISTANT and m.get("weight", 1) != 0]
         found = [i for i in found if i >= self.first_target]
         return found[-1:] if which == "last" else found
+
+    @property
+    def is_weightless(self) -> bool:
+        """Whether the assistant has messages that could be targets, and all have the weight 0."""
+        could_be = (message["role"] == ASSISTANT for message in self.messages[self.first_target :])
+        return any(could_be) and not self.targets()
 
     def question(self) -> "Conversation":
         """Return the messages before the last target, which the assistant answers; all of them without a target."""

@@ -1,6 +1,7 @@
 """Read a row's label from a number, a text, a boolean, or a ClassLabel's number or name."""
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 from ..errors import PromptTuningError
 from .files import ORIGIN
+
+logger = logging.getLogger(__name__)
 
 UNLABELLED = ("", "-1")
 """The keys that mean "no label", unless `label_words` has words for them."""
@@ -208,4 +211,15 @@ class LabelReader:
         return PromptTuningError(
             f"the label {value!r} (column {self.column!r}) may be {readings}: this data names its labels in another "
             "way than the data that the label words are from. Write the column alike in both."
+        )
+
+
+def warn_of_names(names: Sequence[str], without: set[str], data: str) -> None:
+    """Warn once of the rows whose label has no label words: those of the `names` that are in `without`."""
+    unnamed = [label for label in names if label in without]
+    if unnamed and len(unnamed) < len(names):
+        labels = " or ".join(map(repr, dict.fromkeys(unnamed)))
+        logger.warning(
+            f"{len(unnamed)} of {len(names)} {data} rows have the label {labels}, which has no words (no training "
+            "row has it, or label_words leave it out): they count as rows without a label."
         )

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
@@ -19,9 +19,10 @@ from .continuation import continuation_ids
 from .encoded_rows import FEATURES, columns_of
 from .files import ORIGIN
 from .heads import leading_ids
-from .labels import LabelReader
+from .labels import LabelReader, warn_of_names
 from .rows import column_names, row_columns
 from .template import PromptTemplate
+from .unwritten import UnwrittenWarning, warn_of_unwritten
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,18 @@ Tokenizing takes seconds per megabyte.
 def origin(row: Mapping[str, Any]) -> str:
     """Return the origin of a row in parentheses, or "" if it is unknown."""
     return f" ({row[ORIGIN]})" if row.get(ORIGIN) else ""
+
+
+class Content(NamedTuple):
+    """A row that is to be answered.
+
+    Attributes:
+        ids: its tokens.
+        unwritten: in words, the first part of a chat that the chat template left out; None if all is there.
+    """
+
+    ids: list[int]
+    unwritten: str | None
 
 
 class PromptTokenizer:
@@ -55,8 +68,6 @@ class PromptTokenizer:
     """
 
     takes: type = PromptTemplate
-    notes: ClassVar[Mapping[str, Value]] = {"was_cut": Value("bool")}
-    """What `encode` tells of a row beside its tokens, and the types."""
 
     def __init__(
         self,
@@ -84,6 +95,7 @@ class PromptTokenizer:
         self.tokenizer = tokenizer
         self.is_encoder_decoder = is_encoder_decoder
         self.chats = None if template.chat is None else self._renderer(template.chat, always_system)
+        self._stream_warnings: dict[str, UnwrittenWarning] = {}
         self.label_token_ids  # noqa: B018  (labels with the same tokens raise here, before training)
 
     def _renderer(self, format: ChatFormat, always_system: bool) -> ChatRenderer:
@@ -94,6 +106,12 @@ class PromptTokenizer:
         if isinstance(chats.template, str):
             self.template = replace(self.template, chat=replace(format, chat_template=chats.template))
         return chats
+
+    @property
+    def _notes(self) -> dict[str, Value]:
+        """What `encode` tells of a row beside its tokens, and the types."""
+        notes = {"was_cut": Value("bool")}
+        return notes if self.chats is None else notes | {"unwritten": Value("string")}
 
     @property
     def end_ids(self) -> list[int]:
@@ -171,9 +189,14 @@ class PromptTokenizer:
         return text_at(fitting), ids_at(fitting), True
 
     def content_ids(self, content: Any) -> list[int]:
-        """Return the tokens of a row's source as a caller holds it: a dict of columns, or the text of the one column.
+        """Return the tokens of a row as a caller holds it. Raise as `read_content` does."""
+        return self.read_content(content).ids
 
-        Raise PromptTuningError if it is neither, or lacks a column; or as `source_ids` does.
+    def read_content(self, content: Any) -> Content:
+        """Return the tokens of a row's source as a caller holds it, and what the chat template leaves out of it.
+
+        The row is a dict of columns, or the text of the one column. Raise PromptTuningError if it is neither, or lacks
+        a column; or as `source_ids` does.
         """
         columns = self.template.source_columns
         row = row_columns(content, columns)
@@ -181,7 +204,15 @@ class PromptTokenizer:
             raise PromptTuningError(
                 f"the template's field {{{missing[0]}}} is not in the row, which has {column_names(row)}."
             )
-        return self.source_ids(row)[0]
+        text, ids, _ = self._fitted(row)
+        return Content(ids, self._unwritten(text))
+
+    def _unwritten(self, text: str) -> str | None:
+        """Return in words what a chat template leaves out of a source that is told as a chat, or None."""
+        if self.chats is None:
+            return None
+        chat = self.chats.user_turn(text)
+        return self.chats.unwritten(chat, self.chats.text(chat, generation_prompt=True))
 
     def target_ids(self, text: str) -> list[int]:
         """Return the tokens of the target with EOS at the end, of a chat with the end of its turn.
@@ -229,11 +260,12 @@ class PromptTokenizer:
     ) -> dict[str, Any]:
         """Return the `input_ids`, `labels`, `length` and `was_cut` of one row, and for classification its `label`.
 
-        `label` is the index of the right label, or -1 if the row has none. A row without a label or target gets the
+        Of a row that is told as a chat, also return what is `unwritten`, in words or None. `label` is the index of the
+        right label, or -1 if the row has none. A row without a label or target gets the
         `input_ids` of the source and no labels to predict. It is rejected if `require_target` is set. `reader` reads
         the label in the form that the row's dataset uses.
         """
-        source, was_cut = self.source_ids(row)
+        source_text, source, was_cut = self._fitted(row)
         template, index = self.template, None
         if template.is_classification:
             index = template.label_index(row, reader)
@@ -248,6 +280,8 @@ class PromptTokenizer:
             )
         target = [] if text is None else self.target_ids(text)
         encoded: dict[str, Any] = {"was_cut": was_cut}
+        if self.chats is not None:
+            encoded["unwritten"] = self._unwritten(source_text)
         if self.is_encoder_decoder:
             encoded |= {"input_ids": source, "labels": target, "length": len(source)}
         else:
@@ -294,38 +328,32 @@ class PromptTokenizer:
             return encoded
 
         kinds = {key: kind for key, kind in FEATURES.items() if key != "label" or template.is_classification}
-        features = Features(kinds | self.notes)
+        features = Features(kinds | self._notes)
         # Pass features: without them a new column would take the type of a raw column with the same name. They also
         # mark a stream as rows of token ids.
         options = {"with_indices": True, "remove_columns": columns, "features": features}
         if is_stream:
             return data.map(encode, **options).select_columns(list(kinds))
         if without:
-            self._warn_of_names(data, reader, without, name)
+            warn_of_names([reader.name(value) for value in data[template.label_column]], without, name)
         encoded = data.map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
         self._report(encoded, name)
-        return encoded.remove_columns(list(self.notes))
+        return encoded.remove_columns(list(self._notes))
 
     def _report(self, encoded: Dataset, name: str) -> None:
         """Log what there is to tell of all rows."""
         if cut := sum(encoded["was_cut"]):
             self._report_cut(cut, len(encoded), name)
+        if self.chats is not None:
+            warn_of_unwritten(encoded["unwritten"], name)
 
     def _report_first(self, encoded: Mapping[str, Any], index: int, name: str) -> None:
         """Log what there is to tell of a stream, at the first row that has it."""
+        if self.chats is not None:
+            warning = self._stream_warnings.setdefault(name, UnwrittenWarning(f"the {name} data hold"))
+            warning.see(index + 1, encoded["unwritten"])
 
     def _report_cut(self, cut: int, rows: int, name: str) -> None:
         """Log how many rows were cut."""
         limit = self.template.max_source_length
         logger.warning("%d of %d %s rows were cut to max_source_length=%d tokens.", cut, rows, name, limit)
-
-    def _warn_of_names(self, data: Dataset, reader: LabelReader, without: set[str], name: str) -> None:
-        """Warn once about the rows whose label has no label words."""
-        names = [reader.name(value) for value in data[self.template.label_column]]
-        unnamed = [label for label in names if label in without]
-        if unnamed and len(unnamed) < len(names):
-            labels = " or ".join(map(repr, dict.fromkeys(unnamed)))
-            logger.warning(
-                f"{len(unnamed)} of {len(names)} {name} rows have the label {labels}, which has no words (no training "
-                "row has it, or label_words leave it out): they count as rows without a label."
-            )

@@ -1,12 +1,15 @@
 """Tell what a chat template leaves out of a conversation that it rendered."""
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .conversation import Conversation
-from .messages import ASSISTANT, Message
+from .messages import ASSISTANT
+
+logger = logging.getLogger(__name__)
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message in which data sets have an assistant's reasoning."""
@@ -26,25 +29,61 @@ def unwritten(chat: Conversation, text: str, template: str) -> str | None:
         template: the chat template.
     """
     found = _without_space(text)
-    parts = list(_parts(chat.messages))
+    parts = list(_parts(chat))
     joined = "\0".join(_without_space(part) for _, part in parts)
     for what, part in parts:
         # Counting, and not looking for it: a short text may stand in another message.
         bare = _without_space(part)
         if found.count(bare) < joined.count(bare) and not _stands_escaped(part, found):
             return what
-    for number, message in enumerate(chat.messages, 1):
+    for index, message in enumerate(chat.messages):
         names = _names(message.get("tool_calls"))
         if names and not _are_written(names, "tool_calls", found, template):
-            return f"the tool calls of message {number}, the {message['role']}'s"
+            return f"the tool calls of {chat.name_of(index)}, the {message['role']}'s"
     return "the tools" if chat.tools and not _are_written(_names(chat.tools), "tools", found, template) else None
 
 
-def _parts(messages: list[Message]) -> Iterator[tuple[str, str]]:
+class UnwrittenWarning:
+    """Warn of the first row of which a chat template leaves something out, and of no other.
+
+    Args:
+        rows: the rows, with a verb: "the inputs hold".
+    """
+
+    def __init__(self, rows: str):
+        self._rows, self._is_given = rows, False
+
+    def see(self, number: int | None, what: str | None) -> None:
+        """Warn if a row is the first that is not whole.
+
+        `number` is the row's, counted from 1, or None for a single row. `what` is what `unwritten` returned for it.
+        """
+        if what is None or self._is_given:
+            return
+        self._is_given = True
+        logger.warning(
+            "%s what the chat template does not write, so that the model never sees it: %s. Give a chat_template "
+            "that writes it, or remove it from the rows.",
+            self._rows,
+            what if number is None else f"first row {number}, {what}",
+        )
+
+
+def warn_of_unwritten(unwritten: Sequence[str | None], name: str) -> None:
+    """Warn of all rows of a data set of which a chat template leaves something out: how many, and which is the first.
+
+    `unwritten` is what the function of this name returned for each row.
+    """
+    found = [(number, what) for number, what in enumerate(unwritten, 1) if what is not None]
+    if found:
+        UnwrittenWarning(f"{len(found)} of {len(unwritten)} {name} rows hold").see(*found[0])
+
+
+def _parts(chat: Conversation) -> Iterator[tuple[str, str]]:
     """Return the texts of messages that a template is expected to write, each with its name."""
-    for number, message in enumerate(messages, 1):
-        whose = f"message {number}, the {message['role']}'s"
-        is_last = number == len(messages)
+    for index, message in enumerate(chat.messages):
+        whose = f"{chat.name_of(index)}, the {message['role']}'s"
+        is_last = message is chat.messages[-1]
         content = message.get("content", "")
         for part in [content] if isinstance(content, str) else (part["text"] for part in content):
             pieces = REASONING_END.split(part) if message["role"] == ASSISTANT else [part]

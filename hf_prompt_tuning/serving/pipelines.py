@@ -20,6 +20,7 @@ from ..data.message_content import joined
 from ..data.messages import ASSISTANT, FUNCTION_CALL, is_chat, read_messages
 from ..data.rows import series_row, table_rows
 from ..data.tokenization import PromptTokenizer
+from ..data.unwritten import UnwrittenWarning
 from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
 from ..layouts.label_search import LabelSearch
@@ -30,10 +31,19 @@ from .writing_options import OF_THE_TEXT, generate_options, is_greedy, merge_opt
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """An input and the name of its prompt. (Not a tuple, because transformers would look for messages in it.)"""
+    """An input of a call. (Not a tuple, because transformers would look for messages in it.)
+
+    Attributes:
+        content: what the caller gave.
+        adapter_name: its prompt.
+        number: counted from 1; None for the only input.
+        unwritten: in words, what the chat template left out of it.
+    """
 
     content: Any
     adapter_name: str
+    number: int | None = None
+    unwritten: str | None = None
 
 
 class PromptPipeline(Pipeline):
@@ -87,7 +97,8 @@ class PromptPipeline(Pipeline):
                 names = [names] * len(inputs)
             if len(names) != len(inputs):
                 raise PromptTuningError(f"adapter_names has {len(names)} names for {len(inputs)} rows; give as many.")
-            rows: Any = [_Row(content, name) for content, name in zip(inputs, names, strict=True)]
+            pairs = enumerate(zip(inputs, names, strict=True), 1)
+            rows = [_Row(content, name, number) for number, (content, name) in pairs]
             return super().__call__(rows, **kwargs) if rows else []
         if not isinstance(names, str):
             raise PromptTuningError("adapter_names is a list, and inputs are none; give one name, or a list of rows.")
@@ -96,7 +107,29 @@ class PromptPipeline(Pipeline):
             return super().__call__([_Row(inputs, names)], **kwargs)[0]
         if not isinstance(inputs, Iterable | Dataset):
             raise PromptTuningError(f"inputs is a {type(inputs).__name__}; give a row, a list of rows, or a dataset.")
-        return super().__call__((_Row(content, names) for content in inputs), **kwargs)
+        return super().__call__((_Row(content, names, number) for number, content in enumerate(inputs, 1)), **kwargs)
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Any:
+        """Return the results of one call. It warns once of what the chat template leaves out of the inputs."""
+        forward_params = {**forward_params, "warning": UnwrittenWarning("the inputs hold")}
+        return super().get_iterator(
+            inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
+        )
+
+    def forward(self, model_inputs: dict[str, Any], warning: UnwrittenWarning, **params: Any) -> Any:
+        """Run the model on a batch. The warning is here, and not in `preprocess`, which may run in other processes."""
+        rows = model_inputs["row"]
+        for row in rows if isinstance(rows, list) else [rows]:
+            warning.see(row.number, row.unwritten)
+        return super().forward(model_inputs, **params)
 
     def _coder(self, name: str) -> PromptTokenizer:
         """Return the tokenizer for a prompt's template.
@@ -128,7 +161,13 @@ class PromptPipeline(Pipeline):
 
     def preprocess(self, row: _Row) -> dict[str, Any]:
         """Return `input_ids`, `attention_mask` [1, T], `row`, `which` [1], its prompt's index in `prompt_info`."""
-        ids = torch.tensor([self._coder(row.adapter_name).content_ids(row.content)])
+        try:
+            content = self._coder(row.adapter_name).read_content(row.content)
+        except PromptTuningError as error:
+            if row.number is None:
+                raise
+            raise PromptTuningError(f"row {row.number}: {error}") from error
+        row, ids = dataclasses.replace(row, unwritten=content.unwritten), torch.tensor([content.ids])
         which = torch.tensor([list(self.model.prompt_info).index(row.adapter_name)])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "which": which, "row": row}
 

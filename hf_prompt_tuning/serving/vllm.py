@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..data.chat_tokenization import row_tokenizer
 from ..data.heads import needs_system_turn, without_head
 from ..data.tokenization import PromptTokenizer
+from ..data.unwritten import UnwrittenWarning
 from ..errors import PromptTuningError
 from ..hub.files import open_tensors
 from ..layouts.sharing import whole
@@ -91,6 +92,7 @@ class VllmPrompt:
 
     def __init__(self, prompt: Tensor, embedding: Tensor, coder: PromptTokenizer, head: Sequence[int] = ()):
         self.prompt, self.embedding, self.coder, self.head = prompt, embedding, coder, tuple(head)
+        self._warning = UnwrittenWarning("the rows hold")
 
     @classmethod
     def load(cls, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> "VllmPrompt":
@@ -115,10 +117,12 @@ class VllmPrompt:
     def embeds(self, row: Any) -> Tensor:
         """Return the embeddings of the prompt and a row's source text, [P+T, H].
 
-        A row has the template's columns. With a template for conversations it may be a list of messages.
+        A row has the template's columns. With a template for conversations it may be a list of messages. A warning
+        tells once if the chat template leaves something out of a row.
         """
-        ids = without_head(self.coder.content_ids(row), self.head)
-        return torch.cat([self.prompt, self.embedding[ids]])
+        ids, unwritten = self.coder.read_content(row)
+        self._warning.see(None, unwritten)
+        return torch.cat([self.prompt, self.embedding[without_head(ids, self.head)]])
 
     def payload(self, row: Any) -> str:
         """Return the value of a request's `prompt_embeds`: the saved tensor in base64."""

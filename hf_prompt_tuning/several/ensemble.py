@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.chat_tokenization import RowTemplate
 from ..data.collator import DataCollatorForPromptTuning
 from ..data.rows import column_names, series_row, table_rows
+from ..data.unwritten import UnwrittenWarning
 from ..errors import PromptLoadError, PromptTuningError
 from ..hub.files import OPTIONS, Place, read_whole
 from ..layouts.base import IGNORED
@@ -89,13 +90,15 @@ class PromptEnsemble:
             raise PromptTuningError(
                 f"rows is a {type(rows).__name__}; give a list of rows, each a dict of {column_names(columns)}."
             )
-        return [self._feature(row, number) for number, row in enumerate(table, start=1)]
+        warning = UnwrittenWarning("the rows hold")
+        return [self._feature(row, number, warning) for number, row in enumerate(table, start=1)]
 
-    def _feature(self, content: Any, number: int) -> dict[str, Any]:
+    def _feature(self, row: Any, number: int, warning: UnwrittenWarning) -> dict[str, Any]:
         try:
-            ids = self._encoder.content_ids(content)
+            ids, unwritten = self._encoder.read_content(row)
         except PromptTuningError as error:
             raise PromptTuningError(f"row {number}: {error}") from error
+        warning.see(number, unwritten)
         return {"input_ids": ids, "labels": [IGNORED] * len(ids)}
 
     def _batch(self, features: list[dict[str, Any]]) -> dict[str, Any]:

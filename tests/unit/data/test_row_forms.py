@@ -52,12 +52,32 @@ def test_a_turn_with_the_weight_0_is_no_target():
     assert said(tokenizer, coder().encode({"messages": later})) == "thank you<|im_end|>"
     with pytest.raises(PromptTuningError, match=r"message 2 of \{messages\} has the weight 0.5; give 0"):
         coder().encode({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5}]})
-    with pytest.raises(PromptTuningError, match="no turn of the assistant"):
-        coder().encode({"messages": [TURNS[0], first]})
     marked = coder(ChatTemplate(chat=ChatFormat(chat_template=MARKED["chatml"])))
     assert said(tokenizer, marked.encode({"messages": [TURNS[0], first, TURNS[2], last]})) == "quick help<|im_end|>"
-    with pytest.raises(PromptTuningError, match="has the weight 0 behind a target"):
+    with pytest.raises(PromptTuningError, match="message 4, the assistant's, has the weight 0 behind a target"):
         marked.encode({"messages": later})
+
+
+def test_a_row_whose_turns_all_have_the_weight_0_is_refused_in_training_and_evaluation():
+    weightless = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in TURNS]
+    rows = Dataset.from_list([{"messages": TURNS}, {"messages": weightless}])
+    for needs in (True, False):
+        with pytest.raises(PromptTuningError, match="row 2 of the some data: all turns of the assistant have"):
+            coder().encode_dataset(rows, "some", require_target=needs)
+    with pytest.raises(PromptTuningError, match="all turns of the assistant have the weight 0"):
+        coder().content_ids({"messages": weightless})
+    # one that ends with a question is answered there, whatever the turns before it weigh
+    asked = [*weightless, {"role": "user", "content": "why"}]
+    encoded = coder().encode({"messages": asked}, require_target=False)
+    assert encoded["input_ids"] == coder().content_ids(asked) == coder().content_ids({"messages": asked})
+    assert set(encoded["labels"]) == {-100}
+    with pytest.raises(PromptTuningError, match="all turns of the assistant have the weight 0"):
+        coder().encode({"messages": asked})
+    # of a prompt and its completion, only the completion's turns count
+    apart = coder(ChatTemplate("prompt", "completion"))
+    encoded = apart.encode({"prompt": weightless, "completion": "great"})
+    assert said(chat_tokenizer("chatml"), encoded) == "great<|im_end|>"
+    assert apart.encode({"prompt": asked}, require_target=False)["input_ids"] == coder().content_ids(asked)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +86,7 @@ def test_a_turn_with_the_weight_0_is_no_target():
 )
 def test_other_roles_are_refused(role, meant):
     chat = [TURNS[0], {"role": role, "content": "well"}, TURNS[2], TURNS[3]]
-    match = f"a message has the role '{role}', which the chat template does not name; give one of system, developer, "
+    match = f"message 2 has the role '{role}', which the chat template does not name; give one of system, developer, "
     advice = rf" \('{meant}', if that is meant\)" if meant else ""
     match += f"user, assistant, tool{advice}, or"
     for name in ("chatml", "gemma"):
@@ -76,6 +96,22 @@ def test_other_roles_are_refused(role, meant):
             with pytest.raises(PromptTuningError, match=f"row 2 of the some data: {match}"):
                 rows = Dataset.from_list([{"messages": TURNS}, {"messages": chat}])
                 coder(name=name).encode_dataset(rows, "some", require_target=needs)
+
+
+def test_messages_are_counted_as_the_row_has_them():
+    """Whatever system message stands in front, and however many turns are left out."""
+    chat = [*TURNS[:2], {"role": "bing", "content": "well"}]
+    named = ChatTemplate(chat=ChatFormat(system_message="Be kind."))
+    for row in ({"messages": chat}, {"messages": chat[:1] + chat[2:] + TURNS}):
+        number = [message["role"] for message in row["messages"]].index("bing") + 1
+        with pytest.raises(PromptTuningError, match=f"^message {number} has the role 'bing'"):
+            coder(named).encode(row)
+    own = [{"role": "system", "content": "Be kind."}, *TURNS, TURNS[0], {"role": "assistant", "content": ""}]
+    for system, messages in ((None, own), ("Be kind.", own[1:])):
+        cut = ChatTemplate(chat=ChatFormat(system_message=system, assistant_loss="last"), max_source_length=45)
+        assert coder(cut).source_ids({"messages": messages})[1]
+        with pytest.raises(PromptTuningError, match=f"^message {len(messages)}, the assistant's, is empty"):
+            coder(cut).encode({"messages": messages})
 
 
 @pytest.mark.parametrize("test", ["m.role == 'bing'", "'bing' == m.role", 'm["role"] in ["user", "bing"]'])

@@ -5,7 +5,7 @@ import logging
 import pytest
 from datasets import Dataset
 
-from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer
+from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer, PromptTemplate, PromptTokenizer
 from tests.shared.chat_templates import FAMILIES, chat_tokenizer
 from tests.shared.conversations import SYSTEM, TURNS
 
@@ -107,6 +107,30 @@ def test_no_family_leaves_out_a_conversation(name):
 )
 def test_what_a_template_writes_in_its_own_form_is_not_left_out(row, name, template):
     assert left_out(row, name, template) is None
+
+
+def test_messages_are_counted_as_the_row_has_them():
+    later = {"messages": [*TURNS, *TURNS[:2], RESULT, SEVEN]}
+    for system in (None, "Be kind."):
+        chat = ChatFormat(chat_template=DROPS, assistant_loss="last", system_message=system)
+        cut = ChatTokenizer(ChatTemplate(chat=chat, max_source_length=60), chat_tokenizer("chatml"), False)
+        encoded = cut.encode(later)
+        assert encoded["was_cut"] and encoded["unwritten"] == "the text of message 7, the tool's"
+    no_system = ChatFormat(chat_template=DROPS.replace("m.role == 'system'", "false"), system_message="Be kind.")
+    encoded = ChatTokenizer(ChatTemplate(chat=no_system), chat_tokenizer("chatml"), False).encode({"messages": TURNS})
+    assert encoded["unwritten"] == "the text of the message in front of the row's own, the system's"
+
+
+def test_rows_of_columns_that_are_told_as_chats_are_checked_too(caplog):
+    chat = ChatFormat(chat_template=DROPS.replace("m.role == 'system'", "false"), system_message="Be kind.")
+    template = PromptTemplate("{message}", target="{answer}", chat=chat)
+    coder = PromptTokenizer(template, chat_tokenizer("chatml"), False)
+    rows = Dataset.from_list([{"message": "never came", "answer": "no"}] * 3)
+    with caplog.at_level(logging.WARNING):
+        assert coder.encode_dataset(rows, "training").column_names == ["input_ids", "labels", "length"]
+    (message,) = caplog.messages
+    assert message.startswith("3 of 3 training rows hold what the chat template does not write")
+    assert ": first row 1, the text of the message in front of the row's own, the system's." in message
 
 
 def test_one_warning_counts_the_rows_of_a_data_set(caplog):

@@ -155,6 +155,64 @@ def test_rows_of_a_template_that_is_told_as_a_chat():
     assert mixed[0] == [pytest.approx(label) for label in found[0]]
 
 
+def left_out(caplog):
+    """What was told of rows of which the chat template leaves something out."""
+    messages, start = [text for text in caplog.messages if "the chat template does not write" in text], "sees it: "
+    caplog.clear()
+    return [text.partition(start)[2].partition(". Give")[0] for text in messages]
+
+
+def test_one_warning_a_call_names_the_first_row_of_which_the_template_leaves_something_out(caplog):
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.chat_template = (
+        tokenizer.chat_template.replace("{{ '<|im_start|>'", "{% if m.role != 'tool' %}{{ '<|im_start|>'")
+        .replace("{% endfor %}", "{% endif %}{% endfor %}", 1)
+        .replace("message in", "m in")
+        .replace("message[", "m[")
+    )
+    model = made(tokenizer, ChatTemplate(), TEXT)
+    pipe = pipeline("prompt-generation", model=model, tokenizer=tokenizer)
+    dropped = [*CHATS[0], {"role": "tool", "content": "7"}, {"role": "user", "content": "day"}]
+    what = "the text of message 5, the tool's"
+    for inputs in ([ASKED[0], dropped, ASKED[1], dropped], [{"messages": ASKED[0]}, {"messages": dropped}]):
+        for size in (1, 2):
+            pipe(inputs, batch_size=size, **OPTIONS)
+            assert left_out(caplog) == [f"first row 2, {what}"]
+    with_other = pipe(["never came", dropped], adapter_names=["p1", "default"], batch_size=2, **OPTIONS)
+    assert left_out(caplog) == [f"first row 2, {what}"] and len(with_other) == 2
+    for single in (dropped, {"messages": dropped}):
+        pipe(single, **OPTIONS)
+        assert left_out(caplog) == [what]
+    several = (pipe((chat for chat in (dropped, dropped)), **OPTIONS) for _ in range(2))
+    for pair in zip(*several, strict=True):
+        assert len(pair) == 2
+    assert left_out(caplog) == [f"first row 1, {what}"] * 2  # two calls, whose rows come by turns
+    pipe(ASKED, **OPTIONS)
+    assert left_out(caplog) == []
+
+
+def test_a_classification_warns_of_what_its_chat_template_leaves_out(caplog):
+    tokenizer = chat_tokenizer("chatml")
+    loop = "{% for message in messages if message['role'] != 'system' %}"
+    chat = ChatFormat(tokenizer.chat_template.replace("{% for message in messages %}", loop), "Be kind.")
+    words = {"1": "complaint", "2": "no complaint"}
+    model = made(tokenizer, PromptTemplate("{message}", label_column="label", label_words=words, chat=chat))
+    pipe = pipeline("prompt-classification", model=model, tokenizer=tokenizer)
+    pipe(["never came", "why"], batch_size=2)
+    assert left_out(caplog) == ["first row 1, the text of the message in front of the row's own, the system's"]
+
+
+def test_a_refusal_names_the_row_and_the_message():
+    tokenizer = chat_tokenizer("chatml")
+    pipe = pipeline("prompt-generation", model=made(tokenizer, ChatTemplate()), tokenizer=tokenizer)
+    wrong = [*CHATS[1], {"role": "bot", "content": "well"}]
+    for inputs in ([ASKED[0], wrong], (chat for chat in [ASKED[0], wrong])):
+        with pytest.raises(PromptTuningError, match=r"^row 2: message 3 has the role 'bot'"):
+            list(pipe(inputs, **OPTIONS))
+    with pytest.raises(PromptTuningError, match=r"^message 3 has the role 'bot'"):
+        pipe(wrong, **OPTIONS)
+
+
 def test_refused():
     tokenizer = chat_tokenizer("chatml")
     model = made(tokenizer, ChatTemplate(), TEXT)
