@@ -6,7 +6,7 @@ module, and a prompt initialised from tokens X must behave exactly like X prepen
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,12 @@ def _text_ids(config: PromptTuningConfig) -> list[int]:
         raise PromptTuningError(
             f"prompt_tuning_init_text {config.prompt_tuning_init_text!r} tokenizes to nothing; give some words."
         )
-    return list(islice(cycle(text_ids), config.num_virtual_tokens))
+    return repeated_or_cut(text_ids, config.num_virtual_tokens)
+
+
+def repeated_or_cut(ids: Sequence[int], length: int) -> list[int]:
+    """Return `length` ids: the first ones, or all of them again and again."""
+    return list(islice(cycle(ids), length))
 
 
 def common_token_ids(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, how_many: int) -> list[int]:

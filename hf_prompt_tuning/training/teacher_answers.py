@@ -1,12 +1,9 @@
 """Let a teacher write the targets of rows before training, and keep them in `output_dir`.
 
-A run that is resumed, or started again, reads the same targets. The file has for each data set a line with what its
-answers depend on, and a line for each row.
+A run that is resumed, or started again, reads the same targets. One that died while they were written goes on where it
+stopped: what is sampled for a batch depends on the seed and on the batch's place, and not on those before it.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +19,25 @@ from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..models.prompt import embedding_hash
-from ..models.scoring import decode, generate_within
+from ..models.scoring import generate_within
 from ..models.soft_prompts import SoftPrompts
+from .answer_files import (
+    ANSWERS_FILE,
+    UNFINISHED_FILE,
+    Answers,
+    Settings,
+    Unfinished,
+    check_same,
+    digest,
+    read_answers,
+    save_answers,
+)
 from .arguments import PromptTuningArguments
 from .voices import Voice
 
-ANSWERS_FILE = "teacher_answers.jsonl"
 TEXTS = ("input_ids", "attention_mask", "labels")
 DEFAULT_LENGTH = 128
 """The length of an answer if neither `teacher_max_new_tokens` nor the template has a limit."""
-
-Answers = list[list[list[int]]]
-"""The token ids of each answer of each row."""
 
 
 def without_target(row: dict[str, Any], index: int, raw: Dataset, encoder: PromptTokenizer) -> dict[str, Any]:
@@ -100,11 +104,11 @@ class Writer:
         """The largest number of tokens of an answer."""
         return self.args.teacher_max_new_tokens or self.encoder.template.max_target_length or DEFAULT_LENGTH
 
-    def settings(self, data: Dataset, copies: int) -> dict[str, Any]:
+    def settings(self, data: Dataset, copies: int) -> Settings:
         """Return what the answers of a data set depend on."""
         prompts = [embedding_hash(self.model.fixed_vectors(name)) for voice in self.voices for name in voice.names]
         read = {
-            name: _digest(list(data.with_format(None)[name]))
+            name: digest(list(data.with_format(None)[name]))
             for name in sorted(data.column_names)
             if name == "input_ids" or (name.startswith("teacher_") and name.endswith("input_ids"))
         }
@@ -114,7 +118,7 @@ class Writer:
             "teacher_temperature": self.args.teacher_temperature,
             "teacher_top_p": self.args.teacher_top_p,
             "teacher_max_new_tokens": self.length,
-            "backbone": _digest(self.model.fingerprint),
+            "backbone": digest(self.model.fingerprint),
             "rows": read.pop("input_ids"),
             "teacher": [*read.values(), *prompts],
         }
@@ -127,8 +131,8 @@ class Writer:
         """
         file, settings = Path(self.args.output_dir, ANSWERS_FILE), self.settings(data, copies)
         # Other processes wait until the first one has written the file, so that all train on the same rows.
-        with self.args.main_process_first(desc="writing the teacher's answers"):
-            kept = _read(file)
+        with self.args.main_process_first(local=self.args.save_on_each_node, desc="writing the teacher's answers"):
+            kept = read_answers(file)
             if name in kept:
                 check_same(kept[name][0], settings, name, file)
                 return kept[name][1]
@@ -137,29 +141,35 @@ class Writer:
                     f"process {self.args.process_index} finds no {name} answers in {file}, where another process has "
                     "written them; give an output_dir that all processes share."
                 )
-            answers = self._write(data, copies, name)
-            _save(file, kept | {name: (settings, answers)}, self.encoder.tokenizer)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = Unfinished(file.with_name(UNFINISHED_FILE), name, settings, len(data) * copies, kept)
+            answers = self._write(data, copies, name, unfinished)
+            save_answers(file, kept | {name: (settings, answers)}, self.encoder.tokenizer)
+            unfinished.file.unlink()
         return answers
 
-    def _write(self, data: Dataset, copies: int, name: str) -> Answers:
-        """Sample answers, in batches of rows of similar length."""
+    def _write(self, data: Dataset, copies: int, name: str, unfinished: Unfinished) -> Answers:
+        """Sample answers, in batches of rows of similar length, after those that are there."""
         rows = data.with_format(None)
         lengths = [len(ids) for ids in rows["teacher_0_input_ids"]]
         items = [(row, copy) for row in range(len(rows)) for copy in range(copies)]
         items.sort(key=lambda item: lengths[item[0]])
-        answers: Answers = [[[] for _ in range(copies)] for _ in range(len(rows))]
-        size = self.args.per_device_eval_batch_size
-        starts = range(0, len(items), size)
-        progress = tqdm(starts, desc=f"Writing {name} answers", disable=self.args.disable_tqdm)
+        size, done = self.args.per_device_eval_batch_size, len(unfinished.answers)
+        starts = range(done, len(items), size)
+        options = {"initial": -(-done // size), "total": -(-done // size) + len(starts)}
+        progress = tqdm(starts, desc=f"Writing {name} answers", disable=self.args.disable_tqdm, **options)
         was_training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng():
-            for start in progress:
-                torch.manual_seed((self.args.seed + 1) * 1_000_003 + start)
-                batch = items[start : start + size]
-                for (row, copy), answer in zip(batch, self._batch(rows, batch, copies), strict=True):
-                    answers[row][copy] = answer
-        self.model.train(was_training)
+        try:
+            with torch.random.fork_rng():
+                for start in progress:
+                    torch.manual_seed((self.args.seed + 1) * 1_000_003 + start)
+                    unfinished.add(self._batch(rows, items[start : start + size], copies))
+        finally:
+            self.model.train(was_training)
+        answers: Answers = [[[] for _ in range(copies)] for _ in range(len(rows))]
+        for (row, copy), answer in zip(items, unfinished.answers, strict=True):
+            answers[row][copy] = answer
         return answers
 
     def _batch(self, rows: Dataset, items: list[tuple[int, int]], copies: int) -> list[list[int]]:
@@ -189,56 +199,3 @@ class Writer:
         encoder = self.encoder
         ids = generate_within(self.model, batch, encoder.tokenizer, self.length, encoder.end_ids, options)
         return [[token for token in row if token != IGNORED] for row in ids.tolist()]
-
-
-def check_same(kept: dict[str, Any], settings: dict[str, Any], name: str, file: Path) -> None:
-    """Raise PromptTuningError if answers in a file depend on something else than those of this run."""
-    different = [key for key in settings if kept.get(key) != settings[key]]
-    if not different:
-        return
-    key = different[0]
-    what = {"rows": "other rows", "teacher": "another teacher", "backbone": "another backbone"}.get(
-        key, f"{key}={kept.get(key)}, and this run has {settings[key]}"
-    )
-    raise PromptTuningError(
-        f"{file} has the {name} answers of {what}; give another output_dir, or delete the file to have new ones "
-        "written."
-    )
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _read(file: Path) -> dict[str, tuple[dict[str, Any], Answers]]:
-    """Return for each data set the settings and the answers of a file; nothing if there is no file."""
-    found: dict[str, tuple[dict[str, Any], Answers]] = {}
-    if not file.is_file():
-        return found
-    try:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
-            if "settings" in values:
-                found[values["data"]] = (values["settings"], [])
-            else:
-                found[values["data"]][1].append([[int(i) for i in ids] for ids in values["token_ids"]])
-    except (ValueError, KeyError, TypeError) as error:
-        raise PromptTuningError(
-            f"{file} is not a file of a teacher's answers: {error}. Delete it to have new ones written."
-        ) from error
-    return found
-
-
-def _save(file: Path, kept: dict[str, tuple[dict[str, Any], Answers]], tokenizer: Any) -> None:
-    """Write a file of answers: completely, or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as out:
-        for name, (settings, answers) in kept.items():
-            print(json.dumps({"data": name, "settings": settings}), file=out)
-            for row in answers:
-                values = {"data": name, "texts": decode(row, tokenizer), "token_ids": row}
-                print(json.dumps(values, ensure_ascii=False), file=out)
-        out.flush()
-        os.fsync(out.fileno())
-    unfinished.replace(file)

@@ -25,7 +25,7 @@ from ..layouts.base import IGNORED, LabelledLogits
 from ..layouts.traits import max_positions, token_scale
 from ..models.distillation import LabelDistillation, TokenDistillation, in_row_order, mean_distribution
 from ..models.fixed_prompts import FixedPrompt
-from ..models.initialization import embedded_ids
+from ..models.initialization import embedded_ids, repeated_or_cut
 from ..models.scoring import rank_labels, sources
 from ..models.soft_prompts import SoftPrompts
 from .arguments import PromptTuningArguments
@@ -144,12 +144,12 @@ class Teaching:
     def first_vectors(self, model: SoftPrompts) -> Tensor | None:
         """Return the embeddings of the first tokens of the first text, as many as the prompt's vectors, [P, H] fp32.
 
-        None if no teacher is a text of all rows.
+        A text of fewer tokens is repeated, as the start `TEACHER` does. None if no teacher is a text of all rows.
         """
         texts = [ids for voice in self._voices if (ids := voice.rows.first_ids())]
         if not texts:
             return None
-        ids = texts[0][: len(model.prompt)]
+        ids = repeated_or_cut(texts[0], len(model.prompt))
         embeds = embedded_ids(ids, model.word_embeddings, "the teacher's text has")
         return token_scale(model.get_base_model()) * embeds
 

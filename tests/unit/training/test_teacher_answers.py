@@ -14,7 +14,8 @@ from hf_prompt_tuning import (
     Teacher,
 )
 from hf_prompt_tuning.layouts.base import IGNORED
-from hf_prompt_tuning.training.teacher_answers import ANSWERS_FILE
+from hf_prompt_tuning.training.answer_files import ANSWERS_FILE, UNFINISHED_FILE, read_answers
+from hf_prompt_tuning.training.teacher_answers import Writer
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.ensembles import make as make_ensemble
 from tests.shared.teaching import TEXT, taught
@@ -98,11 +99,88 @@ def test_answers_of_another_run_are_refused(tmp_path, change, words):
 
 
 def test_a_damaged_file_is_refused_and_a_half_written_one_ignored(tmp_path):
-    (tmp_path / f"{ANSWERS_FILE}.unfinished").write_text("{")
+    (tmp_path / f"{ANSWERS_FILE}.partial").write_text("{")
     make(tmp_path)
     (tmp_path / ANSWERS_FILE).write_text('{"data": "training", "token_ids"')
     with pytest.raises(PromptTuningError, match="is not a file of a teacher's answers"):
         make(tmp_path)
+
+
+def test_an_answer_may_hold_what_ends_a_line_elsewhere(tmp_path):
+    lines = [{"data": "training", "settings": {}}, {"data": "training", "texts": ["a\u2028b\x85"], "token_ids": [[7]]}]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (tmp_path / ANSWERS_FILE).write_text(text, encoding="utf-8")
+    assert read_answers(tmp_path / ANSWERS_FILE) == {"training": ({}, [[[7]]])}
+
+
+def dies_after(monkeypatch, batches):
+    """Let a teacher write so many batches, and no more."""
+    write, written = Writer._batch, []
+
+    def dying(*args):
+        if len(written) == batches:
+            raise KeyboardInterrupt
+        written.append(write(*args))
+        return written[-1]
+
+    monkeypatch.setattr(Writer, "_batch", dying)
+    return written
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("end", ["", '{"token_ids": [[3', '{"token_ids": [[3]]}'])
+def test_writing_that_was_interrupted_goes_on_where_it_stopped(tmp_path, monkeypatch, caplog, batches, end):
+    """In batches of 3: three for the training rows (8 answers), one for the evaluation rows (2 answers)."""
+    uses = {"per_device_eval_batch_size": 3}
+    whole = make(tmp_path / "whole", **uses)
+    with monkeypatch.context() as patched:
+        dies_after(patched, batches)
+        if batches < 4:
+            with pytest.raises(KeyboardInterrupt):
+                make(tmp_path / "cut", **uses)
+            unfinished = tmp_path / "cut" / UNFINISHED_FILE
+            unfinished.write_text(unfinished.read_text() + end)
+        else:
+            make(tmp_path / "cut", **uses)
+    set_seed(9)
+    torch.rand(batches)
+    with monkeypatch.context() as patched:
+        written = dies_after(patched, 9)
+        again = make(tmp_path / "cut", **uses)
+    assert len(written) == 4 - batches
+    assert ("this line is dropped" in caplog.text) is (end != "" and batches < 4)
+    assert ("answers were written before, and are kept" in caplog.text) is (batches in (1, 2))
+    for name in ("train_dataset", "eval_dataset"):
+        assert getattr(again, name).to_dict() == getattr(whole, name).to_dict()
+    files = [(tmp_path / folder / ANSWERS_FILE).read_bytes() for folder in ("whole", "cut")]
+    assert files[0] == files[1] and not (tmp_path / "cut" / UNFINISHED_FILE).exists()
+
+
+def test_unfinished_answers_of_another_run_or_damaged_ones_are_refused(tmp_path, monkeypatch):
+    uses = {"per_device_eval_batch_size": 3}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        dies_after(patched, 2)
+        make(tmp_path, **uses)
+    with pytest.raises(PromptTuningError, match=rf"{UNFINISHED_FILE} has the training answers of another teacher"):
+        make(tmp_path, teacher=Teacher(text="Be kind"), **uses)
+    kept = (tmp_path / UNFINISHED_FILE).read_text()
+    (tmp_path / UNFINISHED_FILE).write_text(kept.replace('"training"', '"evaluation"'))
+    with pytest.raises(PromptTuningError, match="has unfinished evaluation answers, and this run has none to"):
+        make(tmp_path, **uses)
+    more = kept + '{"token_ids": [[3], [3], [3]]}\n'
+    for damaged in (kept.replace("token_ids", "ids"), kept.replace('{"token', "{token"), "[]\n", more):
+        (tmp_path / UNFINISHED_FILE).write_text(damaged)
+        with pytest.raises(PromptTuningError, match=rf"{UNFINISHED_FILE} is not a file of a teacher's answers"):
+            make(tmp_path, **uses)
+    (tmp_path / UNFINISHED_FILE).write_text(kept)
+    other_size = make(tmp_path, per_device_eval_batch_size=2)
+    assert len(other_size.train_dataset) == 8
+    # One that is finished, and was not removed, does not count.
+    lines = (tmp_path / ANSWERS_FILE).read_text().splitlines(keepends=True)
+    (tmp_path / ANSWERS_FILE).write_text("".join(lines[:5]))
+    (tmp_path / UNFINISHED_FILE).write_text(kept)
+    again = make(tmp_path, **uses)
+    assert again.train_dataset.to_dict() == other_size.train_dataset.to_dict() and len(again.eval_dataset) == 2
 
 
 def test_a_chat_is_answered_in_place_of_its_last_answer(tmp_path):

@@ -39,6 +39,13 @@ def test_the_text_is_the_start(tmp_path, tokenizer, teacher, text):
     torch.testing.assert_close(trainer.model.prompt.detach(), embedded(trainer, text), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("text", ["Classify if the message is a complaint", "Is it", "complaint"])
+def test_the_baseline_is_the_start_whatever_the_texts_length(tmp_path, tokenizer, text):
+    trainer = trainer_of(tmp_path, tokenizer, Teacher(text=text))
+    start = trainer.model.prompt.detach()
+    torch.testing.assert_close(trainer.rows.teaching.first_vectors(trainer.model), start, rtol=0, atol=0)
+
+
 def test_a_text_that_is_given_goes_before_the_teachers(tmp_path, tokenizer):
     trainer = trainer_of(tmp_path, tokenizer, Teacher(text="Is it"), prompt_tuning_init_text="Classify if the message")
     expected = embedded(trainer, "Classify if the message")
