@@ -116,6 +116,8 @@ def checked_folder(out: str | Path, base: PreTrainedModel) -> Path:
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_empty and not _is_export(folder):
         raise PromptTuningError(f"{str(out)!r} holds other files than an export; give a new folder.")
+    if folder.is_mount():
+        raise PromptTuningError(f"{str(out)!r} is a mount point, which cannot be replaced; give a folder in it.")
     return folder
 
 
@@ -131,16 +133,28 @@ def _is_export(folder: Path) -> bool:
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """Yield a new folder, which takes the place of `folder` at the end. After an error nothing has changed."""
+    """Yield a new folder, which takes the place of `folder` at the end. After an error nothing has changed.
+
+    At every moment the old export or the new one is whole. After a crash it may stand beside `folder`, under a hidden
+    name.
+    """
+    folder = folder.resolve()  # a link stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    before = made.with_name(f"{made.name}-before")
     try:
         made.chmod(0o755)
         yield made
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(before)
         made.rename(folder)
+    except BaseException:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
+        raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def check_ids(ids: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> None:

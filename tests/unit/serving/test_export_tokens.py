@@ -244,6 +244,51 @@ def test_folders_of_prompts(tmp_path, monkeypatch, tokenizer):
         export_tokens(model, tmp_path / "again", tokenizer=AutoTokenizer.from_pretrained(folder))
 
 
+def test_an_earlier_export_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    """Whatever call is the last one before a crash, a whole export is left."""
+    folder, link = tmp_path / "out", tmp_path / "link"
+
+    def write(text):
+        with tokens.unfinished(link) as made:
+            (made / "prompt.json").write_text(text)
+
+    link.symlink_to(folder)
+    write("old")
+    left = []
+
+    def watched(call):
+        def wrapped(*args, **kwargs):
+            left.append({file.read_text() for file in tmp_path.glob("*/prompt.json")})
+            result = call(*args, **kwargs)
+            left.append({file.read_text() for file in tmp_path.glob("*/prompt.json")})
+            return result
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens.Path, "rename", watched(tokens.Path.rename))
+        patch.setattr(tokens.shutil, "rmtree", watched(tokens.shutil.rmtree))
+        write("new")
+    assert len(left) >= 6 and all(left) and link.is_symlink() and sorted(tmp_path.iterdir()) == [link, folder]
+    rename = tokens.Path.rename
+
+    def fails(path, target):
+        if target == folder and not path.name.endswith("-before"):
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(tokens.Path, "rename", fails)
+    with pytest.raises(OSError, match="no space left"):
+        write("newer")
+    assert (folder / "prompt.json").read_text() == "new" and sorted(tmp_path.iterdir()) == [link, folder]
+
+
+def test_a_mount_point_is_refused(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(tokens.Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(PromptTuningError, match="is a mount point, which cannot be replaced; give a folder in it"):
+        export_tokens(made("llama", tokenizer), tmp_path, tokenizer=tokenizer)
+
+
 def test_refusals(tmp_path, tokenizer):
     with pytest.raises(PromptTuningError, match="Gemma3nForCausalLM has an embedding for each layer"):
         export_tokens(made("gemma3n_text", tokenizer), tmp_path / "out", tokenizer=tokenizer)
