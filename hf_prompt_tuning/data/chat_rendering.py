@@ -112,8 +112,10 @@ class ChatRenderer:
         advice = "Correct the messages"
         if self.system and chat.head and joined(chat.messages[0]["content"]) == self.system:
             advice = "Leave out system_message if the template takes no system turn, or correct the messages"
+        bare = next((i for i, message in enumerate(chat.messages) if "content" not in message), None)
+        why = "" if bare is None else f" ({chat.name_of(bare)} has no content)"
         return PromptTuningError(
-            f"the chat template cannot render a conversation of {roles or 'no messages'}: {first_line(error)}. "
+            f"the chat template cannot render a conversation of {roles or 'no messages'}: {first_line(error)}{why}. "
             f"{advice}, or give another chat_template."
         )
 

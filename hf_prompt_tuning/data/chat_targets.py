@@ -131,6 +131,11 @@ def _span(chats: ChatRenderer, chat: Conversation, turn: int, text: str) -> Span
             f"{advice}, or a chat_template with generation markers."
         )
     if not whole[len(before) : end].removesuffix(chats.end_of_turn).strip():
+        if chat.messages[turn].get("tool_calls"):
+            raise PromptTuningError(
+                f"{chat.name_of(turn)}, the assistant's, is calls of tools, which the chat template does not write; "
+                "give a chat_template with tools, or remove the row."
+            )
         raise PromptTuningError(f"{chat.name_of(turn)}, the assistant's, is empty; give it a text, or remove it.")
     return len(before), end
 

@@ -5,7 +5,14 @@ import logging
 import pytest
 from datasets import Dataset
 
-from hf_prompt_tuning import ChatFormat, ChatTemplate, ChatTokenizer, PromptTemplate, PromptTokenizer
+from hf_prompt_tuning import (
+    ChatFormat,
+    ChatTemplate,
+    ChatTokenizer,
+    PromptTemplate,
+    PromptTokenizer,
+    PromptTuningError,
+)
 from tests.shared.chat_templates import FAMILIES, chat_tokenizer
 from tests.shared.conversations import SYSTEM, TURNS
 
@@ -107,6 +114,21 @@ def test_no_family_leaves_out_a_conversation(name):
 )
 def test_what_a_template_writes_in_its_own_form_is_not_left_out(row, name, template):
     assert left_out(row, name, template) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "llama3",
+            "message 2, the assistant's, is calls of tools, which the chat template does not write; give",
+        ),
+        ("chatml", r"cannot render a conversation of .*: .* \(message 2 has no content\)"),
+    ],
+)
+def test_calls_that_a_template_without_tools_cannot_write_are_refused(name, words):
+    with pytest.raises(PromptTuningError, match=words):
+        coder(name, which="all").encode({"messages": CALLED})
 
 
 def test_messages_are_counted_as_the_row_has_them():
