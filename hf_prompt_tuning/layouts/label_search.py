@@ -4,9 +4,10 @@ Each token of a label has a log-likelihood of at most 0, so no label below a nod
 search always computes the open nodes with the highest scores, and stops when none of them reaches the score of the
 best label that is complete. The result is exact: the labels that were left out cannot be among the best.
 
-The nodes of several rows are computed in one pass. A node costs less beside others than in a pass of its own. So a
-pass takes more than the best: as many as make it worth its while, and more with every pass in which a row has not come
-to its end.
+The nodes of several rows are computed in one pass, and a pass costs as much as some nodes. So a pass takes all nodes
+that will probably be needed: those with a score above the guess at the best label's. The guess decides what is
+computed early, not what the result is. Nodes are taken one by one, even where no branch is between them: after each
+token the rest may be unneeded.
 """
 
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from .base import Examples, Layout, Prompts, predicted_at_once
 from .branches import Branches, BranchRun, in_passes
 from .candidates import Candidates, Trie
 
-MIN_PASS = 48
-"""How many nodes a pass computes at least, if as many are open. A pass of 48 took 4 ms a node, and of one 40 ms
-(SmolLM2-135M, one thread of a CPU)."""
-MIN_NODES = 256
+MIN_PASS = 12
+"""How many nodes a pass computes at least, if as many are open: a pass costs as much as 12 nodes, besides its own (37
+and 3.2 ms, SmolLM2-135M, one thread of a CPU)."""
+MIN_NODES = 96
 """Fewer nodes behind all rows of a batch are all computed: that is one pass, with the sources."""
+COST_TO_COME = 0.2
+"""The guess at a label's score: a token to come costs this share of what a token so far did. Its first
+tokens decide most. A guess that is too high costs another pass, and one that is too low some nodes."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,8 @@ class _Frontier:
         self.counts = torch.zeros(batch, dtype=torch.long)
         self.passes = torch.zeros(batch, dtype=torch.long)
         self.ends = torch.tensor(trie.ends)
-        self.stops = torch.zeros(trie.computed + 1, dtype=torch.long)
-        for start, stop in trie.runs:
-            self.stops[start:stop] = stop
+        self.longer = _guessed_factors(trie)
+        self.stops = {node: stop for start, stop in trie.runs for node in range(start, stop)}
         members = torch.tensor(branches.members)
         self.on_path = torch.zeros_like(self.computed)
         if search.required is not None:
@@ -131,29 +134,30 @@ class _Frontier:
     def best(self) -> list[BranchRun]:
         """Return the runs to compute next; an empty list when no label that was left out is needed."""
         labels = self.label_scores()
-        kth = labels.topk(min(self.search.top_k, labels.shape[1])).values[:, -1:]
+        top_k = min(self.search.top_k, labels.shape[1])
+        kth = labels.topk(top_k).values[:, -1:]
         bounds = self.scores[:, : self.computed.shape[1]].masked_fill(self.computed, -torch.inf)
         is_open = bounds > -torch.inf
         needed = is_open & ((bounds >= kth) | self.on_path)
+        # Each open node leads to a label or more. At least `kth`, because the known labels are among them.
+        guess = torch.cat([labels, bounds * self.longer], dim=1).topk(top_k).values[:, -1:]
+        taken = needed & ((bounds >= guess) | self.on_path)
         if self.inverse_temperatures is not None:
             needed |= is_open & self._weighty(bounds, labels)
-        bounds = torch.where(needed, torch.where(self.on_path, 0.0, bounds), -torch.inf)
-        # Until a row has its labels, one node a pass: the next may decide. Afterwards, twice as many each time.
-        at_once = torch.where(kth[:, 0] > -torch.inf, 2 ** self.passes.clamp(max=20), 1)
-        self.passes += (kth[:, 0] > -torch.inf) & needed.any(1)
-        counts, order = needed.sum(1), bounds.argsort(dim=1, descending=True, stable=True)
-        sizes = self.stops[order] - order
-        ranks = torch.arange(bounds.shape[1])
-        while True:
-            taken = (ranks < at_once[:, None]) & (ranks < counts[:, None])
-            if int(sizes[taken].sum()) >= MIN_PASS or bool((at_once >= counts).all()):
-                break
-            at_once = at_once * 2
-        return [
-            BranchRun(source, node, int(self.stops[node]))
-            for source, rank in taken.nonzero().tolist()
-            for node in [int(order[source, rank])]
-        ]
+            # With each label that becomes known, others weigh less. So twice as many are taken each time.
+            has_labels = kth[:, 0] > -torch.inf
+            ranks = bounds.masked_fill(~needed, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            taken |= needed & has_labels[:, None] & (ranks < 2 ** self.passes.clamp(max=20)[:, None])
+            self.passes += has_labels & needed.any(1)
+        taken |= _nearest(bounds - guess, needed & ~taken, MIN_PASS - int(taken.sum()))
+        return [BranchRun(source, node, self._stop(source, node)) for source, node in taken.nonzero().tolist()]
+
+    def _stop(self, source: int, node: int) -> int:
+        """Return where a run from a node ends: behind the node, or behind those that follow on a required path."""
+        stop = node + 1
+        while stop < self.stops[node] and self.on_path[source, stop]:
+            stop += 1
+        return stop
 
     def _weighty(self, bounds: Tensor, labels: Tensor) -> Tensor:
         """Tell which open nodes must be computed for the sum over all labels, [B', M+1] bool: those of most weight."""
@@ -168,6 +172,25 @@ class _Frontier:
         lighter = weights.gather(1, order).cumsum(1)
         is_light = lighter <= self.search.tolerance * (known + lighter)
         return ~torch.zeros_like(is_light).scatter(1, order, is_light)
+
+
+def _nearest(gaps: Tensor, among: Tensor, count: int) -> Tensor:
+    """Tell which `count` of the entries `among` (all: [B', M+1]) have the highest gaps, [B', M+1] bool."""
+    count = min(max(count, 0), int(among.sum()))
+    places = gaps.masked_fill(~among, -torch.inf).flatten().topk(count).indices
+    return torch.zeros_like(among.flatten()).index_fill(0, places, True).view_as(among)
+
+
+def _guessed_factors(trie: Trie) -> Tensor:
+    """Return how many times as low as a node's score the guess at the best label's below it is, [M+1] fp32."""
+    depths, to_come = [0] * len(trie.parents), [0] * len(trie.parents)
+    for node, parent in enumerate(trie.parents[1:], start=1):
+        depths[node] = depths[parent] + 1
+    ends = set(trie.ends)
+    for node in range(trie.computed, 0, -1):
+        to_come[node] = 1 + min(0 if child in ends else to_come[child] for child in trie.children[node])
+    factors = [1 + COST_TO_COME * rest / max(depth, 1) for rest, depth in zip(to_come, depths, strict=True)]
+    return torch.tensor(factors[: trie.computed + 1])
 
 
 def _labels_below(trie: Trie) -> Tensor:

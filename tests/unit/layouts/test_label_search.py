@@ -40,6 +40,12 @@ def table(candidates, likelihoods) -> Table:
     return Table(logits)
 
 
+def nodes_asked(branches: Table) -> list[list[tuple[int, int]]]:
+    """The source and node of each run of one node that was asked for, pass after pass."""
+    assert all(run.stop == run.start + 1 for runs in branches.asked for run in runs)
+    return [[(run.source, run.start) for run in runs] for runs in branches.asked]
+
+
 def logs(values):
     return {node: torch.tensor(float(value)).log() for node, value in values.items()}
 
@@ -59,7 +65,8 @@ def test_the_search_follows_the_best_branch_and_stops(monkeypatch):
     torch.testing.assert_close(scores.exp()[0], torch.tensor([0.27, 0, 0, 0, 0]), atol=1e-5, rtol=1e-5)
 
 
-def test_rows_share_passes_and_each_takes_more_with_every_pass(monkeypatch):
+def test_rows_share_passes_and_each_takes_what_reaches_the_guess_at_its_best_label(monkeypatch):
+    """A token to come is guessed to cost a fifth of what a token so far did."""
     monkeypatch.setattr(label_search, "MIN_PASS", 1)
     candidates = made()
     alike = {1: 0.4, 2: 0.5, 3: 0.5, 4: 0.3, 5: 0.5, 6: 0.9, 7: 0.5, 8: 0.3, 9: 0.9}
@@ -67,26 +74,39 @@ def test_rows_share_passes_and_each_takes_more_with_every_pass(monkeypatch):
     sure = {1: 0.9, 2: 0.9, 10: 0.9}
     branches = table(candidates, [logs(alike | low), logs(sure)])
     scores, counts = label_search.best_first(branches, candidates, LabelSearch(), 100)
-    assert branches.asked == [
-        [BranchRun(0, 1, 2), BranchRun(1, 1, 2)],
-        [BranchRun(0, 4, 5), BranchRun(1, 2, 3)],
-        [BranchRun(0, 8, 10)],
-        [BranchRun(0, 2, 3)],
-        [BranchRun(0, 3, 4), BranchRun(0, 5, 7)],
-        [BranchRun(0, 7, 8)],
+    assert nodes_asked(branches) == [
+        # Two tokens follow each first one: the guess is 0.4 ** 1.4 = 0.28.
+        [(0, 1), (0, 4), (0, 8), (1, 1)],
+        # 0.27 at node 9, 0.2 at 2 and 3, and 0.15 at 5 and 7; the guess is 0.27 ** 1.1 = 0.24.
+        [(0, 9), (1, 2)],
+        # Node 9's label has 0.03. The guess is 0.2 ** 1.1 = 0.17, and then 0.15 ** 1.1 = 0.12.
+        [(0, 2), (0, 3)],
+        [(0, 5), (0, 7)],
+        [(0, 6)],
     ]
     assert counts.tolist() == [9, 2]
     assert scores.argmax(1).tolist() == [2, 0]
 
 
 def test_a_pass_takes_what_makes_it_worth_its_while(monkeypatch):
-    monkeypatch.setattr(label_search, "MIN_PASS", 4)
+    monkeypatch.setattr(label_search, "MIN_PASS", 2)
     candidates = made()
     sure = {1: 0.5, 2: 0.9, 4: 0.3, 8: 0.1, 9: 0.9, 10: 0.9, 14: 0.9}
     branches = table(candidates, [logs(sure)])
     scores, _ = label_search.best_first(branches, candidates, LabelSearch(), 100)
-    assert branches.asked == [[BranchRun(0, 1, 2), BranchRun(0, 4, 5), BranchRun(0, 8, 10)], [BranchRun(0, 2, 3)]]
+    assert nodes_asked(branches) == [[(0, 1), (0, 4)], [(0, 2), (0, 8)]]
     assert scores.argmax().item() == 0
+
+
+def test_a_run_is_left_where_its_next_token_is_improbable(monkeypatch):
+    """Nodes 5 and 6 are a run, for 6 alone follows 5. After 5, it is too improbable to be computed."""
+    monkeypatch.setattr(label_search, "MIN_PASS", 1)
+    candidates = made()
+    likely = {1: 0.3, 2: 0.9, 4: 0.5, 5: 0.9, 6: 0.1, 10: 0.9}
+    branches = table(candidates, [logs(likely)])
+    scores, _ = label_search.best_first(branches, candidates, LabelSearch(), 100)
+    assert nodes_asked(branches) == [[(0, 4)], [(0, 5)], [(0, 1)], [(0, 2)]]
+    torch.testing.assert_close(scores.exp()[0], torch.tensor([0.243, 0, 0, 0, 0]), atol=1e-5, rtol=1e-4)
 
 
 def test_a_required_label_and_a_softmax_are_computed(monkeypatch):
@@ -94,15 +114,18 @@ def test_a_required_label_and_a_softmax_are_computed(monkeypatch):
     candidates = made()
     likely = {1: 0.6, 2: 0.5, 3: 0.4, 4: 0.2, 5: 0.9, 6: 0.9, 7: 0.05, 8: 0.1, 9: 0.9}
     likely |= {10: 0.9, 11: 0.9, 12: 0.9, 13: 0.9, 14: 0.9}
-    expected = torch.tensor([0.27, 0.216, 0.1458, 0.009, 0.081])
+    expected, asked = torch.tensor([0.27, 0.216, 0.1458, 0.009, 0.081]), []
 
     def found(search):
-        scores, counts = label_search.best_first(table(candidates, [logs(likely)]), candidates, search, 100)
+        branches = table(candidates, [logs(likely)])
+        scores, counts = label_search.best_first(branches, candidates, search, 100)
+        asked.append(branches.asked)
         return scores.exp()[0], int(counts)
 
-    scores, counts = found(LabelSearch(required=torch.tensor([4])))
-    torch.testing.assert_close(scores, torch.tensor([0.27, 0.216, 0, 0, 0.081]), atol=1e-5, rtol=1e-4)
-    assert counts == 5  # the label's own first; then two at once
+    scores, _ = found(LabelSearch(required=torch.tensor([4])))
+    torch.testing.assert_close(scores, torch.tensor([0.27, 0, 0, 0, 0.081]), atol=1e-5, rtol=1e-4)
+    # The label's own tokens, in one run, beside the best.
+    assert asked[0] == [[BranchRun(0, 1, 2), BranchRun(0, 8, 10)], [BranchRun(0, 2, 3)]]
     assert found(LabelSearch(required=torch.tensor([-1])))[1] == 2
     for temperature in (0.5, 1.0, 3.0):
         full = (expected.log() / temperature).softmax(0)
