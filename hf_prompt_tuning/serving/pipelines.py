@@ -124,11 +124,12 @@ class PromptPipeline(Pipeline):
             inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
         )
 
-    def forward(self, model_inputs: dict[str, Any], warning: UnwrittenWarning, **params: Any) -> Any:
+    def forward(self, model_inputs: dict[str, Any], warning: UnwrittenWarning | None = None, **params: Any) -> Any:
         """Run the model on a batch. The warning is here, and not in `preprocess`, which may run in other processes."""
         rows = model_inputs["row"]
-        for row in rows if isinstance(rows, list) else [rows]:
-            warning.see(row.number, row.unwritten)
+        if warning is not None:
+            for row in rows if isinstance(rows, list) else [rows]:
+                warning.see(row.number, row.unwritten)
         return super().forward(model_inputs, **params)
 
     def _coder(self, name: str) -> PromptTokenizer:

@@ -17,6 +17,7 @@ REFUSALS = {
     r"no row of the data has a label": "words are read from the labels, and there are none",
     r"which in the ClassLabel column .* is the name of label": "a digit that is one label's name and another's number",
     r"counts pads between tokens": "a hand-written loop over padded rows, where this backbone counts pads",
+    r"tokens with the teacher's context and its target, and the backbone has": "a row behind its teacher is too long",
     r"has per-layer embeddings": "tokens are looked up in each layer, and embeddings say nothing of them",
 }
 if not states_continue("lfm2"):

@@ -106,8 +106,8 @@ class World:
         """How far results may be apart, as a part of the largest number: rounding, in the backbone's dtype."""
         return {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[self.backbone.dtype]
 
-    def require_close(self, what: str, got: Any, expected: Any) -> None:
-        """Raises Unequal where two tensors are not of one shape, or differ by more than rounding."""
+    def require_close(self, what: str, got: Any, expected: Any, slack: float = 1.0) -> None:
+        """Raises Unequal where two tensors are not of one shape, or differ by more than rounding, so many times."""
         got, expected = torch.as_tensor(got).detach().float(), torch.as_tensor(expected).detach().float()
         if got.shape != expected.shape:
             raise Unequal(f"{what}: shape {list(got.shape)}, not {list(expected.shape)}")
@@ -118,7 +118,7 @@ class World:
         if not got.numel():
             return
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-2))
-        if not error <= self.tolerance:
+        if not error <= slack * self.tolerance:
             raise Unequal(
                 f"{what}: off by {error:.1e} of the largest number, {_shown(got)} and not {_shown(expected)}"
             )

@@ -11,6 +11,7 @@ from .generate import Beams, Generate, Samples
 from .loops import DecodingLoop
 from .pipelines import Classification, Generation
 from .places import Places
+from .taught import Taught
 from .trainers import Evaluate, Predict, Predictions, Texts, Train
 
 CALLS: list[EntryPoint] = [
@@ -34,6 +35,7 @@ TRAINERS: list[EntryPoint] = [
     Predictions(),
     Texts(),
     Train(),
+    Taught(),
     VanillaTrainer(),
 ]
 if HAS_TRL:

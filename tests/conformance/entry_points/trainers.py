@@ -71,6 +71,10 @@ class TrainerEntry(EntryPoint):
     def template(self, run: Run) -> PromptTemplate:
         return run.table.template()
 
+    def others(self, world: World, run: Run, folder: str) -> dict[str, Any]:
+        """Other arguments of the trainer."""
+        return {}
+
     def trainer(self, world: World, run: Run, folder: str, **values: Any) -> PromptTuningTrainer:
         tokenizer = tokenizer_of(world.setting.family)
         tokenizer.padding_side = run.side
@@ -85,6 +89,7 @@ class TrainerEntry(EntryPoint):
             processing_class=tokenizer,
             template=self.template(run),
             **data,
+            **self.others(world, run, folder),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
@@ -239,6 +244,7 @@ class Train(TrainerEntry):
     """One step of gradient descent over all rows: where the prompt moves."""
 
     name, cases, labelled = "training step", 150, True
+    slack = 1.0
     free = ("modes", "config", "generation config")
 
     def call(self, world: World, run: Run) -> tuple[Tensor, Tensor, float]:
@@ -252,16 +258,26 @@ class Train(TrainerEntry):
 
     def check(self, world: World, run: Run, got: tuple[Tensor, Tensor, float]) -> None:
         before, after, loss = got
+        vectors = before.clone().requires_grad_()
+        expected = self.expected(world, run, vectors)
+        world.require_close("loss", loss, expected, self.slack)
+        (gradient,) = torch.autograd.grad(expected, vectors)
+        # The step is read off vectors that are rounded to fp32: it cannot be told more finely than that.
+        rounding = torch.finfo(before.dtype).eps * before.abs().max() / 0.5
+        scale = self.scale(world, run, vectors, gradient)
+        scale = scale.clamp(min=max(1e-3, float(rounding) / world.tolerance))
+        world.require_close("step", (before - after) / 0.5 / scale, gradient / scale, self.slack)
+
+    def scale(self, world: World, run: Run, vectors: Tensor, gradient: Tensor) -> Tensor:
+        """How large gradients are that are told apart from rounding."""
+        return gradient.abs().max()
+
+    def expected(self, world: World, run: Run, vectors: Tensor) -> Tensor:
+        """The loss of the prompt's vectors, by hand."""
         table, tokenizer, family = run.table, tokenizer_of(world.setting.family), world.setting.family
-        vectors, total, count = before.clone().requires_grad_(), torch.zeros(()), 0
+        total, count = torch.zeros(()), 0
         for row in range(len(table.texts)):
             ids = source_ids(family, tokenizer, table.source_text(row))
             words = target_ids(family, tokenizer, SOURCES[table.source], _gold(table, row))
             total, count = total - oracle.score(world.bare, vectors, ids, words), count + len(words)
-        expected = total / count
-        world.require_close("loss", loss, expected)
-        (gradient,) = torch.autograd.grad(expected, vectors)
-        # The step is read off vectors that are rounded to fp32: it cannot be told more finely than that.
-        rounding = torch.finfo(before.dtype).eps * before.abs().max() / 0.5
-        scale = gradient.abs().max().clamp(min=max(1e-3, float(rounding) / world.tolerance))
-        world.require_close("step", (before - after) / 0.5 / scale, gradient / scale)
+        return total / count
