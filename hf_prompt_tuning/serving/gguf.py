@@ -1,6 +1,7 @@
 """Export prompts as tokens of a GGUF file, for llama.cpp and Ollama."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from .added_tokens import check_extensible, embedding_rows
-from .exported_prompts import Prompts, load_prompts
+from .exported_prompts import ExportedPrompt, Prompts, load_prompts
 from .gguf_file import EMBEDDING, OUTPUT, GGUFFile, Matrix, as_matrix
 from .measured_export import rows_of
 from .output_rows import bias_of
-from .prompt_texts import prompt_text, with_tokens
+from .prompt_texts import PromptText, RowTexts, prompt_text, special_around, with_tokens
 from .sample_texts import SAMPLE_TEXTS
 from .tokens import check_ids, checked_folder, unfinished, with_prompts, write_prompts
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Architectures of which llama.cpp looks up rows as they are, and reads an output matrix if there is one."""
 TYPES = ("F32", "F16", "Q8_0")
+WITH_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "tekken", "chameleon")
+"""Names of byte-level tokenizers that write BOS in llama.cpp where a file does not say whether they do."""
 
 
 def export_gguf(
@@ -64,7 +67,7 @@ def export_gguf(
     ids = {prompt.name: extended.convert_tokens_to_ids(prompt.tokens) for prompt in exported}
     check_ids(ids, own, base)
     _check_place(file, ids[exported[0].name][0])
-    forms = {prompt.name: prompt_text(prompt, extended, ids[prompt.name]) for prompt in exported}
+    forms = {p.name: _for_llama_cpp(prompt_text(p, extended, ids[p.name]), p, file) for p in exported}
     rows = rows_of(exported, ids, [*SAMPLE_TEXTS, *texts])
     served, measured = with_prompts(base, exported, ids, rows, _as_stored(file))
     vectors = torch.cat([embedding_rows(prompt.vectors, base) for prompt in exported]).float().cpu().numpy()
@@ -110,6 +113,44 @@ def _check_place(file: GGUFFile, first: int) -> None:
         raise PromptTuningError(
             f"the tokenizer has {first} tokens, and {file.path.name} {len(file.tokens)}; give the file's tokenizer."
         )
+
+
+def _for_llama_cpp(form: PromptText, prompt: ExportedPrompt, file: GGUFFile) -> PromptText:
+    """Return how a prompt's tokens are written for llama.cpp, whose tokenizer is not the one that was tried.
+
+    With SentencePiece it writes a space behind any special token, so that the prefix must not end with one. It writes
+    BOS and EOS if the file says so, and a request cannot forbid it.
+
+    Raises:
+        PromptTuningError: it writes them into chats, too, and training did not.
+    """
+    if file.value("tokenizer.ggml.model") == "llama" and file.value("tokenizer.ggml.add_space_prefix") is not False:
+        form = replace(form, prefix=form.prefix.rstrip(" "), any_beginning=False)
+    tokenizer, rows = prompt.tokenizer, RowTexts(prompt)
+    written = special_around(tokenizer("x")["input_ids"], tokenizer) if form.add_special_tokens else ([], [])
+    theirs = _special_of(file)
+    if not form.is_system:
+        return form if theirs == written else replace(form, as_ids=True)
+    before, behind = theirs
+    ids = tokenizer(rows.text("x"), add_special_tokens=False)["input_ids"]  # a BOS of the chat's is not repeated
+    if behind or ids[: len(before)] != before:
+        raise PromptTuningError(
+            f"llama.cpp writes {tokenizer.decode([*before, *behind])!r} around every chat ({file.path.name} has "
+            f"add_bos_token or add_eos_token), and {prompt.name!r} was trained without; export a checkpoint "
+            "(export_tokens), for another server."
+        )
+    return form
+
+
+def _special_of(file: GGUFFile) -> tuple[list[int], list[int]]:
+    """Return the ids that llama.cpp writes in front of any text and behind it."""
+    kind, name = file.value("tokenizer.ggml.model"), file.value("tokenizer.ggml.pre")
+    bos, eos = file.value("tokenizer.ggml.add_bos_token"), file.value("tokenizer.ggml.add_eos_token")
+    bos = (kind == "llama" or name in WITH_BOS) if bos is None else bos
+    return (
+        [file.value("tokenizer.ggml.bos_token_id")] if bos else [],
+        [file.value("tokenizer.ggml.eos_token_id")] if eos else [],
+    )
 
 
 def _as_stored(file: GGUFFile) -> Callable[[Tensor], Tensor]:

@@ -60,6 +60,7 @@ class PromptText:
         cut: how many characters of a chat stand in `prefix` already.
         is_system: the prefix goes into the first message of a chat.
         any_beginning: whether texts that begin with white space get the ids of training, too.
+        as_ids: whether a server writes other tokens around any text, so that it must be sent ids.
     """
 
     prefix: str
@@ -68,6 +69,7 @@ class PromptText:
     cut: int = 0
     is_system: bool = False
     any_beginning: bool = True
+    as_ids: bool = False
 
     def text(self, row_text: str) -> str:
         """Return what a server is sent for a row's text, as `RowTexts.text` gives it."""
@@ -228,11 +230,13 @@ def _forms(rows: RowTexts, prompt: ExportedPrompt) -> Iterator[PromptText]:
         head, before, suffix = _head_of(rows.text("x"), prompt), "", ""
         cut = len(head)
     else:
-        leading, trailing = _around(rows.ids("x"), prompt.tokenizer)
+        leading, trailing = special_around(rows.ids("x"), prompt.tokenizer)
         rest = without_head(leading, prompt.head)
         head, before, suffix, cut = decoded(prompt.head), decoded(rest), decoded(trailing), 0
-    for space in ("", " "):
-        yield PromptText(head + tokens + before + space, suffix, False, cut)
+    # Where the tokenizer writes no special tokens anyway, a request need not forbid them: some servers refuse the key.
+    for add_special_tokens in (True, False):
+        for space in ("", " "):
+            yield PromptText(head + tokens + before + space, suffix, add_special_tokens, cut)
 
 
 def _head_of(text: str, prompt: ExportedPrompt) -> str:
@@ -243,24 +247,28 @@ def _head_of(text: str, prompt: ExportedPrompt) -> str:
     return ""
 
 
-def _around(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def special_around(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the special tokens in front of a row's own, and those behind."""
     special = set(tokenizer.all_special_ids)
     words = [i for i, token in enumerate(ids) if token not in special]
     return (ids[: words[0]], ids[words[-1] + 1 :]) if words else (ids, [])
 
 
-def request(prompt: ExportedPrompt, form: PromptText, model: str) -> tuple[str, dict[str, Any]]:
+def request(
+    prompt: ExportedPrompt, form: PromptText, token_ids: Sequence[int], model: str
+) -> tuple[str, dict[str, Any]]:
     """Return the path of a server's OpenAI API and a request for one row, with which answers are greedy."""
     rows = RowTexts(prompt)
     coder, text = rows.coder, SAMPLE_TEXTS[0]
     limit = max(map(len, coder.label_token_ids), default=coder.template.max_target_length or MAX_TOKENS)
     body: dict[str, Any] = {"model": model, "max_tokens": limit, "temperature": 0}
-    if coder.end_ids:
-        body["stop_token_ids"] = coder.end_ids
+    # Servers stop by themselves at the end tokens of the checkpoint's generation config, and some refuse the key.
+    known = prompt.model.get_base_model().generation_config.eos_token_id
+    if ends := [i for i in coder.end_ids if i not in (known if isinstance(known, list) else [known])]:
+        body["stop_token_ids"] = ends
     if form.is_system:
         chat = with_prefix(rows.chat(text), form.prefix)
         body["messages"] = chat.messages
         return "/v1/chat/completions", body | ({"chat_template_kwargs": dict(chat.kwargs)} if chat.kwargs else {})
-    body["prompt"] = form.text(rows.text(text))
-    return "/v1/completions", body | ({} if form.add_special_tokens else {"add_special_tokens": False})
+    body["prompt"] = wanted_ids(rows, text, token_ids) if form.as_ids else form.text(rows.text(text))
+    return "/v1/completions", body | ({} if form.add_special_tokens or form.as_ids else {"add_special_tokens": False})

@@ -202,7 +202,7 @@ def write_prompts(
     described = {}
     for prompt in prompts:
         form = forms[prompt.name]
-        path, body = request(prompt, form, model)
+        path, body = request(prompt, form, ids[prompt.name], model)
         entry = {
             "prompt_position": prompt.position,
             "prefix": form.prefix,
@@ -224,6 +224,8 @@ def _notes(form: PromptText) -> list[str]:
     notes = []
     if form.is_system:
         notes.append("Put the prefix in front of the system message's text; give every chat a system message.")
+    elif form.as_ids:
+        notes.append("Send token ids, as the request does: the server writes other special tokens around a text.")
     elif not form.add_special_tokens:
         notes.append("Send add_special_tokens: false, or the token ids: the text holds all special tokens.")
     if not form.any_beginning:

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prompt_tuning import PromptTuningError, export_gguf
 from hf_prompt_tuning.serving import measured_export
+from tests.shared.architectures import tiny_backbone
 from tests.shared.exports import entries, fitted_rows, never_refuse, prompted
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.versions import finds_gguf
@@ -14,7 +15,7 @@ gguf = pytest.importorskip("gguf", reason="gguf is an extra")
 if not finds_gguf():
     pytest.skip("this transformers does not find gguf's version on Python 3.10", allow_module_level=True)
 
-from tests.shared.gguf_files import write_gguf  # noqa: E402
+from tests.shared.gguf_files import PIECES, write_gguf  # noqa: E402
 
 SIZE = 401
 TEXT = "Message : never came Answer :"
@@ -25,23 +26,38 @@ def file(tmp_path, monkeypatch):
     """Write a backbone's file, and return its path."""
     never_refuse(monkeypatch)
 
-    def make(tied=False, **kinds):
+    def make(tied=False, architecture="llama", values=None, **kinds):
         (tmp_path / "backbone").mkdir(exist_ok=True)
         path = tmp_path / "backbone/tiny.gguf"
         named = {name.replace("__", "."): kind for name, kind in kinds.items()}
         tokenizer = make_tokenizer("gpt2")
         tokenizer.add_tokens("<|endoftext|>", special_tokens=True)  # which transformers adds to each such file
-        write_gguf(tiny_model("llama", vocab_size=SIZE, tie_word_embeddings=tied), path, tokenizer, named)
+        write_gguf(
+            backbone_of(architecture, vocab_size=SIZE, tie_word_embeddings=tied),
+            path,
+            tokenizer,
+            named,
+            **(values or {}),
+        )
         return path
 
     return make
 
 
-def model_of(path):
+def backbone_of(architecture, **values):
+    # transformers reads no other size of Qwen 3's heads from a GGUF file.
+    return (
+        tiny_backbone("qwen3", head_dim=128, **values)
+        if architecture == "qwen3"
+        else tiny_model(architecture, **values)
+    )
+
+
+def model_of(path, **values):
     """The file's backbone with two random prompts, and its tokenizer."""
     backbone = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    return prompted(backbone.eval(), tokenizer), tokenizer
+    return prompted(backbone.eval(), tokenizer, **values), tokenizer
 
 
 def values(reader):
@@ -103,6 +119,49 @@ def check_logits(model, tokenizer, folder, stored):
             served = loaded(input_ids=ids).logits[0, -plain.shape[1] :, :SIZE]
         assert (ours - served).norm() <= error * ours.norm()
         assert entry["measured"]["vector_error"] <= {"F32": 0.0, "F16": 1e-3, "Q8_0": 1e-2}[stored]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+def test_qwens(architecture, tied, file, tmp_path):
+    path = file(tied, architecture)
+    model, tokenizer = model_of(path)
+    folder = export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer)
+    check_logits(model, tokenizer, folder, "F32")
+    before, after = gguf.GGUFReader(path), gguf.GGUFReader(folder / "tiny.gguf")
+    assert {tensor.name for tensor in after.tensors} == {*(tensor.name for tensor in before.tensors), "output.weight"}
+    assert after.fields[f"{architecture}.vocab_size"].parts[-1].tolist() == [SIZE + 8]
+
+
+@pytest.mark.parametrize("place", ["start", "after_bos"])
+def test_llama_cpp_writes_a_space_behind_the_tokens_itself(place, file, tmp_path):
+    """With SentencePiece, and it writes BOS in front of every text, which training at the start did not."""
+    path = tmp_path / "pieces.gguf"
+    write_gguf(tiny_model("llama", vocab_size=len(PIECES)), path, "pieces")
+    model, tokenizer = model_of(path, prompt_position=place)
+    entry = entries(export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer))["other"]
+    assert not entry["prefix"].endswith(" ") and len(entry["notes"]) == (1 if place == "after_bos" else 2)
+    sent = entry["request"]["prompt"]
+    if place == "after_bos":
+        assert entry["prefix"] == "".join(f"<|other_{i}|>" for i in range(5)) and sent.startswith(entry["prefix"])
+        return
+    ids = entry["token_ids"]
+    assert sent[: len(ids) + 1] == [*ids, tokenizer.bos_token_id] and "add_special_tokens" not in entry["request"]
+    assert tokenizer.decode(sent[len(ids) :], skip_special_tokens=True).startswith("Message : ")
+
+
+def test_ids_are_sent_where_llama_cpp_writes_bos_and_training_did_not(file, tmp_path):
+    path = file(values={"add_bos_token": False})
+    model, tokenizer = model_of(path)
+    assert isinstance(
+        entries(export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer))["other"]["request"]["prompt"], str
+    )
+    data = path.read_bytes()
+    key = b"tokenizer.ggml.add_bos_token" + (7).to_bytes(4, "little")
+    assert data.count(key) == 1
+    path.write_bytes(data.replace(key + b"\0", key + b"\1"))
+    entry = entries(export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer))["other"]
+    assert entry["request"]["prompt"][:5] == entry["token_ids"] and "Send token ids" in entry["notes"][0]
 
 
 def test_prompts_of_folders(file, tmp_path):

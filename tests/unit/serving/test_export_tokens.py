@@ -160,6 +160,12 @@ def test_ids_around_the_tokens_are_those_of_training(kind, place, tmp_path, monk
         assert loaded(filled, add_special_tokens=entry["add_special_tokens"])["input_ids"] == wanted
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert entry["request"]["prompt"].startswith(entry["prefix"]) and entry["endpoint"] == "/v1/completions"
+    # The key is sent where it matters: a server may refuse it.
+    assert entry["request"].get("add_special_tokens", True) == entry["add_special_tokens"]
+    assert (
+        entry["add_special_tokens"]
+        or tokenizer("x")["input_ids"] != tokenizer("x", add_special_tokens=False)["input_ids"]
+    )
     flags = [loaded.added_tokens_decoder[i] for i in entry["token_ids"]]
     assert all(flag.special and not (flag.normalized or flag.lstrip or flag.rstrip) for flag in flags)
     assert loaded.decode(entry["token_ids"] + wanted[-3:], skip_special_tokens=True) == tokenizer.decode(wanted[-3:])
@@ -184,13 +190,21 @@ def test_a_prompt_in_the_system_turn_serves_the_chat_api(family, tmp_path, monke
     folder = export_tokens(model, tmp_path / "out", tokenizer=tokenizer)
     entry, loaded = entries(folder)["other"], AutoTokenizer.from_pretrained(folder)
     request, head = entry["request"], list(model.peft_config["other"].head)
-    assert entry["endpoint"] == "/v1/chat/completions" and request["stop_token_ids"]
+    # Servers know the end tokens of the generation config, which is 2 here, and some refuse to be told.
+    (end,) = model.row_encoder(tokenizer, template, "other").end_ids
+    assert entry["endpoint"] == "/v1/chat/completions" and request.get("stop_token_ids") == (
+        None if end == 2 else [end]
+    )
     text = loaded.apply_chat_template(request["messages"], add_generation_prompt=True, tokenize=False)
     ids = loaded(text, add_special_tokens=False)["input_ids"]
     user = request["messages"][-1]["content"].removeprefix(entry["prefix"])
     ours = model.row_encoder(tokenizer, template, "other").content_ids(user)
     assert ids == [*head, *entry["token_ids"], *ours[len(head) :]]
     assert entry["template"] == "{text}"  # of the user's turn: the rest of the chat is the server's to write
+    for known in ([2, end], 3, None):
+        backbone.generation_config.eos_token_id = known
+        again = entries(export_tokens(model, tmp_path / "again", tokenizer=tokenizer))["other"]["request"]
+        assert again.get("stop_token_ids") == (None if known == [2, end] else [end])
 
 
 @pytest.mark.parametrize("place", ["start", "after_bos"])
@@ -203,9 +217,8 @@ def test_chats_in_front_of_which_a_prompt_stands(place, tmp_path, monkeypatch):
     folder = export_tokens(model, tmp_path / "out", tokenizer=tokenizer)
     entry, loaded = entries(folder)["other"], AutoTokenizer.from_pretrained(folder)
     head = list(model.peft_config["other"].head)
-    ids = loaded(entry["prefix"] + entry["template"].format(message="never came"), add_special_tokens=False)[
-        "input_ids"
-    ]
+    text = entry["prefix"] + entry["template"].format(message="never came")
+    ids = loaded(text, add_special_tokens=entry["add_special_tokens"])["input_ids"]
     ours = model.row_encoder(tokenizer, template, "other").content_ids({"message": "never came"})
     assert ids == [*head, *entry["token_ids"], *ours[len(head) :]]
     assert loaded.chat_template == tokenizer.chat_template and entry["request"]["add_special_tokens"] is False
