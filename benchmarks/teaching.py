@@ -2,13 +2,14 @@
 
     python benchmarks/teaching.py [--only text examples ensemble] [--data FOLDER]
 
-- text: examples/teaching/system.txt in 8, 16, 32 and 64 vectors, and handbook.txt (about 1,500 tokens) in 16 and 64.
+- text: examples/teaching/system.txt in 8 to 64 vectors. Once through the questions: the same text in 16, handbook.txt
+  (1,330 tokens) in 16 and 64, and exact_words.txt, whose words must be quoted, in 16. The backbone is in bfloat16.
 - examples: 16 labelled tweets in 20 vectors, which learn from unlabelled messages, by three seeds. FOLDER holds
   raft_twitter_complaints_train.jsonl.
 - ensemble: five prompts of SST-2 in one. FOLDER holds sst2_train.tsv and sst2_dev.tsv.
 
-Prints a line for each run, and writes benchmarks/results/teaching.json. Prompts and the teacher's answers are kept in
-outputs/teaching.
+Prints a line for each run, and writes benchmarks/results/teaching.json; a run that is there is not run again. Prompts
+and the teacher's answers are kept in outputs/teaching.
 """
 
 import argparse
@@ -55,8 +56,8 @@ def arguments(folder: str, **values: Any) -> PromptTuningArguments:
     return PromptTuningArguments(output_dir=f"{OUTPUTS}/{folder}", **common | {"learning_rate": 1e-2} | values)
 
 
-def loaded() -> tuple[Any, Any]:
-    return load_backbone(ModelArguments(".cache/smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"))
+def loaded(dtype: str = "float32") -> tuple[Any, Any]:
+    return load_backbone(ModelArguments(".cache/smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=dtype))
 
 
 def compared(metrics: dict[str, float]) -> dict[str, float]:
@@ -65,8 +66,8 @@ def compared(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def text_in(P: int, name: str, epochs: int) -> dict[str, Any]:
-    """A text in P vectors: what is reached before training, after each epoch, and without a prompt."""
-    backbone, tokenizer = loaded()
+    """A text in P vectors: what is reached after each epoch, without a prompt, and with the text's first tokens."""
+    backbone, tokenizer = loaded("bfloat16")
     text = (TEACHING / name).read_text(encoding="utf-8").strip()
     trainer = PromptTuningTrainer(
         backbone,
@@ -74,8 +75,9 @@ def text_in(P: int, name: str, epochs: int) -> dict[str, Any]:
             Path(name).stem,  # the answers are the same for each P, so they are written once
             num_train_epochs=epochs,
             per_device_train_batch_size=10,
-            per_device_eval_batch_size=20,
+            per_device_eval_batch_size=40,
             eval_strategy="epoch",
+            learning_rate=3e-2,
             teacher_writes=1,
             teacher_max_new_tokens=32,
         ),
@@ -90,7 +92,7 @@ def text_in(P: int, name: str, epochs: int) -> dict[str, Any]:
     )
     trainer.train()
     evaluations = [compared(log) for log in trainer.state.log_history if "eval_kl" in log]
-    row = {"text": name, "tokens": len(tokenizer(text)["input_ids"]), "P": P, "steps": trainer.state.global_step}
+    row = {"tokens": len(tokenizer(text)["input_ids"]), "steps": trainer.state.global_step}
     return row | {"epochs": [{key: each[key] for key in COMPARED} for each in evaluations]} | evaluations[-1]
 
 
@@ -122,7 +124,7 @@ def examples_in(P: int, seed: int, folder: Path) -> dict[str, Any]:
     )
     before = compared(trainer.evaluate())["agreement"]
     trainer.train()
-    row = {"tokens": len(tokenizer(text)["input_ids"]), "P": P, "seed": seed, "before": before}
+    row = {"tokens": len(tokenizer(text)["input_ids"]), "before": before}
     return row | compared(trainer.evaluate()) | {"tweets": compared(trainer.evaluate(others))}
 
 
@@ -158,28 +160,35 @@ def ensemble_in_one(folder: Path, members: int = 5) -> dict[str, Any]:
     return row | compared(metrics)
 
 
+def runs_of(epochs: int, folder: Path | None) -> dict[str, list[tuple[Any, dict[str, Any]]]]:
+    """Return the runs of each part: what makes one, and the arguments that tell it from others."""
+    texts = [(16, "system.txt", 1), *((P, "system.txt", epochs) for P in (16, 32, 64, 8))]
+    texts += [(64, "handbook.txt", 1), (16, "handbook.txt", 1), (16, "exact_words.txt", 1)]
+    return {
+        "text": [(text_in, {"P": P, "name": name, "epochs": count}) for P, name, count in texts],
+        "examples": [(examples_in, {"P": 20, "seed": seed, "folder": folder}) for seed in (1, 2, 3)],
+        "ensemble": [(ensemble_in_one, {"folder": folder})],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=["text", "examples", "ensemble"], help="parts to run")
     parser.add_argument("--data", type=Path, help="the folder of the tweets and of SST-2")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs for a text")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs for a text")
     args = parser.parse_args()
     table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    runs: dict[str, list[Any]] = {
-        "text": [lambda P=P: text_in(P, "system.txt", args.epochs) for P in (8, 16, 32, 64)]
-        + [lambda: text_in(16, "system.txt", 1)]
-        + [lambda P=P: text_in(P, "handbook.txt", args.epochs) for P in (16, 64)],
-        "examples": [lambda seed=seed: examples_in(20, seed, args.data) for seed in (1, 2, 3)],
-        "ensemble": [lambda: ensemble_in_one(args.data)],
-    }
     for part in args.only:
         if part != "text" and args.data is None:
             print(f"{part}: give --data")
             continue
-        table[part] = []
-        for run in runs[part]:
-            table[part].append(run())
-            print(f"{part}: {json.dumps(table[part][-1])}", flush=True)
+        rows = table.setdefault(part, [])
+        for run, values in runs_of(args.epochs, args.data)[part]:
+            key = {"run": {name: value for name, value in values.items() if name != "folder"}}
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            rows.append(key | run(**values))
+            print(f"{part}: {json.dumps(rows[-1])}", flush=True)
             table["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
             RESULTS.write_text(json.dumps(table, indent=1) + "\n")
 
