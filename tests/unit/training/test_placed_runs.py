@@ -106,5 +106,5 @@ def test_the_command_takes_the_place(tmp_path):
     arguments = parse_arguments([*flags, "--sink_token", "<|endoftext|>"])
     config = arguments.prompt.config("CAUSAL_LM")
     assert (config.prompt_position, config.sink_token) == ("after_bos", "<|endoftext|>")
-    assert parse_arguments(flags[:4]).prompt.config(None).prompt_position == "start"
+    assert parse_arguments(flags[:4]).prompt.config(None).prompt_position == "auto"
     assert "prompt_position" not in json.dumps(config.to_dict())
