@@ -83,7 +83,7 @@ def _parts(chat: Conversation) -> Iterator[tuple[str, str]]:
     """Return the texts of messages that a template is expected to write, each with its name."""
     for index, message in enumerate(chat.messages):
         whose = f"{chat.name_of(index)}, the {message['role']}'s"
-        is_last = message is chat.messages[-1]
+        is_last = index == len(chat.messages) - 1
         content = message.get("content", "")
         for part in [content] if isinstance(content, str) else (part["text"] for part in content):
             pieces = REASONING_END.split(part) if message["role"] == ASSISTANT else [part]

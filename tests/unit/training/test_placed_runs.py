@@ -1,6 +1,5 @@
 """Runs of prompts that stand behind a head: resumed, mixed with others, as an ensemble, by the command."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,6 @@ from hf_prompt_tuning import (
     load_ensemble,
     load_prompt,
 )
-from hf_prompt_tuning.cli.arguments import parse_arguments
 from hf_prompt_tuning.several.task import PromptTask
 from tests.shared.ensembles import MEMBERS
 from tests.shared.ensembles import make as make_ensemble
@@ -98,13 +96,3 @@ def test_an_ensemble_behind_a_head(tmp_path, messages):
             ids = torch.tensor([coder.content_ids(messages[row])])
             alone = model(input_ids=ids, candidates=coder.label_token_ids).scores[0]
             torch.testing.assert_close(torch.tensor(scores[row, column]), alone, rtol=1e-4, atol=1e-4)
-
-
-def test_the_command_takes_the_place(tmp_path):
-    (tmp_path / "rows.csv").write_text("message,label\nnever came,complaint\n")
-    flags = ["--model_name_or_path", "x", "--output_dir", str(tmp_path), "--prompt_position", "after_bos"]
-    arguments = parse_arguments([*flags, "--sink_token", "<|endoftext|>"])
-    config = arguments.prompt.config("CAUSAL_LM")
-    assert (config.prompt_position, config.sink_token) == ("after_bos", "<|endoftext|>")
-    assert parse_arguments(flags[:4]).prompt.config(None).prompt_position == "auto"
-    assert "prompt_position" not in json.dumps(config.to_dict())
