@@ -1,0 +1,258 @@
+"""The methods of quality.py. Each learns from the same rows, in the same batches, and is ranked by the same `Ranker`.
+
+All run under transformers' Trainer: AdamW, a linear schedule without warm-up, batches of 8 in the seed's order. A
+method with several rates is given the one that is best on rows apart; the others have fixed ones.
+"""
+
+import copy
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import peft
+import torch
+import transformers
+from datasets import Dataset
+
+# Run as a script, a benchmark finds the files beside it.
+from quality_ranking import CountingCollator, Ranker, Watch
+from quality_tasks import Split, stratified
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+
+from hf_prompt_tuning import PromptTuningArguments, PromptTuningConfig, PromptTuningTrainer, get_prompt_tuning_model
+from hf_prompt_tuning.data.tokenization import leading_ids
+from hf_prompt_tuning.models.backbone import forget_gguf
+
+BATCH = 8
+EXAMPLES = 8
+"""The number of examples in context."""
+BETWEEN = "\n\n"
+"""What stands behind each example in context."""
+
+
+@dataclass
+class Run:
+    """What a method is given, and what it counts.
+
+    Attributes:
+        backbone: the method's own copy, all of whose parameters train.
+        rows: the encoded training rows.
+        text: the words that a prompt starts from; None for words of the vocabulary.
+        ranker: ranks with the backbone.
+        watch: counts seconds and evaluates; its `evaluate` reads `vectors`.
+        vectors: returns what the rows stand behind when they are ranked, [P, H], or None.
+        trained: the number of trained numbers.
+    """
+
+    backbone: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ranker: Ranker
+    rows: Dataset
+    text: str | None
+    labels: Sequence[str]
+    seed: int
+    epochs: float
+    rate: float | None
+    folder: str
+    watch: Watch
+    vectors: Callable[[], Tensor | None] = field(default=lambda: None)
+    collator: CountingCollator = field(default_factory=CountingCollator)
+    trained: int = 0
+
+    def train(self, kind: type[Trainer], model: nn.Module, args: TrainingArguments, **options: Any) -> None:
+        """Train the model's trainable parameters on the rows."""
+        self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trainer = kind(model, args, data_collator=self.collator, callbacks=[self.watch], **options)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+    def train_plainly(self, model: nn.Module, **values: Any) -> None:
+        """Train under transformers' own Trainer, whose models take no label index."""
+        rows = self.rows.select_columns(["input_ids", "labels"])
+        values = {"learning_rate": self.rate, "use_cpu": self.backbone.device.type == "cpu", **values}
+        args = TrainingArguments(**self.arguments() | values)
+        args.dataloader_pin_memory = args.device.type != "cpu"
+        self.train(Trainer, model, args, train_dataset=rows)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the training arguments that all methods share."""
+        return {
+            "output_dir": self.folder,
+            "per_device_train_batch_size": BATCH,
+            "num_train_epochs": self.epochs,
+            "seed": self.seed,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to adapt the backbone.
+
+    Attributes:
+        adapt: trains, and sets the run's `vectors`.
+        rates: the learning rates to choose from; one is fixed, and none is needed where nothing trains.
+        epochs: passes over the rows, if not the task's.
+        most_rows: the method is left out with more training rows than these.
+        place: the `prompt_position` at which rows are ranked.
+    """
+
+    adapt: Callable[[Run], None]
+    rates: tuple[float, ...] = ()
+    epochs: int | None = None
+    most_rows: int | None = None
+    place: str = "start"
+
+
+def untuned(run: Run) -> None:
+    """Rank the labels' words with the backbone alone."""
+
+
+def in_context(run: Run) -> None:
+    """Put examples before each row, each label's share as in the training rows. A prompt is computed once for all."""
+    drawn = stratified(run.labels, EXAMPLES, random.Random(run.seed))
+    leading = leading_ids(run.tokenizer)
+    between = run.tokenizer(BETWEEN, add_special_tokens=False)["input_ids"]
+    ids = [i for row in drawn for i in [*run.rows[row]["input_ids"][len(leading) : -1], *between]]  # without EOS
+    with torch.no_grad():
+        embeds = run.backbone.get_input_embeddings()(torch.tensor([ids], device=run.backbone.device))[0]
+    run.vectors = lambda: embeds
+
+
+def ours(run: Run, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Train a prompt with PromptTuningTrainer: its defaults, but for what is given."""
+    start = {} if run.text is None else {"prompt_tuning_init_text": run.text}
+    config = PromptTuningConfig(**start | {"prompt_position": "auto"} | config)
+    template = run.ranker.encoder.template
+    model = get_prompt_tuning_model(run.backbone, config, run.tokenizer, template)
+    run.vectors = lambda: model.prompt.detach()
+    args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.backbone.device.type == "cpu"} | arguments)
+    run.train(
+        PromptTuningTrainer,
+        model,
+        args,
+        train_dataset=run.rows,
+        processing_class=run.tokenizer,
+        template=template,
+    )
+
+
+def peft_prompt(run: Run, P: int, from_text: bool, **arguments: Any) -> None:
+    """Train PEFT's prompt, which starts at random, or from words as PEFT's TEXT does."""
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
+    model = peft.get_peft_model(run.backbone, config)
+    prompt = model.prompt_encoder["default"].embedding.weight
+    if from_text and run.text is not None:
+        # PEFT would load the tokenizer by its name, and one in a GGUF file has none.
+        ids = run.tokenizer(run.text)["input_ids"]
+        ids = (ids * -(-P // len(ids)))[:P]
+        with torch.no_grad():
+            prompt.copy_(run.backbone.get_input_embeddings().weight[ids])
+    run.vectors = prompt.detach
+    run.train_plainly(model, **arguments)
+
+
+def lora(run: Run) -> None:
+    """Train a LoRA of rank 16 on all linear layers."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+    run.train_plainly(peft.get_peft_model(run.backbone, config))
+
+
+def full(run: Run) -> None:
+    """Train all of the backbone's weights."""
+    run.train_plainly(run.backbone)
+
+
+def of_article(run: Run) -> None:
+    """Train PEFT's prompt as PEFT's tutorial does, and the article that `docs/tutorials/` reads."""
+    peft_prompt(run, P=8, from_text=True, weight_decay=0.01, max_grad_norm=0)
+
+
+def of_peft(run: Run) -> None:
+    """Train PEFT's prompt with the defaults: its random start, and Trainer's rate. It has no default length."""
+    peft_prompt(run, P=20, from_text=False)
+
+
+RECIPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {"ours": {"config": {}, "arguments": {}}},
+)
+"""This package's recipes: what differs from the defaults of `PromptTuningConfig` and `PromptTuningArguments`."""
+
+
+def recipe(name: str) -> Method:
+    return Method(lambda run: ours(run, **RECIPES[name]), place="auto")
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "untuned": Method(untuned),
+        "in_context": Method(in_context, place="auto"),
+        **{name: recipe(name) for name in RECIPES},
+        "peft_defaults": Method(of_peft, (5e-5,)),
+        "peft_article": Method(of_article, (3e-2,)),
+        "peft_article_50_epochs": Method(of_article, (3e-2,), epochs=50, most_rows=100),
+        "lora": Method(lora, (1e-4, 3e-4, 1e-3, 3e-3)),
+        "full": Method(full, (1e-5, 3e-5, 1e-4, 3e-4)),
+    }
+)
+REFERENCES = ("peft_article_50_epochs", "peft_article")
+"""The methods to whose final accuracy the others' time is told: the first of them that was run.
+
+The article's recipe is for 50 rows, of which it makes 50 epochs.
+"""
+
+
+def measure(
+    method: Method,
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    rate: float | None,
+    epochs: float,
+    points: int = 0,
+    watched: int = 0,
+) -> dict[str, Any]:
+    """Adapt a copy of the backbone to a split's training rows. Return the metrics of the held-out rows, and the cost.
+
+    `points` evaluations of the first `watched` held-out rows make the curve. Raise PromptTuningError if a row has no
+    label.
+    """
+    own = copy.deepcopy(backbone)
+    forget_gguf(own)  # Trainer refuses a backbone with the mark of a GGUF file
+    template = split.task.prompt_template()
+    ranker = Ranker(own, tokenizer, template, method.place)
+    train, held_out = (
+        ranker.encoder.encode_dataset(rows, name) for rows, name in ((split.train, "train"), (split.held_out, "test"))
+    )
+    seen = held_out.select(range(min(watched, len(held_out))))
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(
+            backbone=own,
+            tokenizer=tokenizer,
+            ranker=ranker,
+            rows=train,
+            text=split.task.text,
+            labels=split.task.labels(split.train),
+            seed=split.seed,
+            epochs=method.epochs or epochs,
+            rate=rate,
+            folder=folder,
+            watch=Watch(points, lambda: ranker.metrics(seen, run.vectors())),
+        )
+        transformers.set_seed(split.seed)
+        method.adapt(run)
+    return {
+        **{name: round(value, 4) for name, value in ranker.metrics(held_out, run.vectors()).items()},
+        "rows_seen": run.collator.rows,
+        "trained": run.trained,
+        "seconds": round(run.watch.seconds, 1),
+        "wall_seconds": round(run.watch.wall_seconds, 1),
+        "curve": run.watch.curve,
+    }

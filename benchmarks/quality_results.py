@@ -1,0 +1,174 @@
+"""Keep the results of quality.py in a file, and make a table and a plot of them."""
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+from quality_methods import METHODS, REFERENCES
+
+from hf_prompt_tuning import PromptTuningError
+
+Entry = dict[str, Any]
+Group = tuple[str, str]
+"""A task and a size."""
+COLUMNS = [
+    "task",
+    "rows",
+    "method",
+    "seeds",
+    "accuracy",
+    "macro F1",
+    "seconds",
+    "to PEFT's accuracy",
+    "trained numbers",
+]
+
+
+class Results:
+    """Entries of runs in a JSON file, which several processes may add to.
+
+    An entry of the kind "run" is a reported run, one of the kind "choice" a run that a learning rate is chosen by.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def entries(self, kind: str) -> list[Entry]:
+        """Return the entries of a kind, in the order in which they were added."""
+        entries = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
+        return [entry for entry in entries if entry["kind"] == kind]
+
+    def find(self, key: Entry) -> Entry | None:
+        """Return the entry that has all values of a key, or None."""
+        return next((entry for entry in self.entries(key["kind"]) if key.items() <= entry.items()), None)
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry to what is in the file now. The file is replaced at once, so that it is never half written."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            entries = [*self.entries("choice"), *self.entries("run"), entry]
+            entries.sort(key=lambda each: each["kind"])
+            part = self.file.with_suffix(".part")
+            part.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n", encoding="utf-8")
+            os.replace(part, self.file)
+        finally:
+            os.close(lock)
+
+
+def groups(runs: Sequence[Entry]) -> list[Group]:
+    """Return the tasks and sizes that there are runs of."""
+    return list(dict.fromkeys((entry["task"], entry["size"]) for entry in runs))
+
+
+def of_method(runs: Sequence[Entry], group: Group, method: str) -> list[list[Entry]]:
+    """Return a method's runs by seed, each with all its folds. Seeds that lack a fold do not count.
+
+    Raise PromptTuningError if two runs are of one seed and fold.
+    """
+    by_seed: dict[int, list[Entry]] = {}
+    for entry in runs:
+        if (entry["task"], entry["size"], entry["method"]) == (*group, method):
+            others = by_seed.setdefault(entry["seed"], [])
+            if any(other["fold"] == entry["fold"] for other in others):
+                raise PromptTuningError(
+                    f"the results have two runs of {method}, {group[0]}, {group[1]} with the seed {entry['seed']} "
+                    "(with other epochs, or other numbers of rows); remove one from the file."
+                )
+            others.append(entry)
+    return [entries for _, entries in sorted(by_seed.items()) if len(entries) == entries[0]["folds"]]
+
+
+def values(seeds: Sequence[Sequence[Entry]], name: str) -> list[float]:
+    """Return each seed's value: the mean of its folds."""
+    return [mean(entry[name] for entry in entries) for entries in seeds]
+
+
+def mean_curve(seeds: Sequence[Sequence[Entry]]) -> list[tuple[float, float]]:
+    """Return the mean seconds and the mean accuracy at each point, over seeds and folds."""
+    curves = [entry["curve"] for entries in seeds for entry in entries]
+    return [(mean(p[1] for p in points), mean(p[2] for p in points)) for points in zip(*curves, strict=True)]
+
+
+def seconds_to(curve: Sequence[tuple[float, float]], accuracy: float) -> float | None:
+    """Return the seconds until a curve is first at an accuracy; None if it never is."""
+    return next((seconds for seconds, reached in curve if reached >= accuracy), None)
+
+
+def to_reference(runs: Sequence[Entry], group: Group, method: str) -> str:
+    """Return a method's time to the accuracy with which PEFT's recipe ends, and its share of that recipe's time."""
+    reference = next((found for name in REFERENCES if (found := of_method(runs, group, name))), None)
+    seeds = of_method(runs, group, method)
+    curve = mean_curve(seeds)
+    if reference is None or not curve:
+        return "–"
+    whole, accuracy = mean_curve(reference)[-1]
+    seconds = seconds_to(curve, accuracy)
+    return "not reached" if seconds is None else f"{seconds:.0f} s ({seconds / whole:.2f})"
+
+
+def shown(numbers: Sequence[float]) -> str:
+    spread = f" ± {stdev(numbers):.3f}" if len(numbers) > 1 else ""
+    return f"{mean(numbers):.3f}{spread}"
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+
+
+def table(runs: Sequence[Entry]) -> str:
+    """Return means and standard deviations over seeds, by task, size and method, as Markdown."""
+    lines = [COLUMNS]
+    for group in groups(runs):
+        for method in METHODS:
+            if not (seeds := of_method(runs, group, method)):
+                continue
+            count, entry = str(len(seeds)), seeds[0][0]
+            seconds = f"{mean(values(seeds, 'seconds')):.0f}" if entry["trained"] else "–"
+            cells = [shown(values(seeds, name)) for name in ("accuracy", "f1")]
+            trained = f"{entry['trained']:,}"
+            lines.append([*group, f"`{method}`", count, *cells, seconds, to_reference(runs, group, method), trained])
+    return markdown(lines)
+
+
+def behind_full(runs: Sequence[Entry]) -> str:
+    """Return by how many points of macro F1 each method differs from full fine-tuning, in the mean of tasks."""
+    lines = [["method", "tasks and sizes", "points of macro F1 beside `full`"]]
+    for method in METHODS:
+        differences = []
+        for group in groups(runs):
+            own, whole = (of_method(runs, group, name) for name in (method, "full"))
+            if own and whole:
+                differences.append(100 * (mean(values(own, "f1")) - mean(values(whole, "f1"))))
+        if differences:
+            lines.append([f"`{method}`", str(len(differences)), f"{mean(differences):+.1f}"])
+    return markdown(lines)
+
+
+def plot(runs: Sequence[Entry], file: Path) -> None:
+    """Draw the mean macro F1 of each method, with its spread between seeds, a row for each task and size."""
+    rows = groups(runs)
+    methods = [name for name in METHODS if any(of_method(runs, group, name) for group in rows)]
+    figure = Figure(figsize=(8, 1.2 + 0.9 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for i, method in enumerate(methods):
+        points = [
+            (y, values(seeds, "f1")) for y, group in enumerate(rows) if (seeds := of_method(runs, group, method))
+        ]
+        heights = [y + 0.6 * (i / max(len(methods) - 1, 1) - 0.5) for y, _ in points]
+        spreads = [stdev(found) if len(found) > 1 else 0 for _, found in points]
+        means = [mean(found) for _, found in points]
+        axes.errorbar(means, heights, xerr=spreads, fmt="o", markersize=5, label=method, color=f"C{i}")
+    axes.set(yticks=range(len(rows)), yticklabels=[f"{task}, {size}" for task, size in rows], xlabel="macro F1")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file, dpi=130)

@@ -1,0 +1,172 @@
+"""The methods of the quality benchmark see the same rows, and are ranked alike: beside a slow reference."""
+
+import copy
+
+import peft
+import pytest
+import quality_methods
+import torch
+from quality_methods import METHODS, measure, of_article
+from quality_ranking import Ranker
+from quality_tasks import read_tasks, reported_splits
+
+from hf_prompt_tuning import PromptTuningArguments, PromptTuningConfig, PromptTuningTrainer
+from tests.shared.tiny_models import tiny_model
+
+LONG = "peft_article_50_epochs"
+
+
+@pytest.fixture
+def split(reviews):
+    """12 rows to learn from, and 12 that are reported."""
+    return next(reported_splits(read_tasks(reviews, None)["many"], 12, 5, 600))
+
+
+@pytest.fixture
+def adapted(monkeypatch):
+    """The `Run` of each `measure`, in turn."""
+    runs, kind = [], quality_methods.Run
+    monkeypatch.setattr(quality_methods, "Run", lambda **values: runs.append(kind(**values)) or runs[-1])
+    return runs
+
+
+def rate_of(name):
+    return METHODS[name].rates[0] if METHODS[name].rates else None
+
+
+@torch.no_grad()
+def slow_scores(backbone, rows, label_token_ids, before=()):
+    """The log-likelihood of each label's words behind each row, one sequence after another, without any prompt."""
+    scores = torch.zeros(len(rows), len(label_token_ids))
+    for i, row in enumerate(rows):
+        source = [*before, *(t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100)]
+        for j, words in enumerate(label_token_ids):
+            ids = torch.tensor([[*source, *words]])
+            logs = backbone(input_ids=ids).logits[0].log_softmax(-1)
+            scores[i, j] = logs[len(source) - 1 : -1].gather(1, torch.tensor(words)[:, None]).sum()
+    return scores
+
+
+def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_alone(split, tokenizer):
+    backbone = tiny_model("llama")
+    before = copy.deepcopy(backbone.state_dict())
+    found = {
+        name: measure(method, backbone, tokenizer, split, rate_of(name), epochs=2, points=3, watched=5)
+        for name, method in METHODS.items()
+    }
+    seen = {name: entry["rows_seen"] for name, entry in found.items()}
+    learning = {name for name in METHODS if name not in ("untuned", "in_context", LONG)}
+    assert {seen[name] for name in learning} == {24}
+    assert (seen["untuned"], seen["in_context"], seen[LONG]) == (0, 0, 50 * 12)
+    trained = {name: entry["trained"] for name, entry in found.items()}
+    H, every = 32, sum(parameter.numel() for parameter in backbone.parameters())
+    assert (trained["ours"], trained["peft_defaults"], trained["peft_article"]) == (20 * H, 20 * H, 8 * H)
+    assert (trained["untuned"], trained["in_context"], trained["full"]) == (0, 0, every)
+    for name in learning:
+        assert [steps for steps, *_ in found[name]["curve"]] == [2, 3, 4]
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_ranking_without_vectors_is_that_of_the_plain_backbone(split, tokenizers, kind):
+    backbone, tokenizer = tiny_model("llama").train(), tokenizers[kind]
+    ranker = Ranker(backbone, tokenizer, split.task.prompt_template(), "auto")
+    rows = ranker.encoder.encode_dataset(split.held_out, "test")
+    scores = ranker.scores(rows, None)
+    assert backbone.training
+    torch.testing.assert_close(scores, slow_scores(backbone, rows, ranker.encoder.label_token_ids))
+    metrics, right = ranker.metrics(rows, None), torch.tensor(rows["label"])
+    assert metrics["accuracy"] == pytest.approx(float((scores.argmax(1) == right).float().mean()))
+    assert metrics["loss"] == pytest.approx(float(-scores.gather(1, right[:, None]).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_examples_in_context_are_read_before_the_row(split, tokenizers, adapted, kind):
+    backbone, tokenizer = tiny_model("llama", max_position_embeddings=512), tokenizers[kind]
+    measure(METHODS["in_context"], backbone, tokenizer, split, None, epochs=2)
+    run = adapted[0]
+    rows = run.ranker.encoder.encode_dataset(split.held_out, "test").select(range(3))
+    scores = run.ranker.scores(rows, run.vectors())
+    weight = backbone.get_input_embeddings().weight
+    shown = torch.cdist(run.vectors(), weight).argmin(1).tolist()
+    text = tokenizer.decode(shown)
+    assert text.count("Label : good") + text.count("Label : bad") == 8 and text.count("Label : bad") == 3
+    assert not {tokenizer.eos_token_id, tokenizer.bos_token_id} & set(shown)
+    ids = run.ranker.encoder.label_token_ids
+    if kind == "gpt2":
+        expected = slow_scores(backbone, rows, ids, shown)
+    else:  # BOS stands once, before the examples
+        own = [{name: row[name][1:] for name in ("input_ids", "labels")} for row in rows]
+        expected = slow_scores(backbone, own, ids, [tokenizer.bos_token_id, *shown])
+    torch.testing.assert_close(scores, expected)
+
+
+def test_ours_is_the_trainer_with_its_defaults(split, tokenizer, tmp_path):
+    found = measure(METHODS["ours"], tiny_model("llama"), tokenizer, split, None, epochs=2)
+    config = PromptTuningConfig(prompt_tuning_init_text=split.task.text, prompt_position="auto")
+    trainer = PromptTuningTrainer(
+        tiny_model("llama"),
+        PromptTuningArguments(str(tmp_path), num_train_epochs=2, seed=5, save_strategy="no", use_cpu=True),
+        train_dataset=split.train,
+        eval_dataset=split.held_out,
+        processing_class=tokenizer,
+        template=split.task.prompt_template(),
+        prompt_config=config,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert (found["accuracy"], found["f1"]) == (round(metrics["eval_accuracy"], 4), round(metrics["eval_f1"], 4))
+    scores = torch.tensor(trainer.predict(split.held_out).predictions)
+    right = torch.tensor(trainer.eval_dataset["label"])
+    assert found["loss"] == pytest.approx(float(-scores.gather(1, right[:, None]).mean()), abs=1e-4)
+
+
+def test_a_lora_is_ranked_as_the_model_that_it_is_merged_into(split, tokenizer, adapted, monkeypatch):
+    made, get = [], peft.get_peft_model
+    monkeypatch.setattr(peft, "get_peft_model", lambda *given: made.append(get(*given)) or made[-1])
+    measure(METHODS["lora"], tiny_model("llama"), tokenizer, split, 0.1, epochs=2)
+    rows = adapted[0].ranker.encoder.encode_dataset(split.held_out, "test")
+    scores, ids = adapted[0].ranker.scores(rows, None), adapted[0].ranker.encoder.label_token_ids
+    merged = made[0].merge_and_unload().eval()
+    torch.testing.assert_close(scores, slow_scores(merged, rows, ids), rtol=1e-4, atol=1e-3)
+    untouched = slow_scores(tiny_model("llama"), rows, ids)
+    assert (scores - untouched).abs().max() > 0.1
+
+
+def test_full_fine_tuning_is_ranked_with_the_weights_that_it_ends_with(split, tokenizer, adapted):
+    found = measure(METHODS["full"], tiny_model("llama"), tokenizer, split, 1e-2, epochs=2)
+    rows = adapted[0].ranker.encoder.encode_dataset(split.held_out, "test")
+    scores = slow_scores(adapted[0].backbone.eval(), rows, adapted[0].ranker.encoder.label_token_ids)
+    right = torch.tensor(rows["label"])
+    assert found["loss"] == pytest.approx(float(-scores.gather(1, right[:, None]).mean()), abs=1e-3)
+
+
+def test_the_articles_prompt_starts_as_peft_starts_one_from_a_text(split, tokenizer, adapted, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    measure(METHODS["peft_article"], tiny_model("llama"), tokenizer, split, 0.0, epochs=1)
+    config = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=8,
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text=split.task.text,
+        tokenizer_name_or_path=str(tmp_path / "tokenizer"),
+    )
+    expected = peft.get_peft_model(tiny_model("llama"), config).prompt_encoder["default"].embedding.weight
+    assert torch.equal(adapted[0].vectors(), expected)
+    assert METHODS["peft_article"].adapt is of_article and METHODS["peft_article"].rates == (3e-2,)
+
+
+def test_a_short_text_is_repeated_as_peft_repeats_it(split, tokenizer, adapted, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    object.__setattr__(split.task, "text", "complaint or not")
+    measure(METHODS["peft_article"], tiny_model("llama"), tokenizer, split, 0.0, epochs=1)
+    config = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=8,
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text="complaint or not",
+        tokenizer_name_or_path=str(tmp_path / "tokenizer"),
+    )
+    expected = peft.get_peft_model(tiny_model("llama"), config).prompt_encoder["default"].embedding.weight
+    assert torch.equal(adapted[0].vectors(), expected)
