@@ -48,6 +48,7 @@ class ChatTokenizer(PromptTokenizer):
     """
 
     takes = ChatTemplate
+    cut = "Of %d of %d %s rows the first turns were left out, to max_source_length=%d tokens."
     template: ChatTemplate
 
     def _read(self, row: Mapping[str, Any]) -> Conversation:
@@ -219,12 +220,3 @@ class ChatTokenizer(PromptTokenizer):
                     name,
                 )
         return encoded
-
-    def _report_cut(self, cut: int, rows: int, name: str) -> None:
-        logger.warning(
-            "Of %d of %d %s rows the first turns were left out, to max_source_length=%d tokens.",
-            cut,
-            rows,
-            name,
-            self.template.max_source_length,
-        )

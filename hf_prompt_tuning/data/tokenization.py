@@ -1,13 +1,12 @@
 """Tokenize rows: cut the source, start the target after it, and end the target with EOS."""
 
-import logging
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
@@ -20,11 +19,9 @@ from .encoded_rows import FEATURES, columns_of
 from .files import ORIGIN
 from .heads import leading_ids
 from .labels import LabelReader, warn_of_names
+from .row_reports import RowReports
 from .rows import column_names, row_columns
 from .template import PromptTemplate
-from .unwritten import UnwrittenWarning, warn_of_unwritten
-
-logger = logging.getLogger(__name__)
 
 LONG = 16
 """Characters per token. A text longer than this times the limit is cut before all of it is tokenized.
@@ -68,6 +65,7 @@ class PromptTokenizer:
     """
 
     takes: type = PromptTemplate
+    cut = "%d of %d %s rows were cut to max_source_length=%d tokens."
 
     def __init__(
         self,
@@ -95,7 +93,7 @@ class PromptTokenizer:
         self.tokenizer = tokenizer
         self.is_encoder_decoder = is_encoder_decoder
         self.chats = None if template.chat is None else self._renderer(template.chat, always_system)
-        self._stream_warnings: dict[str, UnwrittenWarning] = {}
+        self._reports: dict[str, RowReports] = {}
         self.label_token_ids  # noqa: B018  (labels with the same tokens raise here, before training)
 
     def _renderer(self, format: ChatFormat, always_system: bool) -> ChatRenderer:
@@ -106,12 +104,6 @@ class PromptTokenizer:
         if isinstance(chats.template, str):
             self.template = replace(self.template, chat=replace(format, chat_template=chats.template))
         return chats
-
-    @property
-    def _notes(self) -> dict[str, Value]:
-        """What `encode` tells of a row beside its tokens, and the types."""
-        notes = {"was_cut": Value("bool")}
-        return notes if self.chats is None else notes | {"unwritten": Value("string")}
 
     @property
     def end_ids(self) -> list[int]:
@@ -315,6 +307,10 @@ class PromptTokenizer:
         reader = template.label_reader(data.features or {}) if template.is_classification else None
         # Names of a ClassLabel that have no label words, such as RAFT's `Unlabeled`, count as no label.
         without = set() if require_target or reader is None else reader.names_without_words()
+        # One for each name: a stream that is encoded again, for another evaluation, is not told of again.
+        reports = self._reports.setdefault(
+            name, RowReports(name, self.cut, template.max_source_length, self.chats is not None)
+        )
 
         def encode(row: Mapping[str, Any], index: int) -> dict[str, Any]:
             if without and reader.name(row.get(template.label_column)) in without:
@@ -324,11 +320,11 @@ class PromptTokenizer:
             except PromptTuningError as error:
                 raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
             if is_stream:
-                self._report_first(encoded, index, name)
+                reports.see(encoded, index)
             return encoded
 
         kinds = {key: kind for key, kind in FEATURES.items() if key != "label" or template.is_classification}
-        features = Features(kinds | self._notes)
+        features = Features(kinds | reports.columns)
         # Pass features: without them a new column would take the type of a raw column with the same name. They also
         # mark a stream as rows of token ids.
         options = {"with_indices": True, "remove_columns": columns, "features": features}
@@ -337,23 +333,5 @@ class PromptTokenizer:
         if without:
             warn_of_names([reader.name(value) for value in data[template.label_column]], without, name)
         encoded = data.map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
-        self._report(encoded, name)
-        return encoded.remove_columns(list(self._notes))
-
-    def _report(self, encoded: Dataset, name: str) -> None:
-        """Log what there is to tell of all rows."""
-        if cut := sum(encoded["was_cut"]):
-            self._report_cut(cut, len(encoded), name)
-        if self.chats is not None:
-            warn_of_unwritten(encoded["unwritten"], name)
-
-    def _report_first(self, encoded: Mapping[str, Any], index: int, name: str) -> None:
-        """Log what there is to tell of a stream, at the first row that has it."""
-        if self.chats is not None:
-            warning = self._stream_warnings.setdefault(name, UnwrittenWarning(f"the {name} data hold"))
-            warning.see(index + 1, encoded["unwritten"])
-
-    def _report_cut(self, cut: int, rows: int, name: str) -> None:
-        """Log how many rows were cut."""
-        limit = self.template.max_source_length
-        logger.warning("%d of %d %s rows were cut to max_source_length=%d tokens.", cut, rows, name, limit)
+        reports.tell(encoded)
+        return encoded.remove_columns(list(reports.columns))
