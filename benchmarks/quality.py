@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --data FOLDER [--tasks sst2 …] [--sizes all …] [--methods ours full …] [--seeds 0 …]
     python benchmarks/quality.py --quick       # ten minutes: the demo's messages, one seed. No result
-    python benchmarks/quality.py --table       # tables, and the plot docs/quality.png, of the runs so far
+    python benchmarks/quality.py --table       # the tables and the plot of docs/quality.md, of the runs so far
 
 FOLDER holds the files that benchmarks/README.md names. quality_tasks.yaml describes the tasks, and `--task FILE.yaml`
 adds others; quality_methods.py has the methods. Each run is added to benchmarks/results/quality.json, and a run that
@@ -12,7 +12,7 @@ folds and no `choose_on`).
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import peft
 import torch
 import transformers
 from quality_methods import METHODS, measure
-from quality_results import Results, behind_full, plot, table
+from quality_results import Results, plot, tables, write_tables
 from quality_tasks import Split, Task, choosing_split, read_tasks, reported_splits
 
 from hf_prompt_tuning import PromptTuningError
@@ -30,7 +30,8 @@ from hf_prompt_tuning.cli.arguments import ModelArguments
 from hf_prompt_tuning.cli.main import load_backbone
 
 HERE = Path(__file__).parent
-RESULTS, PLOT = HERE / "results" / "quality.json", HERE.parent / "docs" / "quality.png"
+RESULTS = HERE / "results" / "quality.json"
+PAGE, PLOT = (HERE.parent / "docs" / name for name in ("quality.md", "quality.png"))
 QUICK = HERE.parent / "outputs" / "quality_quick.json"
 NO_RESULT = "One seed of one small task: this shows that the benchmark runs, and is no result."
 
@@ -83,7 +84,7 @@ class Benchmark:
     def rate(self, split: Split, size: int | str, method_name: str, epochs: int) -> float | None:
         """Return a method's learning rate: the only one, or the one with the best macro F1 on rows apart.
 
-        The loss decides between equals.
+        The loss decides between equals. A best one at an end of the grid is told, because a further one may be better.
         """
         method, found = METHODS[method_name], []
         if len(method.rates) < 2:
@@ -96,7 +97,10 @@ class Benchmark:
             if self.results.find(key) is None:
                 self.add(key, measure(method, self.backbone, self.tokenizer, choosing, rate, epochs))
             found.append(self.results.find(key))
-        return max(found, key=lambda entry: (entry["f1"], -entry["loss"]))["rate"]
+        best = max(found, key=lambda entry: (entry["f1"], -entry["loss"]))["rate"]
+        if best in (min(method.rates), max(method.rates)):
+            print(f"{split.task.name}, {size}: the best rate of {method_name}, {best}, is at an end of its grid")
+        return best
 
     def key(self, split: Split, size: int | str, method: str, epochs: int) -> dict[str, Any]:
         """Return what tells a run from others, but for its seed and its held-out rows."""
@@ -116,7 +120,7 @@ def sizes_of(task: Task, asked: list[str] | None) -> Iterator[int | str]:
     yield from (size for size in task.sizes if asked is None or str(size) in asked)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the tasks' files")
     parser.add_argument("--task", type=Path, action="append", default=[], help="file that describes further tasks")
@@ -126,42 +130,50 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--reported_rows", type=int, default=600, help="at most so many rows of a test file")
     parser.add_argument("--quick", action="store_true", help="the demo with 40 rows, one seed; in a file of its own")
-    parser.add_argument("--table", action="store_true", help="only print the tables and draw the plot")
+    parser.add_argument("--table", action="store_true", help="only make the tables and the plot")
     parser.add_argument("--name", default="SmolLM2-135M-Instruct", help="the backbone's name in the results")
     parser.add_argument("--model_name_or_path", default=".cache/smollm2")
     parser.add_argument("--gguf_file", default="SmolLM2-135M-Instruct.Q4_1.gguf", help='"" for none')
     parser.add_argument("--dtype", default="float32")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.quick:
         args.tasks, args.sizes, args.seeds = ["demo"], ["40"], [0]
         args.methods = [name for name in args.methods if METHODS[name].most_rows is None]
     return args
 
 
-def main() -> None:
-    args = arguments()
+def make_runs(args: argparse.Namespace, results: Results) -> None:
+    """Make the runs that are asked for and missing. Raise PromptTuningError if a task is not known."""
+    tasks: dict[str, Task] = {}
+    for file in [HERE / "quality_tasks.yaml", *args.task]:
+        tasks |= read_tasks(file, args.data)
+    if unknown := [name for name in args.tasks or () if name not in tasks]:
+        raise PromptTuningError(f"--tasks has {unknown[0]!r}; the tasks are {', '.join(tasks)}.")
+    datasets.disable_progress_bars()
+    model = ModelArguments(args.model_name_or_path, gguf_file=args.gguf_file or None, dtype=args.dtype)
+    backbone, tokenizer = load_backbone(model)
+    watched = {"points": 4, "watched": 40} if args.quick else {}
+    benchmark = Benchmark(backbone, tokenizer, args.name, tasks, results, reported=args.reported_rows, **watched)
+    for name in args.tasks or tasks:
+        for size, seed, method in product(sizes_of(tasks[name], args.sizes), args.seeds, args.methods):
+            benchmark.run(tasks[name], size, method, seed)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
     results = Results(QUICK if args.quick else RESULTS)
+    if args.quick and not args.table:
+        QUICK.unlink(missing_ok=True)
     if not args.table:
-        datasets.disable_progress_bars()
-        tasks = {}
-        for file in [HERE / "quality_tasks.yaml", *args.task]:
-            tasks |= read_tasks(file, args.data)
-        model = ModelArguments(args.model_name_or_path, gguf_file=args.gguf_file or None, dtype=args.dtype)
-        backbone, tokenizer = load_backbone(model)
-        watched = {"points": 4, "watched": 40} if args.quick else {}
-        benchmark = Benchmark(backbone, tokenizer, args.name, tasks, results, reported=args.reported_rows, **watched)
-        if unknown := [name for name in args.tasks or () if name not in tasks]:
-            raise PromptTuningError(f"--tasks has {unknown[0]!r}; the tasks are {', '.join(tasks)}.")
-        for name in args.tasks or tasks:
-            for size, seed, method in product(sizes_of(tasks[name], args.sizes), args.seeds, args.methods):
-                benchmark.run(tasks[name], size, method, seed)
+        make_runs(args, results)
     runs = [entry for entry in results.entries("run") if entry["backbone"] == args.name]
     if not runs:
         raise PromptTuningError(f"there are no runs of {args.name} in {results.file}; leave --table out to make some.")
-    print(table(runs), behind_full(runs), sep="\n\n")
+    print(tables(runs))
     if args.quick:
         print(f"\n{NO_RESULT}")
     else:
+        write_tables(runs, PAGE)
         plot(runs, PLOT)
 
 

@@ -116,8 +116,8 @@ def untuned(run: Run) -> None:
 
 
 def in_context(run: Run) -> None:
-    """Put examples before each row, each label's share as in the training rows. A prompt is computed once for all."""
-    drawn = stratified(run.labels, EXAMPLES, random.Random(run.seed))
+    """Put examples before each row, each label's share as in the training rows, and at least one of each label."""
+    drawn = stratified(run.labels, max(EXAMPLES, len(set(run.labels))), random.Random(run.seed))
     leading = leading_ids(run.tokenizer)
     between = run.tokenizer(BETWEEN, add_special_tokens=False)["input_ids"]
     ids = [i for row in drawn for i in [*run.rows[row]["input_ids"][len(leading) : -1], *between]]  # without EOS
@@ -224,7 +224,7 @@ def measure(
     `points` evaluations of the first `watched` held-out rows make the curve. Raise PromptTuningError if a row has no
     label.
     """
-    own = copy.deepcopy(backbone)
+    own = copy.deepcopy(backbone).to("cuda" if torch.cuda.is_available() else "cpu")
     forget_gguf(own)  # Trainer refuses a backbone with the mark of a GGUF file
     template = split.task.prompt_template()
     ranker = Ranker(own, tokenizer, template, method.place)

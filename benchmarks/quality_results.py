@@ -16,6 +16,8 @@ from hf_prompt_tuning import PromptTuningError
 Entry = dict[str, Any]
 Group = tuple[str, str]
 """A task and a size."""
+START, END = "<!-- the tables: python benchmarks/quality.py --table -->", "<!-- the end of the tables -->"
+"""The marks of a page between which the tables stand."""
 COLUMNS = [
     "task",
     "rows",
@@ -134,7 +136,10 @@ def table(runs: Sequence[Entry]) -> str:
             seconds = f"{mean(values(seeds, 'seconds')):.0f}" if entry["trained"] else "–"
             cells = [shown(values(seeds, name)) for name in ("accuracy", "f1")]
             trained = f"{entry['trained']:,}"
-            lines.append([*group, f"`{method}`", count, *cells, seconds, to_reference(runs, group, method), trained])
+            task, size = group
+            size = f"all, {entry['training_rows']:,}" if size == "all" else size
+            reached = to_reference(runs, group, method)
+            lines.append([task, size, f"`{method}`", count, *cells, seconds, reached, trained])
     return markdown(lines)
 
 
@@ -150,6 +155,22 @@ def behind_full(runs: Sequence[Entry]) -> str:
         if differences:
             lines.append([f"`{method}`", str(len(differences)), f"{mean(differences):+.1f}"])
     return markdown(lines)
+
+
+def tables(runs: Sequence[Entry]) -> str:
+    """Return both tables as Markdown; the first alone if there is nothing to compare with full fine-tuning."""
+    compared = any(entry["method"] == "full" for entry in runs)
+    return f"{table(runs)}\n\n{behind_full(runs)}" if compared else table(runs)
+
+
+def write_tables(runs: Sequence[Entry], page: Path) -> None:
+    """Write the tables into a page, between its marks. Raise PromptTuningError if it has none."""
+    text = page.read_text(encoding="utf-8")
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise PromptTuningError(f"{page} has no {START} and {END}, between which the tables stand; put them there.")
+    page.write_text(f"{before}{start}\n\n{tables(runs)}\n\n{end}{after}", encoding="utf-8")
 
 
 def plot(runs: Sequence[Entry], file: Path) -> None:

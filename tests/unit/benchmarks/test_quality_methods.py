@@ -68,6 +68,15 @@ def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_al
     assert all(parameter.requires_grad for parameter in backbone.parameters())
 
 
+@pytest.mark.parametrize(("name", "rate"), [("ours", None), ("lora", 1e-2), ("full", 1e-3)])
+def test_evaluations_on_the_way_change_nothing(split, tokenizer, name, rate):
+    backbone = tiny_model("llama", attention_dropout=0.3)
+    given = (backbone, tokenizer, split, rate, 2)
+    watched, alone = (measure(METHODS[name], *given, points=points, watched=5) for points in (4, 0))
+    assert [len(found["curve"]) for found in (watched, alone)] == [4, 0]
+    assert watched["loss"] == alone["loss"]
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_the_ranking_without_vectors_is_that_of_the_plain_backbone(split, tokenizers, kind):
     backbone, tokenizer = tiny_model("llama").train(), tokenizers[kind]

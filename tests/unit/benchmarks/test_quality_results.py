@@ -2,8 +2,9 @@
 
 import pytest
 import quality
+import quality_results
 from quality import Benchmark
-from quality_results import Results, behind_full, mean_curve, of_method, plot, seconds_to, table
+from quality_results import Results, behind_full, mean_curve, of_method, plot, seconds_to, table, tables, write_tables
 from quality_tasks import read_tasks
 
 from hf_prompt_tuning import PromptTuningError
@@ -30,7 +31,7 @@ def entry_of(**values):
 
 
 def run_of(method, seed, fold=None, folds=1, task="few", size="all", **values):
-    key = {"kind": "run", "backbone": "tiny", "task": task, "size": size, "method": method}
+    key = {"kind": "run", "backbone": "tiny", "task": task, "size": size, "method": method, "training_rows": 15}
     return key | {"seed": seed, "fold": fold, "folds": folds} | entry_of(**values)
 
 
@@ -64,6 +65,14 @@ def test_a_rate_is_chosen_once_on_rows_that_are_not_reported(benchmark, made):
     assert [entry["rate"] for entry in runs] == [1e-4, 1e-4]  # the best macro F1, and the lower loss
     assert [rate for _, rate in made] == [1e-5, 3e-5, 1e-4, 3e-4, 1e-4, 1e-4]
     assert all(split.held_out["text"] != made[-1][0].held_out["text"] for split, _ in made[:4])
+
+
+def test_a_best_rate_at_an_end_of_the_grid_is_told(benchmark, made, monkeypatch, capsys):
+    benchmark.run(benchmark.tasks["many"], 12, "full", 0)
+    assert "is at an end" not in capsys.readouterr().out
+    monkeypatch.setattr(quality, "measure", lambda method, *given, **curve: entry_of(f1=given[3]))
+    benchmark.run(benchmark.tasks["many"], 12, "lora", 0)
+    assert "many, 12: the best rate of lora, 0.003, is at an end of its grid\n" in capsys.readouterr().out
 
 
 def test_folds_choose_each_for_itself(benchmark, made):
@@ -110,8 +119,8 @@ def test_the_table_has_means_and_spreads_of_whole_seeds():
     runs += [run_of("ours", 2, 0, 2, f1=0.1)]  # a fold is missing
     runs += [run_of("untuned", 0, fold, 2, f1=0.3, trained=0, seconds=0) for fold in (0, 1)]
     assert table(runs).splitlines()[2:] == [
-        "| few | all | `untuned` | 1 | 0.500 | 0.300 | – | – | 0 |",
-        "| few | all | `ours` | 2 | 0.500 ± 0.000 | 0.700 ± 0.141 | 3 | – | 640 |",
+        "| few | all, 15 | `untuned` | 1 | 0.500 | 0.300 | – | – | 0 |",
+        "| few | all, 15 | `ours` | 2 | 0.500 ± 0.000 | 0.700 ± 0.141 | 3 | – | 640 |",
     ]
 
 
@@ -156,3 +165,58 @@ def test_the_plot_is_drawn_from_the_entries_alone(tmp_path):
 def test_an_encoder_decoder_is_refused(reviews, tokenizer, tmp_path):
     with pytest.raises(PromptTuningError, match="tiny is an encoder-decoder"):
         Benchmark(tiny_model("t5"), tokenizer, "tiny", {}, Results(tmp_path / "quality.json"))
+
+
+def test_the_tables_are_written_into_their_place_of_a_page(tmp_path):
+    page, runs = tmp_path / "page.md", [run_of("ours", 0)]
+    page.write_text(f"Before.\n{quality_results.START}\nold\n{quality_results.END}\nAfter.\n")
+    for _ in range(2):
+        write_tables(runs, page)
+        parts = [quality_results.START, "", tables(runs), "", quality_results.END]
+        assert page.read_text() == "Before.\n" + "\n".join(parts) + "\nAfter.\n"
+    page.write_text("Before.\n")
+    with pytest.raises(PromptTuningError, match="has no <!-- the tables"):
+        write_tables(runs, page)
+
+
+def test_the_documentation_has_the_tables_of_the_results():
+    runs = Results(quality.RESULTS).entries("run")
+    own = [entry for entry in runs if entry["backbone"] == "SmolLM2-135M-Instruct"]
+    assert own and f"\n{tables(own)}\n" in quality.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def files(monkeypatch, tmp_path):
+    """Results, page and plot of the command, and a backbone's folder, in place of the repository's."""
+    for name in ("RESULTS", "QUICK", "PAGE", "PLOT"):
+        monkeypatch.setattr(quality, name, tmp_path / f"{name}{getattr(quality, name).suffix}")
+    quality.PAGE.write_text(f"{quality_results.START}{quality_results.END}")
+    return tmp_path
+
+
+def test_the_command_makes_the_runs_of_a_described_task_and_the_tables(files, reviews, tokenizer, capsys):
+    tiny_model("llama").save_pretrained(files / "backbone")
+    tokenizer.save_pretrained(files / "backbone")
+    model = ["--model_name_or_path", str(files / "backbone"), "--gguf_file", "", "--name", "tiny"]
+    asked = ["--task", str(reviews), "--tasks", "many", "--sizes", "12", "--seeds", "0", "1"]
+    with pytest.raises(PromptTuningError, match="there are no runs of tiny"):
+        quality.main(["--table", *model])
+    with pytest.raises(PromptTuningError, match=r"--tasks has 'none'; the tasks are tweets, .* few, many"):
+        quality.main(["--task", str(reviews), "--tasks", "none", *model])
+    quality.main([*asked, "--methods", "untuned", "ours", *model])
+    runs = Results(quality.RESULTS).entries("run")
+    assert [(e["method"], e["seed"], e["rows_seen"]) for e in runs] == [
+        ("untuned", 0, 0),
+        ("ours", 0, 24),
+        ("untuned", 1, 0),
+        ("ours", 1, 24),
+    ]
+    assert [len(e["curve"]) for e in runs] == [0, 4, 0, 4]  # 4 steps
+    assert tables(runs) in capsys.readouterr().out and tables(runs) in quality.PAGE.read_text()
+    assert quality.PLOT.read_bytes().startswith(b"\x89PNG")
+    quality.main(["--quick", "--methods", "untuned", *model])
+    assert capsys.readouterr().out.endswith(f"{quality.NO_RESULT}\n")
+    assert [(e["task"], e["size"], e["reported_rows"]) for e in Results(quality.QUICK).entries("run")] == [
+        ("demo", "40", 120)
+    ]
+    assert Results(quality.RESULTS).entries("run") == runs
