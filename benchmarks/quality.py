@@ -157,6 +157,23 @@ def make_runs(args: argparse.Namespace, results: Results) -> None:
     for name in args.tasks or tasks:
         for size, seed, method in product(sizes_of(tasks[name], args.sizes), args.seeds, args.methods):
             benchmark.run(tasks[name], size, method, seed)
+            if not args.quick:
+                update_page(results, args.name)  # now, because a run of hours may be ended in between
+
+
+def runs_of(results: Results, backbone: str) -> list[dict[str, Any]]:
+    """Return the reported runs of a backbone. Raise PromptTuningError if there are none."""
+    runs = [entry for entry in results.entries("run") if entry["backbone"] == backbone]
+    if not runs:
+        raise PromptTuningError(f"there are no runs of {backbone} in {results.file}; leave --table out to make some.")
+    return runs
+
+
+def update_page(results: Results, backbone: str) -> None:
+    """Write the tables and the plot of the documentation."""
+    runs = runs_of(results, backbone)
+    write_tables(runs, PAGE)
+    plot(runs, PLOT)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -166,15 +183,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         QUICK.unlink(missing_ok=True)
     if not args.table:
         make_runs(args, results)
-    runs = [entry for entry in results.entries("run") if entry["backbone"] == args.name]
-    if not runs:
-        raise PromptTuningError(f"there are no runs of {args.name} in {results.file}; leave --table out to make some.")
-    print(tables(runs))
+    print(tables(runs_of(results, args.name)))
     if args.quick:
         print(f"\n{NO_RESULT}")
     else:
-        write_tables(runs, PAGE)
-        plot(runs, PLOT)
+        update_page(results, args.name)
 
 
 if __name__ == "__main__":
