@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BACKBONE := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo demo-chat demo-teach test test-window test-window-short soak quality style docs bench clean
+.PHONY: demo demo-chat demo-teach test test-serving test-window test-window-short soak quality style docs bench clean
 
 demo: $(VENV)/installed $(BACKBONE)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
@@ -27,6 +27,13 @@ demo-teach: $(VENV)/installed $(BACKBONE)
 # A file's tests stay together: some share what took long to make.
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+
+# Prompts are trained, exported and served by llama.cpp and transformers. It needs a C++ compiler, and the first time
+# half an hour or more; the servers are kept in the user's cache. PROMPTS=FOLDER keeps the prompts, too.
+test-serving: $(VENV)/installed $(BACKBONE)
+	$(BIN)/python -m tools.servers
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 PROMPTS=$(PROMPTS) \
+	    $(BIN)/python -m pytest --capture no tests/sessions/real_servers.py
 
 # The suite in an environment for each set of versions of constraints/, in the user's cache; docs/window.json and the
 # table of docs/reliability.md say what passed. SETS="axolotl newest" runs these; TESTS=FILES runs a part; AGAIN=1 runs
