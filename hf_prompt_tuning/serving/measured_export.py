@@ -31,7 +31,7 @@ class Row:
         prompt: the prompt that it stands behind; None for none.
         ids: its token ids as the prompt-tuning model takes them.
         served: its token ids with those of the prompt's tokens.
-        fits: whether the output row is fitted to it, and not only checked on it.
+        fits: whether the output row is fitted to it, and not only checked on it: to every other one.
     """
 
     text: str
@@ -96,20 +96,25 @@ def rows_of(prompts: Sequence[ExportedPrompt], ids: dict[str, list[int]], texts:
     for place, prompt in enumerate(prompts):
         source, head = RowTexts(prompt), prompt.head
         chosen = [texts[(place * PER_PROMPT + i) % len(texts)] for i in range(min(PER_PROMPT, len(texts)))]
-        for text in [*chosen, *texts[len(texts) - 2 :]]:
+        for number, text in enumerate([*chosen, *texts[len(texts) - 2 :]]):
             own = source.ids(text)
             served = [*head, *ids[prompt.name], *without_head(own, head)]
-            rows.append(Row(text, prompt, own, served, fits=False))
+            # Behind a prompt's vectors, and in a chat, a hidden state may be like none of a bare text.
+            rows.append(Row(text, prompt, own, served, fits=number % 2 == 0))
     return rows
 
 
-def states_to_fit(base: PreTrainedModel, rows: Iterable[Row]) -> list[Tensor]:
-    """Return what the output layer is called with, [T, H'], for each row that an output row is fitted to."""
-    with recorded_states(base, base.get_output_embeddings()) as (model, states):
+def states_to_fit(served: PreTrainedModel, rows: Iterable[Row]) -> list[Tensor]:
+    """Return what the output layer is called with, [T, H'], for each row that an output row is fitted to.
+
+    `served` is the backbone with the prompts' tokens, whatever their output rows are. A row whose states are no
+    numbers is left out: `measure` tells of it.
+    """
+    with recorded_states(served, served.get_output_embeddings()) as (model, states):
         for row in rows:
             if row.fits:
-                model(**_inputs(row, row.ids, base))
-    return [state[0] for state in states]
+                model(**_inputs(row, row.served, served))
+    return [state[0] for state in states if state.isfinite().all()]
 
 
 def measure(served: PreTrainedModel, rows: Iterable[Row], added: Sequence[int]) -> dict[str, Measured]:

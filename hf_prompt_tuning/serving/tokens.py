@@ -95,10 +95,10 @@ def with_prompts(
     """
     all_ids = [i for prompt in prompts for i in ids[prompt.name]]
     vectors = torch.cat([embedding_rows(prompt.vectors, base) for prompt in prompts])
-    states = states_to_fit(base, rows) if bias_of(base) is None else []
+    weight, output = base.get_output_embeddings().weight, torch.zeros(())
+    states = states_to_fit(with_added_tokens(base, all_ids, vectors, output), rows) if bias_of(base) is None else []
     for radius in RADII:
-        weight = base.get_output_embeddings().weight
-        output = stored(fitted_row(states, weight, radius)) if states else torch.zeros(())
+        output = stored(fitted_row(states, weight, radius)) if states else output
         served = with_added_tokens(base, all_ids, vectors, output)
         measured = measure(served, rows, all_ids)
         if all(values.is_out_of_reach for values in measured.values()):

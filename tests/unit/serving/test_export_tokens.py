@@ -1,5 +1,6 @@
 """A checkpoint in which prompts are tokens gives the logits of the prompt-tuning model, without this package."""
 
+import contextlib
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from hf_prompt_tuning import (
 )
 from hf_prompt_tuning.serving import tokens
 from hf_prompt_tuning.serving.added_tokens import embedding_rows
+from hf_prompt_tuning.serving.output_rows import fitted_row
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.exports import TEMPLATE, entries, fitted_rows, made, never_refuse, prompted, read_elsewhere
 from tests.shared.tiny_models import BART_LIKE, VOCAB, make_tokenizer, tiny_model
@@ -84,6 +86,27 @@ def test_a_bias_or_a_fitted_row_keeps_added_tokens_out_of_reach(tmp_path, tokeni
     with pytest.raises(PromptTuningError, match=r"added tokens have a probability of .* without a prompt, with every"):
         export_tokens(made("llama", tokenizer), tmp_path / "llama", tokenizer=tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt2", "phi"]
+
+
+def test_the_output_row_is_fitted_to_every_other_text_behind_each_prompt_too(tmp_path, monkeypatch, tokenizer):
+    never_refuse(monkeypatch)
+    fitted: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(tokens, "fitted_row", lambda *args: fitted.append(args[0]) or fitted_row(*args))
+    model, texts = made("llama", tokenizer), tokens.SAMPLE_TEXTS
+    export_tokens(model, tmp_path / "out", tokenizer=tokenizer)
+    (states,) = fitted
+    # Texts 0 to 3 alone; those and the last two again behind "default"; behind "other" the same, from two on.
+    alone, behind = [0, 2], {"default": [0, 2, 2], "other": [2, 0, 2]}
+    assert len(states) == len(alone) + 6
+    rows = [(None, i) for i in alone] + [(name, i) for name, chosen in behind.items() for i in chosen]
+    weight = model.get_output_embeddings().weight
+    for (name, number), found in zip(rows, states, strict=True):
+        text = TEMPLATE.source_text({TEMPLATE.source_columns[0]: texts[number]}) if name else texts[number]
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad(), contextlib.nullcontext() if name else model.disable_adapter():
+            ours = model(input_ids=ids, **({"adapter_names": [name]} if name else {})).logits[0]
+        assert len(found) == ids.shape[1] + {None: 0, "default": 3, "other": 5}[name]
+        torch.testing.assert_close((found @ weight.T)[-ids.shape[1] :], ours[-ids.shape[1] :])
 
 
 def test_logits_that_differ_are_refused(tmp_path, monkeypatch, tokenizer):
