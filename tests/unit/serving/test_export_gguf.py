@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_prompt_tuning import PromptTuningError, export_gguf
+from hf_prompt_tuning import ChatFormat, ChatTemplate, PromptTuningError, export_gguf
 from hf_prompt_tuning.serving import measured_export
 from tests.shared.architectures import tiny_backbone
 from tests.shared.exports import entries, fitted_rows, never_refuse, prompted
@@ -19,6 +19,8 @@ from tests.shared.gguf_files import PIECES, write_gguf  # noqa: E402
 
 SIZE = 401
 TEXT = "Message : never came Answer :"
+CHATS = """{% for message in messages %}{{ message.role }}\n{{ message.content }}{{ eos_token }}
+{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"""
 
 
 @pytest.fixture
@@ -156,12 +158,31 @@ def test_ids_are_sent_where_llama_cpp_writes_bos_and_training_did_not(file, tmp_
     assert isinstance(
         entries(export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer))["other"]["request"]["prompt"], str
     )
-    data = path.read_bytes()
-    key = b"tokenizer.ggml.add_bos_token" + (7).to_bytes(4, "little")
-    assert data.count(key) == 1
-    path.write_bytes(data.replace(key + b"\0", key + b"\1"))
+    write_bos(path)
     entry = entries(export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer))["other"]
     assert entry["request"]["prompt"][:5] == entry["token_ids"] and "Send token ids" in entry["notes"][0]
+
+
+def write_bos(path):
+    """Change a file's flag, so that llama.cpp writes BOS in front of any text."""
+    data, key = path.read_bytes(), b"tokenizer.ggml.add_bos_token" + (7).to_bytes(4, "little")
+    assert data.count(key + b"\0") == 1
+    path.write_bytes(data.replace(key + b"\0", key + b"\1"))
+
+
+def test_a_bos_that_training_did_not_write_in_front_of_chats_is_refused(file, tmp_path):
+    path = file(values={"add_bos_token": False})
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer.chat_template = CHATS
+    backbone = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).eval()
+    template = ChatTemplate(chat=ChatFormat(system_message="Be kind."))
+    model = prompted(backbone, tokenizer, template, prompt_position="system")
+    entry = entries(export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer))["other"]
+    assert entry["endpoint"] == "/v1/chat/completions"
+    write_bos(path)
+    with pytest.raises(PromptTuningError, match=r"llama\.cpp writes '.+' around every chat \(tiny\.gguf has add_bos"):
+        export_gguf(model, tmp_path / "again", path, tokenizer=tokenizer)
+    assert not (tmp_path / "again").exists()
 
 
 def test_prompts_of_folders(file, tmp_path):
