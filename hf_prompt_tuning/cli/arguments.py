@@ -19,6 +19,8 @@ from ..prompts.config import AUTO, PromptTuningConfig
 from ..prompts.files import read_prompt
 from ..prompts.info import INFO_FILE
 from ..training.arguments import PromptTuningArguments
+from ..training.recipes import AUTO as AUTO_RECIPE
+from ..training.recipes import RECIPES, Recipe, check_recipe, missing_values
 from ..training.teacher import started_by
 from .data_arguments import DataArguments
 from .splits import split_names
@@ -171,13 +173,27 @@ def make_arguments(from_file: dict[str, Any], flags: Sequence[str]) -> Arguments
     values = parser.values(_as_flags(from_file)) | parser.values(flags)
     if "model_name_or_path" not in values:
         raise PromptTuningError("model_name_or_path is not given; name the backbone's Hub id or folder. See --help.")
+    recipe = _recipe(values)
+    if values.get("recipe") == AUTO_RECIPE and (several := [name for name in OF_SEVERAL if name in values]):
+        raise PromptTuningError(
+            f"{several[0]} is given, and recipe auto makes the prompts of its field; leave it out. recipe_lengths are "
+            "the lengths to try."
+        )
     resume = values.get("resume_from_checkpoint", "")
     values["resume_from_checkpoint"] = {"true": True, "false": False, "": None}.get(resume.lower(), resume)
     if values.keys() & set(OF_TEACHER):
         if several := values.keys() & set(OF_SEVERAL):
             raise PromptTuningError(f"{sorted(several)[0]} is given, and a teacher is for one prompt; leave it out.")
-        values = _defaults_of_teaching(values) | values
-    return Arguments(*parser.parse_dict(_defaults(values) | values))
+        values = missing_values(_defaults_of_teaching(values), recipe.training.keys() | recipe.prompt.keys()) | values
+    defaults = _defaults(values) | missing_values(recipe.prompt, values)
+    return Arguments(*parser.parse_dict(defaults | values))
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+    """Return the recipe that is named, which has no values if there is none, or it finds them itself."""
+    name = values.get("recipe", "default")
+    check_recipe(name)
+    return RECIPES.get(name, RECIPES["default"])
 
 
 def _defaults(values: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def describe_run(
     `name` is the prompt's name in the log, if several prompts train together.
     """
     values = {name: getattr(args, name) for name in RECORDED}
+    if getattr(args, "recipe", None) is not None:
+        values["recipe"] = args.recipe
     model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}
     model.info.history = loss_history(state.log_history, name)
     if tokenizer is not None:

@@ -1,8 +1,10 @@
 """Define the training arguments, with defaults for prompt tuning."""
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from transformers import SchedulerType, TrainingArguments
@@ -11,6 +13,9 @@ from transformers.hf_argparser import HfArg
 from ..compat.torch import set_process_timeout
 from ..errors import PromptTuningError
 from ..models.metric_direction import greater_is_better
+from .recipes import AUTO, RECIPES, check_recipe, missing_values
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -19,9 +24,29 @@ class PromptTuningArguments(TrainingArguments):
 
     The backbone is frozen and only P·H numbers train. So the learning rate is about 1000 times that of full
     fine-tuning.
+
+    A named `recipe` sets the training arguments that are not given. Where every argument is passed (by a parser that
+    fills in defaults, or by `dataclasses.replace`), those that differ from their default count as given.
+
+    Attributes:
+        given: the names of the arguments that the caller gave.
+
+    Raises:
+        PromptTuningError: a value is invalid.
     """
 
+    recipe: str | None = HfArg(
+        default=None,
+        help="Values of arguments that are not given: default, few_shot, lester2021 or peft. Or auto: train several "
+        "prompts together, with other learning rates and starts, and keep the best.",
+    )
     learning_rate: float = HfArg(default=3e-2, help="Peak learning rate of the prompt.")
+    recipe_budget: float = HfArg(
+        default=4.0, help="With recipe auto: how many times the rows of an ordinary run it may train on."
+    )
+    recipe_lengths: list[int] | None = HfArg(
+        default=None, help="With recipe auto: the prompt lengths to try. Default: that of the prompt."
+    )
     num_train_epochs: float = HfArg(default=10.0, help="Passes over the training data.")
     logging_steps: float = HfArg(default=10, help="Update steps between two logs; below 1, a share of the run.")
     early_stopping_patience: int | None = HfArg(
@@ -66,7 +91,18 @@ class PromptTuningArguments(TrainingArguments):
         default=True, help="Resume early stopping's counters, and the states of other callbacks."
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "PromptTuningArguments":
+        """Note which arguments are given, which a dataclass does not tell from defaults."""
+        arguments = super().__new__(cls)
+        defaults = {field.name: field.default for field in fields(cls) if field.init}
+        values = dict(zip(defaults, args, strict=False)) | kwargs
+        if values.keys() == defaults.keys():
+            values = {name: value for name, value in values.items() if value != defaults[name]}
+        arguments.given = frozenset(values)
+        return arguments
+
     def __post_init__(self):
+        self._apply_recipe()
         self._check_teaching()
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1:
@@ -89,6 +125,23 @@ class PromptTuningArguments(TrainingArguments):
             if dist.is_initialized():
                 # transformers sets the timeout only for GPU processes.
                 set_process_timeout(timedelta(seconds=self.ddp_timeout))
+
+    def _apply_recipe(self) -> None:
+        """Set the values of the recipe whose arguments are not given. Raise PromptTuningError if it is unknown."""
+        if self.recipe == AUTO:
+            return
+        if self.recipe_budget != 4.0 or self.recipe_lengths is not None:
+            name = "recipe_budget" if self.recipe_lengths is None else "recipe_lengths"
+            raise PromptTuningError(f"{name} is {getattr(self, name)}, and is for the recipe auto; give both.")
+        if self.recipe is None:
+            return
+        check_recipe(self.recipe)
+        values = missing_values(RECIPES[self.recipe].training, self.given)
+        for name, value in values.items():
+            setattr(self, name, value)
+        logger.info(
+            "The recipe %s sets %s.", self.recipe, ", ".join(f"{k}={v}" for k, v in values.items()) or "nothing"
+        )
 
     def _check_teaching(self) -> None:
         """Raise PromptTuningError for an invalid argument of learning from a teacher."""

@@ -51,6 +51,40 @@ def test_a_later_flag_overrides_the_file(config):
     assert (training.learning_rate, training.seed) == (0.2, 1)
 
 
+class TestRecipes:
+    def test_flag_beats_recipe_beats_default_in_training_and_prompt(self, config):
+        *_, prompt, training = parse_arguments([config(recipe="lester2021"), "--learning_rate", "0.03", "-P", "20"])
+        assert (training.learning_rate, training.per_device_train_batch_size, training.optim) == (
+            0.03,
+            32,
+            "adafactor",
+        )
+        assert (prompt.num_virtual_tokens, prompt.prompt_tuning_init) == (20, "CLASS_LABELS")
+        *_, prompt, training = parse_arguments([config(recipe="lester2021"), "--recipe", "default"])
+        assert (prompt.num_virtual_tokens, training.learning_rate) == (None, 3e-2)
+
+    def test_words_to_start_from_are_a_start(self, config):
+        *_, prompt, _ = parse_arguments([config(recipe="lester2021", prompt_tuning_init_text="Is it one?")])
+        assert (prompt.prompt_tuning_init, prompt.num_virtual_tokens) == (None, 100)
+
+    def test_a_start_from_words_needs_words(self, config):
+        arguments = parse_arguments([config(recipe="peft")])
+        with pytest.raises(PromptTuningError, match="prompt_tuning_init is TEXT and prompt_tuning_init_text is None"):
+            arguments.prompt_config()
+
+    def test_a_recipe_beats_the_defaults_of_teaching(self, config):
+        flags = ["--teacher_text", "Be kind.", "--recipe"]
+        *_, prompt, training = parse_arguments([config(), *flags, "lester2021"])
+        assert (training.learning_rate, prompt.prompt_tuning_init) == (0.3, "CLASS_LABELS")
+        *_, prompt, training = parse_arguments([config(), *flags, "few_shot"])
+        assert (training.learning_rate, prompt.prompt_tuning_init) == (1e-2, "TEACHER")
+        assert training.num_train_epochs == 15
+
+    def test_a_recipe_that_there_is_not(self, config):
+        with pytest.raises(PromptTuningError, match="recipe is 'quick'; give one of default"):
+            parse_arguments([config(recipe="quick")])
+
+
 def test_json_and_flags_alone(config):
     from_json = parse_arguments([config("c.json", label_words={"0": "bad", "1": "good"}, column_names=["a", "b"])])
     words = json.dumps({"0": "bad", "1": "good"})
