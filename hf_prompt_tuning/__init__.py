@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .serving.vllm import VllmPrompt, export_vllm
     from .several.ensemble import PromptEnsemble, load_ensemble
     from .several.ensemble_trainer import EnsembleTrainer
+    from .several.field_trainer import FieldTrainer
     from .several.task import PromptTask
     from .several.trainer import MultiPromptTrainer
     from .training.arguments import PromptTuningArguments
@@ -84,6 +85,7 @@ _NAMES_OF = {
     ".serving.vllm": "VllmPrompt export_vllm",
     ".several.ensemble": "PromptEnsemble load_ensemble",
     ".several.ensemble_trainer": "EnsembleTrainer",
+    ".several.field_trainer": "FieldTrainer",
     ".several.task": "PromptTask",
     ".several.trainer": "MultiPromptTrainer",
     ".training.arguments": "PromptTuningArguments",

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..hub import backbones
 from ..several.ensemble_trainer import EnsembleTrainer
 from ..several.voting import label_record, text_record
 from ..training.arguments import PromptTuningArguments
+from ..training.learned import nothing_learned
 from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
 
@@ -30,7 +31,9 @@ def set_up_logging(args: PromptTuningArguments) -> None:
     """Set the log level of this package and of transformers, as the arguments give it for this process."""
     level = args.get_process_log_level()
     logging.basicConfig(format="%(levelname)s:%(name)s:%(message)s", level=logging.WARNING)
-    logging.getLogger("hf_prompt_tuning").setLevel(level)
+    # What a recipe sets, and the rounds of a field, are for everyone to read.
+    told = args.recipe is not None and args.log_level == "passive" and args.should_log
+    logging.getLogger("hf_prompt_tuning").setLevel(logging.INFO if told else level)
     transformers.utils.logging.set_verbosity(level)
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if args.device.type == "cpu" and cores > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
@@ -60,6 +63,13 @@ def report(trainer: PromptTuningTrainer, split: str, metrics: dict[str, Any]) ->
     trainer.save_metrics(split, metrics, combined=split != "untuned")
 
 
+def warn_if_unlearned(untuned: dict[str, float], tuned: dict[str, float], names: Sequence[str] = ("",)) -> None:
+    """Log one line for each prompt that is no better than the backbone without it (see `nothing_learned`)."""
+    for name in names:
+        if line := nothing_learned(untuned, tuned, name):
+            logger.warning(line)
+
+
 def save_predictions(
     trainer: PromptTuningTrainer, output: PredictionOutput, data: Dataset, task: str | None = None
 ) -> Path | None:
@@ -72,7 +82,8 @@ def save_predictions(
     if not trainer.is_world_process_zero():
         return None
     info = trainer.model.info if task is None else trainer.model.prompt_info[task]
-    members = trainer.members if isinstance(trainer, EnsembleTrainer) else []
+    # A field ends with one prompt, unless its vote is better.
+    members = trainer.members if isinstance(trainer, EnsembleTrainer) and len(trainer.members) > 1 else []
     words = [info.template.label_words[label] for label in info.template.labels]
     file = Path(trainer.args.output_dir, task or "", "predictions.jsonl")
     with file.open("w", encoding="utf-8") as lines:

@@ -13,6 +13,7 @@ from ..several.task import OF_TRAINING, PromptTask
 from ..several.trainer import MultiPromptTrainer
 from ..training.arguments import PromptTuningArguments
 from ..training.push_arguments import check_hub
+from ..training.recipes import AUTO
 from .arguments import (
     OF_LISTS,
     OF_SEVERAL,
@@ -23,7 +24,7 @@ from .arguments import (
     read_command_line,
 )
 from .data_arguments import DataArguments
-from .main import load_backbone, report, save_predictions, set_up_logging
+from .main import load_backbone, report, save_predictions, set_up_logging, warn_if_unlearned
 from .splits import load_splits
 from .teacher_arguments import OF_TEACHER
 
@@ -60,6 +61,8 @@ def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
         tasks[name] = make_arguments(shared | _own_values(name, entry), flags)
         if any(getattr(tasks[name].prompt, key) is not None for key in OF_SEVERAL):
             raise PromptTuningError(f"{', '.join(OF_SEVERAL)} are for one task; leave them out beside tasks.")
+        if tasks[name].training.recipe == AUTO:
+            raise PromptTuningError("recipe is auto, which is for one task; leave it out beside tasks.")
         if tasks[name].teacher.given() is not None:
             raise PromptTuningError(f"{', '.join(OF_TEACHER)} are for one prompt; leave them out beside tasks.")
     # The run evaluates if at least one task has validation data.
@@ -91,13 +94,17 @@ def train_tasks(config: TasksConfig) -> None:
     trainer = MultiPromptTrainer(backbone, args, tasks, tokenizer)
     for name, task in arguments.items():
         trainer.model.prompt_info[name].data |= task.data.described()
+    untuned = trainer.evaluate_untuned() if args.do_eval else {}
     if args.do_eval:
-        report(trainer, "untuned", trainer.evaluate_untuned())
+        report(trainer, "untuned", untuned)
     if args.do_train:
         report(trainer, "train", trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
         trainer.save_state()
     if args.do_eval:
-        report(trainer, "eval", trainer.evaluate())
+        metrics = trainer.evaluate()
+        report(trainer, "eval", metrics)
+        if args.do_train:
+            warn_if_unlearned(untuned, metrics, list(arguments))
     trainer.save_model()
     if args.do_predict:
         tests = {name: data.get("test", data.get("validation")) for name, data in splits.items()}

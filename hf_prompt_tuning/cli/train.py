@@ -12,12 +12,13 @@ from typing import Any
 
 from transformers import set_seed
 
-from hf_prompt_tuning import EnsembleTrainer, PromptTuningTrainer, get_prompt_tuning_model
+from hf_prompt_tuning import EnsembleTrainer, FieldTrainer, PromptTuningTrainer, get_prompt_tuning_model
 from hf_prompt_tuning.cli.arguments import Arguments, parse_arguments
-from hf_prompt_tuning.cli.main import load_backbone, report, run, save_predictions, set_up_logging
+from hf_prompt_tuning.cli.main import load_backbone, report, run, save_predictions, set_up_logging, warn_if_unlearned
 from hf_prompt_tuning.cli.splits import load_splits, load_transfer
 from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
 from hf_prompt_tuning.training.push_arguments import check_hub
+from hf_prompt_tuning.training.recipes import AUTO
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,7 +52,11 @@ def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) ->
         "processing_class": tokenizer,
         "template": template,
     }
-    if members := ensemble_members(prompt, args.seed, model.token):
+    if args.recipe == AUTO:
+        trainer = FieldTrainer(
+            backbone, prompt_config=arguments.prompt_config(), teacher=arguments.teacher.given(), **options
+        )
+    elif members := ensemble_members(prompt, args.seed, model.token):
         trainer = EnsembleTrainer(backbone, members=members, **options)
     else:
         tuned = get_prompt_tuning_model(backbone, arguments.prompt_config(), tokenizer, template)
@@ -66,13 +71,17 @@ def train_and_evaluate(trainer: PromptTuningTrainer, splits: dict[str, Any], tra
     args = trainer.args
     if trainer.is_world_process_zero():
         trainer.model.print_trainable_parameters()
-    if args.do_eval:  # what the prompt has to beat: the backbone alone
-        report(trainer, "untuned", trainer.evaluate_untuned())
+    untuned = trainer.evaluate_untuned() if args.do_eval else {}  # what the prompt has to beat: the backbone alone
+    if args.do_eval:
+        report(trainer, "untuned", untuned)
     if args.do_train:
         report(trainer, "train", trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
         trainer.save_state()
     if args.do_eval:
-        report(trainer, "eval", trainer.evaluate())
+        metrics = trainer.evaluate()
+        report(trainer, "eval", metrics)
+        if args.do_train:
+            warn_if_unlearned(untuned, metrics)
     if transfer:
         report(trainer, "transfer", trainer.evaluate_transfer(transfer))
     trainer.save_model()  # with --push_to_hub, to the Hub as well

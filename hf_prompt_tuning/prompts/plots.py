@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 LOSS_FILE = "loss.png"
 CURVES_FILE = "losses.png"
+FIELD_FILE = "field.png"
 CONFUSION_FILE = "confusion_matrix.png"
 LEVELS = {"eval_no_context_kl": "eval_kl, no context", "eval_first_tokens_kl": "eval_kl, the text's first tokens"}
 """What a prompt that was taught is compared with: levels beside its curves."""
@@ -84,8 +85,10 @@ def _confusion(matrix: dict) -> "Figure":
     return axes.figure
 
 
-def save_curves(folder: str | Path, histories: dict[str, dict[str, list[list[float]]]]) -> None:
-    """Write `losses.png`: the losses of several prompts in one picture, by name. Write nothing if there are no losses.
+def save_curves(
+    folder: str | Path, histories: dict[str, dict[str, list[list[float]]]], file: str = CURVES_FILE
+) -> None:
+    """Write `file`: the losses of several prompts in one picture, by name. Write nothing if there are no losses.
 
     Training loss is a solid line, evaluation loss a dashed line.
     """
@@ -96,4 +99,4 @@ def save_curves(folder: str | Path, histories: dict[str, dict[str, list[list[flo
         for i, (name, history) in enumerate(histories.items())
         for key, ending, style in (("loss", "", "-"), ("eval_loss", ", evaluation", "--"))
     ]
-    _losses(curves, 8, 5).savefig(Path(folder) / CURVES_FILE, dpi=120)
+    _losses(curves, 8, 5).savefig(Path(folder) / file, dpi=120)

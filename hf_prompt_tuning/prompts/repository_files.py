@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from .ensemble_info import ENSEMBLE_FILE
 from .files import CONFIG_FILE, START_FILE, WEIGHTS_FILE
 from .info import INFO_FILE, RESULTS_FILE
-from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
+from .plots import CONFUSION_FILE, CURVES_FILE, FIELD_FILE, LOSS_FILE
 
 CARD_FILE = "README.md"
 STATE = "trainer_state.json"
@@ -42,7 +42,8 @@ def obsolete_files(new: set[str], present: set[str], folder: str, former_members
         in_folder = {name for name in present if name.startswith(f"{folder}/")}
         return {name for name in in_folder - new if OF_CHECKPOINTS.fullmatch(name.removeprefix(f"{folder}/"))}
     prompts = folders_of_prompts(new)
-    written = {inside(prompt, name) for prompt in prompts for name in PROMPT_FILES} | {inside(folder, CURVES_FILE)}
+    written = {inside(prompt, name) for prompt in prompts for name in PROMPT_FILES}
+    written |= {inside(folder, CURVES_FILE), inside(folder, FIELD_FILE)}
     if former_members is not None:
         written.add(inside(folder, ENSEMBLE_FILE))
         written |= {inside(inside(folder, member), name) for member in former_members for name in PROMPT_FILES}

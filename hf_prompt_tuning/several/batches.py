@@ -11,7 +11,7 @@ A step has as many micro-batches as the prompt that has the most. Here the secon
 `complaints`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -63,6 +63,15 @@ class MixedBatches:
         batch = self.collator([feature for _, feature in pairs])
         names = [name for name, _ in pairs]
         return batch | {"adapter_names": names, "items": torch.tensor([items[name] for name in names])}
+
+
+def rows_of_prompts(batch: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return only the rows of a batch (of `MixedBatches`) that belong to the prompts with these names."""
+    rows = [row for row, name in enumerate(batch["adapter_names"]) if name in names]
+    if len(rows) == len(batch["adapter_names"]):
+        return batch
+    kept = {name: value[rows] for name, value in batch.items() if name != "adapter_names"}
+    return kept | {"adapter_names": [batch["adapter_names"][row] for row in rows]}
 
 
 class EpochSteps(Sampler):

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptTuningError
+from ..models.soft_prompts import SoftPrompts
 from ..prompts.files import WEIGHTS_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
+from ..training.recipes import AUTO
 from ..training.setup import check_argument_names, kind_of
 from .task import PromptTask
 
@@ -49,6 +51,49 @@ def check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:
         )
     if given := [name for name in OF_TASKS if options.get(name) is not None]:
         raise PromptTuningError(f"{given[0]} is given beside tasks, each of which has its own; give it there.")
+
+
+def check_field(
+    model: Any, args: PromptTuningArguments, train_dataset: Any, template: Any, options: Mapping[str, Any]
+) -> None:
+    """Raise PromptTuningError for what does not go with recipe auto. `options` are the trainer's other arguments."""
+    if not isinstance(args, PromptTuningArguments) or args.recipe not in (None, AUTO):
+        raise PromptTuningError(
+            f"a FieldTrainer has the recipe auto, and is given {getattr(args, 'recipe', type(args).__name__)}; give "
+            'PromptTuningArguments(recipe="auto").'
+        )
+    if isinstance(model, SoftPrompts):
+        raise PromptTuningError("the model has a prompt, and recipe auto makes its own; give the plain backbone.")
+    if template is None:
+        raise PromptTuningError("recipe auto needs a template and the tokenizer (processing_class); give both.")
+    if train_dataset is None:
+        raise PromptTuningError("recipe auto has no training data; give some, or leave the recipe out.")
+    if options.get("teacher") is not None:
+        raise PromptTuningError("teacher is given, and recipe auto trains on targets; leave one of them out.")
+    if options.get("compute_metrics") is not None:
+        raise PromptTuningError(
+            "compute_metrics is given, which a field would call with votes and its last prompt with scores; leave it "
+            "out, and compute metrics of what predict returns."
+        )
+    if "learning_rate" in args.given:
+        raise PromptTuningError(
+            f"learning_rate is {args.learning_rate}, and recipe auto finds the learning rate; leave one of them out."
+        )
+    if not args.restore_callback_states_from_checkpoint:
+        raise PromptTuningError(
+            "restore_callback_states_from_checkpoint is False, and a resumed field reads there which prompts were "
+            "dropped; leave it out."
+        )
+
+
+def check_warmup(args: PromptTuningArguments, first: int) -> None:
+    """Raise PromptTuningError if the first round, which ends at step `first`, is over before the warm-up is."""
+    steps = args.get_warmup_steps(args.max_steps)
+    if steps >= first:
+        raise PromptTuningError(
+            f"warmup_steps is {steps}, and the first round ends at step {first}, before the prompts had their rates; "
+            "warm up for fewer steps, or train for more."
+        )
 
 
 def check_callback(callback: Any, names: Iterable[str]) -> None:

@@ -79,14 +79,20 @@ class EnsembleTrainer(MultiPromptTrainer):
         columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), alone=False)
         encode = RowEncoder(tokenizer, None, None, columns)
         # Tokenize once for all members.
-        data = {
-            "train_dataset": encode(train_dataset, "training", require_target=True),
-            "eval_dataset": encode(eval_dataset, "evaluation", require_target=False),
-        }
+        train = encode(train_dataset, "training", require_target=True)
+        data = self.divided(train, encode(eval_dataset, "evaluation", require_target=False))
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
-        self.members = list(self.tasks)
         self._description = EnsembleInfo(self.members, best=self.members[0])
         self._refuse_twins()
+
+    def divided(self, train: Any, evaluation: Any) -> dict[str, Any]:
+        """Return the rows of token ids that the members train on, and those that they are evaluated on."""
+        return {"train_dataset": train, "eval_dataset": evaluation}
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the prompts that vote."""
+        return list(self.tasks)
 
     def _evaluation_data(self) -> Any:
         return next(iter(self.tasks.values())).eval_dataset

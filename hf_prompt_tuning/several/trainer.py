@@ -268,14 +268,24 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
         """Save each prompt in a folder of its name. `card` also writes cards and pictures, which checkpoints lack."""
         model = self.unwrapped
-        for name, run in self._runs.items():
-            with self._using(name) as info:
-                describe_run(model, run.args, self.state, self.processing_class, name)
-                run.describe(info, [other for other in self.tasks if other != name])
-        model.save_pretrained(folder, selected_adapters=list(self.tasks), repo_id=repo_id, card=card)
+        for name in self.saved_prompts:
+            self.describe_prompt(name)
+        model.save_pretrained(folder, selected_adapters=self.saved_prompts, repo_id=repo_id, card=card)
         if card:
-            save_curves(folder, {name: model.prompt_info[name].history for name in self.tasks})
+            save_curves(folder, {name: model.prompt_info[name].history for name in self.saved_prompts})
             self._write_root(model, folder, repo_id)
+
+    @property
+    def saved_prompts(self) -> list[str]:
+        """The names of the prompts that a save writes."""
+        return list(self.tasks)
+
+    def describe_prompt(self, name: str) -> None:
+        """Record a prompt's run in its description."""
+        run = self._runs[name]
+        with self._using(name) as info:
+            describe_run(self.unwrapped, run.args, self.state, self.processing_class, name)
+            run.describe(info, [other for other in self.tasks if other != name])
 
     def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:
         """Write a card that lists the prompts into the folder that holds them."""

@@ -177,10 +177,14 @@ class EvaluationMixin:
         self, context: AbstractContextManager, data: Any, prefix: str, **options: Any
     ) -> dict[str, float]:
         # A data loader draws a seed. Fork the random state, so that this evaluation does not change the run.
-        scorer = self.scorer_of_prompt(**options)
-        with context, torch.random.fork_rng(devices=[]), self.using_scorer(scorer):
-            # Do not call `evaluate`: its callbacks would take these metrics for the prompt's.
-            return super().predict(data, metric_key_prefix=prefix).metrics
+        with context, torch.random.fork_rng(devices=[]):
+            return self.predict_with(self.scorer_of_prompt(**options), data, prefix).metrics
+
+    def predict_with(self, scorer: Scorer, data: Any, prefix: str) -> PredictionOutput:
+        """Return the output of `Trainer.predict` with a scorer: its `RowResults`, references and metrics."""
+        # Do not call `evaluate`: its callbacks would take these metrics for the prompt's.
+        with self.using_scorer(scorer):
+            return super().predict(data, metric_key_prefix=prefix)
 
     def is_own(self, data: Any, prefix: str) -> bool:
         """Tell whether an evaluation uses the trainer's own evaluation data and the prefix "eval"."""
@@ -237,9 +241,7 @@ class EvaluationMixin:
         """Return the metrics on a data set, without prefix, and its number of rows."""
         prefix = f"transfer_{name}"
         data = replace(scorer.rows, teaching=None)(data, f"transfer ({name})", require_target=False)
-        # Do not call `evaluate`: its callbacks would take these metrics for the validation's.
-        with self.using_scorer(scorer):
-            metrics = super().predict(data, metric_key_prefix=prefix).metrics
+        metrics = self.predict_with(scorer, data, prefix).metrics
         return {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}, len(data)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
-from ..data.encoding import text_rows, with_label_words
+from ..data.encoding import check_kind, text_rows, with_label_words
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..layouts import check_layout_name
@@ -16,6 +16,7 @@ from ..models.metric_direction import check_direction
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
 from .callbacks import DivergenceCallback
+from .recipes import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,21 @@ def check_argument_names(options: Mapping[str, Any]) -> None:
     """Raise PromptTuningError for an argument that has another name here."""
     if given := [name for name in OTHER_NAMES if name in options]:
         raise PromptTuningError(f"{given[0]} is given, and here it is called {OTHER_NAMES[given[0]]}; give it so.")
+
+
+def check_kinds(train_dataset: Any, eval_dataset: Any) -> None:
+    """Raise PromptTuningError if a trainer's data is no set of rows (`check_kind`)."""
+    check_kind(train_dataset, "training")
+    check_kind(eval_dataset, "evaluation", may_be_several=True)
+
+
+def check_recipe(args: TrainingArguments, trainer: Any) -> None:
+    """Raise PromptTuningError if the recipe is auto and the trainer does not find settings."""
+    if getattr(args, "recipe", None) == AUTO and not trainer.finds_settings:
+        raise PromptTuningError(
+            "recipe is auto, which trains a field of prompts; use FieldTrainer(backbone, args, prompt_config, …), or "
+            "give another recipe."
+        )
 
 
 def check_together(

@@ -13,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
 from ..data.collator import TAUGHT_ROWS, DataCollatorForPromptTuning, beside_texts, split_teachers
-from ..data.encoding import check_kind, vocabulary_of
+from ..data.encoding import vocabulary_of
 from ..data.template import PromptTemplate
 from ..extras import check_installed
 from ..layouts.base import IGNORED
@@ -21,7 +21,7 @@ from ..models.recording import describe_run
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
 from ..prompts.ensemble_info import ENSEMBLE_FILE
-from ..prompts.plots import CURVES_FILE
+from ..prompts.plots import CURVES_FILE, FIELD_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from . import search, setup
 from .arguments import PromptTuningArguments
@@ -63,6 +63,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         PromptTuningError: the model, the template, the data or an argument is invalid.
     """
 
+    finds_settings = False
+    """Whether it trains the recipe auto."""
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -80,9 +83,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         **kwargs: Any,
     ):
         check_installed("training")
-        check_kind(train_dataset, "training")
-        check_kind(eval_dataset, "evaluation", may_be_several=True)
+        setup.check_kinds(train_dataset, eval_dataset)
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
+        setup.check_recipe(args, self)
         setup.check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset, kwargs)
         self.model_init = model_init
         model = super().call_model_init() if model_init is not None else model
@@ -316,7 +319,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
         A single prompt replaces the files in the root of a run with several prompts.
         """
-        return [*PROMPT_FILES, ENSEMBLE_FILE, CURVES_FILE]
+        return [*PROMPT_FILES, ENSEMBLE_FILE, CURVES_FILE, FIELD_FILE]
 
     def save_for_hub(self, folder: Path, repo_id: str, tokenizer: Any) -> Path:
         """Save the files to push in `folder`; return the folder that holds them."""

@@ -1,0 +1,132 @@
+"""Plan a field: prompts that train together, and the steps at which the worse half is dropped.
+
+A run of 60 update steps with 10 prompts and a budget of 4 ordinary runs:
+
+    steps      1 to 10    11 to 20    21 to 30    31 to 60
+    prompts    10         5           3           2
+
+It computes 10·10 + 5·10 + 3·10 + 2·30 = 240 steps of one prompt, 4 times those of an ordinary run.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..data.chat_tokenization import RowTemplate
+from ..errors import PromptTuningError
+from ..prompts.config import PromptTuningConfig, PromptTuningInit
+from .task import PromptTask
+
+LOWEST_RATE, HIGHEST_RATE = 0.003, 0.3
+NUMBERS_OF_RATES = (5, 3)
+"""How many learning rates a field may have. Odd numbers: the default of 0.03 is the middle one."""
+LEFT_AT_THE_END = 2
+SHORTEST_ROUND = 0.1
+"""The least share of a run's steps in a round: earlier, losses say little about where a prompt ends."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The end of a round: after update step `step`, the best `stay` prompts go on."""
+
+    step: int
+    stay: int
+
+
+@dataclass(frozen=True)
+class Field:
+    """The prompts of a field, and the share of the run's steps that each round has; 0 if there are no rounds."""
+
+    members: list[PromptTask]
+    share: float
+
+    def rounds(self, steps: int) -> list[Round]:
+        """Return the rounds in a run of so many steps. Raise PromptTuningError if a round would have no step."""
+        length = math.floor(self.share * steps + 1e-9)
+        if length < 1:
+            raise PromptTuningError(
+                f"the run has {steps} update steps, and recipe auto compares prompts after a share of "
+                f"{self.share:.2g} of them; give {math.ceil(1 / self.share)} steps or more (num_train_epochs)."
+            )
+        sizes = list(halvings(len(self.members)))[1:]
+        return [Round(length * number, size) for number, size in enumerate(sizes, start=1)]
+
+
+def halvings(size: int) -> Iterator[int]:
+    """Yield how many prompts train in each round: half as many, rounded up, until there are two."""
+    yield size
+    while size > LEFT_AT_THE_END:
+        size = max(math.ceil(size / 2), LEFT_AT_THE_END)
+        yield size
+
+
+def share_of_round(size: int, budget: float) -> float:
+    """Return the share of a run's steps that each round may have, so that the field costs no more than its budget.
+
+    All rounds are equally long, and the last two prompts train no shorter than a round.
+    """
+    sizes = list(halvings(size))
+    beyond_two = sum(size - LEFT_AT_THE_END for size in sizes)
+    return min((budget - LEFT_AT_THE_END) / beyond_two, 1 / len(sizes))
+
+
+def cost(size: int, rounds: Sequence[Round], steps: int) -> float:
+    """Return the cost of a field, in ordinary runs: the sum over all steps of the prompts that train, by the steps."""
+    total, begin = 0, 0
+    for end in rounds:
+        total += size * (end.step - begin)
+        size, begin = end.stay, end.step
+    return (total + size * (steps - begin)) / steps
+
+
+def learning_rates(number: int) -> list[float]:
+    """Return learning rates from 0.003 to 0.3, evenly on a logarithmic scale."""
+    ratio = HIGHEST_RATE / LOWEST_RATE
+    return [float(f"{LOWEST_RATE * ratio ** (i / (number - 1)):.4g}") for i in range(number)]
+
+
+def starts(config: PromptTuningConfig, template: RowTemplate, seed: int) -> list[tuple[PromptTuningConfig, int]]:
+    """Return the configs of a field's starts, each with a seed.
+
+    They are the config's own start, and words drawn from the vocabulary. If its own are drawn words, the labels' words
+    are the other start; without labels, other drawn words. A prompt that starts from a prompt has no other start.
+    """
+    own, drawn, labels = config.prompt_tuning_init, PromptTuningInit.SAMPLE_VOCAB, PromptTuningInit.CLASS_LABELS
+    if own == PromptTuningInit.PROMPT:
+        return [(config, seed)]
+    if own != drawn:
+        return [(config, seed), (replace(config, prompt_tuning_init=drawn), seed)]
+    if template.is_classification:
+        return [(replace(config, prompt_tuning_init=labels), seed), (config, seed)]
+    return [(config, seed), (config, seed + 1)]
+
+
+def plan_field(
+    config: PromptTuningConfig, template: RowTemplate, lengths: Sequence[int] | None, seed: int, budget: float
+) -> Field:
+    """Return the largest field that the budget, in ordinary runs, pays for.
+
+    It has every combination of the lengths, the starts and the learning rates. Raise PromptTuningError if the budget
+    is below 1, or too small for three learning rates; the message says what is needed.
+    """
+    if not budget >= 1:
+        raise PromptTuningError(f"recipe_budget is {budget}, and one ordinary run costs 1; give 1 or more.")
+    shapes = [
+        (start if length is None else replace(start, num_virtual_tokens=length), seed_of_start)
+        for length in lengths or [None]
+        for start, seed_of_start in starts(config, template, seed)
+    ]
+    for number in NUMBERS_OF_RATES:
+        size = number * len(shapes)
+        if (share := share_of_round(size, budget)) >= SHORTEST_ROUND - 1e-9:
+            pairs = [(shape, rate) for shape in shapes for rate in learning_rates(number)]
+            members = [
+                PromptTask(f"prompt_{i}", prompt, learning_rate=rate, seed=own_seed)
+                for i, ((prompt, own_seed), rate) in enumerate(pairs, start=1)
+            ]
+            return Field(members, share)
+    needed = LEFT_AT_THE_END + SHORTEST_ROUND * sum(n - LEFT_AT_THE_END for n in halvings(size))
+    raise PromptTuningError(
+        f"recipe_budget is {budget}, and the smallest field here, of {size} prompts, costs {needed:.2g} ordinary "
+        "runs; give that, ask for fewer recipe_lengths, or train one prompt without recipe auto."
+    )

@@ -1,0 +1,329 @@
+"""Train a field of prompts for one task, drop the worse half at set steps, and end with the best."""
+
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
+
+from ..data.chat_tokenization import RowTemplate
+from ..errors import PromptTuningError
+from ..hub.background import temporary_folder
+from ..models.saving import write_start_and_card
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.config import PromptTuningConfig
+from ..prompts.ensemble_info import ENSEMBLE_FILE
+from ..prompts.plots import CURVES_FILE, FIELD_FILE, save_curves
+from ..prompts.repository_files import PROMPT_FILES
+from ..training.arguments import PromptTuningArguments
+from ..training.callbacks import DivergenceCallback
+from ..training.learned import TO_TRY
+from ..training.recipes import AUTO
+from ..training.scorer import RowResults, Scorer
+from ..training.setup import kind_of
+from ..training.trainer import PromptTuningTrainer
+from .batches import rows_of_prompts
+from .checks import check_field, check_warmup
+from .ensemble_trainer import EnsembleTrainer
+from .field import Round, cost, plan_field
+from .field_end import FieldEnd, is_clear, order, wins_of
+from .field_state import FieldState
+from .rows_apart import check_is_dataset, check_labelled, divide
+from .voting import vote
+
+logger = logging.getLogger(__name__)
+
+
+class FieldTrainer(EnsembleTrainer):
+    """Trainer of the recipe auto: find the learning rate and the start of a prompt in one run.
+
+    A field of prompts trains together, with learning rates from 0.003 to 0.3 and two starts. At set steps the prompts
+    whose loss on rows held apart is in the worse half are dropped: they get no more rows, and no longer change. The
+    schedule of each spans the whole run. The last two train to the end. Then the better of the two is kept, or their
+    average or their vote where that is better on the rows held apart.
+
+    Before `train`, the trainer evaluates and saves as `EnsembleTrainer`. After it, it is the trainer of one prompt; or
+    of an ensemble of two, if the vote won.
+
+    Args:
+        model: a plain backbone.
+        args: as in `PromptTuningTrainer`. `recipe_budget` bounds the cost, `recipe_lengths` are the prompts' lengths.
+        prompt_config: the prompt's own start, its length and its place; default 20 words drawn from the vocabulary.
+        train_dataset: rows of raw columns.
+        eval_dataset: the rows held apart; default a part of the training rows (`rows_apart`).
+        processing_class: the tokenizer.
+        template: turns a row into text.
+        **kwargs: as in `PromptTuningTrainer`.
+
+    Attributes:
+        finds_settings: whether the recipe auto may be given.
+        end: what the field ended with; None before the end of `train`.
+
+    Raises:
+        PromptTuningError: the budget is too small, a setting is given that the recipe finds, or `EnsembleTrainer`
+            refuses an argument.
+    """
+
+    finds_settings = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: PromptTuningArguments | None = None,
+        prompt_config: PromptTuningConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        template: RowTemplate | None = None,
+        callbacks: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ):
+        args = args if args is not None else PromptTuningArguments(output_dir="trainer_output", recipe=AUTO)
+        check_field(model, args, train_dataset, template, kwargs)
+        config = PromptTuningConfig.from_peft(prompt_config if prompt_config is not None else PromptTuningConfig())
+        field = plan_field(config, template, args.recipe_lengths, args.seed, args.recipe_budget)
+        self.end: FieldEnd | None = None
+        self._rows_of_training = 0  # how many of them are held apart
+        self._seed = args.seed
+        callbacks = [*(callbacks or ()), FieldState()]
+        if not any(issubclass(kind_of(callback), DivergenceCallback) for callback in callbacks):
+            # Rates that are too low or too high are in every field, and are dropped without a warning.
+            callbacks.append(DivergenceCallback(max_norm=math.inf, min_move=0.0))
+        data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        tokenizer = {"processing_class": processing_class, "template": template}
+        super().__init__(model, args, field.members, **data, **tokenizer, callbacks=callbacks, **kwargs)
+        self._rounds = field.rounds(self.args.max_steps)
+        check_warmup(self.args, self._rounds[0].step)
+
+    def divided(self, train: Dataset, evaluation: Dataset | None) -> dict[str, Dataset]:
+        """Return the rows to train on and those held apart; without evaluation data, some of the training rows."""
+        check_is_dataset(train, "training")
+        check_is_dataset(evaluation, "evaluation")
+        if evaluation is None:
+            train, evaluation = divide(train, self._seed)
+            self._rows_of_training = len(evaluation)
+        check_labelled(evaluation)
+        return {"train_dataset": train, "eval_dataset": evaluation}
+
+    @property
+    def _progress(self) -> FieldState:
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, FieldState))
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the prompts that train; after the end, of those that are kept."""
+        if self._is_one:
+            return [self.end.prompt]
+        rounds = self._progress.rounds
+        return list(rounds[-1]["stay"]) if rounds else list(self.tasks)
+
+    @property
+    def _is_one(self) -> bool:
+        """Whether the field has ended with one prompt."""
+        return self.end is not None and self.end.kind != "vote"
+
+    @property
+    def cost(self) -> float:
+        """The rows that the field trains on, as a multiple of an ordinary run's."""
+        return cost(len(self.tasks), self._rounds, self.args.max_steps)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train the field, and keep what is best on the rows held apart.
+
+        Arguments and errors are those of `PromptTuningTrainer.train`; also raise PromptTuningError if the field has
+        ended before, and FloatingPointError if no prompt has a finite loss. The cost is in the metrics, as
+        `recipe_cost`.
+        """
+        if self.end is not None:
+            raise PromptTuningError("the field has ended; make a new FieldTrainer, or train its prompt on as one.")
+        self._progress.rounds = []  # a checkpoint brings its own
+        steps, apart = self.args.max_steps, len(self.eval_dataset)
+        logger.info(
+            "The field has %d prompts; rounds end at the steps %s of %d. It costs %.2f ordinary runs. Prompts are "
+            "compared on %d rows held apart%s.",
+            *(len(self.tasks), ", ".join(str(end.step) for end in self._rounds), steps, self.cost, apart),
+            " from the training rows" if self._rows_of_training else "",
+        )
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._decide()
+        output.metrics["recipe_cost"] = self.cost
+        return output
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Run an update step as `MultiPromptTrainer` does, without the rows of prompts that were dropped."""
+        # Here and not in the data loader, whose workers prepare batches before a round ends.
+        names = set(self.members)
+        batches = [rows_of_prompts(batch, names) for batch in inputs["micro_batches"]]
+        return super().training_step(model, {"micro_batches": batches}, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # A round ends before its step is saved, so that the checkpoint holds what the round decided.
+        rounds = self._progress.rounds
+        while len(rounds) < len(self._rounds) and self.state.global_step >= self._rounds[len(rounds)].step:
+            self._end_round(self._rounds[len(rounds)])
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _end_round(self, end: Round) -> None:
+        """Compare the prompts on the rows held apart, and drop all but the best."""
+        losses = self._losses_apart()[0]
+        best = order(losses)
+        stay = [name for name in self.members if name in best[: end.stay]]
+        self._progress.rounds.append({"step": self.state.global_step, "losses": losses, "stay": stay})
+        logger.info(
+            "Round %d of %d, step %d of %d: %s stay; %s go, whose loss on the rows held apart is higher.",
+            *(len(self._progress.rounds), len(self._rounds), self.state.global_step, self.args.max_steps),
+            ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[: end.stay]),
+            ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[end.stay :]),
+        )
+
+    def _named(self, name: str) -> str:
+        task = self.tasks[name]
+        start, length = task.config.prompt_tuning_init.value, len(self.prompts[name])
+        return f"{name} ({task.learning_rate:g}, {start}, {length} vectors)"
+
+    def _losses_apart(self) -> tuple[dict[str, float], RowResults, Any]:
+        """Return each member's loss on the rows held apart, and the rows' results and references.
+
+        Raise FloatingPointError if no loss is finite.
+        """
+        scorer = self.make_scorer(max_new_tokens=None, compute_metrics=None)
+        output = self._scored(scorer)
+        losses = {name: float(metrics["loss"]) for name, metrics in scorer.of_members.items()}
+        if not torch.isfinite(torch.tensor(list(losses.values()))).any():
+            raise FloatingPointError(
+                f"at step {self.state.global_step} no prompt of the field has a finite loss on the rows held apart; "
+                "look at the data, or use bf16 where the model is in fp16."
+            )
+        return losses, output.predictions, output.label_ids
+
+    def _scored(self, scorer: Scorer) -> Any:
+        # A data loader draws a seed. Fork the random state, so that comparing does not change the run.
+        with torch.random.fork_rng(devices=[]):
+            return self.predict_with(scorer, self.eval_dataset, "apart")
+
+    def _alone(self) -> Any:
+        """Return the output of the active prompt on the rows held apart."""
+        return self._scored(self.scorer_of_prompt(max_new_tokens=None, compute_metrics=None))
+
+    def _decide(self) -> None:
+        """Keep the best of the prompts that are left, or their average or vote (`FieldEnd`)."""
+        model, names = self.unwrapped, self.members
+        losses, results, labels = self._losses_apart()
+        prompt = order(losses)[0]
+        model.set_adapter(prompt)
+        kind, scores = "one", results.label_scores
+        predicted = None if scores is None else scores[:, names.index(prompt)].argmax(1)
+        if len({len(self.prompts[name]) for name in names}) == 1:
+            average = torch.stack([self.prompts[name].detach() for name in names]).mean(0)
+            with model.replaced_prompt(average):
+                output = self._alone()
+            losses["average"] = output.metrics["apart_loss"]
+            if order(losses)[0] == "average":
+                kind, found = "average", output.predictions.label_scores
+                predicted = None if found is None else found.argmax(1)
+        wins = None if scores is None else wins_of(vote(scores), predicted, labels)
+        if wins is not None and is_clear(wins):
+            kind = "vote"
+        elif kind == "average":
+            with torch.no_grad():
+                self.prompts[prompt].copy_(average)
+        with model.disable_adapter():
+            losses["no prompt"] = self._alone().metrics["apart_loss"]
+        self.end = FieldEnd(kind, prompt, losses, len(self.eval_dataset), wins)
+        self._say_end(names)
+
+    def _say_end(self, names: Sequence[str]) -> None:
+        end, both = self.end, " and ".join(map(self._named, names))
+        what = {"one": self._named(end.prompt), "average": f"the average of {both}", "vote": f"the vote of {both}"}
+        of_vote = (
+            ""
+            if end.wins is None
+            else " On {} rows the vote alone is right, on {} one prompt alone.".format(*end.wins)
+        )
+        told = ", ".join(f"{name} {loss:.4g}" for name, loss in end.losses.items())
+        logger.info("The field ends with %s. Losses on the rows held apart: %s.%s", what[end.kind], told, of_vote)
+        if order(end.losses)[0] == "no prompt":
+            logger.warning(
+                "Nothing was learned: no prompt's loss on the rows held apart is lower than without one. %s", TO_TRY
+            )
+
+    def make_scorer(self, **options: Any) -> Scorer:
+        """Return the scorer of the prompts that train and their vote, or of the one prompt that is kept."""
+        return self.scorer_of_prompt(**options) if self._is_one else super().make_scorer(**options)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `EnsembleTrainer` does; with one prompt, as `PromptTuningTrainer`."""
+        if self._is_one:
+            return PromptTuningTrainer.evaluate(self, *args, **kwargs)
+        return super().evaluate(*args, **kwargs)
+
+    def evaluate_transfer(self, datasets: dict[str, Any]) -> dict[str, float]:
+        """Evaluate other domains as `EnsembleTrainer` does; with one prompt, as `PromptTuningTrainer`."""
+        if self._is_one:
+            return PromptTuningTrainer.evaluate_transfer(self, datasets)
+        return super().evaluate_transfer(datasets)
+
+    @property
+    def best_member(self) -> str:
+        """The better prompt on the rows held apart; before the end, as in `EnsembleTrainer`."""
+        return super().best_member if self.end is None else self.end.prompt
+
+    @property
+    def saved_prompts(self) -> list[str]:
+        """The prompts that a save writes: those that are left, and in a checkpoint all."""
+        return list(self.tasks) if self.is_saving_checkpoint else self.members
+
+    def describe_prompt(self, name: str) -> None:
+        """Record the run as `MultiPromptTrainer` does, and what the field was."""
+        super().describe_prompt(name)
+        record = {"recipe": AUTO, "field_prompts": len(self.tasks), "field_cost": round(self.cost, 4)}
+        record |= {"rows_held_apart": len(self.eval_dataset), "of_the_training_rows": bool(self._rows_of_training)}
+        if self.end is not None:
+            record["field_end"] = self.end.kind
+        self.unwrapped.prompt_info[name].training |= record
+
+    def _save_prompts(self, folder: Path, repo_id: str | None, card: bool) -> None:
+        if self._is_one and card:
+            self._save_one(folder, repo_id)
+        else:
+            super()._save_prompts(folder, repo_id, card)
+        if card:
+            self._draw(folder)
+
+    def _save_one(self, folder: Path, repo_id: str | None) -> None:
+        """Save the prompt that is kept in `folder` itself, where PEFT saves the prompt of one that is alone."""
+        model, name = self.unwrapped, self.end.prompt
+        self.describe_prompt(name)
+        with temporary_folder() as made:
+            model.save_pretrained(made, selected_adapters=[name], card=False)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in (made / name).iterdir():
+                shutil.copy(file, folder)
+        for file in (ENSEMBLE_FILE, CURVES_FILE):  # of an earlier run
+            (folder / file).unlink(missing_ok=True)
+        prompt, config = model.prompt_encoder[name], model.peft_config[name]
+        write_start_and_card(folder, prompt, config, model.base_model, repo_id)
+
+    def _draw(self, folder: Path) -> None:
+        """Draw the losses of all prompts of the field: in training, and at the ends of rounds on the rows apart."""
+        histories = {}
+        for name in self.tasks:
+            logged = [[log["step"], log[f"loss_{name}"]] for log in self.state.log_history if f"loss_{name}" in log]
+            apart = [[end["step"], end["losses"][name]] for end in self._progress.rounds if name in end["losses"]]
+            histories[self._named(name)] = {"loss": logged, "eval_loss": apart}
+        save_curves(folder, histories, FIELD_FILE)
+
+    def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:
+        self._description.members = self.members
+        super()._write_root(model, folder, repo_id)
+
+    @property
+    def pushed_files(self) -> list[str]:
+        """The paths in `output_dir` of all files that a push may contain."""
+        return [FIELD_FILE, *(PROMPT_FILES if self._is_one else super().pushed_files)]
