@@ -1,6 +1,5 @@
 """Define the training arguments, with defaults for prompt tuning."""
 
-import logging
 import math
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -15,8 +14,6 @@ from ..errors import PromptTuningError
 from ..models.metric_direction import greater_is_better
 from .recipes import AUTO, RECIPES, check_recipe, missing_values
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass
 class PromptTuningArguments(TrainingArguments):
@@ -30,6 +27,7 @@ class PromptTuningArguments(TrainingArguments):
 
     Attributes:
         given: the names of the arguments that the caller gave.
+        set_by_recipe: the values that a named recipe sets, by the names of the arguments.
 
     Raises:
         PromptTuningError: a value is invalid.
@@ -128,6 +126,7 @@ class PromptTuningArguments(TrainingArguments):
 
     def _apply_recipe(self) -> None:
         """Set the values of the recipe whose arguments are not given. Raise PromptTuningError if it is unknown."""
+        self.set_by_recipe = {}
         if self.recipe == AUTO:
             return
         if self.recipe_budget != 4.0 or self.recipe_lengths is not None:
@@ -136,12 +135,9 @@ class PromptTuningArguments(TrainingArguments):
         if self.recipe is None:
             return
         check_recipe(self.recipe)
-        values = missing_values(RECIPES[self.recipe].training, self.given)
-        for name, value in values.items():
+        self.set_by_recipe = missing_values(RECIPES[self.recipe].training, self.given)
+        for name, value in self.set_by_recipe.items():
             setattr(self, name, value)
-        logger.info(
-            "The recipe %s sets %s.", self.recipe, ", ".join(f"{k}={v}" for k, v in values.items()) or "nothing"
-        )
 
     def _check_teaching(self) -> None:
         """Raise PromptTuningError for an invalid argument of learning from a teacher."""

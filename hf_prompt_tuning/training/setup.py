@@ -38,7 +38,10 @@ def check_kinds(train_dataset: Any, eval_dataset: Any) -> None:
 
 
 def check_recipe(args: TrainingArguments, trainer: Any) -> None:
-    """Raise PromptTuningError if the recipe is auto and the trainer does not find settings."""
+    """Log what a named recipe sets. Raise PromptTuningError if it is auto and the trainer does not find settings."""
+    if values := getattr(args, "set_by_recipe", None):
+        told = ", ".join(f"{name}={value}" for name, value in values.items())
+        logger.info("The recipe %s sets %s.", args.recipe, told)
     if getattr(args, "recipe", None) == AUTO and not trainer.finds_settings:
         raise PromptTuningError(
             "recipe is auto, which trains a field of prompts; use FieldTrainer(backbone, args, prompt_config, …), or "

@@ -7,8 +7,9 @@ import pickle
 import pytest
 from transformers import HfArgumentParser
 
-from hf_prompt_tuning import PromptTuningArguments, PromptTuningConfig, PromptTuningError
+from hf_prompt_tuning import PromptTuningArguments, PromptTuningConfig, PromptTuningError, PromptTuningTrainer
 from hf_prompt_tuning.training.recipes import RECIPES, missing_values
+from tests.shared.reference import tiny_prompt_model
 
 
 def values_of(args, names):
@@ -79,5 +80,6 @@ def test_what_is_for_auto_alone(tmp_path):
 
 def test_the_log_says_what_is_set(tmp_path, caplog):
     caplog.set_level("INFO", "hf_prompt_tuning")
-    make(tmp_path, recipe="few_shot", num_train_epochs=3)
+    args = make(tmp_path, recipe="few_shot", num_train_epochs=3)
+    PromptTuningTrainer(tiny_prompt_model("llama", num_virtual_tokens=4), args)
     assert caplog.messages == ["The recipe few_shot sets per_device_train_batch_size=8."]
