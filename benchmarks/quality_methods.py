@@ -23,7 +23,13 @@ from quality_tasks import Split, stratified
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
-from hf_prompt_tuning import PromptTuningArguments, PromptTuningConfig, PromptTuningTrainer, get_prompt_tuning_model
+from hf_prompt_tuning import (
+    FieldTrainer,
+    PromptTuningArguments,
+    PromptTuningConfig,
+    PromptTuningTrainer,
+    get_prompt_tuning_model,
+)
 from hf_prompt_tuning.data.tokenization import leading_ids
 from hf_prompt_tuning.models.backbone import forget_gguf
 
@@ -43,9 +49,10 @@ class Run:
         rows: the encoded training rows.
         text: the words that a prompt starts from; None for words of the vocabulary.
         ranker: ranks with the backbone.
-        watch: counts seconds and evaluates; its `evaluate` reads `vectors`.
-        vectors: returns what the rows stand behind when they are ranked, [P, H], or None.
+        watch: counts seconds and evaluates; its `evaluate` reads `prompts`.
+        prompts: returns what the rows stand behind when they are ranked: vectors [P, H], or None; several vote.
         trained: the number of trained numbers.
+        rows_seen: the number of rows that were trained on, by default those of the batches.
     """
 
     backbone: PreTrainedModel
@@ -59,16 +66,18 @@ class Run:
     rate: float | None
     folder: str
     watch: Watch
-    vectors: Callable[[], Tensor | None] = field(default=lambda: None)
+    prompts: Callable[[], Sequence[Tensor | None]] = field(default=lambda: [None])
     collator: CountingCollator = field(default_factory=CountingCollator)
     trained: int = 0
+    rows_seen: int | None = None
 
-    def train(self, kind: type[Trainer], model: nn.Module, args: TrainingArguments, **options: Any) -> None:
-        """Train the model's trainable parameters on the rows."""
+    def train(self, kind: type[Trainer], model: nn.Module, args: TrainingArguments, **options: Any) -> Trainer:
+        """Train the model's trainable parameters on the rows. Return the trainer."""
         self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         trainer = kind(model, args, data_collator=self.collator, callbacks=[self.watch], **options)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        return trainer
 
     def train_plainly(self, model: nn.Module, **values: Any) -> None:
         """Train under transformers' own Trainer, whose models take no label index."""
@@ -97,7 +106,7 @@ class Method:
     """A way to adapt the backbone.
 
     Attributes:
-        adapt: trains, and sets the run's `vectors`.
+        adapt: trains, and sets the run's `prompts`.
         rates: the learning rates to choose from; one is fixed, and none is needed where nothing trains.
         epochs: passes over the rows, if not the task's.
         most_rows: the method is left out with more training rows than these.
@@ -123,7 +132,7 @@ def in_context(run: Run) -> None:
     ids = [i for row in drawn for i in [*run.rows[row]["input_ids"][len(leading) : -1], *between]]  # without EOS
     with torch.no_grad():
         embeds = run.backbone.get_input_embeddings()(torch.tensor([ids], device=run.backbone.device))[0]
-    run.vectors = lambda: embeds
+    run.prompts = lambda: [embeds]
 
 
 def ours(run: Run, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
@@ -132,7 +141,7 @@ def ours(run: Run, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> N
     config = PromptTuningConfig(**start | {"prompt_position": "auto"} | config)
     template = run.ranker.encoder.template
     model = get_prompt_tuning_model(run.backbone, config, run.tokenizer, template)
-    run.vectors = lambda: model.prompt.detach()
+    run.prompts = lambda: [model.prompt.detach()]
     args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.backbone.device.type == "cpu"} | arguments)
     run.train(
         PromptTuningTrainer,
@@ -142,6 +151,28 @@ def ours(run: Run, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> N
         processing_class=run.tokenizer,
         template=template,
     )
+
+
+def auto(run: Run) -> None:
+    """Train the recipe auto, which sees more rows. Its curve has its end alone: before, there are several prompts."""
+    points, run.watch.points = run.watch.points, 0
+    start = {} if run.text is None else {"prompt_tuning_init_text": run.text}
+    args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.backbone.device.type == "cpu", "recipe": "auto"})
+    trainer = run.train(
+        FieldTrainer,
+        run.backbone,
+        args,
+        prompt_config=PromptTuningConfig(**start, prompt_position="auto"),
+        train_dataset=run.rows,
+        processing_class=run.tokenizer,
+        template=run.ranker.encoder.template,
+    )
+    kept = [trainer.prompts[name].detach() for name in trainer.members]
+    run.prompts = lambda: kept
+    run.trained = sum(vectors.numel() for vectors in kept)
+    run.rows_seen = round(trainer.cost * run.epochs * (len(run.rows) - trainer.end.rows))
+    if points:
+        run.watch.add_point(trainer.state.global_step)
 
 
 def peft_prompt(run: Run, P: int, from_text: bool, **arguments: Any) -> None:
@@ -155,7 +186,7 @@ def peft_prompt(run: Run, P: int, from_text: bool, **arguments: Any) -> None:
         ids = (ids * -(-P // len(ids)))[:P]
         with torch.no_grad():
             prompt.copy_(run.backbone.get_input_embeddings().weight[ids])
-    run.vectors = prompt.detach
+    run.prompts = lambda: [prompt.detach()]
     run.train_plainly(model, **arguments)
 
 
@@ -195,6 +226,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "untuned": Method(untuned),
         "in_context": Method(in_context, place="auto"),
         **{name: recipe(name) for name in RECIPES},
+        "auto": Method(auto, place="auto"),
         "peft_defaults": Method(of_peft, (5e-5,)),
         "peft_article": Method(of_article, (3e-2,)),
         "peft_article_50_epochs": Method(of_article, (3e-2,), epochs=50, most_rows=100),
@@ -244,13 +276,13 @@ def measure(
             epochs=method.epochs or epochs,
             rate=rate,
             folder=folder,
-            watch=Watch(points, lambda: ranker.metrics(seen, run.vectors())),
+            watch=Watch(points, lambda: ranker.metrics(seen, *run.prompts())),
         )
         transformers.set_seed(split.seed)
         method.adapt(run)
     return {
-        **{name: round(value, 4) for name, value in ranker.metrics(held_out, run.vectors()).items()},
-        "rows_seen": run.collator.rows,
+        **{name: round(value, 4) for name, value in ranker.metrics(held_out, *run.prompts()).items()},
+        "rows_seen": run.collator.rows if run.rows_seen is None else run.rows_seen,
         "trained": run.trained,
         "seconds": round(run.watch.seconds, 1),
         "wall_seconds": round(run.watch.wall_seconds, 1),

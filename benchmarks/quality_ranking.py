@@ -17,6 +17,7 @@ from hf_prompt_tuning import (
     get_prompt_tuning_model,
 )
 from hf_prompt_tuning.models.scoring import rank_labels
+from hf_prompt_tuning.several.voting import vote
 
 RANKED_AT_ONCE = 16
 
@@ -55,14 +56,17 @@ class Ranker:
         self.model.train(was_training)
         return scores
 
-    def metrics(self, rows: Dataset, vectors: Tensor | None) -> dict[str, float]:
-        """Return the accuracy, macro F1 and the mean negative log-likelihood of the right label's words."""
-        scores, labels = self.scores(rows, vectors), torch.tensor(rows["label"])
-        predicted = scores.argmax(1)
+    def metrics(self, rows: Dataset, *prompts: Tensor | None) -> dict[str, float]:
+        """Return the accuracy, macro F1 and the mean negative log-likelihood of the right label's words.
+
+        `prompts` are vectors as for `scores`; several vote, and their losses are averaged.
+        """
+        scores = torch.stack([self.scores(rows, vectors) for vectors in prompts], 1)
+        labels, predicted = torch.tensor(rows["label"]), vote(scores.numpy())
         return {
             "accuracy": float(accuracy_score(labels, predicted)),
             "f1": float(f1_score(labels, predicted, average="macro")),
-            "loss": float(-scores[torch.arange(len(labels)), labels].mean()),
+            "loss": float(-scores.mean(1)[torch.arange(len(labels)), labels].mean()),
         }
 
 
@@ -107,9 +111,13 @@ class Watch(TrainerCallback):
         self.seconds += seconds
         self.wall_seconds += wall_seconds
         if state.global_step in self.marks:
-            found = self.evaluate()
-            point = [state.global_step, self.seconds, found["accuracy"], found["f1"]]
-            self.curve.append([round(value, 4) for value in point])
+            self.add_point(state.global_step)
+
+    def add_point(self, step: int) -> None:
+        """Evaluate now."""
+        found = self.evaluate()
+        point = [step, self.seconds, found["accuracy"], found["f1"]]
+        self.curve.append([round(value, 4) for value in point])
 
 
 def now() -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The methods of the quality benchmark see the same rows, and are ranked alike: beside a slow reference."""
 
 import copy
+from dataclasses import replace
 
 import peft
 import pytest
@@ -10,7 +11,7 @@ from quality_methods import METHODS, measure, of_article
 from quality_ranking import Ranker
 from quality_tasks import read_tasks, reported_splits
 
-from hf_prompt_tuning import PromptTuningArguments, PromptTuningConfig, PromptTuningTrainer
+from hf_prompt_tuning import FieldTrainer, PromptTuningArguments, PromptTuningConfig, PromptTuningTrainer
 from tests.shared.tiny_models import tiny_model
 
 LONG = "peft_article_50_epochs"
@@ -53,9 +54,10 @@ def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_al
     found = {
         name: measure(method, backbone, tokenizer, split, rate_of(name), epochs=2, points=3, watched=5)
         for name, method in METHODS.items()
+        if name != "auto"  # too few steps for its rounds
     }
     seen = {name: entry["rows_seen"] for name, entry in found.items()}
-    learning = {name for name in METHODS if name not in ("untuned", "in_context", LONG)}
+    learning = {name for name in METHODS if name not in ("untuned", "in_context", "auto", LONG)}
     assert {seen[name] for name in learning} == {24}
     assert (seen["untuned"], seen["in_context"], seen[LONG]) == (0, 0, 50 * 12)
     trained = {name: entry["trained"] for name, entry in found.items()}
@@ -96,9 +98,9 @@ def test_examples_in_context_are_read_before_the_row(split, tokenizers, adapted,
     measure(METHODS["in_context"], backbone, tokenizer, split, None, epochs=2)
     run = adapted[0]
     rows = run.ranker.encoder.encode_dataset(split.held_out, "test").select(range(3))
-    scores = run.ranker.scores(rows, run.vectors())
+    scores = run.ranker.scores(rows, run.prompts()[0])
     weight = backbone.get_input_embeddings().weight
-    shown = torch.cdist(run.vectors(), weight).argmin(1).tolist()
+    shown = torch.cdist(run.prompts()[0], weight).argmin(1).tolist()
     text = tokenizer.decode(shown)
     assert text.count("Label : good") + text.count("Label : bad") == 8 and text.count("Label : bad") == 3
     assert not {tokenizer.eos_token_id, tokenizer.bos_token_id} & set(shown)
@@ -129,6 +131,33 @@ def test_ours_is_the_trainer_with_its_defaults(split, tokenizer, tmp_path):
     scores = torch.tensor(trainer.predict(split.held_out).predictions)
     right = torch.tensor(trainer.eval_dataset["label"])
     assert found["loss"] == pytest.approx(float(-scores.gather(1, right[:, None]).mean()), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["average", "vote"])
+def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapted, monkeypatch, kind):
+    made = []
+
+    class Field(FieldTrainer):
+        def __init__(self, *given, **options):
+            made.append(self)
+            super().__init__(*given, **options)
+
+        def _decide(self):
+            super()._decide()
+            self.end = replace(self.end, kind=kind)
+
+    monkeypatch.setattr(quality_methods, "FieldTrainer", Field)
+    found = measure(METHODS["auto"], tiny_model("llama"), tokenizer, split, None, epochs=20, points=4, watched=12)
+    trainer, kept = made[0], {"average": 1, "vote": 2}[kind]
+    metrics = trainer.evaluate(adapted[0].ranker.encoder.encode_dataset(split.held_out, "test"))
+    assert (found["accuracy"], found["f1"]) == (round(metrics["eval_accuracy"], 4), round(metrics["eval_f1"], 4))
+    assert [tuple(prompt.shape) for prompt in adapted[0].prompts()] == [(20, 32)] * kept
+    assert found["trained"] == kept * 20 * 32
+    assert [(point[0], point[2], point[3]) for point in found["curve"]] == [
+        (trainer.state.global_step, found["accuracy"], found["f1"])
+    ]
+    rows = 12 - trainer.end.rows
+    assert (rows, found["rows_seen"]) == (6, round(trainer.cost * 20 * rows))
 
 
 def test_a_lora_is_ranked_as_the_model_that_it_is_merged_into(split, tokenizer, adapted, monkeypatch):
@@ -162,7 +191,7 @@ def test_the_articles_prompt_starts_as_peft_starts_one_from_a_text(split, tokeni
         tokenizer_name_or_path=str(tmp_path / "tokenizer"),
     )
     expected = peft.get_peft_model(tiny_model("llama"), config).prompt_encoder["default"].embedding.weight
-    assert torch.equal(adapted[0].vectors(), expected)
+    assert torch.equal(adapted[0].prompts()[0], expected)
     assert METHODS["peft_article"].adapt is of_article and METHODS["peft_article"].rates == (3e-2,)
 
 
@@ -178,4 +207,4 @@ def test_a_short_text_is_repeated_as_peft_repeats_it(split, tokenizer, adapted, 
         tokenizer_name_or_path=str(tmp_path / "tokenizer"),
     )
     expected = peft.get_peft_model(tiny_model("llama"), config).prompt_encoder["default"].embedding.weight
-    assert torch.equal(adapted[0].vectors(), expected)
+    assert torch.equal(adapted[0].prompts()[0], expected)
