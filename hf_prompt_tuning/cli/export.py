@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _gguf(prompts: Mapping[str, str | Path], args: argparse.Namespace, load: dict[str, Any]) -> Path:
     """Export to GGUF. Raise PromptTuningError if no file is given."""
     if args.gguf_file is None:
-        raise PromptTuningError("gguf_file is not given, and gguf writes the backbone's own file again; give it.")
+        raise PromptTuningError(
+            "gguf_file is not given, and gguf writes the backbone's own file again; give --gguf_file PATH."
+        )
     file = Path(load.pop("backbone", ""), load.pop("gguf_file"))
     kind = {} if args.embedding_type is None else {"embedding_type": args.embedding_type}
     return export_gguf(prompts, args.out, file, **kind, **load)

@@ -19,7 +19,7 @@ from .measured_export import rows_of
 from .output_rows import bias_of
 from .prompt_texts import PromptText, RowTexts, prompt_text, special_around, with_tokens
 from .sample_texts import SAMPLE_TEXTS
-from .tokens import check_ids, checked_folder, unfinished, with_prompts, write_prompts
+from .tokens import check_ids, check_is_not_of, checked_folder, unfinished, with_prompts, write_prompts
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Architectures of which llama.cpp looks up rows as they are, and reads an output matrix if there is one."""
@@ -55,14 +55,14 @@ def export_gguf(
         PromptTuningError: as in `export_tokens`; or the file is damaged, of several parts, of another backbone, or of
             an architecture that is not known to work; or its output matrix is of a type that cannot be written.
     """
-    file = _opened(gguf_file, embedding_type)
+    file, folder = _opened(gguf_file, embedding_type), checked_folder(out)
     if not isinstance(prompts, SoftPrompts):
         load |= {"backbone": file.path.parent, "gguf_file": file.path.name}
     exported = load_prompts(prompts, tokenizer=tokenizer, **load)
     base, own = exported[0].model.get_base_model(), exported[0].tokenizer
     check_extensible(base)
     _check_same(file, base)
-    folder = checked_folder(out, base)
+    check_is_not_of(base, folder)
     extended = with_tokens(own, exported)
     ids = {prompt.name: extended.convert_tokens_to_ids(prompt.tokens) for prompt in exported}
     check_ids(ids, own, base)

@@ -63,10 +63,11 @@ def export_tokens(
         PromptLoadError: as in `load_prompt`.
         PromptMismatchError: the prompts are of different backbones.
     """
+    folder = checked_folder(out)
     exported = load_prompts(prompts, backbone, tokenizer, **load)
     base, own = exported[0].model.get_base_model(), exported[0].tokenizer
     check_extensible(base)
-    folder = checked_folder(out, base)
+    check_is_not_of(base, folder)
     with unfinished(folder) as made:
         base.config.save_pretrained(made)  # it decides, too, which class AutoTokenizer takes
         with_tokens(own, exported).save_pretrained(made)
@@ -108,17 +109,21 @@ def with_prompts(
     return served, measured
 
 
-def checked_folder(out: str | Path, base: PreTrainedModel) -> Path:
-    """Return the folder of an export. Raise PromptTuningError if it is the backbone's, or holds something else."""
+def checked_folder(out: str | Path) -> Path:
+    """Return the folder of an export. Raise PromptTuningError if it holds something else."""
     folder = Path(out)
-    if base.name_or_path and folder.exists() and folder.resolve() == Path(base.name_or_path).resolve():
-        raise PromptTuningError(f"{str(out)!r} is the backbone's own folder; give another one for the export.")
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_empty and not _is_export(folder):
         raise PromptTuningError(f"{str(out)!r} holds other files than an export; give a new folder.")
     if folder.is_mount():
         raise PromptTuningError(f"{str(out)!r} is a mount point, which cannot be replaced; give a folder in it.")
     return folder
+
+
+def check_is_not_of(base: PreTrainedModel, folder: Path) -> None:
+    """Raise PromptTuningError if a folder is the backbone's own, which may be an export, too."""
+    if base.name_or_path and folder.exists() and folder.resolve() == Path(base.name_or_path).resolve():
+        raise PromptTuningError(f"{str(folder)!r} is the backbone's own folder; give another one for the export.")
 
 
 def _is_export(folder: Path) -> bool:
@@ -143,8 +148,11 @@ def unfinished(folder: Path) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     before = made.with_name(f"{made.name}-before")
     try:
-        made.chmod(0o755)
         yield made
+        # safetensors writes files that their owner alone may read, and a server may be another user.
+        made.chmod(0o755)
+        for file in made.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             folder.rename(before)
         made.rename(folder)

@@ -26,3 +26,8 @@ def test_serve_anywhere(tmp_path, monkeypatch, tokenizer, capsys):
     batch = tokenizer("Message : My parcel never came. Label :", return_tensors="pt")
     ours = model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
     assert tokenizer.decode(ours, skip_special_tokens=True) in capsys.readouterr().out
+    for name, entry in described.items():
+        text = entry["prefix"] + "Message : a {b} Label :" + entry["suffix"]
+        assert names["filled"](entry, message="a {b}") == entry["request"] | {"prompt": text}, name
+    chat = {"template": "{text}", "request": {"messages": [{"role": "system"}, {"role": "user", "content": "x"}]}}
+    assert names["filled"](chat, text="a")["messages"] == [{"role": "system"}, {"role": "user", "content": "a"}]

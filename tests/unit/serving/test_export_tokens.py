@@ -6,7 +6,13 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from hf_prompt_tuning import (
     ChatFormat,
@@ -264,8 +270,11 @@ def test_folders_of_prompts(tmp_path, monkeypatch, tokenizer):
     (folder / "old").write_text("of an earlier export")
     export_tokens([tmp_path / "other"], folder, tmp_path / "backbone")
     assert list(entries(folder)) == ["other"] and not (folder / "old").exists()
-    with pytest.raises(PromptTuningError, match="is the backbone's own folder"):
+    assert all(file.stat().st_mode & 0o444 == 0o444 for file in folder.iterdir())  # a server may be another user
+    with pytest.raises(PromptTuningError, match="holds other files than an export"):
         export_tokens(tmp_path / "other", tmp_path / "backbone", tmp_path / "backbone")
+    with pytest.raises(PromptTuningError, match="is the backbone's own folder"):
+        tokens.check_is_not_of(AutoModelForCausalLM.from_pretrained(folder), folder)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a").touch()
     for theirs in (None, '{"system": "Be kind."}', "{}", "[1]", ""):
