@@ -156,7 +156,7 @@ def _backbone_and_tokenizer(
         if hub_id(backbone) is None:
             fault = f"names {backbone!r:.80}, which is not a Hub id" if backbone else "does not name its backbone"
             raise PromptLoadError(
-                f"{saved.source} {fault}; load the backbone and give it as backbone=… (on the command line --backbone)."
+                f"{saved.source} {fault}; load the backbone and give it as backbone=…, on the command line --backbone."
             )
     name, advice = str(backbone), "Load it yourself and give it as backbone=…."
     if options.get("use_safetensors") is None:
