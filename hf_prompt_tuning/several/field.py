@@ -80,7 +80,7 @@ def cost(size: int, rounds: Sequence[Round], steps: int) -> float:
 
 
 def learning_rates(number: int) -> list[float]:
-    """Return learning rates from 0.003 to 0.3, evenly on a logarithmic scale."""
+    """Return learning rates between 0.003 and 0.3, evenly on a logarithmic scale."""
     ratio = HIGHEST_RATE / LOWEST_RATE
     return [float(f"{LOWEST_RATE * ratio ** (i / (number - 1)):.4g}") for i in range(number)]
 

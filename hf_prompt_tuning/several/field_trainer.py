@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 class FieldTrainer(EnsembleTrainer):
     """Trainer of the recipe auto: find the learning rate and the start of a prompt in one run.
 
-    A field of prompts trains together, with learning rates from 0.003 to 0.3 and two starts. At set steps the prompts
+    A field of prompts trains together, with learning rates of 0.003 to 0.3 and two starts. At set steps the prompts
     whose loss on rows held apart is in the worse half are dropped: they get no more rows, and no longer change. The
     schedule of each spans the whole run. The last two train to the end. Then the better of the two is kept, or their
     average or their vote where that is better on the rows held apart.

@@ -86,7 +86,8 @@ def test_idle_cores_are_a_warning(monkeypatch, caplog, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    set_up_logging(SimpleNamespace(get_process_log_level=lambda: logging.WARNING, device=torch.device("cpu")))
+    given = {"get_process_log_level": lambda: logging.WARNING, "device": torch.device("cpu"), "recipe": None}
+    set_up_logging(SimpleNamespace(**given))
     assert message in caplog.text if message else not caplog.records
 
 
