@@ -66,6 +66,7 @@ class PromptTokenizer:
 
     takes: type = PromptTemplate
     cut = "%d of %d %s rows were cut to max_source_length=%d tokens."
+    """What is logged of a data set: how many of how many of its rows were cut, to how many tokens (`RowReports`)."""
 
     def __init__(
         self,

@@ -150,9 +150,8 @@ def unfinished(folder: Path) -> Iterator[Path]:
     try:
         yield made
         # safetensors writes files that their owner alone may read, and a server may be another user.
-        made.chmod(0o755)
-        for file in made.iterdir():
-            file.chmod(0o644)
+        for path in (made, *made.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             folder.rename(before)
         made.rename(folder)

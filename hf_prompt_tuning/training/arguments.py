@@ -129,7 +129,7 @@ class PromptTuningArguments(TrainingArguments):
         self.set_by_recipe = {}
         if self.recipe == AUTO:
             return
-        if self.recipe_budget != 4.0 or self.recipe_lengths is not None:
+        if self.recipe_budget != type(self).recipe_budget or self.recipe_lengths is not None:
             name = "recipe_budget" if self.recipe_lengths is None else "recipe_lengths"
             raise PromptTuningError(f"{name} is {getattr(self, name)}, and is for the recipe auto; give both.")
         if self.recipe is None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 TO_TRY = (
-    "Try --recipe auto, more epochs, or other words in the template; the page 'My prompt does not learn' has more."
+    "Try more epochs, other words in the template, or --recipe auto if this was not it; the page 'My prompt does not "
+    "learn' has more."
 )
 
 

@@ -328,6 +328,21 @@ def test_an_earlier_export_is_there_until_the_new_one_is(tmp_path, monkeypatch):
     assert (folder / "prompt.json").read_text() == "new" and sorted(tmp_path.iterdir()) == [link, folder]
 
 
+def test_other_users_read_all_of_an_export(tmp_path):
+    """Tokenizers with several chat templates write a folder of them."""
+    with tokens.unfinished(tmp_path / "out") as made:
+        (made / "additional_chat_templates").mkdir(mode=0o700)
+        for name in ("model.safetensors", "additional_chat_templates/tools.jinja"):
+            (made / name).touch(mode=0o600)
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {
+        "out": 0o755,
+        "out/model.safetensors": 0o644,
+        "out/additional_chat_templates": 0o755,
+        "out/additional_chat_templates/tools.jinja": 0o644,
+    }
+
+
 def test_a_mount_point_is_refused(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(tokens.Path, "is_mount", lambda path: path == tmp_path)
     with pytest.raises(PromptTuningError, match="is a mount point, which cannot be replaced; give a folder in it"):
