@@ -21,7 +21,14 @@ from datasets import Dataset
 from quality_ranking import CountingCollator, Ranker, Watch
 from quality_tasks import Split, stratified
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from hf_prompt_tuning import (
     FieldTrainer,
@@ -53,6 +60,7 @@ class Run:
         prompts: returns what the rows stand behind when they are ranked: vectors [P, H], or None; several vote.
         trained: the number of trained numbers.
         rows_seen: the number of rows that were trained on, by default those of the batches.
+        callbacks: further callbacks of the trainer.
     """
 
     backbone: PreTrainedModel
@@ -65,16 +73,17 @@ class Run:
     epochs: float
     rate: float | None
     folder: str
-    watch: Watch
     prompts: Callable[[], Sequence[Tensor | None]] = field(default=lambda: [None])
+    watch: Watch = field(default_factory=lambda: Watch(0, dict))
     collator: CountingCollator = field(default_factory=CountingCollator)
     trained: int = 0
     rows_seen: int | None = None
+    callbacks: Sequence[TrainerCallback] = ()
 
     def train(self, kind: type[Trainer], model: nn.Module, args: TrainingArguments, **options: Any) -> Trainer:
         """Train the model's trainable parameters on the rows. Return the trainer."""
         self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        trainer = kind(model, args, data_collator=self.collator, callbacks=[self.watch], **options)
+        trainer = kind(model, args, data_collator=self.collator, callbacks=[self.watch, *self.callbacks], **options)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         return trainer
@@ -135,8 +144,16 @@ def in_context(run: Run) -> None:
     run.prompts = lambda: [embeds]
 
 
-def ours(run: Run, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Train a prompt with PromptTuningTrainer: its defaults, but for what is given."""
+def ours(
+    run: Run,
+    config: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    change: Callable[[nn.Module], dict[str, Any]] = lambda model: {},
+) -> None:
+    """Train a prompt with PromptTuningTrainer: its defaults, but for what is given.
+
+    `change` may change the model before it trains, and returns further arguments of the trainer.
+    """
     start = {} if run.text is None else {"prompt_tuning_init_text": run.text}
     config = PromptTuningConfig(**start | {"prompt_position": "auto"} | config)
     template = run.ranker.encoder.template
@@ -150,6 +167,7 @@ def ours(run: Run, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> N
         train_dataset=run.rows,
         processing_class=run.tokenizer,
         template=template,
+        **change(model),
     )
 
 
@@ -241,6 +259,41 @@ The article's recipe is for 50 rows, of which it makes 50 epochs.
 """
 
 
+def prepare(
+    place: str,
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    rate: float | None,
+    epochs: float,
+    folder: str,
+) -> tuple[Run, Dataset]:
+    """Return a run with a copy of the backbone, and the encoded held-out rows. The seed is set.
+
+    Raise PromptTuningError if a row has no label.
+    """
+    own = copy.deepcopy(backbone).to("cuda" if torch.cuda.is_available() else "cpu")
+    forget_gguf(own)  # Trainer refuses a backbone with the mark of a GGUF file
+    ranker = Ranker(own, tokenizer, split.task.prompt_template(), place)
+    train, held_out = (
+        ranker.encoder.encode_dataset(rows, name) for rows, name in ((split.train, "train"), (split.held_out, "test"))
+    )
+    run = Run(
+        backbone=own,
+        tokenizer=tokenizer,
+        ranker=ranker,
+        rows=train,
+        text=split.task.text,
+        labels=split.task.labels(split.train),
+        seed=split.seed,
+        epochs=epochs,
+        rate=rate,
+        folder=folder,
+    )
+    transformers.set_seed(split.seed)
+    return run, held_out
+
+
 def measure(
     method: Method,
     backbone: PreTrainedModel,
@@ -256,32 +309,13 @@ def measure(
     `points` evaluations of the first `watched` held-out rows make the curve. Raise PromptTuningError if a row has no
     label.
     """
-    own = copy.deepcopy(backbone).to("cuda" if torch.cuda.is_available() else "cpu")
-    forget_gguf(own)  # Trainer refuses a backbone with the mark of a GGUF file
-    template = split.task.prompt_template()
-    ranker = Ranker(own, tokenizer, template, method.place)
-    train, held_out = (
-        ranker.encoder.encode_dataset(rows, name) for rows, name in ((split.train, "train"), (split.held_out, "test"))
-    )
-    seen = held_out.select(range(min(watched, len(held_out))))
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(
-            backbone=own,
-            tokenizer=tokenizer,
-            ranker=ranker,
-            rows=train,
-            text=split.task.text,
-            labels=split.task.labels(split.train),
-            seed=split.seed,
-            epochs=method.epochs or epochs,
-            rate=rate,
-            folder=folder,
-            watch=Watch(points, lambda: ranker.metrics(seen, *run.prompts())),
-        )
-        transformers.set_seed(split.seed)
+        run, held_out = prepare(method.place, backbone, tokenizer, split, rate, method.epochs or epochs, folder)
+        seen = held_out.select(range(min(watched, len(held_out))))
+        run.watch = Watch(points, lambda: run.ranker.metrics(seen, *run.prompts()))
         method.adapt(run)
     return {
-        **{name: round(value, 4) for name, value in ranker.metrics(held_out, *run.prompts()).items()},
+        **{name: round(value, 4) for name, value in run.ranker.metrics(held_out, *run.prompts()).items()},
         "rows_seen": run.collator.rows if run.rows_seen is None else run.rows_seen,
         "trained": run.trained,
         "seconds": round(run.watch.seconds, 1),

@@ -42,8 +42,10 @@ class Results:
 
     def entries(self, kind: str) -> list[Entry]:
         """Return the entries of a kind, in the order in which they were added."""
-        entries = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
-        return [entry for entry in entries if entry["kind"] == kind]
+        return [entry for entry in self._all() if entry["kind"] == kind]
+
+    def _all(self) -> list[Entry]:
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else []
 
     def find(self, key: Entry) -> Entry | None:
         """Return the entry that has all values of a key, or None."""
@@ -55,7 +57,7 @@ class Results:
         lock = os.open(self.file.parent, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            entries = [*self.entries("choice"), *self.entries("run"), entry]
+            entries = [*self._all(), entry]
             entries.sort(key=lambda each: each["kind"])
             part = self.file.with_suffix(".part")
             part.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n", encoding="utf-8")

@@ -1,0 +1,148 @@
+"""Ways to learn better from few rows, each beside the defaults: what changes by it, in the mean of several seeds.
+
+    python benchmarks/ways.py --data FOLDER [--tasks sst2:50 trec:60] [--ways ours …] [--seeds 0 1 2]
+
+FOLDER holds the files that benchmarks/README.md names; ways_tried.py has the ways. No reported row of quality.py is
+used: the held-out rows are others of the training file. Each run is added to benchmarks/results/ways.json, and is not
+made again. Prints the table of docs/decisions/0010-ways-to-learn-better.md.
+"""
+
+import argparse
+import random
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import datasets
+import torch
+from quality_methods import Run, ours, prepare
+from quality_results import Entry, Results, markdown
+from quality_tasks import MOST_APART, Split, Task, read_tasks
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from ways_tried import WAYS, Way, is_text
+
+from hf_prompt_tuning.cli.arguments import ModelArguments
+from hf_prompt_tuning.cli.main import load_backbone
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "ways.json"
+DEFAULTS = "ours"
+NO_CONTENT = "N/A"
+"""What stands in place of a row's texts where the labels' prior is measured (Zhao et al. 2021)."""
+AVERAGED = {"mean of the last quarter": 0.25, "mean of the last half": 0.5}
+CALIBRATED = "calibrated"
+
+
+class Steps(TrainerCallback):
+    """Keep the prompt after every step, so that steps can be averaged."""
+
+    def __init__(self, run: Run):
+        self.run, self.prompts = run, []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.prompts.append(self.run.prompts()[0].clone())
+
+    def mean_of_last(self, share: float) -> Tensor:
+        return torch.stack(self.prompts[-max(1, round(share * len(self.prompts))) :]).mean(0)
+
+
+def apart(task: Task, size: int, seed: int) -> Split:
+    """Return rows to learn from, as a reported run of the seed has them, and others of the same file to compare by."""
+    draw = random.Random(seed)
+    train, others = task.sample(task.rows(task.train_file), size, draw)
+    return Split(task, train, task.sample(others, MOST_APART, draw)[0], seed)
+
+
+def metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return accuracy, macro F1, and the mean negative log of the right label's share of the labels."""
+    predicted = scores.argmax(1)
+    found = {
+        "accuracy": accuracy_score(labels, predicted),
+        "f1": f1_score(labels, predicted, average="macro"),
+        "loss": nn.functional.cross_entropy(scores, labels),
+    }
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def measure(way: Way, backbone: Any, tokenizer: Any, split: Split, epochs: int) -> dict[str, Any]:
+    """Train one prompt. Return the metrics of the held-out rows, and under `also` those that need no other training.
+
+    These are of the prompt's mean over the last steps, and of the labels' scores less those of a row without content.
+    """
+    split = way.rows(split)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # The callback that looks for divergence finds no gradient at vectors that a network computes.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        run, held_out = prepare("auto", backbone, tokenizer, split, None, epochs, folder)
+        steps = Steps(run)
+        run.callbacks = [steps]
+        run.text = run.text if way.from_text else None
+        ours(run, way.config, way.arguments, way.change)
+    vectors = run.prompts()[0]
+    row = {name: NO_CONTENT if is_text(split.task, name, value) else value for name, value in split.train[0].items()}
+    empty = datasets.Dataset.from_list([row], features=split.train.features)
+    prior = run.ranker.scores(run.ranker.encoder.encode_dataset(empty, "empty"), vectors)
+    labels, scores = torch.tensor(held_out["label"]), run.ranker.scores(held_out, vectors)
+    also = {CALIBRATED: metrics(scores - prior, labels)}
+    for name, share in AVERAGED.items():
+        also[name] = metrics(run.ranker.scores(held_out, steps.mean_of_last(share)), labels)
+    return metrics(scores, labels) | {"also": also}
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """Return the defaults' macro F1, and by how many points each way differs from it: the mean, and of each seed."""
+    tasks = list(dict.fromkeys((entry["task"], entry["size"]) for entry in entries))
+    lines = [["way", *(f"{task}, {size} rows" for task, size in tasks)]]
+    f1 = {(entry["task"], entry["size"], entry["way"], entry["seed"]): entry["f1"] for entry in entries}
+    for entry in entries:
+        for name, found in entry["also"].items():
+            if entry["way"] == DEFAULTS:
+                f1[entry["task"], entry["size"], name, entry["seed"]] = found["f1"]
+    for way in [*WAYS, CALIBRATED, *AVERAGED]:
+        cells = [cell(f1, task, size, way) for task, size in tasks]
+        if any(cells):
+            lines.append([way, *cells])
+    return markdown(lines)
+
+
+def cell(f1: dict[tuple, float], task: str, size: int, way: str) -> str:
+    """Return a way's cell of the table; empty if no seed was run."""
+    own = {key[3]: value for key, value in f1.items() if key[:3] == (task, size, way)}
+    if way == DEFAULTS and len(own) > 1:
+        return f"{mean(own.values()):.3f} ± {stdev(own.values()):.3f}"
+    changes = [100 * (value - f1[task, size, DEFAULTS, seed]) for seed, value in sorted(own.items())]
+    return f"{mean(changes):+.1f} ({', '.join(f'{change:+.1f}' for change in changes)})" if changes else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the tasks' files")
+    parser.add_argument("--tasks", nargs="+", default=["sst2:50", "trec:60"], help="a task and its number of rows")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    datasets.disable_progress_bars()
+    backbone, tokenizer = load_backbone(ModelArguments(".cache/smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"))
+    tasks, results = read_tasks(HERE / "quality_tasks.yaml", args.data), Results(RESULTS)
+    for way in args.ways:
+        for described in args.tasks:
+            name, size = described.split(":")
+            for seed in args.seeds:
+                key = {"kind": "way", "task": name, "size": int(size), "way": way, "seed": seed}
+                if results.find(key) is None:
+                    task = tasks[name]
+                    found = measure(
+                        WAYS[way], backbone, tokenizer, apart(task, int(size), seed), task.sizes[int(size)]
+                    )
+                    results.add(key | found)
+                    print(key | found, flush=True)
+    print(table(results.entries("way")))
+
+
+if __name__ == "__main__":
+    main()

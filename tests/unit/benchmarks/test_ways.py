@@ -1,0 +1,69 @@
+"""Each way to learn better trains beside the defaults, on rows that quality.py does not report."""
+
+import pytest
+import torch
+import ways
+from quality_methods import prepare
+from quality_tasks import read_tasks, reported_splits
+from ways import apart, measure, table
+from ways_tried import WAYS, Residual, with_copies
+
+from tests.shared.tiny_models import tiny_model
+
+
+@pytest.fixture
+def task(reviews):
+    return read_tasks(reviews, None)["many"]
+
+
+def texts(rows):
+    return set(rows["text"])
+
+
+def test_the_rows_apart_are_other_rows_of_the_training_file(task):
+    split, reported = apart(task, 12, 5), next(reported_splits(task, 12, 5, 600))
+    assert split.train["text"] == reported.train["text"]
+    assert len(split.held_out) == 90 - 12 and texts(split.held_out) | texts(split.train) == texts(
+        task.rows("train.jsonl")
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_trains(task, tokenizer, way):
+    found = measure(WAYS[way], tiny_model("llama"), tokenizer, apart(task, 12, 5), 1)
+    assert set(found) == {"accuracy", "f1", "loss", "also"}
+    assert set(found["also"]) == {ways.CALIBRATED, *ways.AVERAGED}
+
+
+def test_a_network_changes_nothing_at_the_start_and_learns_with_the_vectors(task, tokenizer, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(ways, "prepare", lambda *given: runs.append(prepare(*given)) or runs[-1])
+    split = apart(task, 12, 5)
+    measure(WAYS["network, 1e-2"], tiny_model("llama"), tokenizer, split, 1)
+    trained = runs[0][0].prompts()[0]
+    residual = Residual(32)
+    assert torch.equal(residual(trained), trained)
+    measure(WAYS["ours"], tiny_model("llama"), tokenizer, split, 1)
+    assert not torch.equal(runs[1][0].prompts()[0], trained)
+
+
+def test_copies_lack_words_and_keep_everything_else(task):
+    split = apart(task, 12, 5)
+    rows = with_copies(split).train
+    assert len(rows) == 5 * 12 and rows["text"][:12] == split.train["text"]
+    assert rows["mood"] == list(split.train["mood"]) * 5 and rows["number"] == list(split.train["number"]) * 5
+    for copy, text in zip(rows["text"][12:], list(split.train["text"]) * 4, strict=True):
+        words = iter(text.split())
+        assert all(word in words for word in copy.split()) and copy
+    assert set(rows["text"][12:]) - texts(split.train)
+
+
+def test_the_table_has_the_defaults_and_what_each_way_changes():
+    entries = [
+        {"task": "a", "size": 5, "way": way, "seed": seed, "f1": f1, "also": {"calibrated": {"f1": f1 + 0.01}}}
+        for way, seed, f1 in [("ours", 0, 0.5), ("ours", 1, 0.6), ("cosine", 0, 0.52), ("cosine", 1, 0.59)]
+    ]
+    assert table(entries) == (
+        "| way | a, 5 rows |\n| --- | --- |\n| ours | 0.550 ± 0.071 |\n| cosine | +0.5 (+2.0, -1.0) |\n"
+        "| calibrated | +1.0 (+1.0, +1.0) |"
+    )
