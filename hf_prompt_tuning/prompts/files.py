@@ -196,7 +196,8 @@ def read_json(file: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
     except PromptLoadError:  # its message is complete
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise PromptLoadError(f"{named(file)} is not a prompt's {file.name}: {error}. Download it again.") from error
+        fault = str(error).removesuffix(".")  # some are sentences
+        raise PromptLoadError(f"{named(file)} is not a prompt's {file.name}: {fault}. Download it again.") from error
 
 
 def adapter_config(values: dict[str, Any], source: str | Path = "this") -> PromptTuningConfig:
