@@ -188,7 +188,8 @@ def auto(run: Run) -> None:
     kept = [trainer.prompts[name].detach() for name in trainer.members]
     run.prompts = lambda: kept
     run.trained = sum(vectors.numel() for vectors in kept)
-    run.rows_seen = round(trainer.cost * run.epochs * (len(run.rows) - trainer.end.rows))
+    missing = 0 if trainer.learns_from_all else trainer.end.rows
+    run.rows_seen = round(trainer.cost * run.epochs * (len(run.rows) - missing))
     if points:
         run.watch.add_point(trainer.state.global_step)
 

@@ -5,7 +5,8 @@ A run of 60 update steps with 10 prompts and a budget of 4 ordinary runs:
     steps      1 to 10    11 to 20    21 to 30    31 to 60
     prompts    10         5           3           2
 
-It computes 10·10 + 5·10 + 3·10 + 2·30 = 240 steps of one prompt, 4 times those of an ordinary run.
+It computes 10·10 + 5·10 + 3·10 + 2·30 = 240 steps of one prompt, 4 times those of an ordinary run. Where few training
+rows are compared by and learned from later (`rows_apart`), the last round leaves one prompt, which costs 3.5.
 """
 
 import math
@@ -20,7 +21,10 @@ from .task import PromptTask
 LOWEST_RATE, HIGHEST_RATE = 0.003, 0.3
 NUMBERS_OF_RATES = (5, 3)
 """How many learning rates a field may have. Odd numbers: the default of 0.03 is the middle one."""
-LEFT_AT_THE_END = 2
+TWO, ONE = 2, 1
+"""How many prompts the last round leaves: two that are compared at the end, or one."""
+LONGEST_ROUNDS = 0.5
+"""The largest share of a run's steps in all rounds that leave one prompt: it then learns from more rows."""
 SHORTEST_ROUND = 0.1
 """The least share of a run's steps in a round: earlier, losses say little about where a prompt ends."""
 
@@ -35,10 +39,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Field:
-    """The prompts of a field, and the share of the run's steps that each round has; 0 if there are no rounds."""
+    """The prompts of a field, the share of the run's steps that each round has, and how many the last one leaves."""
 
     members: list[PromptTask]
     share: float
+    left: int
 
     def rounds(self, steps: int) -> list[Round]:
         """Return the rounds in a run of so many steps. Raise PromptTuningError if a round would have no step."""
@@ -48,26 +53,30 @@ class Field:
                 f"the run has {steps} update steps, and recipe auto compares prompts after a share of "
                 f"{self.share:.2g} of them; give {math.ceil(1 / self.share)} steps or more (num_train_epochs)."
             )
-        sizes = list(halvings(len(self.members)))[1:]
+        sizes = list(halvings(len(self.members), self.left))[1:]
         return [Round(length * number, size) for number, size in enumerate(sizes, start=1)]
 
 
-def halvings(size: int) -> Iterator[int]:
-    """Yield how many prompts train in each round: half as many, rounded up, until there are two."""
+def halvings(size: int, left: int) -> Iterator[int]:
+    """Yield how many prompts train in each round: half as many, rounded up, until there would be two; then `left`."""
     yield size
-    while size > LEFT_AT_THE_END:
-        size = max(math.ceil(size / 2), LEFT_AT_THE_END)
-        yield size
+    while size > TWO:
+        size = max(math.ceil(size / 2), TWO)
+        yield left if size == TWO else size
 
 
-def share_of_round(size: int, budget: float) -> float:
+def share_of_round(size: int, budget: float, left: int) -> float:
     """Return the share of a run's steps that each round may have, so that the field costs no more than its budget.
 
-    All rounds are equally long, and the last two prompts train no shorter than a round.
+    All rounds are equally long, and who is left trains no shorter than a round; one that is left, for half of the run.
     """
-    sizes = list(halvings(size))
-    beyond_two = sum(size - LEFT_AT_THE_END for size in sizes)
-    return min((budget - LEFT_AT_THE_END) / beyond_two, 1 / len(sizes))
+    sizes = list(halvings(size, left))
+    longest = 1 / len(sizes) if left == TWO else LONGEST_ROUNDS / (len(sizes) - 1)
+    return min((budget - left) / _beyond(sizes, left), longest)
+
+
+def _beyond(sizes: Sequence[int], left: int) -> int:
+    return sum(size - left for size in sizes)
 
 
 def cost(size: int, rounds: Sequence[Round], steps: int) -> float:
@@ -102,9 +111,14 @@ def starts(config: PromptTuningConfig, template: RowTemplate, seed: int) -> list
 
 
 def plan_field(
-    config: PromptTuningConfig, template: RowTemplate, lengths: Sequence[int] | None, seed: int, budget: float
+    config: PromptTuningConfig,
+    template: RowTemplate,
+    lengths: Sequence[int] | None,
+    seed: int,
+    budget: float,
+    left: int = TWO,
 ) -> Field:
-    """Return the largest field that the budget, in ordinary runs, pays for.
+    """Return the largest field that the budget, in ordinary runs, pays for. Its last round leaves `left` prompts.
 
     It has every combination of the lengths, the starts and the learning rates. Raise PromptTuningError if the budget
     is below 1, or too small for three learning rates; the message says what is needed.
@@ -118,14 +132,14 @@ def plan_field(
     ]
     for number in NUMBERS_OF_RATES:
         size = number * len(shapes)
-        if (share := share_of_round(size, budget)) >= SHORTEST_ROUND - 1e-9:
+        if (share := share_of_round(size, budget, left)) >= SHORTEST_ROUND - 1e-9:
             pairs = [(shape, rate) for shape in shapes for rate in learning_rates(number)]
             members = [
                 PromptTask(f"prompt_{i}", prompt, learning_rate=rate, seed=own_seed)
                 for i, ((prompt, own_seed), rate) in enumerate(pairs, start=1)
             ]
-            return Field(members, share)
-    needed = LEFT_AT_THE_END + SHORTEST_ROUND * sum(n - LEFT_AT_THE_END for n in halvings(size))
+            return Field(members, share, left)
+    needed = left + SHORTEST_ROUND * _beyond(list(halvings(size, left)), left)
     raise PromptTuningError(
         f"recipe_budget is {budget}, and the smallest field here, of {size} prompts, costs {needed:.2g} ordinary "
         "runs; give that, ask for fewer recipe_lengths, or train one prompt without recipe auto."

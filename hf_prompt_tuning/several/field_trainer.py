@@ -1,52 +1,40 @@
 """Train a field of prompts for one task, drop the worse half at set steps, and end with the best."""
 
 import logging
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from ..data.chat_tokenization import RowTemplate
 from ..errors import PromptTuningError
 from ..hub.background import temporary_folder
 from ..models.saving import write_start_and_card
 from ..models.soft_prompts import SoftPrompts
-from ..prompts.config import PromptTuningConfig
 from ..prompts.ensemble_info import ENSEMBLE_FILE
 from ..prompts.plots import CURVES_FILE, FIELD_FILE, save_curves
 from ..prompts.repository_files import PROMPT_FILES
-from ..training.arguments import PromptTuningArguments
-from ..training.callbacks import DivergenceCallback
 from ..training.learned import TO_TRY
 from ..training.recipes import AUTO
-from ..training.scorer import RowResults, Scorer
-from ..training.setup import kind_of
+from ..training.scorer import Scorer
 from ..training.trainer import PromptTuningTrainer
-from .batches import rows_of_prompts
-from .checks import check_field, check_warmup
-from .ensemble_trainer import EnsembleTrainer
-from .field import Round, cost, plan_field
 from .field_end import FieldEnd, is_clear, order, wins_of
-from .field_state import FieldState
-from .rows_apart import check_is_dataset, check_labelled, divide
+from .field_rounds import FieldRounds
 from .voting import vote
 
 logger = logging.getLogger(__name__)
 
 
-class FieldTrainer(EnsembleTrainer):
+class FieldTrainer(FieldRounds):
     """Trainer of the recipe auto: find the learning rate and the start of a prompt in one run.
 
     A field of prompts trains together, with learning rates of 0.003 to 0.3 and two starts. At set steps the prompts
     whose loss on rows held apart is in the worse half are dropped: they get no more rows, and no longer change. The
     schedule of each spans the whole run. The last two train to the end. Then the better of the two is kept, or their
-    average or their vote where that is better on the rows held apart.
+    average or their vote where that is better on the rows held apart. Without evaluation data, and with fewer than 500
+    training rows, the last round leaves one prompt instead, which then learns from the rows held apart, too.
 
     Before `train`, the trainer evaluates and saves as `EnsembleTrainer`. After it, it is the trainer of one prompt; or
     of an ensemble of two, if the vote won.
@@ -62,76 +50,25 @@ class FieldTrainer(EnsembleTrainer):
         **kwargs: as in `PromptTuningTrainer`.
 
     Attributes:
-        finds_settings: whether the recipe auto may be given.
         end: what the field ended with; None before the end of `train`.
+        learns_from_all: whether the prompt that is left learns from the rows held apart, too.
 
     Raises:
         PromptTuningError: the budget is too small, a setting is given that the recipe finds, or `EnsembleTrainer`
             refuses an argument.
     """
 
-    finds_settings = True
-
-    def __init__(
-        self,
-        model: nn.Module,
-        args: PromptTuningArguments | None = None,
-        prompt_config: PromptTuningConfig | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        template: RowTemplate | None = None,
-        callbacks: Sequence[Any] | None = None,
-        **kwargs: Any,
-    ):
-        args = args if args is not None else PromptTuningArguments(output_dir="trainer_output", recipe=AUTO)
-        check_field(model, args, train_dataset, template, kwargs)
-        config = PromptTuningConfig.from_peft(prompt_config if prompt_config is not None else PromptTuningConfig())
-        field = plan_field(config, template, args.recipe_lengths, args.seed, args.recipe_budget)
-        self.end: FieldEnd | None = None
-        self._rows_of_training = 0  # how many of them are held apart
-        self._seed = args.seed
-        callbacks = [*(callbacks or ()), FieldState()]
-        if not any(issubclass(kind_of(callback), DivergenceCallback) for callback in callbacks):
-            # Rates that are too low or too high are in every field, and are dropped without a warning.
-            callbacks.append(DivergenceCallback(max_norm=math.inf, min_move=0.0))
-        data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        tokenizer = {"processing_class": processing_class, "template": template}
-        super().__init__(model, args, field.members, **data, **tokenizer, callbacks=callbacks, **kwargs)
-        self._rounds = field.rounds(self.args.max_steps)
-        check_warmup(self.args, self._rounds[0].step)
-
-    def divided(self, train: Dataset, evaluation: Dataset | None) -> dict[str, Dataset]:
-        """Return the rows to train on and those held apart; without evaluation data, some of the training rows."""
-        check_is_dataset(train, "training")
-        check_is_dataset(evaluation, "evaluation")
-        if evaluation is None:
-            train, evaluation = divide(train, self._seed)
-            self._rows_of_training = len(evaluation)
-        check_labelled(evaluation)
-        return {"train_dataset": train, "eval_dataset": evaluation}
-
-    @property
-    def _progress(self) -> FieldState:
-        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, FieldState))
+    end: FieldEnd | None = None
 
     @property
     def members(self) -> list[str]:
         """The names of the prompts that train; after the end, of those that are kept."""
-        if self._is_one:
-            return [self.end.prompt]
-        rounds = self._progress.rounds
-        return list(rounds[-1]["stay"]) if rounds else list(self.tasks)
+        return [self.end.prompt] if self._is_one else super().members
 
     @property
     def _is_one(self) -> bool:
         """Whether the field has ended with one prompt."""
         return self.end is not None and self.end.kind != "vote"
-
-    @property
-    def cost(self) -> float:
-        """The rows that the field trains on, as a multiple of an ordinary run's."""
-        return cost(len(self.tasks), self._rounds, self.args.max_steps)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the field, and keep what is best on the rows held apart.
@@ -143,76 +80,25 @@ class FieldTrainer(EnsembleTrainer):
         if self.end is not None:
             raise PromptTuningError("the field has ended; make a new FieldTrainer, or train its prompt on as one.")
         self._progress.rounds = []  # a checkpoint brings its own
-        steps, apart = self.args.max_steps, len(self.eval_dataset)
+        steps, apart = self.args.max_steps, len(self._apart)
         logger.info(
             "The field has %d prompts; rounds end at the steps %s of %d. It costs %.2f ordinary runs. Prompts are "
-            "compared on %d rows held apart%s.",
+            "compared on %d rows held apart%s%s.",
             *(len(self.tasks), ", ".join(str(end.step) for end in self._rounds), steps, self.cost, apart),
-            " from the training rows" if self._rows_of_training else "",
+            ", which are training rows" if self._rows_of_training else "",
+            ", and the last one then learns from these, too" if self.learns_from_all else "",
         )
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._decide()
+        self._keep_the_last() if self.learns_from_all else self._decide()
         output.metrics["recipe_cost"] = self.cost
         return output
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Run an update step as `MultiPromptTrainer` does, without the rows of prompts that were dropped."""
-        # Here and not in the data loader, whose workers prepare batches before a round ends.
-        names = set(self.members)
-        batches = [rows_of_prompts(batch, names) for batch in inputs["micro_batches"]]
-        return super().training_step(model, {"micro_batches": batches}, *args, **kwargs)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        # A round ends before its step is saved, so that the checkpoint holds what the round decided.
-        rounds = self._progress.rounds
-        while len(rounds) < len(self._rounds) and self.state.global_step >= self._rounds[len(rounds)].step:
-            self._end_round(self._rounds[len(rounds)])
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _end_round(self, end: Round) -> None:
-        """Compare the prompts on the rows held apart, and drop all but the best."""
-        losses = self._losses_apart()[0]
-        best = order(losses)
-        stay = [name for name in self.members if name in best[: end.stay]]
-        self._progress.rounds.append({"step": self.state.global_step, "losses": losses, "stay": stay})
-        logger.info(
-            "Round %d of %d, step %d of %d: %s stay; %s go, whose loss on the rows held apart is higher.",
-            *(len(self._progress.rounds), len(self._rounds), self.state.global_step, self.args.max_steps),
-            ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[: end.stay]),
-            ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[end.stay :]),
-        )
-
-    def _named(self, name: str) -> str:
-        task = self.tasks[name]
-        start, length = task.config.prompt_tuning_init.value, len(self.prompts[name])
-        return f"{name} ({task.learning_rate:g}, {start}, {length} vectors)"
-
-    def _losses_apart(self) -> tuple[dict[str, float], RowResults, Any]:
-        """Return each member's loss on the rows held apart, and the rows' results and references.
-
-        Raise FloatingPointError if no loss is finite.
-        """
-        scorer = self.make_scorer(max_new_tokens=None, compute_metrics=None)
-        output = self._scored(scorer)
-        losses = {name: float(metrics["loss"]) for name, metrics in scorer.of_members.items()}
-        if not torch.isfinite(torch.tensor(list(losses.values()))).any():
-            raise FloatingPointError(
-                f"at step {self.state.global_step} no prompt of the field has a finite loss on the rows held apart; "
-                "look at the data, or use bf16 where the model is in fp16."
-            )
-        return losses, output.predictions, output.label_ids
-
-    def _scored(self, scorer: Scorer) -> Any:
-        # A data loader draws a seed. Fork the random state, so that comparing does not change the run.
-        with torch.random.fork_rng(devices=[]):
-            return self.predict_with(scorer, self.eval_dataset, "apart")
 
     def _alone(self) -> Any:
         """Return the output of the active prompt on the rows held apart."""
         return self._scored(self.scorer_of_prompt(max_new_tokens=None, compute_metrics=None))
 
     def _decide(self) -> None:
-        """Keep the best of the prompts that are left, or their average or vote (`FieldEnd`)."""
+        """Keep the better of the two prompts that are left, or their average or vote (`FieldEnd`)."""
         model, names = self.unwrapped, self.members
         losses, results, labels = self._losses_apart()
         prompt = order(losses)[0]
@@ -233,9 +119,20 @@ class FieldTrainer(EnsembleTrainer):
         elif kind == "average":
             with torch.no_grad():
                 self.prompts[prompt].copy_(average)
-        with model.disable_adapter():
+        self._set_end(kind, prompt, losses, wins)
+
+    def _keep_the_last(self) -> None:
+        """Keep the prompt that the last round left. It has learned from the rows held apart, so none is compared."""
+        last = self._progress.rounds[-1]
+        prompt = last["stay"][0]
+        self.unwrapped.set_adapter(prompt)
+        self._set_end("one", prompt, dict(last["losses"]), None)
+
+    def _set_end(self, kind: str, prompt: str, losses: dict[str, float], wins: tuple[int, int] | None) -> None:
+        names = self.members
+        with self.unwrapped.disable_adapter():
             losses["no prompt"] = self._alone().metrics["apart_loss"]
-        self.end = FieldEnd(kind, prompt, losses, len(self.eval_dataset), wins)
+        self.end = FieldEnd(kind, prompt, losses, len(self._apart), wins)
         self._say_end(names)
 
     def _say_end(self, names: Sequence[str]) -> None:
@@ -247,7 +144,10 @@ class FieldTrainer(EnsembleTrainer):
             else " On {} rows the vote alone is right, on {} one prompt alone.".format(*end.wins)
         )
         told = ", ".join(f"{name} {loss:.4g}" for name, loss in end.losses.items())
-        logger.info("The field ends with %s. Losses on the rows held apart: %s.%s", what[end.kind], told, of_vote)
+        before = ", before they were learned from" if self.learns_from_all else ""
+        logger.info(
+            "The field ends with %s. Losses on the rows held apart%s: %s.%s", what[end.kind], before, told, of_vote
+        )
         if order(end.losses)[0] == "no prompt":
             logger.warning(
                 "Nothing was learned: no prompt's loss on the rows held apart is lower than without one. %s", TO_TRY
@@ -283,7 +183,8 @@ class FieldTrainer(EnsembleTrainer):
         """Record the run as `MultiPromptTrainer` does, and what the field was."""
         super().describe_prompt(name)
         record = {"recipe": AUTO, "field_prompts": len(self.tasks), "field_cost": round(self.cost, 4)}
-        record |= {"rows_held_apart": len(self.eval_dataset), "of_the_training_rows": bool(self._rows_of_training)}
+        record |= {"rows_held_apart": len(self._apart), "of_the_training_rows": bool(self._rows_of_training)}
+        record["learned_from_later"] = self.learns_from_all
         if self.end is not None:
             record["field_end"] = self.end.kind
         self.unwrapped.prompt_info[name].training |= record

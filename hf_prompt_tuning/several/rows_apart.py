@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +13,8 @@ from ..layouts.base import IGNORED
 SHARE = 0.2
 LEAST_OF_A_LABEL, LEAST_OF_TEXTS = 4, 8
 MOST = 1000
+FEW = 500
+"""With fewer training rows, about 100 or fewer are held apart."""
 
 
 def rows_apart(labels: Sequence[Any], least: int, seed: int) -> list[int]:
@@ -40,8 +42,8 @@ def check_is_dataset(rows: Any, name: str) -> None:
         )
 
 
-def divide(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Return the rows to train on, and those to hold apart, in their order.
+def divide(train: Dataset, seed: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of the rows to train on, and of those to hold apart, in order.
 
     Raise PromptTuningError if there are too few.
     """
@@ -54,8 +56,16 @@ def divide(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
             f"recipe auto holds training rows apart to compare prompts by, and there are too few, {len(train)}; give "
             "two rows of each label or more, or evaluation data."
         )
-    apart = set(held)
-    return train.select([row for row in range(len(train)) if row not in apart]), train.select(held)
+    return sorted(set(range(len(train))) - set(held)), held
+
+
+def are_learned_later(train: Any, evaluation: Any) -> bool:
+    """Tell whether the rows held apart are learned from, too, once they have chosen a prompt.
+
+    They are if they are of the training rows, and these are few: then each row counts, and those held apart are too
+    few to tell an average or a vote from one prompt.
+    """
+    return evaluation is None and isinstance(train, Sized) and len(train) < FEW
 
 
 def check_labelled(rows: Dataset) -> None:

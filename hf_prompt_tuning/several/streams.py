@@ -6,10 +6,11 @@ A prompt's update steps, with batches of three rows and two gradient-accumulatio
     complaints   [5 0 2][1 4 3]  [4 5 1][0 3 2]
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate.data_loader import SeedableRandomSampler
@@ -50,6 +51,15 @@ def read_stream(name: str, data: Any, args: PromptTuningArguments) -> Stream:
         if len(steps) >= total:
             break
     return Stream(name, data, steps[:total], len(steps_of_epoch))
+
+
+def with_first_rows(whole: Stream, rows: Sequence[int], step: int, args: PromptTuningArguments) -> Stream:
+    """Return a stream that before update step `step` has only the rows with these numbers, and then is as `whole`."""
+    args = copy.copy(args)
+    args.max_steps = step
+    first = read_stream(whole.name, rows, args).steps
+    numbered = [[[rows[row] for row in batch] for batch in batches] for batches in first]
+    return replace(whole, steps=numbered + whole.steps[step:])
 
 
 def _row_order(rows: int, epoch: int, args: PromptTuningArguments) -> Sequence[int]:

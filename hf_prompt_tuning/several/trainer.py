@@ -66,7 +66,8 @@ class MultiPromptTrainer(PromptTuningTrainer):
             model = model_with_prompts(model, tasks, processing_class, args.seed)
         check_prompts(model, tasks)
         columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), alone=False)
-        self._runs = {task.name: TaskRun.prepare(task, model, args, processing_class, columns) for task in tasks}
+        runs = [TaskRun.prepare(task, model, args, processing_class, columns) for task in tasks]
+        self._runs = {run.task.name: self.prepared(run) for run in runs}
         self.tasks = {name: run.task for name, run in self._runs.items()}
         if self._streams:
             args.max_steps = max(len(stream.steps) for stream in self._streams)
@@ -76,6 +77,10 @@ class MultiPromptTrainer(PromptTuningTrainer):
         self._losses = PromptLosses(self.tasks)
         for name, run in self._runs.items():
             run.rows.describe(self.model.prompt_info[name], run.task.train_dataset)
+
+    def prepared(self, run: TaskRun) -> TaskRun:
+        """Return what a task has of its own in the run. A subclass may change its update steps."""
+        return run
 
     def encode_data(self, model: SoftPrompts, *_: Any) -> tuple[RowEncoder, None, Any]:
         """Return what encodes the active prompt's rows, and the tasks' evaluation data: `TaskRun` has encoded both."""

@@ -12,6 +12,7 @@ from quality_ranking import Ranker
 from quality_tasks import read_tasks, reported_splits
 
 from hf_prompt_tuning import FieldTrainer, PromptTuningArguments, PromptTuningConfig, PromptTuningTrainer
+from hf_prompt_tuning.several import rows_apart
 from tests.shared.tiny_models import tiny_model
 
 LONG = "peft_article_50_epochs"
@@ -133,8 +134,8 @@ def test_ours_is_the_trainer_with_its_defaults(split, tokenizer, tmp_path):
     assert found["loss"] == pytest.approx(float(-scores.gather(1, right[:, None]).mean()), abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["average", "vote"])
-def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapted, monkeypatch, kind):
+@pytest.mark.parametrize(("few", "kind"), [(True, "one"), (False, "average"), (False, "vote")])
+def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapted, monkeypatch, few, kind):
     made = []
 
     class Field(FieldTrainer):
@@ -142,13 +143,14 @@ def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapte
             made.append(self)
             super().__init__(*given, **options)
 
-        def _decide(self):
-            super()._decide()
+        def _set_end(self, *given):
+            super()._set_end(*given)
             self.end = replace(self.end, kind=kind)
 
     monkeypatch.setattr(quality_methods, "FieldTrainer", Field)
+    monkeypatch.setattr(rows_apart, "FEW", 500 if few else 0)
     found = measure(METHODS["auto"], tiny_model("llama"), tokenizer, split, None, epochs=20, points=4, watched=12)
-    trainer, kept = made[0], {"average": 1, "vote": 2}[kind]
+    trainer, kept = made[0], {"one": 1, "average": 1, "vote": 2}[kind]
     metrics = trainer.evaluate(adapted[0].ranker.encoder.encode_dataset(split.held_out, "test"))
     assert (found["accuracy"], found["f1"]) == (round(metrics["eval_accuracy"], 4), round(metrics["eval_f1"], 4))
     assert [tuple(prompt.shape) for prompt in adapted[0].prompts()] == [(20, 32)] * kept
@@ -156,8 +158,7 @@ def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapte
     assert [(point[0], point[2], point[3]) for point in found["curve"]] == [
         (trainer.state.global_step, found["accuracy"], found["f1"])
     ]
-    rows = 12 - trainer.end.rows
-    assert (rows, found["rows_seen"]) == (6, round(trainer.cost * 20 * rows))
+    assert found["rows_seen"] == round(trainer.cost * 20 * (12 if few else 6))
 
 
 def test_a_lora_is_ranked_as_the_model_that_it_is_merged_into(split, tokenizer, adapted, monkeypatch):

@@ -24,7 +24,7 @@ def config(files):
 def test_a_field_ends_as_one_prompt(config, files):
     done = command("run_prompt_tuning.py", config, "--save_strategy", "no")
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if "field_trainer" in line]
+    lines = [line for line in done.stderr.splitlines() if "several.field_" in line]
     assert [line.split(":")[2].split()[0] for line in lines][:5] == ["The", "Round", "Round", "Round", "The"]
     out = files / "out"
     assert {"adapter_model.safetensors", "field.png", "README.md"} <= {file.name for file in out.iterdir()}

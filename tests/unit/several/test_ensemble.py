@@ -228,7 +228,9 @@ class TestRefusals:
     def test_a_damaged_description(self, change, tmp_path):
         known = {"format_version": 1, "members": ["one", "two"], "best": "one", "metrics": {"eval_accuracy": 1.0}}
         (tmp_path / "ensemble.json").write_text(json.dumps(known | change))
-        with pytest.raises(PromptLoadError, match=r"ensemble\.json is not a prompt's (?s:.*)[^.]\. Download it again\.$"):
+        with pytest.raises(
+            PromptLoadError, match=r"ensemble\.json is not a prompt's (?s:.*)[^.]\. Download it again\.$"
+        ):
             load_ensemble(tmp_path, backbone=tiny_model("llama"))
 
     def test_no_ensemble(self, tmp_path):

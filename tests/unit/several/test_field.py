@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, PromptTuningError
-from hf_prompt_tuning.several.field import Round, cost, halvings, learning_rates, plan_field
+from hf_prompt_tuning.several.field import ONE, TWO, Round, cost, halvings, learning_rates, plan_field
 from hf_prompt_tuning.several.field_end import chance_of, is_clear, order, wins_of
 from hf_prompt_tuning.several.rows_apart import rows_apart
 
@@ -16,9 +16,16 @@ FREE = PromptTemplate("{text}", target="{answer}")
 
 class TestPlan:
     def test_it_is_halved_until_there_are_two(self):
-        assert list(halvings(10)) == [10, 5, 3, 2]
-        assert list(halvings(6)) == [6, 3, 2]
-        assert list(halvings(3)) == [3, 2]
+        assert list(halvings(10, TWO)) == [10, 5, 3, 2]
+        assert list(halvings(6, TWO)) == [6, 3, 2]
+        assert list(halvings(3, TWO)) == [3, 2]
+
+    def test_or_the_last_round_leaves_one(self):
+        assert list(halvings(10, ONE)) == [10, 5, 3, 1]
+        assert list(halvings(3, ONE)) == [3, 1]
+        rounds = plan_field(PromptTuningConfig(), LABELS, None, 42, 4.0, ONE).rounds(60)
+        assert rounds == [Round(10, 5), Round(20, 3), Round(30, 1)]
+        assert cost(10, rounds, 60) == (10 * 10 + 5 * 10 + 3 * 10 + 30) / 60 == 3.5
 
     def test_the_default_rate_is_in_the_middle(self):
         assert learning_rates(5) == [0.003, 0.009487, 0.03, 0.09487, 0.3]
@@ -35,11 +42,13 @@ class TestPlan:
 
     @pytest.mark.parametrize("steps", [10, 33, 59, 100, 1234])
     @pytest.mark.parametrize("budget", [2.5, 2.7, 3.0, 3.7, 4.0, 6.0, 20.0])
-    def test_no_field_costs_more_than_its_budget(self, steps, budget):
-        field = plan_field(PromptTuningConfig(), LABELS, None, 0, budget)
+    @pytest.mark.parametrize("left", [ONE, TWO])
+    def test_no_field_costs_more_than_its_budget(self, steps, budget, left):
+        field = plan_field(PromptTuningConfig(), LABELS, None, 0, budget, left)
         rounds = field.rounds(steps)
         assert cost(len(field.members), rounds, steps) <= budget
-        assert rounds[-1].stay == 2 and rounds[-1].step < steps
+        assert rounds[-1].stay == left and rounds[-1].step < steps
+        assert left == TWO or rounds[-1].step <= steps / 2
 
     def test_a_small_budget_has_fewer_rates(self):
         assert len(plan_field(PromptTuningConfig(), LABELS, None, 0, 2.5).members) == 6

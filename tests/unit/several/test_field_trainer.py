@@ -1,6 +1,7 @@
 """A field of prompts: who stays trains as without a field, who is dropped stands still, and a run resumes exactly."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,8 @@ from hf_prompt_tuning import (
     load_prompt,
 )
 from hf_prompt_tuning.several.field import plan_field
+from hf_prompt_tuning.several.rows_apart import LEAST_OF_A_LABEL, rows_apart
+from hf_prompt_tuning.several.streams import with_first_rows
 from hf_prompt_tuning.training.scorer import RowResults
 from tests.shared.ensembles import FREE, TEMPLATE
 from tests.shared.reference import tiny_prompt_model
@@ -29,6 +32,8 @@ from tests.shared.several_prompts import arguments
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 
 CONFIG = PromptTuningConfig(num_virtual_tokens=4)
+HELD = rows_apart([row["label"] for row in ROWS], LEAST_OF_A_LABEL, 42)  # the seed of the runs
+LEARNED, APART = [row for i, row in enumerate(ROWS) if i not in HELD], [ROWS[i] for i in HELD]
 
 
 def run_arguments(folder, **values):
@@ -37,7 +42,7 @@ def run_arguments(folder, **values):
     return arguments(folder, **defaults | values)
 
 
-def make(folder, rows=ROWS, evaluation=None, template=TEMPLATE, config=CONFIG, model=None, options=None, **values):
+def make(folder, rows=LEARNED, evaluation=APART, template=TEMPLATE, config=CONFIG, model=None, options=None, **values):
     model, args = tiny_model("llama") if model is None else model, run_arguments(folder, **values)
     tokenizer = make_tokenizer("gpt2")
     return FieldTrainer(model, args, config, rows, evaluation, tokenizer, template, **options or {})
@@ -54,6 +59,14 @@ def keep_all(trainer):
 def whole(tmp_path_factory):
     """A field that trained without a break, with a checkpoint of each step."""
     return keep_all(make(tmp_path_factory.mktemp("whole"), save_strategy="steps", save_steps=1))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A field that held some of few training rows apart, with a checkpoint of each step."""
+    trainer = make(tmp_path_factory.mktemp("few"), ROWS, None, save_strategy="steps", save_steps=1)
+    trainer.train()
+    return trainer
 
 
 def folder_of(trainer, step, name):
@@ -150,8 +163,8 @@ class TestTraining:
         assert [end["step"] for end in trainer._progress.rounds] == [2, 4, 6]
 
     def test_free_text(self, tmp_path):
-        rows = [row | {"answer": row["message"][-5:]} for row in ROWS]
-        trainer = make(tmp_path, rows, template=FREE, num_train_epochs=8)
+        rows, apart = ([row | {"answer": row["message"][-5:]} for row in rows] for rows in (LEARNED, APART))
+        trainer = make(tmp_path, rows, apart, template=FREE)
         trainer.train()
         assert trainer.end.wins is None and trainer.end.kind in ("one", "average")
         assert "eval_exact_match" in trainer.evaluate()
@@ -163,7 +176,7 @@ class TestTraining:
         plan, *rounds, end = [message for message in caplog.messages if "Nothing" not in message]
         assert plan == (
             "The field has 10 prompts; rounds end at the steps 2, 4, 6 of 12. It costs 4.00 ordinary runs. Prompts "
-            "are compared on 6 rows held apart from the training rows."
+            "are compared on 6 rows held apart."
         )
         first = trainer._progress.rounds[0]
         assert len(rounds) == 3 and rounds[0].startswith("Round 1 of 3, step 2 of 12: ")
@@ -234,6 +247,76 @@ class TestEnd:
             trainer.train()
 
 
+class TestFewRows:
+    """Without evaluation data, rows are held apart from 14: 4 steps an epoch, and rounds end at 4, 8 and 12 of 24."""
+
+    def test_the_last_round_leaves_one(self, few):
+        rounds = few._progress.rounds
+        assert [(end["step"], len(end["losses"]), len(end["stay"])) for end in rounds] == [
+            (4, 10, 5),
+            (8, 5, 3),
+            (12, 3, 1),
+        ]
+        assert few.members == rounds[-1]["stay"] == [min(rounds[-1]["losses"], key=rounds[-1]["losses"].get)]
+        assert (few.learns_from_all, few.end.kind, few.end.rows, few.cost) == (True, "one", 6, 3.5)
+        assert few.end.losses.keys() - {"no prompt"} == rounds[-1]["losses"].keys()
+
+    def test_rows_held_apart_are_learned_from_after_it(self, few):
+        for run in few._runs.values():
+            rows = [{row for batch in step for row in batch} for step in run.stream.steps]
+            assert not set().union(*rows[:12]) & set(HELD)
+            assert all(set().union(*rows[start : start + 4]) == set(range(14)) for start in (12, 16, 20))
+
+    def test_it_ends_as_without_a_field(self, few, tmp_path):
+        """The reference trains all ten to the end, on the same rows."""
+
+        class Reference(EnsembleTrainer):
+            def prepared(self, run):
+                return replace(run, stream=with_first_rows(run.stream, few._first, 12, run.args))
+
+        members = plan_field(CONFIG, TEMPLATE, None, few.args.seed, 4.0).members
+        reference = Reference(
+            *(tiny_model("llama"), run_arguments(tmp_path, recipe=None), members, ROWS, None),
+            *(few.processing_class, TEMPLATE),
+        )
+        reference.train()
+        name = few.end.prompt
+        torch.testing.assert_close(few.prompts[name], reference.prompts[name], rtol=1e-5, atol=1e-5)
+        assert (vectors_at(few, 12, name) - few.prompts[name]).abs().max() > 1e-4
+
+    @pytest.mark.parametrize("step", [3, 11, 12, 13, 24])
+    def test_a_resumed_field_ends_the_same(self, step, few, tmp_path):
+        resumed = make(tmp_path, ROWS, None)
+        resumed.train(resume_from_checkpoint=f"{few.args.output_dir}/checkpoint-{step}")
+        assert resumed.end == few.end
+        assert all(torch.equal(resumed.prompts[name], few.prompts[name]) for name in few.tasks)
+
+    def test_there_is_no_evaluation_data(self, few, tmp_path):
+        with pytest.raises(ValueError, match="eval_dataset"):
+            few.evaluate()
+        with pytest.raises(ValueError, match="eval_dataset"):
+            make(tmp_path, ROWS, None, eval_strategy="epoch")
+
+    def test_it_says_so(self, few, tmp_path, caplog):
+        caplog.set_level("INFO", "hf_prompt_tuning.several")
+        trainer = make(tmp_path, ROWS, None)
+        trainer.train()
+        plan, *_, end = [message for message in caplog.messages if "Nothing" not in message]
+        assert plan.endswith(
+            "compared on 6 rows held apart, which are training rows, and the last one then learns from these, too."
+        )
+        assert "Losses on the rows held apart, before they were learned from: " in end
+        trainer.save_model()
+        training = json.loads((tmp_path / "prompt_tuning.json").read_text())["training"]
+        assert (training["rows_held_apart"], training["learned_from_later"]) == (6, True)
+
+    def test_many_rows_are_not_learned_from(self, tmp_path):
+        many = [ROWS[i % 14] for i in range(500)]
+        trainer = make(tmp_path, many, None)
+        assert not trainer.learns_from_all and len(trainer.eval_dataset) == 100
+        assert make(tmp_path, many[:499], None).learns_from_all
+
+
 class TestSaved:
     def test_one_prompt_is_saved_like_any_other(self, tmp_path, messages):
         trainer = make(tmp_path, evaluation=messages[:6])
@@ -289,7 +372,7 @@ class TestRefusals:
             ({"auto_find_batch_size": True}, "auto_find_batch_size is on"),
             ({"restore_callback_states_from_checkpoint": False}, "restore_callback_states_from_checkpoint is False"),
             ({"rows": None}, "recipe auto has no training data"),
-            ({"rows": ROWS[:2]}, "there are too few, 2"),
+            ({"rows": ROWS[:2], "evaluation": None}, "there are too few, 2"),
             ({"template": None}, "recipe auto needs a template"),
             ({"evaluation": [{"message": "x", "label": None}]}, "no row of the evaluation data has a label"),
             ({"evaluation": {"a": ROWS}}, "one evaluation data set"),

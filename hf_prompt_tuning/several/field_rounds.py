@@ -1,0 +1,164 @@
+"""The rounds of a field: prompts for one task train together, and the worse half is dropped at set steps."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from ..data.chat_tokenization import RowTemplate
+from ..prompts.config import PromptTuningConfig
+from ..training.arguments import PromptTuningArguments
+from ..training.callbacks import DivergenceCallback
+from ..training.recipes import AUTO
+from ..training.scorer import RowResults, Scorer
+from ..training.setup import kind_of
+from .batches import rows_of_prompts
+from .checks import check_field, check_warmup
+from .ensemble_trainer import EnsembleTrainer
+from .field import ONE, TWO, Round, cost, plan_field
+from .field_end import order
+from .field_state import FieldState
+from .rows_apart import are_learned_later, check_is_dataset, check_labelled, divide
+from .streams import with_first_rows
+from .task_run import TaskRun
+
+logger = logging.getLogger(__name__)
+
+
+class FieldRounds(EnsembleTrainer):
+    """Trainer of a field until its last round. `FieldTrainer` says what a field is, and has the arguments.
+
+    The rows held apart are of the evaluation data. Without any, they are of the training rows; if these are few, the
+    last round leaves one prompt, which then learns from all rows.
+
+    Attributes:
+        finds_settings: whether the recipe auto may be given.
+        learns_from_all: whether the prompt that is left learns from the rows held apart, too.
+    """
+
+    finds_settings = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: PromptTuningArguments | None = None,
+        prompt_config: PromptTuningConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        template: RowTemplate | None = None,
+        callbacks: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ):
+        args = args if args is not None else PromptTuningArguments(output_dir="trainer_output", recipe=AUTO)
+        check_field(model, args, train_dataset, template, kwargs)
+        config = PromptTuningConfig.from_peft(prompt_config if prompt_config is not None else PromptTuningConfig())
+        self.learns_from_all = are_learned_later(train_dataset, eval_dataset)
+        left = ONE if self.learns_from_all else TWO
+        self._field = plan_field(config, template, args.recipe_lengths, args.seed, args.recipe_budget, left)
+        self._rows_of_training = 0  # how many of them are held apart
+        self._seed = args.seed
+        callbacks = [*(callbacks or ()), FieldState()]
+        if not any(issubclass(kind_of(callback), DivergenceCallback) for callback in callbacks):
+            # Rates that are too low or too high are in every field, and are dropped without a warning.
+            callbacks.append(DivergenceCallback(max_norm=math.inf, min_move=0.0))
+        data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        tokenizer = {"processing_class": processing_class, "template": template}
+        super().__init__(model, args, self._field.members, **data, **tokenizer, callbacks=callbacks, **kwargs)
+        self._rounds = self._field.rounds(self.args.max_steps)
+        check_warmup(self.args, self._rounds[0].step)
+
+    def divided(self, train: Dataset, evaluation: Dataset | None) -> dict[str, Any]:
+        """Return the rows to train on and those to evaluate; without evaluation data, some rows are held apart."""
+        check_is_dataset(train, "training")
+        check_is_dataset(evaluation, "evaluation")
+        self._apart = evaluation
+        if evaluation is None:
+            self._first, held = divide(train, self._seed)
+            self._apart, self._rows_of_training = train.select(held), len(held)
+        check_labelled(self._apart)
+        if self.learns_from_all:
+            return {"train_dataset": train, "eval_dataset": None}
+        return {
+            "train_dataset": train if evaluation is not None else train.select(self._first),
+            "eval_dataset": self._apart,
+        }
+
+    def prepared(self, run: TaskRun) -> TaskRun:
+        """Keep the rows held apart from a prompt until the last round."""
+        if not self.learns_from_all:
+            return run
+        last = self._field.rounds(len(run.stream.steps))[-1]
+        return replace(run, stream=with_first_rows(run.stream, self._first, last.step, run.args))
+
+    @property
+    def _progress(self) -> FieldState:
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, FieldState))
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the prompts that train."""
+        rounds = self._progress.rounds
+        return list(rounds[-1]["stay"]) if rounds else list(self.tasks)
+
+    @property
+    def cost(self) -> float:
+        """The rows that the field trains on, as a multiple of an ordinary run's."""
+        return cost(len(self.tasks), self._rounds, self.args.max_steps)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Run an update step as `MultiPromptTrainer` does, without the rows of prompts that were dropped."""
+        # Here and not in the data loader, whose workers prepare batches before a round ends.
+        names = set(self.members)
+        batches = [rows_of_prompts(batch, names) for batch in inputs["micro_batches"]]
+        return super().training_step(model, {"micro_batches": batches}, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # A round ends before its step is saved, so that the checkpoint holds what the round decided.
+        rounds = self._progress.rounds
+        while len(rounds) < len(self._rounds) and self.state.global_step >= self._rounds[len(rounds)].step:
+            self._end_round(self._rounds[len(rounds)])
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _end_round(self, end: Round) -> None:
+        """Compare the prompts on the rows held apart, and drop all but the best."""
+        losses = self._losses_apart()[0]
+        best = order(losses)
+        stay = [name for name in self.members if name in best[: end.stay]]
+        self._progress.rounds.append({"step": self.state.global_step, "losses": losses, "stay": stay})
+        logger.info(
+            "Round %d of %d, step %d of %d: %s stay; %s go, whose loss on the rows held apart is higher.",
+            *(len(self._progress.rounds), len(self._rounds), self.state.global_step, self.args.max_steps),
+            ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[: end.stay]),
+            ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[end.stay :]),
+        )
+
+    def _named(self, name: str) -> str:
+        task = self.tasks[name]
+        start, length = task.config.prompt_tuning_init.value, len(self.prompts[name])
+        return f"{name} ({task.learning_rate:g}, {start}, {length} vectors)"
+
+    def _losses_apart(self) -> tuple[dict[str, float], RowResults, Any]:
+        """Return each member's loss on the rows held apart, and the rows' results and references.
+
+        Raise FloatingPointError if no loss is finite.
+        """
+        scorer = self.make_scorer(max_new_tokens=None, compute_metrics=None)
+        output = self._scored(scorer)
+        losses = {name: float(metrics["loss"]) for name, metrics in scorer.of_members.items()}
+        if not torch.isfinite(torch.tensor(list(losses.values()))).any():
+            raise FloatingPointError(
+                f"at step {self.state.global_step} no prompt of the field has a finite loss on the rows held apart; "
+                "look at the data, or use bf16 where the model is in fp16."
+            )
+        return losses, output.predictions, output.label_ids
+
+    def _scored(self, scorer: Scorer) -> Any:
+        # A data loader draws a seed. Fork the random state, so that comparing does not change the run.
+        with torch.random.fork_rng(devices=[]):
+            return self.predict_with(scorer, self._apart, "apart")
