@@ -3,7 +3,8 @@
     python benchmarks/teaching.py [--only text examples ensemble] [--data FOLDER]
 
 - text: examples/teaching/system.txt in 8 to 64 vectors. Once through the questions: the same text in 16, handbook.txt
-  (1,330 tokens) in 16 and 64, and exact_words.txt, whose words must be quoted, in 16. The backbone is in bfloat16.
+  (1,330 tokens) in 16 and 64, and exact_words.txt, whose words must be quoted, in 16. The backbone is in bfloat16. And
+  in 16 vectors for longer: two answers to each question, in float32.
 - examples: 16 labelled tweets in 20 vectors, which learn from unlabelled messages, by three seeds. FOLDER holds
   raft_twitter_complaints_train.jsonl.
 - ensemble: five prompts of SST-2 in one. FOLDER holds sst2_train.tsv and sst2_dev.tsv.
@@ -65,20 +66,22 @@ def compared(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.endswith(COMPARED)}
 
 
-def text_in(P: int, name: str, epochs: int) -> dict[str, Any]:
+def text_in(
+    P: int, name: str, epochs: int, writes: int = 1, learning_rate: float = 3e-2, dtype: str = "bfloat16"
+) -> dict[str, Any]:
     """A text in P vectors: what is reached after each epoch, without a prompt, and with the text's first tokens."""
-    backbone, tokenizer = loaded("bfloat16")
+    backbone, tokenizer = loaded(dtype)
     text = (TEACHING / name).read_text(encoding="utf-8").strip()
     trainer = PromptTuningTrainer(
         backbone,
         arguments(
-            Path(name).stem,  # the answers are the same for each P, so they are written once
+            f"{Path(name).stem}_{writes}_{dtype}",  # the answers are the same for each P, so they are written once
             num_train_epochs=epochs,
             per_device_train_batch_size=10,
             per_device_eval_batch_size=40,
             eval_strategy="epoch",
-            learning_rate=3e-2,
-            teacher_writes=1,
+            learning_rate=learning_rate,
+            teacher_writes=writes,
             teacher_max_new_tokens=32,
         ),
         train_dataset=read_file(TEACHING / "questions_train.jsonl"),
@@ -166,7 +169,7 @@ def ensemble_in_one(folder: Path, rows: int, members: int = 5) -> dict[str, Any]
     args = arguments(
         "ensemble_in_one",
         learning_rate=3e-2,
-        num_train_epochs=2,
+        num_train_epochs=1,
         per_device_eval_batch_size=32,
         distill_over="labels",
     )
@@ -189,8 +192,12 @@ def runs_of(epochs: int, rows: int, folder: Path | None) -> dict[str, list[tuple
     """Return the runs of each part: what makes one, and the arguments that tell it from others."""
     texts = [(16, "system.txt", 1), *((P, "system.txt", epochs) for P in (16, 32, 64, 8))]
     texts += [(64, "handbook.txt", 1), (16, "handbook.txt", 1), (16, "exact_words.txt", 1)]
+    longest = {"P": 16, "name": "system.txt", "epochs": 6, "writes": 2, "learning_rate": 2e-2, "dtype": "float32"}
     return {
-        "text": [(text_in, {"P": P, "name": name, "epochs": count}) for P, name, count in texts],
+        "text": [
+            *((text_in, {"P": P, "name": name, "epochs": count}) for P, name, count in texts),
+            (text_in, longest),
+        ],
         "examples": [(examples_in, {"P": 20, "seed": seed, "folder": folder}) for seed in (1, 2, 3)],
         "ensemble": [(ensemble_in_one, {"folder": folder, "rows": rows})],
     }
