@@ -156,7 +156,7 @@ def of_labels(tokenizer: Any) -> PromptTuningConfig:
     return PromptTuningConfig(num_virtual_tokens=20, prompt_tuning_init="CLASS_LABELS", tokenizer=tokenizer)
 
 
-def ensemble_in_one(folder: Path, rows: int, members: int = 5) -> dict[str, Any]:
+def ensemble_in_one(folder: Path, rows: int, taught_epochs: int, members: int = 5) -> dict[str, Any]:
     """Five prompts, their vote, and one prompt that their mean distribution teaches: accuracy on SST-2's dev set.
 
     All learn from the same rows of the training set, the taught one without their labels. It is compared with its
@@ -169,7 +169,7 @@ def ensemble_in_one(folder: Path, rows: int, members: int = 5) -> dict[str, Any]
     args = arguments(
         "ensemble_in_one",
         learning_rate=3e-2,
-        num_train_epochs=1,
+        num_train_epochs=taught_epochs,
         per_device_eval_batch_size=32,
         distill_over="labels",
     )
@@ -199,7 +199,7 @@ def runs_of(epochs: int, rows: int, folder: Path | None) -> dict[str, list[tuple
             (text_in, longest),
         ],
         "examples": [(examples_in, {"P": 20, "seed": seed, "folder": folder}) for seed in (1, 2, 3)],
-        "ensemble": [(ensemble_in_one, {"folder": folder, "rows": rows})],
+        "ensemble": [(ensemble_in_one, {"folder": folder, "rows": rows, "taught_epochs": count}) for count in (1, 2)],
     }
 
 
