@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .models.labels import strip_virtual_tokens
     from .models.load import LoadedPrompt, load_prompt
     from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
+    from .models.sequence_classification import PromptTuningModelForSequenceClassification
+    from .models.token_classification import PromptTuningModelForTokenClassification
     from .prompts.config import PromptTuningConfig, PromptTuningInit
     from .prompts.foreign import import_prompt
     from .serving.gguf import export_gguf
@@ -77,6 +79,8 @@ _NAMES_OF = {
     ".models.labels": "strip_virtual_tokens",
     ".models.load": "LoadedPrompt load_prompt",
     ".models.seq2seq_lm": "PromptTuningModelForSeq2SeqLM",
+    ".models.sequence_classification": "PromptTuningModelForSequenceClassification",
+    ".models.token_classification": "PromptTuningModelForTokenClassification",
     ".prompts.config": "PromptTuningConfig PromptTuningInit",
     ".prompts.foreign": "import_prompt",
     ".serving.pipelines": "PromptClassificationPipeline PromptGenerationPipeline",

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 
 import peft
 from packaging.version import Version
@@ -10,6 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 PEFT = Version(peft.__version__)
+SAVES_MODULES = "modules_to_save" in {field.name for field in fields(peft.PromptTuningConfig)}
+"""Whether PEFT's config of a prompt names other modules that are saved with it, such as a classification head."""
 ENCODER = "_prepare_encoder_decoder_kwargs_for_generation"
 
 

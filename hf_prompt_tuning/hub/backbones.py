@@ -16,6 +16,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -33,6 +35,12 @@ MODEL_FILES, TOKENIZER_FILES = ("config.json", "generation_config.json"), ("toke
 """Files that transformers tries to load. It continues without them if they are missing."""
 COMPARED = 8
 """How many numbers of each tensor are compared to recognise a backbone's weights."""
+AUTO_CLASSES = {
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+}
 ONE_AT_A_TIME = threading.Lock()
 """Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
 loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
@@ -70,11 +78,10 @@ def load_backbone(
     origin = _origin(place, gguf_file, hub)
     options = {"dtype": "auto"} | {option: value for option, value in options.items() if value is not None}
     with _readable(what, advice), ONE_AT_A_TIME:
-        is_seq2seq = task_type == "SEQ_2_SEQ_LM"
         if task_type is None:
             is_seq2seq = AutoConfig.from_pretrained(name, **origin).is_encoder_decoder
-        auto_class = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
-        backbone = auto_class.from_pretrained(name, tqdm_class=OnceMore, **options, **origin)
+            task_type = "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"
+        backbone = AUTO_CLASSES[task_type].from_pretrained(name, tqdm_class=OnceMore, **options, **origin)
     if gguf_file is not None:
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)

@@ -111,6 +111,17 @@ def max_positions(backbone: PreTrainedModel) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
+def learned_positions(backbone: PreTrainedModel) -> int | None:
+    """Return for how many tokens a backbone has learned position vectors; None if it has none.
+
+    RoBERTa's positions begin behind the pad's id.
+    """
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
+
+
 def steady_positions(backbone: PreTrainedModel) -> int | None:
     """Return the length up to which a token's rotary position does not depend on its batch; None without a limit.
 

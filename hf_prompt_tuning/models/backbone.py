@@ -17,6 +17,7 @@ from ..compat.transformers import GGUF
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
 from ..prompts.config import PromptTuningConfig
+from .classifiers import check_head_reads_text, classification_task
 
 CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 
@@ -24,8 +25,8 @@ CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
 def check_backbone(backbone: Any, task_type: str | None = None) -> str:
     """Return the task type of a model that a prompt can be put in front of. `task_type` is the expected one, or None.
 
-    Raise PromptTuningError if it already has a prompt or adapters, is not a language model of transformers, is
-    wrapped, or has another task type.
+    Raise PromptTuningError if it already has a prompt or adapters, is neither a language model of transformers nor one
+    with a classification head that can be read exactly, is wrapped, or has another task type.
     """
     if isinstance(backbone, PeftModel):
         raise _is_peft(backbone)
@@ -33,18 +34,14 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
         raise _is_no_model(backbone)
     if any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
         raise _has_adapters(backbone, "adapters")
-    name, is_seq2seq = type(backbone).__name__, bool(backbone.config.is_encoder_decoder)
-    if not type(backbone).can_generate():
+    name = type(backbone).__name__
+    own_type = _language_task(backbone) if type(backbone).can_generate() else classification_task(backbone)
+    if own_type is None:
         raise PromptTuningError(
-            f"the backbone is a {name}, which is no language model that writes text (a model without a head, or with "
-            "one for classes or masks). Load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+            f"the backbone is a {name}, which neither writes text nor classifies it (a model without a head, or with "
+            "one for masks or answers). Load it with AutoModelForCausalLM, AutoModelForSeq2SeqLM, "
+            "AutoModelForSequenceClassification or AutoModelForTokenClassification."
         )
-    if not is_seq2seq and _looks_ahead(backbone):
-        raise PromptTuningError(
-            f"the backbone is a {name} whose config says is_decoder=False, so it looks at what comes after a token; "
-            "load it with is_decoder=True, if it was trained so, or use another backbone."
-        )
-    own_type = SEQ2SEQ if is_seq2seq else CAUSAL
     if task_type not in (None, own_type):
         raise PromptTuningError(
             f"task_type is {getattr(task_type, 'value', task_type)}, and {name} is a {own_type} model; "
@@ -52,8 +49,21 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
         )
     if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
         raise PromptTuningError(f"{name} takes no inputs_embeds, by which a prompt is given; use another backbone.")
+    if own_type not in (CAUSAL, SEQ2SEQ):
+        check_head_reads_text(backbone, own_type)
     check_offloaded(backbone)
     return own_type
+
+
+def _language_task(backbone: PreTrainedModel) -> str:
+    """Return CAUSAL_LM or SEQ_2_SEQ_LM for a model that writes text. Raise PromptTuningError if it looks ahead."""
+    name, is_seq2seq = type(backbone).__name__, bool(backbone.config.is_encoder_decoder)
+    if not is_seq2seq and _looks_ahead(backbone):
+        raise PromptTuningError(
+            f"the backbone is a {name} whose config says is_decoder=False, so it looks at what comes after a token; "
+            "load it with is_decoder=True, if it was trained so, or use another backbone."
+        )
+    return SEQ2SEQ if is_seq2seq else CAUSAL
 
 
 def _looks_ahead(backbone: PreTrainedModel) -> bool:
@@ -109,6 +119,7 @@ def completed_config(
             f"task_type is {getattr(config.task_type, 'value', config.task_type)}, and this model is a "
             f"{task_type} model; leave task_type out."
         )
+    config.task_type = config.task_type or task_type  # PEFT, and we, choose the class by it when a prompt is loaded
     width = backbone.get_input_embeddings().embedding_dim
     if config.token_dim not in (None, width):
         raise PromptTuningError(

@@ -6,9 +6,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..prompts.config import PromptTuningConfig
-from .backbone import SEQ2SEQ, check_backbone
-from .causal_lm import PromptTuningModelForCausalLM
-from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
+from .backbone import check_backbone
+from .model_classes import MODEL_CLASSES, PromptTuningModel
 from .soft_prompts import SoftPrompts
 
 
@@ -19,11 +18,12 @@ def get_prompt_tuning_model(
     template: PromptTemplate | None = None,
     adapter_name: str = "default",
     frozen: bool = True,
-) -> PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM:
+) -> PromptTuningModel:
     """Put a new soft prompt in front of a backbone and freeze the backbone.
 
     Args:
-        backbone: a causal or encoder-decoder model that takes `inputs_embeds`; frozen in place.
+        backbone: a causal or encoder-decoder language model, or one for sequence or token classification, that takes
+            `inputs_embeds`; frozen in place.
         config: ours or PEFT's. A missing `task_type` is taken from the backbone.
         tokenizer: for the initialisations that need one.
         template: saved with the prompt. `CLASS_LABELS` uses its label words.
@@ -31,14 +31,13 @@ def get_prompt_tuning_model(
         frozen: False leaves the backbone unchanged until `freeze_backbone`, for a caller that has more checks to make.
 
     Raises:
-        PromptTuningError: the backbone is not a plain language model, does not take `inputs_embeds`, or has another
+        PromptTuningError: the backbone is of no such kind, does not take `inputs_embeds`, or has another
             task type; or the prompt cannot be initialised as configured. The backbone is then unchanged.
     """
     config = _completed(config, tokenizer, template)
     task_type = check_backbone(backbone, config.task_type)
-    cls = PromptTuningModelForSeq2SeqLM if task_type == SEQ2SEQ else PromptTuningModelForCausalLM
     config.task_type = task_type
-    model = cls(backbone, config, adapter_name, frozen=frozen)
+    model = MODEL_CLASSES[task_type](backbone, config, adapter_name, frozen=frozen)
     if template is not None:
         model.info.template = template
     return model

@@ -199,9 +199,7 @@ class HeldPrompts(SavingMixin):
                 f"{cls.task_type}; load it with the other class."
             )
         prompt_model = cls(model, config_to_fill(saved, tokenizer), adapter_name, frozen=False)
-        check_match(saved, model.get_input_embeddings().embedding_dim, prompt_model.fingerprint, ignore_mismatch)
-        if saved.config.head:
-            check_head(saved, model, ignore_mismatch)
+        prompt_model._check_saved(saved, ignore_mismatch)
         prompt_model._fill(saved, adapter_name, is_trainable, is_new=True)
         prompt_model.freeze_backbone()
         return prompt_model
@@ -221,9 +219,7 @@ class HeldPrompts(SavingMixin):
         hub, _ = self._split_kwargs(kwargs)
         saved = read_prompt(model_id, **hub)
         is_new = adapter_name not in self.peft_config
-        check_match(saved, self.word_embeddings.embedding_dim, self.fingerprint, ignore_mismatch)
-        if saved.config.head:
-            check_head(saved, self.base_model, ignore_mismatch)
+        self._check_saved(saved, ignore_mismatch)
         if is_new:
             self.add_adapter(adapter_name, config_to_fill(saved))
         self._fill(saved, adapter_name, is_trainable, is_new)
@@ -231,6 +227,12 @@ class HeldPrompts(SavingMixin):
             logger.warning("transformers %s resumes %s without its 'default'; it is loaded, too.", TRANSFORMERS, root)
             self.load_adapter(root, "default", is_trainable="default" in self.active_adapters)
         return _IncompatibleKeys([], [])
+
+    def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
+        """Raise PromptMismatchError if a saved prompt is not one of this backbone."""
+        check_match(saved, self.word_embeddings.embedding_dim, self.fingerprint, ignore_mismatch)
+        if saved.config.head:
+            check_head(saved, self.base_model, ignore_mismatch)
 
     def _fill(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool, is_new: bool) -> None:
         """Replace a prompt by a saved one. A new prompt becomes trainable or not."""

@@ -15,8 +15,8 @@ from ..hub.backbones import commit_of, load_backbone, load_tokenizer
 from ..hub.files import hub_id
 from ..prompts.files import SavedPrompt, read_prompt
 from .backbone import check_backbone
-from .causal_lm import PromptTuningModelForCausalLM
-from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
+from .classifiers import label_options
+from .model_classes import MODEL_CLASSES, PromptTuningModel
 from .soft_prompts import SoftPrompts
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class LoadedPrompt:
         source: the prompt's Hub id or folder.
     """
 
-    model: PromptTuningModelForCausalLM | PromptTuningModelForSeq2SeqLM
+    model: PromptTuningModel
     tokenizer: PreTrainedTokenizerBase | None
     template: PromptTemplate | None
     source: str
@@ -110,7 +110,7 @@ def load_prompt(
     saved = read_prompt(prompt, revision=revision, subfolder=subfolder, force_download=again, **hub)
     given = tokenizer
     backbone, tokenizer = _backbone_and_tokenizer(saved, backbone, tokenizer, hub, options)
-    cls = PromptTuningModelForSeq2SeqLM if backbone.config.is_encoder_decoder else PromptTuningModelForCausalLM
+    cls = MODEL_CLASSES[check_backbone(backbone)]
     model = cls.from_pretrained(backbone, saved, "default", is_trainable, ignore_mismatch, tokenizer)
     tokenizer = _with_chat_template(tokenizer, model.info.template, given is not None)
     return LoadedPrompt(model, tokenizer, model.info.template, saved.source)
@@ -161,6 +161,8 @@ def _backbone_and_tokenizer(
     name, advice = str(backbone), "Load it yourself and give it as backbone=…."
     if options.get("use_safetensors") is None:
         options["use_safetensors"] = True
+    if saved.info is not None and saved.info.classifier:
+        options = label_options(saved.info.classifier) | options
     backbone, place = load_backbone(
         name, saved.config.task_type, hub, advice, adapters=not is_named_by_prompt, **options
     )

@@ -28,6 +28,7 @@ from ..prompts.config import PromptTuningConfig
 from ..prompts.files import SavedPrompt
 from ..prompts.info import PromptInfo
 from .backbone import is_from_gguf
+from .classifiers import fill_head
 from .initialization import can_be_made_again, initial_prompt
 from .places import head_embeddings
 
@@ -58,6 +59,8 @@ class SoftPrompt(PromptEmbedding):
         head: [h, H] fp32 on the CPU, the embeddings of these tokens when the prompt was made, which are saved with it.
             A call looks them up in the backbone.
         info: the description that is saved with the prompt (template, metrics, …).
+        classifier: the prompt's own classification head, its modules in fp32 by their names in the backbone; None in
+            a language model.
     """
 
     def __init__(
@@ -72,11 +75,17 @@ class SoftPrompt(PromptEmbedding):
         super().__init__(PeftPromptTuningConfig(**config.to_dict() | own), None)
         self.embedding.weight = nn.Parameter(vectors, requires_grad=not config.inference_mode)
         self.info, self.start, self.head = info, start, head
+        self.classifier: nn.ModuleDict | None = None
         self.register_buffer("head_ids", torch.tensor(config.head, device=vectors.device).long(), persistent=False)
 
     def rows_to_save(self) -> Tensor:
         """Return the head and the vectors as PEFT saves them, [h+P, H] fp32, on the CPU."""
         return torch.cat([self.head, self.embedding.weight.detach().cpu()])
+
+    def classifier_to_save(self) -> dict[str, Tensor]:
+        """Return the weights of the classification head by name, fp32, on the CPU; none in a language model."""
+        state = {} if self.classifier is None else self.classifier.state_dict()
+        return {name: weight.detach().cpu() for name, weight in state.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SoftPrompt":
         def move_only(vectors: Tensor) -> Tensor:
@@ -153,6 +162,8 @@ def fill(prompt: SoftPrompt, saved: SavedPrompt, name: str) -> None:
         )
     with torch.no_grad():
         prompt.embedding.weight.copy_(saved.vectors)
+    if prompt.classifier is not None:
+        fill_head(prompt.classifier, saved)
     prompt.head = saved.head
     prompt.start = _start_of(saved, prompt.start)
     if saved.info is not None:

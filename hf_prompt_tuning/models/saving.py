@@ -19,6 +19,7 @@ from ..prompts.ensemble_info import EnsembleInfo
 from ..prompts.files import write_rows, write_start
 from ..prompts.plots import check_pictures, save_pictures
 from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
+from .classifiers import peft_reads_alike
 from .initialization import is_saved
 from .prompt import PromptConfigs, SoftPrompt
 
@@ -69,9 +70,10 @@ class SavingMixin:
         )
         for name in names if is_main_process else ():
             folder = folder_of(name, save_directory)
-            if self.peft_config[name].head:
-                # PEFT writes the trained rows alone, if the prompt is not trainable.
-                write_rows(folder, self.get_prompt_embedding_to_save(name))
+            classifier = self.prompt_encoder[name].classifier_to_save()
+            if self.peft_config[name].head or classifier:
+                # PEFT writes the trained rows alone, if the prompt is not trainable, and no head of our own.
+                write_rows(folder, self.get_prompt_embedding_to_save(name), classifier)
             self.prompt_encoder[name].info.write(folder)
             if card:
                 self._write_card(folder, name, repo_id, None if name == "default" else name)
@@ -161,7 +163,8 @@ def folder_of(name: str, save_directory: str | Path) -> Path:
 def check_savable(prompts: Mapping[str, SoftPrompt], card: bool) -> None:
     """Raise FloatingPointError if a prompt holds NaN or infinity, and an error if its pictures cannot be drawn."""
     for name, prompt in prompts.items():
-        if not torch.isfinite(prompt.embedding.weight).all():
+        weights = prompt.embedding.weight, *prompt.classifier_to_save().values()
+        if not all(bool(torch.isfinite(weight).all()) for weight in weights):
             raise FloatingPointError(
                 f"the prompt {name!r} is not finite, and is not saved. Go back to a checkpoint from before, with "
                 "a lower learning_rate."
@@ -187,4 +190,5 @@ def write_start_and_card(
     write_start(folder, prompt.start if is_saved(prompt.info.initialization) else None)
     save_pictures(folder, prompt.info)
     size = sum(parameter.numel() for parameter in backbone.parameters())
-    write_card(folder, config, prompt.info, size, needs_embeddings_only(backbone), repo_id, ensemble, subfolder)
+    peft_agrees = needs_embeddings_only(backbone) and peft_reads_alike(backbone, bool(config.head))
+    write_card(folder, config, prompt.info, size, peft_agrees, repo_id, ensemble, subfolder)

@@ -9,9 +9,11 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.chat_template import ChatTemplate
+from ..hub.backbones import AUTO_CLASSES
 from ..hub.files import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
+from .files import CLASSIFIERS
 from .info import PromptInfo
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 from .repository_files import CARD_FILE
@@ -54,7 +56,9 @@ def write_card(
         "base": hub_id(config.base_model_name_or_path),
         "where": f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
         "peft_agrees": peft_agrees,
-        "causal": config.task_type != "SEQ_2_SEQ_LM",
+        "causal": config.task_type not in ("SEQ_2_SEQ_LM", *CLASSIFIERS),
+        "auto_class": AUTO_CLASSES[config.task_type or "CAUSAL_LM"].__name__,
+        "tags_tokens": config.task_type == "TOKEN_CLS",
         "chats": isinstance(info.template, ChatTemplate),
         "classifies": info.template is not None and info.template.is_classification,
     }
@@ -63,6 +67,8 @@ def write_card(
         facts, config=config, info=info, ensemble=ensemble, backbone_size=backbone_size, pictures=pictures
     )
     metadata = _metadata(info, facts["title"], facts["base"], facts["classifies"], facts["causal"])
+    if info.classifier:
+        metadata.pipeline_tag = "token-classification" if facts["tags_tokens"] else "text-classification"
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 
 

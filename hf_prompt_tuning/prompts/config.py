@@ -11,6 +11,7 @@ from typing import Any
 import peft
 from torch import nn
 
+from ..compat.peft import SAVES_MODULES
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
 
@@ -63,8 +64,12 @@ class PromptTuningConfig(peft.PromptTuningConfig):
             turn, if the template has no system role). "auto", which is the command's default, chooses "after_bos" for
             a decoder whose tokenizer writes BOS, else "start". Default "start", or the place of `init_prompt`.
         sink_token: for "after_bos", the token to stand behind, if the tokenizer writes none.
+        train_head: for a backbone with a classification head: whether the prompt's copy of it trains. False is for a
+            head that is trained already.
         chat: for "system", the `ChatFormat` of the data; default the tokenizer's own chat template. Never saved.
         head_token_ids: the prompt's head, the tokens that it stands behind; found when the prompt is made.
+        classifier_modules: the names of the classification head's modules, which are saved with the prompt; found
+            when the prompt is made.
 
     Raises:
         PromptTuningError: P < 1, an unknown initialisation or position, or a missing argument of the initialisation.
@@ -86,6 +91,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     sink_token: str | None = None
     chat: Any = field(default=None, repr=False, compare=False)
     head_token_ids: tuple[int, ...] | None = None
+    train_head: bool = True
+    classifier_modules: tuple[str, ...] = ()
 
     def __post_init__(self):
         # Skip PEFT's check: it rejects TEXT without a `tokenizer_name_or_path`, but here `tokenizer` may be given.
@@ -178,6 +185,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(peft.PromptTuningConfig)}
         if self.num_virtual_tokens is not None:
             values["num_virtual_tokens"] += len(self.head)  # to PEFT, the head is the prompt's first vectors
+        if SAVES_MODULES:
+            values["modules_to_save"] = list(self.classifier_modules) or None
         if self.prompt_tuning_init != PromptTuningInit.SAMPLE_VOCAB:
             values["prompt_tuning_init"] = PromptTuningInit.RANDOM
         values["prompt_tuning_init"] = values["prompt_tuning_init"].value

@@ -8,7 +8,8 @@ anyone, so any fault in them raises a `PromptLoadError`.
 """
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -35,7 +36,10 @@ The largest prompts of the largest backbones have 2**24 numbers.
 """
 MAX_JSON_BYTES = 2**22
 FLOATING = ("F64", "F32", "F16", "BF16")
-TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")
+CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
+CLASSIFIER_PREFIX = "base_model."
+"""With it begin the names of a classification head's tensors, as PEFT writes its `modules_to_save`."""
 
 
 class SavedPrompt(NamedTuple):
@@ -49,6 +53,7 @@ class SavedPrompt(NamedTuple):
         backbone: what the files record about the prompt's backbone, with the keys of `PromptInfo.backbone`.
         start: [P, H] fp32, the vectors that training started from; None if the files do not hold them.
         head: [h, H] fp32, the embeddings of the tokens that the prompt stands behind (`config.head`).
+        classifier: the weights of its classification head by name, fp32; None if the files hold none.
     """
 
     vectors: Tensor
@@ -58,6 +63,7 @@ class SavedPrompt(NamedTuple):
     backbone: dict[str, Any]
     start: Tensor | None
     head: Tensor
+    classifier: dict[str, Tensor] | None = None
 
 
 def open_place(prompt: str | Path, **hub: Any) -> Place:
@@ -112,7 +118,8 @@ def _read(place: Place, prompt: str | Path) -> SavedPrompt:
     }
     if info is not None:
         backbone |= {name: value for name, value in info.backbone.items() if value is not None}
-    return SavedPrompt(vectors, config, info, str(prompt), backbone, _start(place, vectors, info), head)
+    classifier = read_classifier(weights_file) if config.task_type in CLASSIFIERS else None
+    return SavedPrompt(vectors, config, info, str(prompt), backbone, _start(place, vectors, info), head, classifier)
 
 
 def without_head(vectors: Tensor, info: PromptInfo | None, source: str | Path) -> tuple[Tensor, Tensor]:
@@ -132,6 +139,8 @@ def without_head(vectors: Tensor, info: PromptInfo | None, source: str | Path) -
 
 def _at_place(config: PromptTuningConfig, info: PromptInfo | None, length: int) -> PromptTuningConfig:
     """Return the config with the prompt's place, and without its head in the number of its vectors."""
+    if info is not None and info.classifier:
+        config = replace(config, train_head=info.classifier["is_trained"])
     if info is None or not info.place:
         return config
     ids, position = tuple(info.place["head_token_ids"]), info.place["prompt_position"]
@@ -254,9 +263,36 @@ def read_vectors(file: Path, key: str = "prompt_embeddings") -> Tensor:
         return checked(tensors.get_tensor(key).float(), file)
 
 
-def write_rows(folder: Path, rows: Tensor) -> None:
-    """Write a prompt with its head, [h+P, H] fp32, as PEFT does."""
-    save_file({"prompt_embeddings": rows.contiguous()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+def read_classifier(file: Path) -> dict[str, Tensor] | None:
+    """Return the weights of a classification head in a safetensors file by name, as fp32; None if there are none.
+
+    Raise PromptLoadError if they are not finite floating-point numbers, or too many.
+    """
+    with open_tensors(file) as tensors:
+        names = [name for name in tensors.keys() if name.startswith(CLASSIFIER_PREFIX)]  # noqa: SIM118
+        pieces = {name: tensors.get_slice(name) for name in names}
+        count = sum(math.prod(piece.get_shape()) for piece in pieces.values())
+        if count > MAX_NUMBERS or any(piece.get_dtype() not in FLOATING for piece in pieces.values()):
+            raise PromptLoadError(
+                f"{named(file)} holds {count} numbers of a classification head, of the types "
+                f"{sorted({piece.get_dtype() for piece in pieces.values()})}; at most {MAX_NUMBERS} of {FLOATING} are "
+                "read: save the head alone, so."
+            )
+        weights = {name.removeprefix(CLASSIFIER_PREFIX): tensors.get_tensor(name).float() for name in names}
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise PromptLoadError(
+                f"{named(file)} holds NaN or infinite numbers in {name}; give a prompt from before they came, or "
+                "train it again."
+            )
+    return weights or None
+
+
+def write_rows(folder: Path, rows: Tensor, classifier: Mapping[str, Tensor]) -> None:
+    """Write a prompt with its head, [h+P, H] fp32, and its classification head's weights by name, as PEFT does."""
+    tensors = {"prompt_embeddings": rows} | {CLASSIFIER_PREFIX + name: weight for name, weight in classifier.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def write_start(folder: Path, start: Tensor | None) -> None:

@@ -23,6 +23,8 @@ RESULTS_FILE = "results.json"
 FORMAT_VERSION = 2
 """The newest format. A prompt at the start is written in format 1, which earlier versions read."""
 RESULTS = ("metrics", "untuned_metrics", "transfer", "history", "confusion_matrix", "calibration")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+"""The problem types of a classification head, by transformers' names."""
 MEASURED = ("text_milliseconds", "prompt_milliseconds")
 """What was measured of a prompt that was taught; the card says both with the device."""
 PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
@@ -55,6 +57,8 @@ class PromptInfo:
         teacher: what taught it, if anything did: its `kind`, of a text the number of its `tokens` and how many tokens
             a request is shorter (`tokens_saved`), the measured `text_milliseconds` and `prompt_milliseconds` of a
             request on a `device`, and the `text` if it is to be published.
+        classifier: of a classification head, its labels (`id2label`), the `problem_type`, and whether it trains with
+            the prompt (`is_trained`).
     """
 
     template: RowTemplate | None = None
@@ -73,11 +77,12 @@ class PromptInfo:
     nearest_words: list[list[list[Any]]] = field(default_factory=list)
     place: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
+    classifier: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
         """Write `prompt_tuning.json` into `folder`, and `results.json` if there are results."""
         values = {"format_version": 2 if self.place else 1} | asdict(self.for_others())
-        for name in ("place", "teacher"):
+        for name in ("place", "teacher", "classifier"):
             if not values[name]:
                 del values[name]
         if isinstance(self.template, PromptTemplate):
@@ -311,6 +316,19 @@ def _teacher(name: str, value: Any) -> None:
             _number(f"{name}.{key}", value[key])
 
 
+def _classifier(name: str, value: Any) -> None:
+    _object(name, value)
+    if not value:
+        return
+    _has(name, value, "id2label", "is_trained")
+    _texts(f"{name}.id2label", value["id2label"])
+    numbers = [str(index) for index in range(len(value["id2label"]))]
+    _expect(list(value["id2label"]) == numbers != [], f"{name}.id2label", list(value["id2label"]), "0, 1, …", "has")
+    _expect(isinstance(value["is_trained"], bool), f"{name}.is_trained", value["is_trained"], "true or false")
+    kind = value.get("problem_type")
+    _expect(kind in (None, *PROBLEM_TYPES), f"{name}.problem_type", kind, f"one of {', '.join(PROBLEM_TYPES)}")
+
+
 def _backbone(name: str, value: Any) -> None:
     _object(name, value)
     _scalars(name, {key: item for key, item in value.items() if key != "embedding"})
@@ -344,4 +362,5 @@ CHECKS = {
     "nearest_words": _words,
     "place": _place,
     "teacher": _teacher,
+    "classifier": _classifier,
 }

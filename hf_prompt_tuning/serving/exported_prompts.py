@@ -13,6 +13,7 @@ from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..models.load import load_prompt
+from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
 
@@ -84,11 +85,12 @@ def load_prompts(
 
     Raises:
         PromptTuningError: no prompt is given, two have one name, a name is not made of letters, digits, `_` and `-`,
-            or there is no tokenizer.
+            there is no tokenizer, or a prompt has a classification head.
         PromptLoadError: as in `load_prompt`.
         PromptMismatchError: a prompt is of another backbone.
     """
     if isinstance(prompts, SoftPrompts):
+        check_writes_text(prompts)
         if backbone is not None or load:
             name = "backbone" if backbone is not None else next(iter(load))
             raise PromptTuningError(f"{name} is given, and the prompts are on a backbone already; leave it out.")
@@ -104,6 +106,7 @@ def load_prompts(
             )
     for name, prompt in named.items():
         loaded = load_prompt(prompt, backbone=backbone, tokenizer=tokenizer, **load)
+        check_writes_text(loaded.model)
         backbone, tokenizer = loaded.model.get_base_model(), _needed(loaded.tokenizer, backbone)
         exported.append(ExportedPrompt(name, loaded.model, "default", tokenizer))
         load = {key: value for key, value in load.items() if key in ("token", "cache_dir", "ignore_mismatch")}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..models.create import add_prompt, get_prompt_tuning_model
+from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import check_name
 from ..training.arguments import PromptTuningArguments
@@ -89,10 +90,11 @@ def model_with_prompts(
     """Add a new prompt for each task to a backbone; return the model. A trainer freezes the backbone later.
 
     Each prompt is initialised from its task's seed, or else `seed`, as it would be alone after `set_seed(seed)`. The
-    global random generator is not changed. Raise PromptTuningError if two tasks have the same name, or a prompt could
-    not be initialised.
+    global random generator is not changed. Raise PromptTuningError if two tasks have the same name, a prompt could not
+    be initialised, or the backbone has a classification head.
     """
     check_names(tasks)
+    check_writes_text(backbone)
     model = None
     for task in tasks:
         with torch.random.fork_rng():

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
+from ..models.model_classes import check_writes_text
 from ..models.recording import describe_run, to_record
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import write_repository_card
@@ -60,6 +61,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         args = copy.copy(args if args is not None else PromptTuningArguments(output_dir="trainer_output"))
         check_arguments(args)
         check_names(tasks)
+        check_writes_text(model)
         check_options(kwargs, [task.name for task in tasks])
         tasks = [with_template(task, model, processing_class) for task in tasks]
         if not isinstance(model, SoftPrompts):

@@ -13,6 +13,7 @@ from ..errors import PromptTuningError
 from ..layouts import check_layout_name
 from ..models.create import get_prompt_tuning_model
 from ..models.metric_direction import check_direction
+from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
 from .callbacks import DivergenceCallback
@@ -193,6 +194,7 @@ def prompt_model(
     The prompt's vectors are drawn after `set_seed(seed)`. Raise PromptTuningError if a plain backbone has no config,
     or the prompt cannot be made.
     """
+    check_writes_text(model)
     if isinstance(model, SoftPrompts):
         return model
     if config is None:

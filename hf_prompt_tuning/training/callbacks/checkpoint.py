@@ -144,12 +144,18 @@ def restore_prompt(model: SoftPrompts, file: str | Path, step: int) -> dict[str,
         step: the update step of the saved prompt.
 
     Raises:
-        PromptLoadError: no prompt was saved in that step, or it has another shape.
+        PromptLoadError: no prompt was saved in that step, it has another shape, or the active one has a
+            classification head.
     """
     kept = kept_prompts(file, model.active_adapter)
     if step not in kept:
         raise PromptLoadError(f"{file} has no prompt of step {step}; it has {', '.join(map(str, kept))}.")
     vectors, metrics = kept[step]
+    if model.prompt_encoder[model.active_adapter].classifier is not None:
+        raise PromptLoadError(
+            f"{file} holds vectors alone, and the prompt {model.active_adapter!r} has a classification head, which "
+            "belongs to the vectors of its step; load a checkpoint of the Trainer (load_prompt)."
+        )
     if vectors.shape != model.prompt.shape:
         raise PromptLoadError(
             f"{file} holds prompts of shape {list(vectors.shape)}, and the active one's is {list(model.prompt.shape)}."

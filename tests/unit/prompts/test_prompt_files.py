@@ -21,10 +21,10 @@ def folder(tmp_path):
 
 
 def test_round_trip(folder):
-    vectors, config, info, source, backbone, start, head = read_prompt(folder)
+    vectors, config, info, source, backbone, start, head, classifier = read_prompt(folder)
     assert torch.equal(start, vectors)  # nothing was trained
     assert vectors.shape == (3, 32) and vectors.dtype == torch.float32 and head.shape == (0, 32)
-    assert config.num_virtual_tokens == 3
+    assert config.num_virtual_tokens == 3 and classifier is None
     assert info.initialization["prompt_tuning_init"] == "RANDOM"
     info.write(folder)
     assert source == str(folder)
@@ -82,7 +82,7 @@ def change(file, **values):
             lambda f: change(f / "adapter_config.json", num_virtual_tokens="3"),
             "num_virtual_tokens is '3', and must be int",
         ),
-        (lambda f: change(f / "adapter_config.json", task_type="TOKEN_CLS"), "task_type is 'TOKEN_CLS', not"),
+        (lambda f: change(f / "adapter_config.json", task_type="QUESTION_ANS"), "task_type is 'QUESTION_ANS', not"),
         (lambda f: (f / "prompt_tuning.json").write_text("[" * 100_000), "recursion"),
         (lambda f: (f / "prompt_tuning.json").write_text(" " * (2**22 + 1)), "it is larger than 4 MB"),
         (

@@ -1,0 +1,186 @@
+"""Tell which backbones have a classification head that can be read exactly behind a prompt, and copy their heads.
+
+A head is all that a model for classification has beside its base model: `classifier` in BERT, `pooler` and
+`classifier` in DeBERTa, `score` in Llama. PEFT would train a copy of it inside the backbone, which all other users of
+the backbone would then get. So each prompt holds its own copy, and a call puts it into a stand-in of the backbone.
+"""
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.hooks import remove_hook_from_module
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
+from ..layouts.traits import has_per_layer_inputs, with_own_positions
+from ..prompts.files import SavedPrompt
+
+logger = logging.getLogger(__name__)
+
+SEQ_CLS, TOKEN_CLS = "SEQ_CLS", "TOKEN_CLS"
+CLASS_NAMES = {
+    SEQ_CLS: frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
+    TOKEN_CLS: frozenset(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
+}
+GENERIC = GenericForSequenceClassification, GenericForTokenClassification
+"""The heads of most decoders (Llama, Qwen, Gemma, …): one class for all of them."""
+CHECKED = {
+    SEQ_CLS: (
+        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
+        *("deberta", "deberta-v2", "modernbert", "gpt2"),
+    ),
+    TOKEN_CLS: (
+        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
+        *("deberta", "deberta-v2", "modernbert", "gpt2", "t5"),
+    ),
+}
+"""Models with a class of their own whose head reads nothing but the base model's hidden states: those of the text."""
+
+
+def classification_task(backbone: PreTrainedModel) -> str | None:
+    """Return SEQ_CLS or TOKEN_CLS for a model with such a head, None for another model."""
+    names = {kind.__name__ for kind in type(backbone).__mro__}  # FSDP2 puts a class of its own first
+    return next((task for task, classes in CLASS_NAMES.items() if names & classes), None)
+
+
+def check_head_reads_text(backbone: PreTrainedModel, task_type: str) -> None:
+    """Raise PromptTuningError if the head of a backbone is not known to read exactly the same behind a prompt."""
+    name, kind = type(backbone).__name__, backbone.config.model_type
+    if backbone.config.is_encoder_decoder and kind not in CHECKED[task_type]:
+        raise PromptTuningError(
+            f"the backbone is a {name}, an encoder-decoder whose head reads the decoder, and a prompt stands in the "
+            "encoder; load a BERT-like encoder or a decoder with this Auto class, or the language model with "
+            "AutoModelForSeq2SeqLM."
+        )
+    is_plain = not has_per_layer_inputs(backbone) and with_own_positions(backbone) is None
+    if not (isinstance(backbone, GENERIC) and is_plain) and kind not in CHECKED[task_type]:
+        raise PromptTuningError(
+            f"the backbone is a {name} (model_type {kind!r}), whose head is not known to read the same behind a "
+            f"prompt; use one of {', '.join(CHECKED[task_type])}, or a decoder with transformers' generic head."
+        )
+    parts = head_parts(backbone)
+    if not parts:
+        raise PromptTuningError(
+            f"the backbone is a {name} without a classification head; load it with its Auto class."
+        )
+    for part, module in parts.items():
+        for parameter, weight in module.named_parameters():
+            if not weight.is_floating_point() or weight.is_meta:
+                where = "not in memory" if weight.is_meta else f"of dtype {weight.dtype}"
+                raise PromptTuningError(
+                    f"the weight {part}.{parameter} of the backbone's head is {where}, and a head trains in fp32; "
+                    "load the backbone with its head whole (llm_int8_skip_modules names what is not quantized, "
+                    "device_map what is in memory)."
+                )
+
+
+def peft_reads_alike(backbone: PreTrainedModel, behind_first_tokens: bool) -> bool:
+    """Tell whether PEFT gives a saved head the same hidden states of an unpadded row.
+
+    An encoder's head reads a row's first column, which to PEFT is the prompt's first vector. It is the text's first
+    token only if the prompt stands behind that.
+    """
+    if classification_task(backbone) != SEQ_CLS or behind_first_tokens:
+        return True
+    return isinstance(backbone, GenericForSequenceClassification) or backbone.config.model_type == "gpt2"
+
+
+def head_parts(backbone: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the modules of a backbone's classification head by name: those with weights beside the base model."""
+    base = backbone.base_model
+    children = backbone._modules.items()
+    return {
+        name: part
+        for name, part in children
+        if part is not None and part is not base and any(True for _ in part.parameters())
+    }
+
+
+def copied_head(backbone: PreTrainedModel) -> nn.ModuleDict:
+    """Return a copy in fp32 of the modules of a backbone's head, by name."""
+    copies = {}
+    for name, part in head_parts(backbone).items():
+        part = remove_hook_from_module(copy.deepcopy(part), recurse=True)
+        copies[name] = part.to(torch.float32)
+    return nn.ModuleDict(copies)
+
+
+def description(backbone: PreTrainedModel, is_trained: bool) -> dict[str, Any]:
+    """Return what `prompt_tuning.json` says of a head: the labels, the problem type, and whether it trains."""
+    config = backbone.config
+    return {
+        "id2label": {str(index): str(label) for index, label in sorted(config.id2label.items())},
+        "problem_type": getattr(config, "problem_type", None),
+        "is_trained": is_trained,
+    }
+
+
+def label_options(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `from_pretrained` with which a backbone has the head that is described."""
+    id2label = {int(index): label for index, label in description["id2label"].items()}
+    options = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+    return options | {"problem_type": description.get("problem_type")}
+
+
+def fill_head(head: nn.ModuleDict, saved: SavedPrompt) -> None:
+    """Replace the weights of a prompt's head by the saved ones. Raise PromptLoadError if they are of another head.
+
+    A folder that PEFT wrote may hold none; then the head stays the backbone's.
+    """
+    if saved.classifier is None:
+        logger.warning(
+            f"{saved.source} holds no classification head, so the backbone's own is used. If it is a new one (random "
+            "numbers), load the backbone that has the head that the prompt was trained with."
+        )
+        return
+    present = head.state_dict()
+    if different := _first_difference(present, saved.classifier):
+        raise PromptLoadError(
+            f"{saved.source} holds another classification head than the backbone's: {different}. Load the backbone "
+            "with the model class and the number of labels (num_labels) that the prompt was trained with."
+        )
+    head.load_state_dict(saved.classifier)
+
+
+def _first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:
+    for name in sorted(here.keys() | there.keys()):
+        shapes = [list(tensors[name].shape) if name in tensors else None for tensors in (there, here)]
+        if shapes[0] != shapes[1]:
+            return f"{name} is {shapes[0] or 'missing'} there and {shapes[1] or 'missing'} here"
+    return ""
+
+
+def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mismatch: bool) -> None:
+    """Raise PromptMismatchError if a saved head has other labels than the backbone. Default names (LABEL_0) match all.
+
+    With `ignore_mismatch`, other names only give a warning. The number of labels must agree in any case.
+    """
+    there = {} if saved.info is None else saved.info.classifier.get("id2label", {})
+    if not there:
+        return
+    here = description(backbone, True)["id2label"]
+    if len(there) != len(here):
+        raise PromptMismatchError(
+            f"{saved.source} has {len(there)} labels, and the backbone's head {len(here)}; load the backbone with "
+            f"num_labels={len(there)}, or let load_prompt load it."
+        )
+    default = {index: f"LABEL_{index}" for index in here}
+    if there == here or default in (there, here):
+        return
+    index = next(index for index in there if there[index] != here.get(index))
+    message = (
+        f"{saved.source} calls label {index} {there[index]!r:.40}, and the backbone's config {here.get(index)!r:.40}; "
+        "load the backbone with the prompt's id2label and label2id"
+    )
+    if not ignore_mismatch:
+        raise PromptMismatchError(f"{message}, or give ignore_mismatch=True.")
+    logger.warning(f"{message}.")

@@ -1,0 +1,43 @@
+"""The model classes by the task type of their backbones."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..errors import PromptTuningError
+from .causal_lm import PromptTuningModelForCausalLM
+from .classifiers import classification_task
+from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
+from .sequence_classification import PromptTuningModelForSequenceClassification
+from .soft_prompts import SoftPrompts
+from .token_classification import PromptTuningModelForTokenClassification
+
+PromptTuningModel = (
+    PromptTuningModelForCausalLM
+    | PromptTuningModelForSeq2SeqLM
+    | PromptTuningModelForSequenceClassification
+    | PromptTuningModelForTokenClassification
+)
+MODEL_CLASSES = {
+    kind.task_type: kind
+    for kind in (
+        PromptTuningModelForCausalLM,
+        PromptTuningModelForSeq2SeqLM,
+        PromptTuningModelForSequenceClassification,
+        PromptTuningModelForTokenClassification,
+    )
+}
+
+
+def check_writes_text(model: Any) -> None:
+    """Raise PromptTuningError for a model with a classification head, or a backbone with one.
+
+    It is for what has the labels, losses and texts of language models: trainers, exports.
+    """
+    backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
+    if isinstance(backbone, PreTrainedModel) and classification_task(backbone) is not None:
+        raise PromptTuningError(
+            f"the backbone is a {type(backbone).__name__} with a classification head, and this is for language "
+            "models. Train its prompt with transformers' Trainer, on rows of input_ids and labels, and call the "
+            "model; or load the backbone with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+        )

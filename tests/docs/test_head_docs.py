@@ -1,0 +1,23 @@
+"""The code of the page on classification heads runs as it is written."""
+
+from transformers import TrainingArguments
+
+from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
+from tests.shared.doc_pages import run
+
+
+def test_classification_head(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.TrainingArguments", arguments_here)
+    backbone = tiny_classifier("bert", num_labels=2, id2label={0: "praise", 1: "complaint"})
+    before = backbone.classifier.weight.clone()
+    names = run("how-to/classification-head.md", {"backbone": backbone, "tokenizer": tokenizer_with_cls()})
+    assert capsys.readouterr().out.split()[-1] in ("praise", "complaint")
+    trained = names["model"].prompt_encoder["default"].classifier["classifier"].weight
+    assert not trained.equal(before) and backbone.classifier.weight.equal(before)
+
+
+def arguments_here(*args, **options):
+    """The arguments of the page, on this machine."""
+    quiet = dict(use_cpu=True, dataloader_pin_memory=False, report_to="none", disable_tqdm=True)
+    return TrainingArguments(*args, **quiet | options)

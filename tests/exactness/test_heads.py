@@ -1,0 +1,182 @@
+"""Classification heads behind a prompt: logits, loss and gradients equal each row alone, unpadded and by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+
+from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
+from tests.shared import classifiers
+from tests.shared.classifiers import DECODERS, ENCODERS, hidden_by_hand, tiny_classifier, tokenizer_with_cls
+from tests.shared.reference import relative_error
+from tests.shared.tiny_models import VOCAB
+
+LENGTHS = (7, 12, 1, 4)
+P = 5
+CASES = [("SEQ_CLS", name) for name in ENCODERS | DECODERS]
+TAGS = [torch.randint(-1, 3, (length,), generator=torch.Generator().manual_seed(length)) for length in LENGTHS]
+LABELS = {"SEQ_CLS": [2, 0, 1, 1], "TOKEN_CLS": [row.masked_fill(row < 0, -100) for row in TAGS]}
+CASES += [("TOKEN_CLS", name) for name in [*ENCODERS, *DECODERS, "t5"]]
+
+
+def with_prompt(backbone, position: str = "start", **config):
+    torch.manual_seed(1)
+    config = PromptTuningConfig(
+        num_virtual_tokens=P, prompt_tuning_init="RANDOM", random_range=1.0, prompt_position=position, **config
+    )
+    return get_prompt_tuning_model(backbone, config, tokenizer_with_cls() if position != "start" else None)
+
+
+def rows_of(name: str, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Ragged rows that begin with the token 1; pads of the model's id are among their tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for length in LENGTHS:
+        ids = torch.randint(0, VOCAB, (length,), generator=generator)
+        ids[0] = 1
+        if length > 2:
+            ids[-1] = 0  # what is a token is told by the mask, not by the id
+        row = {"input_ids": ids}
+        if name in classifiers.TOKEN_TYPES:
+            row["token_type_ids"] = (torch.arange(length) >= max(length // 2, 1)).long()
+        rows.append(row)
+    return rows
+
+
+def batch_of(rows: list[dict[str, Tensor]], side: str) -> dict[str, Tensor]:
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(tensor: Tensor, value: int) -> Tensor:
+        pads = torch.full((longest - len(tensor),), value)
+        return torch.cat([pads, tensor] if side == "left" else [tensor, pads])
+
+    batch = {key: torch.stack([padded(row[key], 3) for row in rows]) for key in rows[0] if key != "token_type_ids"}
+    batch["attention_mask"] = torch.stack([padded(torch.ones_like(row["input_ids"]), 0) for row in rows])
+    if "token_type_ids" in rows[0]:
+        batch["token_type_ids"] = torch.stack([padded(row["token_type_ids"], 0) for row in rows])
+    return batch
+
+
+def alone(model, rows: list[dict[str, Tensor]], behind: int) -> list[Tensor]:
+    """The logits of each row by hand, [L] or [n, L]."""
+    backbone, head = model.get_base_model(), model.prompt_encoder["default"].classifier
+    read = {"SEQ_CLS": classifiers.sequence_logits_by_hand, "TOKEN_CLS": classifiers.token_logits_by_hand}
+    logits = []
+    for row in rows:
+        types = {key: value for key, value in row.items() if key == "token_type_ids"}
+        hidden = hidden_by_hand(backbone, model.prompt, row["input_ids"], behind, **types)
+        logits.append(read[model.task_type](backbone, head, hidden))
+    return logits
+
+
+def gradients(model, loss: Tensor) -> dict[str, Tensor]:
+    """The gradients of the prompt and its head by name, which are cleared."""
+    model.zero_grad()
+    loss.backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    model.zero_grad()
+    return found
+
+
+def require_equal(model, loss: Tensor, expected: Tensor) -> None:
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours, by_hand = gradients(model, loss), gradients(model, expected)
+    assert {name.rpartition(".")[0] for name in ours} > {"prompt_encoder.default.embedding"}
+    for name, gradient in by_hand.items():
+        assert relative_error(ours[name], gradient) < 1e-5, name
+
+
+@pytest.mark.parametrize("position", ["start", "after_bos"])
+@pytest.mark.parametrize(("task_type", "name"), CASES)
+def test_a_head_reads_what_it_reads_of_each_row_alone(task_type, name, position):
+    model, rows = with_prompt(tiny_classifier(name, task_type), position).train(), rows_of(name)
+    labels = LABELS[task_type]
+    for side in ("right", "left"):
+        expected = alone(model, rows, behind=int(position != "start"))
+        batch = batch_of(rows, side)
+        if task_type == "SEQ_CLS":
+            outputs = model(**batch, labels=torch.tensor(labels))
+            logits, by_hand = outputs.logits, torch.stack(expected)
+            loss = cross_entropy(by_hand, torch.tensor(labels))
+        else:
+            real, given = batch["attention_mask"].bool(), torch.zeros_like(batch["input_ids"])
+            given[real] = torch.cat(labels)  # the labels 0 on pads are not counted
+            outputs = model(**batch, labels=given)
+            assert outputs.logits.shape == (*given.shape, 3)
+            logits, by_hand = outputs.logits[real], torch.cat(expected)
+            loss = cross_entropy(by_hand, torch.cat(labels))
+        assert relative_error(logits.detach(), by_hand.detach()) < 1e-5
+        require_equal(model, outputs.loss, loss)
+
+
+LOSSES = {
+    "regression": (1, torch.tensor([0.5, -1.0, 2.0, 0.0]), lambda x, y: mse_loss(x[:, 0], y)),
+    "several numbers": (3, torch.randn(4, 3), mse_loss),
+    "single label": (3, torch.tensor([2, 0, -100, 1]), cross_entropy),
+    "several labels": (
+        3,
+        torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]),
+        binary_cross_entropy_with_logits,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("name", ["bert", "deberta-v2", "llama", "gpt2"])
+def test_the_loss_is_that_of_the_problem_type(name, kind):
+    """It is told by the labels, or by the config; the backbone's config stays as it is."""
+    count, labels, loss_of = LOSSES[kind]
+    told = {"problem_type": "regression"} if kind == "several numbers" else {}
+    backbone = tiny_classifier(name, num_labels=count, **told)
+    model, rows = with_prompt(backbone), rows_of(name)
+    before = backbone.config.to_dict()
+    outputs = model(**batch_of(rows, "left"), labels=labels)
+    require_equal(model, outputs.loss, loss_of(torch.stack(alone(model, rows, 0)), labels))
+    assert backbone.config.to_dict() == before
+
+
+def test_a_summed_loss_is_divided_by_the_items_of_all_batches():
+    model, rows = with_prompt(tiny_classifier("roberta")), rows_of("roberta")
+    labels = torch.tensor([2, 0, -100, 1])
+    whole = model(**batch_of(rows, "right"), labels=labels).loss
+    parts = [
+        model(**batch_of(rows[i : i + 2], "right"), labels=labels[i : i + 2], num_items_in_batch=3).loss
+        for i in (0, 2)
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-6)
+    assert model(**batch_of(rows, "right"), labels=torch.full((4,), -100)).loss.item() == 0
+
+
+def test_mean_pooling_is_over_the_text():
+    backbone = tiny_classifier("modernbert", classifier_pooling="mean")
+    model, rows = with_prompt(backbone), rows_of("modernbert")
+    head = model.prompt_encoder["default"].classifier
+    logits = model(**batch_of(rows, "left")).logits
+    for row, ours in zip(rows, logits, strict=True):
+        mean = hidden_by_hand(backbone, model.prompt, row["input_ids"], 0).mean(0)[None]
+        torch.testing.assert_close(ours, classifiers.sequence_logits_by_hand(backbone, head, mean))
+
+
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "TOKEN_CLS"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "llama", "gpt2"])
+def test_bf16_backbones_give_finite_fp32_gradients(name, task_type):
+    backbone = tiny_classifier(name, task_type).bfloat16()
+    model, batch = with_prompt(backbone), batch_of(rows_of(name), "left")
+    labels = torch.tensor([2, 0, 1, 1]) if task_type == "SEQ_CLS" else batch["attention_mask"]
+    outputs = model(**batch, labels=labels)
+    assert outputs.logits.dtype == torch.float32
+    for gradient in gradients(model, outputs.loss).values():
+        assert gradient.dtype == torch.float32 and bool(gradient.isfinite().all()) and bool((gradient != 0).any())
+
+
+def test_hidden_states_are_those_of_the_text_in_the_callers_columns():
+    model, rows = with_prompt(tiny_classifier("bert"), "after_bos"), rows_of("bert")
+    batch = batch_of(rows, "left")
+    outputs = model(**batch, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    by_hand = [
+        hidden_by_hand(model.base_model, model.prompt, row["input_ids"], 1, token_type_ids=row["token_type_ids"])
+        for row in rows
+    ]
+    torch.testing.assert_close(outputs.hidden_states[-1][real], torch.cat(by_hand))
+    assert model(**batch, return_dict=False)[0].equal(outputs.logits)
