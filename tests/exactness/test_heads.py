@@ -10,6 +10,7 @@ from tests.shared import classifiers
 from tests.shared.classifiers import DECODERS, ENCODERS, hidden_by_hand, tiny_classifier, tokenizer_with_cls
 from tests.shared.reference import relative_error
 from tests.shared.tiny_models import VOCAB
+from tests.shared.versions import checkpoint_activations
 
 LENGTHS = (7, 12, 1, 4)
 P = 5
@@ -180,3 +181,17 @@ def test_hidden_states_are_those_of_the_text_in_the_callers_columns():
     ]
     torch.testing.assert_close(outputs.hidden_states[-1][real], torch.cat(by_hand))
     assert model(**batch, return_dict=False)[0].equal(outputs.logits)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_activations_may_be_computed_again(name):
+    """`gradient_checkpointing` of transformers' Trainer: the same loss and gradients."""
+    model, batch = with_prompt(tiny_classifier(name)).train(), batch_of(rows_of(name), "left")
+    labels = torch.tensor([2, 0, 1, 1])
+    expected = model(**batch, labels=labels).loss
+    before = gradients(model, expected)
+    checkpoint_activations(model.get_base_model())
+    again = model(**batch, labels=labels).loss
+    assert again.item() == pytest.approx(expected.item(), rel=1e-6)
+    for weight, gradient in gradients(model, again).items():
+        torch.testing.assert_close(gradient, before[weight])
