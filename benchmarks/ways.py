@@ -4,7 +4,7 @@
 
 FOLDER holds the files that benchmarks/README.md names; ways_tried.py has the ways. No reported row of quality.py is
 used: the held-out rows are others of the training file. Each run is added to benchmarks/results/ways.json, and is not
-made again. Prints the table of docs/decisions/0010-ways-to-learn-better.md.
+made again. Prints a table of all runs.
 """
 
 import argparse
