@@ -12,6 +12,7 @@ import random
 import tempfile
 import warnings
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -111,11 +112,12 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def cell(f1: dict[tuple, float], task: str, size: int, way: str) -> str:
-    """Return a way's cell of the table; empty if no seed was run."""
+    """Return a way's cell of the table; empty if no seed was run with it and with the defaults."""
     own = {key[3]: value for key, value in f1.items() if key[:3] == (task, size, way)}
     if way == DEFAULTS and len(own) > 1:
         return f"{mean(own.values()):.3f} ± {stdev(own.values()):.3f}"
-    changes = [100 * (value - f1[task, size, DEFAULTS, seed]) for seed, value in sorted(own.items())]
+    defaults = {key[3]: value for key, value in f1.items() if key[:3] == (task, size, DEFAULTS)}
+    changes = [100 * (value - defaults[seed]) for seed, value in sorted(own.items()) if seed in defaults]
     return f"{mean(changes):+.1f} ({', '.join(f'{change:+.1f}' for change in changes)})" if changes else ""
 
 
@@ -129,18 +131,14 @@ def main() -> None:
     datasets.disable_progress_bars()
     backbone, tokenizer = load_backbone(ModelArguments(".cache/smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"))
     tasks, results = read_tasks(HERE / "quality_tasks.yaml", args.data), Results(RESULTS)
-    for way in args.ways:
-        for described in args.tasks:
-            name, size = described.split(":")
-            for seed in args.seeds:
-                key = {"kind": "way", "task": name, "size": int(size), "way": way, "seed": seed}
-                if results.find(key) is None:
-                    task = tasks[name]
-                    found = measure(
-                        WAYS[way], backbone, tokenizer, apart(task, int(size), seed), task.sizes[int(size)]
-                    )
-                    results.add(key | found)
-                    print(key | found, flush=True)
+    for way, described, seed in product(args.ways, args.tasks, args.seeds):
+        name, size = described.split(":")
+        task, size = tasks[name], int(size)
+        key = {"kind": "way", "task": name, "size": size, "way": way, "seed": seed}
+        if results.find(key) is None:
+            found = measure(WAYS[way], backbone, tokenizer, apart(task, size, seed), task.sizes[size])
+            results.add(key | found)
+            print(key | found, flush=True)
     print(table(results.entries("way")))
 
 

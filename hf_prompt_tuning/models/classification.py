@@ -228,7 +228,9 @@ class ClassificationPrompts(SoftPrompts):
 
     def _scaled(self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """Return the loss, which is the mean over the labels, or their sum divided by `num_items_in_batch`."""
-        count, loss = (labels != IGNORED).sum(), outputs.loss
+        # A float of -100 is a number to learn, not a label that is left out.
+        is_given = torch.ones_like(labels) if labels.is_floating_point() else labels != IGNORED
+        count, loss = is_given.sum(), outputs.loss
         if not int(count):
             loss = outputs.logits.sum() * 0.0
         elif num_items_in_batch is not None:

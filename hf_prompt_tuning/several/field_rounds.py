@@ -61,7 +61,7 @@ class FieldRounds(EnsembleTrainer):
         self.learns_from_all = are_learned_later(train_dataset, eval_dataset)
         left = ONE if self.learns_from_all else TWO
         self._field = plan_field(config, template, args.recipe_lengths, args.seed, args.recipe_budget, left)
-        self._rows_of_training = 0  # how many of them are held apart
+        self._holds_training_rows = eval_dataset is None
         self._seed = args.seed
         callbacks = [*(callbacks or ()), FieldState()]
         if not any(issubclass(kind_of(callback), DivergenceCallback) for callback in callbacks):
@@ -80,14 +80,13 @@ class FieldRounds(EnsembleTrainer):
         self._apart = evaluation
         if evaluation is None:
             self._first, held = divide(train, self._seed)
-            self._apart, self._rows_of_training = train.select(held), len(held)
+            self._apart = train.select(held)
         check_labelled(self._apart)
         if self.learns_from_all:
             return {"train_dataset": train, "eval_dataset": None}
-        return {
-            "train_dataset": train if evaluation is not None else train.select(self._first),
-            "eval_dataset": self._apart,
-        }
+        if evaluation is None:
+            train = train.select(self._first)
+        return {"train_dataset": train, "eval_dataset": self._apart}
 
     def prepared(self, run: TaskRun) -> TaskRun:
         """Keep the rows held apart from a prompt until the last round."""

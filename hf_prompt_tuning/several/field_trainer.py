@@ -85,7 +85,7 @@ class FieldTrainer(FieldRounds):
             "The field has %d prompts; rounds end at the steps %s of %d. It costs %.2f ordinary runs. Prompts are "
             "compared on %d rows held apart%s%s.",
             *(len(self.tasks), ", ".join(str(end.step) for end in self._rounds), steps, self.cost, apart),
-            ", which are training rows" if self._rows_of_training else "",
+            ", which are training rows" if self._holds_training_rows else "",
             ", and the last one then learns from these, too" if self.learns_from_all else "",
         )
         output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -183,7 +183,7 @@ class FieldTrainer(FieldRounds):
         """Record the run as `MultiPromptTrainer` does, and what the field was."""
         super().describe_prompt(name)
         record = {"recipe": AUTO, "field_prompts": len(self.tasks), "field_cost": round(self.cost, 4)}
-        record |= {"rows_held_apart": len(self._apart), "of_the_training_rows": bool(self._rows_of_training)}
+        record |= {"rows_held_apart": len(self._apart), "of_the_training_rows": self._holds_training_rows}
         record["learned_from_later"] = self.learns_from_all
         if self.end is not None:
             record["field_end"] = self.end.kind

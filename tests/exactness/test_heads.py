@@ -148,6 +148,13 @@ def test_a_summed_loss_is_divided_by_the_items_of_all_batches():
     assert model(**batch_of(rows, "right"), labels=torch.full((4,), -100)).loss.item() == 0
 
 
+def test_a_number_of_minus_100_is_learned_like_any_other():
+    model, rows = with_prompt(tiny_classifier("bert", num_labels=1)), rows_of("bert")[:1]
+    labels = torch.tensor([-100.0])
+    loss = model(**batch_of(rows, "right"), labels=labels).loss
+    require_equal(model, loss, mse_loss(torch.stack(alone(model, rows, 0))[:, 0], labels))
+
+
 def test_mean_pooling_is_over_the_text():
     backbone = tiny_classifier("modernbert", classifier_pooling="mean")
     model, rows = with_prompt(backbone), rows_of("modernbert")

@@ -15,6 +15,8 @@ from transformers import (
 )
 
 from hf_prompt_tuning import (
+    EnsembleTrainer,
+    FieldTrainer,
     MultiPromptTrainer,
     PromptLoadError,
     PromptMismatchError,
@@ -32,6 +34,8 @@ from hf_prompt_tuning import (
 )
 from hf_prompt_tuning.training.callbacks import FrozenBackboneCallback, PromptCheckpointCallback
 from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
+from tests.shared.ensembles import TEMPLATE
+from tests.shared.resumed_runs import ROWS
 
 IDS = torch.tensor([[1, 17, 30, 9], [1, 44, 8, 25]])
 NAMES = {"id2label": {0: "bad", 1: "fair", 2: "good"}, "label2id": {"bad": 0, "fair": 1, "good": 2}}
@@ -356,7 +360,9 @@ def test_a_folder_without_a_head_takes_the_backbones_with_a_warning(tmp_path, ca
 def test_what_is_for_language_models_refuses_a_head(tmp_path):
     tokenizer, rows = tokenizer_with_cls(), [{"input_ids": [1, 5], "labels": 0}]
     args = PromptTuningArguments(str(tmp_path / "out"), report_to="none")
+    field = PromptTuningArguments(str(tmp_path / "out"), report_to="none", recipe="auto")
     config = PromptTuningConfig(num_virtual_tokens=2)
+    members = [PromptTask(name, config) for name in "ab"]
     message = "with a classification head, and this is for language models"
     backbone = tiny_classifier("bert")
     state, model = state_of(backbone), with_prompt(tiny_classifier("bert"))
@@ -366,6 +372,8 @@ def test_what_is_for_language_models_refuses_a_head(tmp_path):
         lambda: MultiPromptTrainer(model, args, [PromptTask(name, config, rows) for name in "ab"], tokenizer),
         lambda: export_tokens(model, tmp_path / "out", tokenizer=tokenizer),
         lambda: MultiPromptTrainer(backbone, args, [PromptTask(name, config, rows) for name in "ab"], tokenizer),
+        lambda: EnsembleTrainer(backbone, args, members, ROWS, None, tokenizer, TEMPLATE),
+        lambda: FieldTrainer(backbone, field, config, ROWS, None, tokenizer, TEMPLATE),
     ):
         with refused(message):
             call()
