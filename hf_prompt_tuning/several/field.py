@@ -12,6 +12,7 @@ rows are compared by and learned from later (`rows_apart`), the last round leave
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from ..data.chat_tokenization import RowTemplate
 from ..errors import PromptTuningError
@@ -39,9 +40,17 @@ class Round:
 
 @dataclass(frozen=True)
 class Field:
-    """The prompts of a field, the share of the run's steps that each round has, and how many the last one leaves."""
+    """A field.
+
+    Attributes:
+        members: its prompts.
+        distances: by a prompt's name, how many rates its own is from the default, and the number of its start.
+        share: the share of the run's steps that each round has.
+        left: how many prompts the last round leaves.
+    """
 
     members: list[PromptTask]
+    distances: dict[str, tuple[int, int]]
     share: float
     left: int
 
@@ -95,7 +104,7 @@ def learning_rates(number: int) -> list[float]:
 
 
 def starts(config: PromptTuningConfig, template: RowTemplate, seed: int) -> list[tuple[PromptTuningConfig, int]]:
-    """Return the configs of a field's starts, each with a seed.
+    """Return the configs of a field's starts, each with a seed; first the one that is better known to work.
 
     They are the config's own start, and words drawn from the vocabulary. If its own are drawn words, the labels' words
     are the other start; without labels, other drawn words. A prompt that starts from a prompt has no other start.
@@ -126,19 +135,19 @@ def plan_field(
     if not budget >= 1:
         raise PromptTuningError(f"recipe_budget is {budget}, and one ordinary run costs 1; give 1 or more.")
     shapes = [
-        (start if length is None else replace(start, num_virtual_tokens=length), seed_of_start)
+        (start if length is None else replace(start, num_virtual_tokens=length), seed_of_start, number_of_start)
         for length in lengths or [None]
-        for start, seed_of_start in starts(config, template, seed)
+        for number_of_start, (start, seed_of_start) in enumerate(starts(config, template, seed))
     ]
     for number in NUMBERS_OF_RATES:
         size = number * len(shapes)
         if (share := share_of_round(size, budget, left)) >= SHORTEST_ROUND - 1e-9:
-            pairs = [(shape, rate) for shape in shapes for rate in learning_rates(number)]
-            members = [
-                PromptTask(f"prompt_{i}", prompt, learning_rate=rate, seed=own_seed)
-                for i, ((prompt, own_seed), rate) in enumerate(pairs, start=1)
-            ]
-            return Field(members, share, left)
+            members, distances = [], {}
+            for (prompt, own_seed, start), (i, rate) in product(shapes, enumerate(learning_rates(number))):
+                name = f"prompt_{len(members) + 1}"
+                members.append(PromptTask(name, prompt, learning_rate=rate, seed=own_seed))
+                distances[name] = abs(i - number // 2), start
+            return Field(members, distances, share, left)
     needed = left + SHORTEST_ROUND * _beyond(list(halvings(size, left)), left)
     raise PromptTuningError(
         f"recipe_budget is {budget}, and the smallest field here, of {size} prompts, costs {needed:.2g} ordinary "

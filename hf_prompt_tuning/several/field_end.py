@@ -30,11 +30,6 @@ class FieldEnd:
     wins: tuple[int, int] | None = None
 
 
-def order(losses: Mapping[str, float]) -> list[str]:
-    """Return names by their losses, the lowest first. A loss that is not finite comes last."""
-    return sorted(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf)
-
-
 def chance_of(wins: int, losses: int) -> float:
     """Return how likely so many wins, or more, are if each of the wins and losses is one with probability 1/2."""
     rows = wins + losses

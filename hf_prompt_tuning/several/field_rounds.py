@@ -21,13 +21,16 @@ from .batches import rows_of_prompts
 from .checks import check_field, check_warmup
 from .ensemble_trainer import EnsembleTrainer
 from .field import ONE, TWO, Round, cost, plan_field
-from .field_end import order
+from .field_choice import best_first, order
 from .field_state import FieldState
 from .rows_apart import are_learned_later, check_is_dataset, check_labelled, divide
 from .streams import with_first_rows
 from .task_run import TaskRun
 
 logger = logging.getLogger(__name__)
+
+NEARER = "whose loss on the rows held apart is clearly higher, or who are further from the default"
+"""Why prompts go where losses alone do not decide."""
 
 
 class FieldRounds(EnsembleTrainer):
@@ -125,16 +128,21 @@ class FieldRounds(EnsembleTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _end_round(self, end: Round) -> None:
-        """Compare the prompts on the rows held apart, and drop all but the best."""
-        losses = self._losses_apart()[0]
-        best = order(losses)
-        stay = [name for name in self.members if name in best[: end.stay]]
+        """Compare the prompts on the rows held apart, and drop all but the best (`best_first`)."""
+        names = self.members
+        losses, results, _ = self._losses_apart()
+        labelled = results.tokens > 0
+        of_rows = {name: results.nll[labelled, i] for i, name in enumerate(names)}
+        best = best_first(losses, of_rows, self._field.distances)
+        stay = [name for name in names if name in best[: end.stay]]
         self._progress.rounds.append({"step": self.state.global_step, "losses": losses, "stay": stay})
+        by_loss = set(order(losses)[: end.stay]) == set(stay)
         logger.info(
-            "Round %d of %d, step %d of %d: %s stay; %s go, whose loss on the rows held apart is higher.",
+            "Round %d of %d, step %d of %d: %s stay; %s go, %s.",
             *(len(self._progress.rounds), len(self._rounds), self.state.global_step, self.args.max_steps),
             ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[: end.stay]),
             ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[end.stay :]),
+            "whose loss on the rows held apart is higher" if by_loss else NEARER,
         )
 
     def _named(self, name: str) -> str:

@@ -20,7 +20,8 @@ from ..training.learned import TO_TRY
 from ..training.recipes import AUTO
 from ..training.scorer import Scorer
 from ..training.trainer import PromptTuningTrainer
-from .field_end import FieldEnd, is_clear, order, wins_of
+from .field_choice import order
+from .field_end import FieldEnd, is_clear, wins_of
 from .field_rounds import FieldRounds
 from .voting import vote
 

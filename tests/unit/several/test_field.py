@@ -7,7 +7,8 @@ import pytest
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, PromptTuningError
 from hf_prompt_tuning.several.field import ONE, TWO, Round, cost, halvings, learning_rates, plan_field
-from hf_prompt_tuning.several.field_end import chance_of, is_clear, order, wins_of
+from hf_prompt_tuning.several.field_choice import best_first, is_clearly_worse, order
+from hf_prompt_tuning.several.field_end import chance_of, is_clear, wins_of
 from hf_prompt_tuning.several.rows_apart import rows_apart
 
 LABELS = PromptTemplate("{text}", label_column="label", label_words={"1": "a", "2": "b"})
@@ -39,6 +40,11 @@ class TestPlan:
         starts = Counter(task.config.prompt_tuning_init.value for task in field.members)
         assert starts == {"CLASS_LABELS": 5, "SAMPLE_VOCAB": 5}
         assert {task.seed for task in field.members} == {42}
+        nearest = [min(field.distances, key=field.distances.get), max(field.distances, key=field.distances.get)]
+        by_name = {task.name: task for task in field.members}
+        near, far = (by_name[name] for name in nearest)
+        assert (near.learning_rate, near.config.prompt_tuning_init.value) == (0.03, "CLASS_LABELS")
+        assert far.learning_rate in (0.003, 0.3) and far.config.prompt_tuning_init.value == "SAMPLE_VOCAB"
 
     @pytest.mark.parametrize("steps", [10, 33, 59, 100, 1234])
     @pytest.mark.parametrize("budget", [2.5, 2.7, 3.0, 3.7, 4.0, 6.0, 20.0])
@@ -101,10 +107,35 @@ class TestRowsApart:
         assert len(rows_apart([0] * 100, 8, seed=0)) == 20
 
 
-class TestEnd:
+class TestChoice:
     def test_a_loss_that_is_not_finite_comes_last(self):
         assert order({"a": float("nan"), "b": 2.0, "c": 1.0, "d": float("inf")}) == ["c", "b", "a", "d"]
 
+    def test_clearly_worse(self):
+        """The standard error of four differences is 0.5, or 0.4 where they spread less."""
+        best, spread = np.zeros(4), np.array([-1.0, 1.0, -1.0, 1.0]) * (3 / 4) ** 0.5
+        assert not is_clearly_worse(0.99 + spread, best) and is_clearly_worse(1 + 0.8 * spread, best)
+        assert not is_clearly_worse(-1 + 0.1 * spread, best)
+
+    def test_what_one_row_and_bad_numbers_tell(self):
+        assert not is_clearly_worse(np.array([9.0]), np.array([1.0]))
+        assert is_clearly_worse(np.array([float("nan"), 0.0]), np.zeros(2))
+
+    def test_the_nearest_to_the_default_of_those_that_are_alike(self):
+        noise = np.array([-1.0, 1.0, -1.0, 1.0])
+        of_rows = {"far": 1 + noise, "near": 1.2 - noise, "worse": 5 + noise, "worst": 9 + noise}
+        losses = {name: float(rows.mean()) for name, rows in of_rows.items()}
+        distances = {"far": (2, 0), "near": (0, 1), "worst": (0, 0), "worse": (1, 0)}
+        assert best_first(losses, of_rows, distances) == ["near", "far", "worse", "worst"]
+
+    def test_the_lower_loss_at_the_same_distance(self):
+        noise = np.array([-1.0, 1.0])
+        of_rows = {"high": 1.1 - noise, "low": 1 + noise}
+        losses = {name: float(rows.mean()) for name, rows in of_rows.items()}
+        assert best_first(losses, of_rows, {"high": (1, 0), "low": (1, 0)}) == ["low", "high"]
+
+
+class TestEnd:
     def test_chance(self):
         assert chance_of(5, 0) == 1 / 32
         assert chance_of(0, 0) == 1.0
