@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .training.callbacks import (
         DivergenceCallback,
         FrozenBackboneCallback,
+        PromptAveragingCallback,
         PromptCheckpointCallback,
         PromptHubCallback,
         PromptMonitorCallback,
@@ -93,8 +94,8 @@ _NAMES_OF = {
     ".several.task": "PromptTask",
     ".several.trainer": "MultiPromptTrainer",
     ".training.arguments": "PromptTuningArguments",
-    ".training.callbacks": "DivergenceCallback FrozenBackboneCallback PromptCheckpointCallback PromptHubCallback "
-    "PromptMonitorCallback kept_prompts restore_prompt",
+    ".training.callbacks": "DivergenceCallback FrozenBackboneCallback PromptAveragingCallback "
+    "PromptCheckpointCallback PromptHubCallback PromptMonitorCallback kept_prompts restore_prompt",
     ".training.teacher": "Teacher",
     ".training.trainer": "PromptTuningTrainer",
 }

@@ -50,6 +50,10 @@ class PromptTuningArguments(TrainingArguments):
     early_stopping_patience: int | None = HfArg(
         default=None, help="Stop after so many evaluations without a better metric, and keep the best prompt."
     )
+    average_last: float = HfArg(
+        default=0.0,
+        help="End with the mean of the prompts of this last share of the steps; 0: with the last one.",
+    )
     layout: str = HfArg(
         default="auto", help="Layout of prompts and examples: auto, packed, cached or padded. Changes the cost only."
     )
@@ -110,6 +114,13 @@ class PromptTuningArguments(TrainingArguments):
             self.load_best_model_at_end = True
             if self.eval_strategy == "no":
                 self.eval_strategy = self.save_strategy = "epoch"
+        if not 0 <= self.average_last <= 1:
+            raise PromptTuningError(f"average_last is {self.average_last}; give a share of the run, 0 to 1.")
+        if self.average_last and self.load_best_model_at_end:
+            raise PromptTuningError(
+                f"average_last is {self.average_last}, and load_best_model_at_end (or early_stopping_patience) keeps "
+                "the prompt of one step; leave one of them out."
+            )
         if self.metric_for_best_model is not None:
             # transformers treats every name that does not end in "loss" as a score, even perplexity.
             self.greater_is_better = greater_is_better(self.metric_for_best_model, self.greater_is_better)

@@ -16,7 +16,7 @@ from ..models.metric_direction import check_direction
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
-from .callbacks import DivergenceCallback
+from .callbacks import DivergenceCallback, PromptAveragingCallback
 from .recipes import AUTO
 
 logger = logging.getLogger(__name__)
@@ -207,8 +207,10 @@ def prompt_model(
 
 
 def all_callbacks(callbacks: Sequence[Any] | None, args: TrainingArguments) -> list[Any]:
-    """Return the caller's callbacks, early stopping by the arguments, and a `DivergenceCallback` if there is none."""
+    """Return the caller's callbacks, those that arguments ask for, and a `DivergenceCallback` if there is none."""
     callbacks = list(callbacks or [])
+    if getattr(args, "average_last", 0.0):
+        callbacks.append(PromptAveragingCallback(args.average_last))
     if getattr(args, "early_stopping_patience", None):
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     if not any(issubclass(kind_of(callback), DivergenceCallback) for callback in callbacks):

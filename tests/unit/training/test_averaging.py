@@ -1,0 +1,127 @@
+"""A run ends with the mean of its last prompts, in any Trainer, and also if it is resumed."""
+
+import json
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_prompt_tuning import (
+    PromptAveragingCallback,
+    PromptTuningArguments,
+    PromptTuningConfig,
+    PromptTuningError,
+    get_prompt_tuning_model,
+    load_prompt,
+)
+from tests.shared.classifiers import tiny_classifier
+from tests.shared.ensembles import make as make_ensemble
+from tests.shared.resumed_runs import make
+from tests.shared.vanilla_trainer import vanilla
+
+
+class Watch(TrainerCallback):
+    """The prompts after each step."""
+
+    def __init__(self):
+        self.prompts = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.prompts.append({name: p.detach().clone() for name, p in model.prompt_encoder.named_parameters()})
+
+    def mean(self, name, steps):
+        return torch.stack([prompts[name] for prompts in self.prompts[-steps:]]).double().mean(0).float()
+
+
+@pytest.mark.parametrize(("share", "steps"), [(1.0, 6), (0.5, 3), (0.34, 2), (0.01, 1)])
+def test_the_mean_of_the_last_steps(share, steps, tmp_path, tokenizer):
+    watch = Watch()
+    trainer = vanilla(tmp_path, tokenizer, callbacks=[watch, PromptAveragingCallback(share)])
+    trainer.train()
+    (name,) = watch.prompts[0]
+    assert len(watch.prompts) == 6
+    torch.testing.assert_close(trainer.model.prompt.detach(), watch.mean(name, steps), rtol=1e-6, atol=1e-7)
+    assert torch.equal(trainer.model.prompt, watch.prompts[-1][name]) == (steps == 1)
+
+
+def test_by_the_argument(tmp_path, tokenizer):
+    watch = Watch()
+    trainer = make(tmp_path, tokenizer, callbacks=[watch], average_last=0.5)
+    trainer.train()
+    (name,) = watch.prompts[0]
+    torch.testing.assert_close(trainer.model.prompt.detach(), watch.mean(name, 6), rtol=1e-6, atol=1e-7)
+    trainer.save_model()
+    loaded = load_prompt(tmp_path, backbone=trainer.model.get_base_model(), tokenizer=tokenizer)
+    assert torch.equal(loaded.model.prompt, trainer.model.prompt)
+
+
+@pytest.mark.parametrize("step", [4, 6, 7, 11, 12])
+def test_a_resumed_run_ends_the_same(step, tmp_path, tokenizer):
+    whole = make(tmp_path / "whole", tokenizer, average_last=0.5)
+    whole.train()
+    resumed = make(tmp_path / "resumed", tokenizer, average_last=0.5)
+    resumed.train(resume_from_checkpoint=f"{tmp_path}/whole/checkpoint-{step}")
+    assert torch.equal(resumed.model.prompt, whole.model.prompt)
+
+
+def test_each_of_several_prompts(tmp_path, messages):
+    trainer, watch = make_ensemble(tmp_path, messages, average_last=0.5), Watch()
+    trainer.add_callback(watch)
+    trainer.train()
+    assert len(watch.prompts[0]) == 3
+    for name, parameter in trainer.model.prompt_encoder.named_parameters():
+        expected = watch.mean(name, round(len(watch.prompts) / 2))
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_head_with_its_prompt(tmp_path):
+    """A collator of token ids and class numbers, and transformers' Trainer."""
+    model, watch = get_prompt_tuning_model(tiny_classifier("bert"), PromptTuningConfig(num_virtual_tokens=4)), Watch()
+    rows = [{"input_ids": [5 + i, 6, 7], "labels": i % 3} for i in range(6)]
+    args = TrainingArguments(str(tmp_path), num_train_epochs=2, per_device_train_batch_size=2, use_cpu=True)
+    trainer = Trainer(model, args, train_dataset=rows, callbacks=[watch, PromptAveragingCallback(0.5)])
+    trainer.train()
+    means = {name: watch.mean(name, 3) for name in watch.prompts[0]}
+    assert len(means) > 1
+    for name, parameter in model.prompt_encoder.named_parameters():
+        torch.testing.assert_close(parameter.detach(), means[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_second_run_begins_a_new_mean(tmp_path, tokenizer):
+    trainer, watch = make(tmp_path, tokenizer, average_last=0.5), Watch()
+    trainer.train()
+    trainer.add_callback(watch)
+    trainer.train()
+    (name,) = watch.prompts[0]
+    torch.testing.assert_close(trainer.model.prompt.detach(), watch.mean(name, 6), rtol=1e-6, atol=1e-7)
+
+
+def test_metrics_of_another_prompt_are_forgotten(tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer, average_last=0.5, eval_strategy="epoch")
+    trainer.train()
+    info = trainer.model.info
+    assert (info.metrics, info.confusion_matrix, info.calibration) == ({}, {}, {})
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    saved = json.loads((tmp_path / "prompt_tuning.json").read_text())
+    assert saved["metrics"]["eval_loss"] == metrics["eval_loss"]
+
+
+def test_refusals(tmp_path, tokenizer):
+    with pytest.raises(PromptTuningError, match=r"the share of steps to average is 0; give a number above 0, up to 1"):
+        PromptAveragingCallback(0)
+    with pytest.raises(PromptTuningError, match=r"average_last is 1\.5; give a share of the run, 0 to 1"):
+        PromptTuningArguments(str(tmp_path), average_last=1.5)
+    with pytest.raises(PromptTuningError, match=r"average_last is 0\.5, and load_best_model_at_end .* leave"):
+        PromptTuningArguments(str(tmp_path), average_last=0.5, early_stopping_patience=2)
+    best = vanilla(tmp_path, tokenizer, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+    best.add_callback(PromptAveragingCallback())
+    with pytest.raises(PromptTuningError, match=r"load_best_model_at_end .* keeps the prompt of one step"):
+        best.train()
+
+
+def test_a_checkpoint_without_the_mean(tmp_path, tokenizer):
+    make(tmp_path / "whole", tokenizer).train()
+    resumed = make(tmp_path / "resumed", tokenizer, average_last=0.5)
+    with pytest.raises(PromptTuningError, match=r"resumed at step 8, .* has the mean of 0 steps in place of 2"):
+        resumed.train(resume_from_checkpoint=f"{tmp_path}/whole/checkpoint-8")
