@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.chat_tokenization import RowTemplate
 from ..prompts.config import PromptTuningConfig
 from ..training.arguments import PromptTuningArguments
-from ..training.callbacks import DivergenceCallback
+from ..training.callbacks import DivergenceCallback, PromptAveragingCallback
 from ..training.recipes import AUTO
 from ..training.scorer import RowResults, Scorer
 from ..training.setup import kind_of
@@ -29,6 +29,8 @@ from .task_run import TaskRun
 
 logger = logging.getLogger(__name__)
 
+AVERAGED = 0.5
+"""Of few training rows: the last share of the run whose prompts are averaged, unless the arguments give one."""
 NEARER = "whose loss on the rows held apart is clearly higher, or who are further from the default"
 """Why prompts go where losses alone do not decide."""
 
@@ -37,7 +39,7 @@ class FieldRounds(EnsembleTrainer):
     """Trainer of a field until its last round. `FieldTrainer` says what a field is, and has the arguments.
 
     The rows held apart are of the evaluation data. Without any, they are of the training rows; if these are few, the
-    last round leaves one prompt, which then learns from all rows.
+    last round leaves one prompt, which then learns from all rows, and ends as its mean over the last half of the run.
 
     Attributes:
         finds_settings: whether the recipe auto may be given.
@@ -67,6 +69,8 @@ class FieldRounds(EnsembleTrainer):
         self._holds_training_rows = eval_dataset is None
         self._seed = args.seed
         callbacks = [*(callbacks or ()), FieldState()]
+        if self.learns_from_all and "average_last" not in args.given:
+            callbacks.append(PromptAveragingCallback(AVERAGED))
         if not any(issubclass(kind_of(callback), DivergenceCallback) for callback in callbacks):
             # Rates that are too low or too high are in every field, and are dropped without a warning.
             callbacks.append(DivergenceCallback(max_norm=math.inf, min_move=0.0))

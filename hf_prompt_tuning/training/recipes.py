@@ -16,6 +16,7 @@ TOGETHER = (
     ("optim", "optim_args"),
     ("prompt_tuning_init", "prompt_tuning_init_text", "init_prompt"),
     ("num_virtual_tokens", "init_prompt"),
+    ("average_last", "load_best_model_at_end", "early_stopping_patience"),
 )
 """Arguments that say one thing together: if one of them is given, a recipe says nothing about the others."""
 
@@ -39,8 +40,8 @@ RECIPES = {
     "default": Recipe("this package's defaults"),
     # 15 passes in place of 10.
     "few_shot": Recipe(
-        "the settings of benchmarks/raft_folds.py, for 50 tweets",
-        {"num_train_epochs": 15.0, "per_device_train_batch_size": 8},
+        "the settings of benchmarks/raft_folds.py, for 50 tweets; the mean of benchmarks/ways.py",
+        {"num_train_epochs": 15.0, "per_device_train_batch_size": 8, "average_last": 0.5},
     ),
     # Not set: the paper's choice of the best checkpoint, which needs evaluation data. transformers' Adafactor has no
     # parameter scaling here, and the paper's decay of 0.8 for the second moments.

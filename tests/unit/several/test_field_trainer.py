@@ -299,7 +299,7 @@ class TestFewRows:
             assert all(set().union(*rows[start : start + 4]) == set(range(14)) for start in (12, 16, 20))
 
     def test_it_ends_as_without_a_field(self, few, tmp_path):
-        """The reference trains all ten to the end, on the same rows."""
+        """The reference trains all ten to the end, on the same rows. Both end with means of the last half."""
 
         class Reference(EnsembleTrainer):
             def prepared(self, run):
@@ -307,7 +307,7 @@ class TestFewRows:
 
         members = plan_field(CONFIG, TEMPLATE, None, few.args.seed, 4.0).members
         reference = Reference(
-            *(tiny_model("llama"), run_arguments(tmp_path, recipe=None), members, ROWS, None),
+            *(tiny_model("llama"), run_arguments(tmp_path, recipe=None, average_last=0.5), members, ROWS, None),
             *(few.processing_class, TEMPLATE),
         )
         reference.train()
@@ -321,6 +321,15 @@ class TestFewRows:
         resumed.train(resume_from_checkpoint=f"{few.args.output_dir}/checkpoint-{step}")
         assert resumed.end == few.end
         assert all(torch.equal(resumed.prompts[name], few.prompts[name]) for name in few.tasks)
+
+    def test_the_given_share_is_averaged(self, few, tmp_path):
+        last = make(tmp_path / "last", ROWS, None, average_last=0.0, save_strategy="steps", save_steps=24)
+        last.train()
+        name = few.end.prompt
+        assert last.end.prompt == name
+        assert torch.equal(last.prompts[name].detach(), vectors_at(last, 24, name))
+        assert torch.equal(last.prompts[name].detach(), vectors_at(few, 24, name))
+        assert not torch.equal(last.prompts[name], few.prompts[name])
 
     def test_there_is_no_evaluation_data(self, few, tmp_path):
         with pytest.raises(ValueError, match="eval_dataset"):

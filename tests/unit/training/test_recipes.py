@@ -82,4 +82,4 @@ def test_the_log_says_what_is_set(tmp_path, caplog):
     caplog.set_level("INFO", "hf_prompt_tuning")
     args = make(tmp_path, recipe="few_shot", num_train_epochs=3)
     PromptTuningTrainer(tiny_prompt_model("llama", num_virtual_tokens=4), args)
-    assert caplog.messages == ["The recipe few_shot sets per_device_train_batch_size=8."]
+    assert caplog.messages == ["The recipe few_shot sets per_device_train_batch_size=8, average_last=0.5."]
