@@ -1,7 +1,7 @@
 """Define the inputs and outputs of a layout. The letters are those of docs/notation.md."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -33,32 +33,44 @@ class Examples:
         mask: [B, T] bool, True on real tokens.
         labels: [B, T] long, `IGNORED` where nothing is predicted; or None.
         order: [B, T] long; column t of row b was column `order[b, t]` of the caller's batch. None: nothing moved.
+        beside: what the backbone takes of each token beside its embedding, by the argument's name, [B, T, C] whole
+            numbers: token types, and positions that are not counted. Only the padded layout takes it.
     """
 
     embeds: Tensor
     mask: Tensor
     labels: Tensor | None = None
     order: Tensor | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def align(cls, embeds: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> "Examples":
+    def align(
+        cls,
+        embeds: Tensor,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        beside: Mapping[str, Tensor] | None = None,
+    ) -> "Examples":
         """Move each row's real tokens to the left and keep their order. The pads may be anywhere.
 
         `mask` is [B, T], non-zero on real tokens; None if all tokens are real. Labels on pads are ignored.
         """
+        beside = beside or {}
         if mask is None:
-            return cls(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device), labels)
+            mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+            return cls(embeds, mask, labels, beside=beside)
         mask = mask.bool()
         if labels is not None:
             labels = labels.masked_fill(~mask, IGNORED)
         if bool((mask[:, 1:] <= mask[:, :-1]).all()):
-            return cls(embeds, mask, labels)
+            return cls(embeds, mask, labels, beside=beside)
         order = torch.argsort(~mask, dim=1, stable=True)
         return cls(
             take_columns(embeds, order),
             mask.gather(1, order),
             None if labels is None else labels.gather(1, order),
             order,
+            {name: take_columns(values, order) for name, values in beside.items()},
         )
 
     def caller_mask(self) -> Tensor:
@@ -72,13 +84,14 @@ class Examples:
         mask = self.mask[rows]
         width = int(mask.sum(1).max()) if len(rows) else 0
         labels = None if self.labels is None else self.labels[rows, :width]
-        return Examples(self.embeds[rows, :width], mask[:, :width], labels)
+        beside = {name: values[rows, :width] for name, values in self.beside.items()}
+        return Examples(self.embeds[rows, :width], mask[:, :width], labels, beside=beside)
 
     def needed(self) -> "Examples":
         """Drop the tokens that predict no label: each row's last labelled token and all tokens after it."""
         labelled = self.labels != IGNORED
         predicts_later = labelled.flip(1).cumsum(1).flip(1) - labelled.long() > 0
-        return Examples(self.embeds, self.mask & predicts_later, self.labels)
+        return replace(self, mask=self.mask & predicts_later, order=None)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ from .base import (
 )
 from .traits import text_positions
 
+POSITIONS = "position_ids"
+"""The values beside tokens that count on from a prompt's. Others are token types, of which 0 is plain text."""
+
 
 def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tuple[Tensor, Tensor]:
     """Return rows `[prompt | text | pads]`, or `[pads | prompt | text]` if `pads` is "left" (as generation needs).
@@ -49,6 +52,36 @@ def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tu
             order = torch.argsort(mask, dim=1, stable=True)
             embeds, mask = take_columns(embeds, order), mask.gather(1, order)
     return embeds, mask.long()
+
+
+def beside_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> dict[str, Tensor]:
+    """Return the arguments of a backbone for what stands beside each token (`Examples.beside`) of `padded_rows`.
+
+    A prompt has token type 0, [B, P+T]. On each axis of positions it has 0 … P-1, and the text's own positions follow,
+    [axes, B, P+T].
+    """
+    arguments = {}
+    for name, values in examples.beside.items():
+        lengths, counts = prompts.lengths(), name == POSITIONS
+        own = [torch.arange(len(vectors)).to(values) * counts for vectors in prompts.vectors]
+        heads = Prompts(tuple(column[:, None].expand(-1, values.shape[2]) for column in own), prompts.of_row)
+        texts = Examples(values + lengths[:, None, None] * counts, examples.mask)
+        rows, mask = padded_rows(heads, texts, pads)
+        rows = rows * mask[..., None]
+        arguments[name] = rows.permute(2, 0, 1) if counts else rows[..., 0]
+    return arguments
+
+
+def beside_words(sources: Examples, words: int) -> dict[str, Tensor]:
+    """Return what stands beside so many words after each source, [B, W, C]: plain text, whose positions count on."""
+    beside = {}
+    for name, values in sources.beside.items():
+        new = values.new_zeros(len(values), words, values.shape[2])
+        if name == POSITIONS:
+            last = values.masked_fill(~sources.mask[..., None], -1).amax((1, 2))
+            new = new + last[:, None, None] + 1 + torch.arange(words, device=new.device)[:, None]
+        beside[name] = new
+    return beside
 
 
 def row_mask(prompts: Prompts, examples: Examples) -> Tensor:
@@ -114,7 +147,7 @@ class PaddedLayout:
         """Return the labelled tokens' predictions, [K, V]."""
         embeds, mask = padded_rows(prompts, examples)
         rows, columns = predicting_columns(prompts, examples.labels)
-        inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask)
+        inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask) | beside_rows(prompts, examples)
         outputs = predictions_at(backbone, rows, columns, **inputs, attention_mask=mask, use_cache=False)
         return LabelledLogits(outputs.logits[0], examples.labels[examples.labels != IGNORED], rows)
 
@@ -145,4 +178,5 @@ def continued(sources: Examples, ids: Tensor, embeds: Tensor) -> Examples:
         torch.cat([sources.embeds, embeds.to(sources.embeds.dtype).expand(batch, -1, -1)], dim=1),
         torch.cat([sources.mask, sources.mask.new_ones(batch, len(ids))], dim=1),
         torch.cat([torch.full(sources.mask.shape, IGNORED, device=ids.device), ids.expand(batch, -1)], dim=1),
+        {name: torch.cat([sources.beside[name], new], 1) for name, new in beside_words(sources, len(ids)).items()},
     )

@@ -2,8 +2,9 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,8 +16,10 @@ from transformers.utils import TransformersKwargs
 from ..compat.transformers import CACHE_NAMES, cache_in, cache_name
 from ..errors import PromptTuningError, first_line
 from ..layouts import Examples, Prompts
-from ..layouts.padded import padded_rows
-from ..layouts.traits import has_per_layer_inputs, takes, text_positions, with_own_positions
+from ..layouts.base import take_columns
+from ..layouts.padded import POSITIONS, beside_rows
+from ..layouts.traits import has_per_layer_inputs, takes, with_own_positions
+from .pictures import merges
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Arguments with a value for each token, where 0 means plain text. A prompt counts as plain text."""
@@ -61,27 +64,65 @@ GRIDS = {"input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "
 """The arguments of `get_rope_index` that we can pass, from which positions of images are counted."""
 
 
+@dataclass(frozen=True)
+class CallArguments:
+    """What a call of a causal backbone gives beside its texts.
+
+    Attributes:
+        beside: what the backbone takes of each token, in the caller's columns (`Examples.beside`).
+        media: pictures, which are put among the embedded texts before a prompt is; by the argument's name.
+        others: what the backbone is given as it is.
+    """
+
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    media: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sees(self) -> bool:
+        """Whether the embedded texts hold pictures, which token ids do not tell, or there is more of each token."""
+        return bool(self.beside or self.media)
+
+
+def sorted_arguments(
+    backbone: PreTrainedModel, arguments: Mapping[str, Any], input_ids: Tensor | None, mask: Tensor
+) -> CallArguments:
+    """Sort the arguments of a causal backbone's `forward`, given for texts of `mask` ([B, T] bool). None is left out.
+
+    `input_ids` is None if the caller embedded the texts. Raise PromptTuningError if the backbone does not take one,
+    its shape does not match the texts, or it cannot be adapted to a prompt.
+    """
+    given = _taken(backbone, arguments)
+    _check_columns(backbone, given, mask.shape)
+    _check_media(backbone, given)
+    media = [name for name in given if MEDIA.search(name)]
+    if not merges(backbone) or input_ids is None:
+        _check_pictures_stay(backbone, media, input_ids, mask)
+        media = []
+    beside = {name: given[name][..., None] for name in TOKEN_TYPES if name in given}
+    if not media and merges(backbone) and not any(bool(types.any()) for types in beside.values()):
+        beside = {}  # those of plain text say nothing
+    beside |= _positions(backbone, given, input_ids, mask)
+    others = {name: value for name, value in given.items() if name not in (*TOKEN_TYPES, *media, POSITIONS)}
+    return CallArguments(beside, {name: given[name] for name in media}, others)
+
+
 def arguments_in_rows(
     backbone: PreTrainedModel,
     arguments: Mapping[str, Any],
     input_ids: Tensor | None,
     prompts: Prompts,
     examples: Examples,
-    pads: str = "right",
 ) -> dict[str, Any]:
-    """Return the arguments of a causal backbone's `forward` for rows of `padded_rows(prompts, examples, pads)`.
+    """Return the arguments of a backbone's `forward` for rows of `padded_rows(prompts, examples)`.
 
-    They are given in the caller's columns, and left out if they are None. Without any vectors, they are moved or
-    refused only because of pads. `input_ids` is None if the caller embedded the texts. Raise PromptTuningError if the
-    backbone does not take one, its shape does not match the texts, or it cannot be adapted to a prompt.
+    They are given in the caller's columns. Raise PromptTuningError as `sorted_arguments` does.
     """
-    given = _taken(backbone, arguments)
-    _check_columns(backbone, given, examples.mask.shape)
-    _check_media(backbone, given)
-    columns = {
-        name: _in_rows(given[name], prompts, examples, pads, torch.zeros_like) for name in TOKEN_TYPES if name in given
-    }
-    return given | columns | positions(backbone, given, input_ids, prompts, examples, pads)
+    found = sorted_arguments(backbone, arguments, input_ids, examples.caller_mask())
+    beside = found.beside
+    if examples.order is not None:
+        beside = {name: take_columns(values, examples.order) for name, values in beside.items()}
+    return {**found.others, **beside_rows(prompts, replace(examples, beside=beside))}
 
 
 def decoder_arguments(
@@ -171,58 +212,51 @@ def check_taken(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
             raise PromptTuningError(f"{name} is given, and {type(backbone).__name__} takes no such argument; {advice}")
 
 
-def positions(
-    backbone: PreTrainedModel,
-    given: Mapping[str, Any],
-    input_ids: Tensor | None,
-    prompts: Prompts,
-    examples: Examples,
-    pads: str,
+def _positions(
+    backbone: PreTrainedModel, given: Mapping[str, Any], input_ids: Tensor | None, mask: Tensor
 ) -> dict[str, Tensor]:
-    """Return the `position_ids` of rows with images.
+    """Return the positions of texts with pictures on each axis, [B, T, axes]; empty where positions are counted.
 
-    On each axis the prompt has the positions 0 … P-1, and the text's own positions follow.
+    They are counted as if no prompt stood before the texts.
     """
     counting = with_own_positions(backbone)
-    if counting is None:
+    media = [name for name in given if MEDIA.search(name) or name == POSITIONS]
+    if counting is None or not media:
         return {}
-    media = [name for name in given if MEDIA.search(name) or name == "position_ids"]
-    if not media:
-        return text_positions(backbone, padded_rows(prompts, examples, pads)[1])
     # Called directly, so that no state is kept for another call or read from it.
     count = getattr(counting, "get_rope_index", None)
     wanted = set(inspect.signature(count).parameters) - {"kwargs"} if count else set()
     uncountable = not wanted or wanted - GRIDS
-    if "position_ids" not in given and (uncountable or input_ids is None or "mm_token_type_ids" not in given):
+    if POSITIONS not in given and (uncountable or input_ids is None or "mm_token_type_ids" not in given):
         ids = "input_ids and mm_token_type_ids (the processor gives both)"
         needs = "the text alone" if uncountable else ids
         raise PromptTuningError(
             f"{media[0]} is given, by which {type(backbone).__name__} counts positions, and they cannot be counted "
             f"behind a prompt from what is given; give {needs}."
         )
-    mask = examples.caller_mask()
-    if (axes := given.get("position_ids")) is None:
+    if (axes := given.get(POSITIONS)) is None:
+        if bool((given["mm_token_type_ids"].bool() & ~mask).any()):
+            raise PromptTuningError(
+                f"attention_mask is 0 on tokens of {media[0]}, and {type(backbone).__name__} would count positions "
+                "by the next picture in place of these; leave masked pictures out of the ids and of "
+                f"{media[0]}."
+            )
         grids = {name: given[name] for name in wanted & given.keys()}
         axes = count(input_ids, **grids, attention_mask=mask.long())[0]
-    shift = prompts.lengths()[:, None]
-    rows = [
-        _in_rows(axis + shift, prompts, examples, pads, lambda column: torch.arange(len(column))[:, None].to(column))
-        for axis in axes
-    ]
-    return {"position_ids": torch.stack(rows)}
+    return {POSITIONS: axes.permute(1, 2, 0)}
 
 
-def _in_rows(
-    values: Tensor, prompts: Prompts, examples: Examples, pads: str, of_prompt: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Move values of tokens ([B, T]) to the columns of padded rows, [B, P+T], and put the prompt's values in front."""
-    if examples.order is not None:
-        values = values.gather(1, examples.order)
-    batch = Examples(values[..., None], examples.mask)
-    if pads == "left":
-        batch = batch.select(torch.arange(len(examples.mask), device=values.device))
-    heads = tuple(of_prompt(values.new_zeros(len(vectors), 1)) for vectors in prompts.vectors)
-    return padded_rows(Prompts(heads, prompts.of_row), batch, pads)[0][..., 0]
+def _check_pictures_stay(backbone: PreTrainedModel, media: list[str], input_ids: Tensor | None, mask: Tensor) -> None:
+    """Raise PromptTuningError for masked pictures among texts that the backbone itself puts pictures into.
+
+    Masked tokens are moved behind the others, so that their pictures would change places with these.
+    """
+    token = getattr(backbone.config, "image_token_id", None)
+    if media and input_ids is not None and token is not None and bool(((input_ids == token) & ~mask).any()):
+        raise PromptTuningError(
+            f"attention_mask is 0 on tokens of {media[0]}, which pictures would change places with; leave masked "
+            "pictures out of the ids and of the pictures."
+        )
 
 
 def _taken(backbone: PreTrainedModel, arguments: Mapping[str, Any]) -> dict[str, Any]:

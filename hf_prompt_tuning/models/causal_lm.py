@@ -18,19 +18,27 @@ from ..layouts.check import disagreement
 from ..layouts.choose import make_layout, why_inexact
 from ..layouts.computed import ComputedPrompts, can_be_continued
 from ..layouts.label_search import LabelSearch, searched_scores
-from ..layouts.padded import is_moved, labels_where_predicted, padded_rows, predicting_columns
+from ..layouts.padded import beside_rows, is_moved, labels_where_predicted, padded_rows, predicting_columns
 from ..layouts.sharing import in_step, is_sharded
-from ..layouts.traits import state_of_choice, takes
+from ..layouts.traits import state_of_choice, takes, text_positions
 from . import batch_checks
 from .batch_checks import Targets, Texts
-from .call_arguments import MEDIA, arguments_in_rows, check_taken, explained_media_errors, selected_columns
+from .call_arguments import (
+    MEDIA,
+    CallArguments,
+    check_taken,
+    explained_media_errors,
+    selected_columns,
+    sorted_arguments,
+)
 from .continuing import CacheContent, check_only_new_tokens, columns_in, content_of, continued_inputs, mark
 from .distillation import LabelDistillation, TokenDistillation
 from .generation import generate
-from .generation_options import from_inputs, inferred_mask
+from .generation_options import from_inputs, inferred_mask, model_arguments
 from .heads import RowHeads
 from .labels import check_fused_head, check_no_head_labels, fused_in_caller_columns, labels_for_trainers
 from .outputs import LabelledOutput, check_no_attentions, outputs_in_caller_columns, routing_loss
+from .pictures import merges
 from .soft_prompts import SoftPrompts, embed
 
 
@@ -183,19 +191,33 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             labels, of_heads = heads.labels_off(labels)
             targets = replace(targets, labels_of_heads=check_no_head_labels(of_heads, targets))
             texts, arguments = heads.off(texts), heads.arguments_off(self.base_model, arguments)
-        examples = self._examples(prompts, texts, labels)
-        if targets.only_labelled or targets.candidates is not None:
-            batch_checks.check_left_out(arguments)
+        given = self._given(texts, arguments, targets.only_labelled or targets.candidates is not None)
+        examples = self._examples(prompts, texts, labels, given)
         if targets.candidates is not None:
             candidates = self._candidates(targets.candidates)
             batch_checks.check_search(targets, len(examples.mask), len(candidates.ids))
             return self._ranked(*self._rank(prompts, examples, candidates, targets.search), targets)
         if targets.only_labelled:
             return self._labelled(prompts, examples, targets)
-        arguments = arguments_in_rows(self.base_model, arguments, texts.input_ids, prompts, examples)
         if targets.fused_lm_head:
-            return self._fused_outputs(prompts, examples, targets, heads, **arguments)
-        return self._outputs(prompts, examples, targets, heads, **arguments)
+            return self._fused_outputs(prompts, examples, targets, heads, **given.others)
+        return self._outputs(prompts, examples, targets, heads, given, **given.others)
+
+    def _given(self, texts: Texts, arguments: dict[str, Any], labelled_alone: bool = False) -> CallArguments:
+        """Return what a call gives beside its texts, sorted by what becomes of it.
+
+        Raise PromptTuningError as `sorted_arguments` does; or if only labelled tokens or candidates are asked for, and
+        something is given that no layout takes.
+        """
+        if labelled_alone and (not arguments or not merges(self.base_model)):
+            batch_checks.check_left_out(arguments)
+            return CallArguments()
+        mask = texts.attention_mask
+        real = torch.ones(texts.shape, dtype=torch.bool, device=self.device) if mask is None else mask.bool()
+        given = sorted_arguments(self.base_model, arguments, texts.input_ids, real)
+        if labelled_alone:
+            batch_checks.check_left_out(given.others)
+        return given
 
     def _labelled(self, prompts: Prompts, examples: Examples, targets: Targets) -> LabelledOutput:
         """Return loss and predictions of the labelled tokens, computed in the fastest layout."""
@@ -221,7 +243,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
 
     def _layout_and_prompts(self, prompts: Prompts, examples: Examples) -> tuple[Layout, Prompts]:
         """Return the layout, and the prompts with what was computed of them before, if the layout uses it."""
-        layout = self._layout(prompts)
+        layout = make_layout("padded", self.base_model) if examples.beside else self._layout(prompts)
         return layout, prompts if layout.name == "padded" else self._with_computed(prompts, examples)
 
     def _fused_outputs(
@@ -234,8 +256,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the label scores that TRL has added to the backbone in place of logits."""
-        embeds, mask = padded_rows(prompts, examples)
-        inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask} | kwargs
+        inputs = self._inputs(prompts, examples) | kwargs
         shifted = labels_where_predicted(prompts, examples)
         if targets.labels_of_heads is not None:
             shifted[:, : targets.labels_of_heads.shape[1] - 1] = targets.labels_of_heads[:, 1:]
@@ -252,13 +273,14 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         examples: Examples,
         targets: Targets,
         heads: RowHeads | None,
+        given: CallArguments,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the backbone's outputs in PEFT's shapes, with our loss."""
-        embeds, mask = padded_rows(prompts, examples)
-        inputs = token_inputs(self.base_model, embeds) | {"attention_mask": mask, "return_dict": True} | kwargs
+        inputs = self._inputs(prompts, examples) | {"return_dict": True} | kwargs
+        mask = inputs["attention_mask"]
         if moved := is_moved(prompts, examples):
             check_no_attentions(inputs.get("output_attentions"), self.base_model.config)
         early = isinstance(logits_to_keep, int) and examples.labels is None and bool(mask.all())
@@ -285,12 +307,18 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             values.setdefault(name, value if keeps else heads.restored(value))
         # Select from the caller's columns. They differ from the backbone's if pads are at the left.
         values["logits"] = selected_columns(values["logits"], logits_to_keep)
-        if not any(MEDIA.search(name) for name in kwargs):
+        if not given.media and not any(MEDIA.search(name) for name in kwargs):
             mark(cache_in(values), CacheContent.behind(prompts, mask))
             if heads is not None:
                 heads.mark(cache_in(values), heads.text_columns)
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
+
+    def _inputs(self, prompts: Prompts, examples: Examples) -> dict[str, Tensor]:
+        """Return the backbone's arguments for whole rows `[prompt | text | pads]`."""
+        embeds, mask = padded_rows(prompts, examples)
+        counted = text_positions(self.base_model, mask) | beside_rows(prompts, examples)
+        return token_inputs(self.base_model, embeds) | {"attention_mask": mask} | counted
 
     def _behind_a_cache(self, texts: Texts, position_ids: Tensor | None = None, **kwargs: Any) -> ModelOutput | tuple:
         """Return the backbone's output for tokens after `past_key_values`: [B, T, V] of the new tokens only."""
@@ -337,9 +365,11 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             prompts = self._prompts(texts.shape[0], texts.adapter_names)
             if (heads := self._heads(prompts, texts)) is not None:
                 texts, kwargs = heads.off(texts), heads.streamed(heads.arguments_off(self.base_model, kwargs))
-            examples = self._examples(prompts, texts)
+            arguments, options = model_arguments(self.base_model, kwargs)
+            given = self._given(texts, arguments)
+            examples = self._examples(prompts, texts, given=given)
             ways = self._with_computed, self._packed_layout
-            return generate(self.base_model, prompts, examples, texts.input_ids, kwargs, *ways, heads)
+            return generate(self.base_model, prompts, examples, texts.input_ids, given, options, *ways, heads)
 
     def _packed_layout(self) -> PackedLayout | None:
         """Return the packed layout if it is exact for this backbone, `use_layout` allows it, and no check failed.

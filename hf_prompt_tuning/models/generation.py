@@ -44,10 +44,10 @@ from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.base import token_inputs
 from ..layouts.computed import cache_of, can_be_continued, in_rows
-from ..layouts.padded import padded_rows
+from ..layouts.padded import beside_rows, padded_rows
 from ..layouts.sharing import calling
-from ..layouts.traits import ignores_masked_columns, sees_chunks, text_positions, with_own_positions
-from .call_arguments import arguments_in_rows, explained_media_errors
+from ..layouts.traits import ignores_masked_columns, sees_chunks, text_positions
+from .call_arguments import CallArguments, explained_media_errors
 from .continuing import CacheContent, columns_in, content_of, mark
 from .generation_options import (
     DEFAULT_NEW_TOKENS,
@@ -55,7 +55,6 @@ from .generation_options import (
     drafting_option,
     generating_with,
     in_new_tokens,
-    model_arguments,
     prepares_embeddings,
     with_encoder_ids,
     without_pads,
@@ -83,8 +82,8 @@ class _Call:
         ids: [B, N] long, each row's real tokens at the right; None if the caller embedded the texts. N is the longest
             row's number of real tokens.
         config: the resulting generation config.
+        given: what the caller gave beside the texts; of it, pictures are among the embedded texts already.
         options: options of `generate`.
-        arguments: arguments of the backbone's `forward`.
     """
 
     backbone: PreTrainedModel
@@ -92,8 +91,8 @@ class _Call:
     examples: Examples
     ids: Tensor | None
     config: GenerationConfig
+    given: CallArguments
     options: dict[str, Any]
-    arguments: dict[str, Any]
 
     @property
     def lengths(self) -> Tensor:
@@ -108,8 +107,8 @@ class _Call:
 
     @property
     def needs_whole_rows(self) -> bool:
-        """Tell whether images or token types are given, with which rows are computed as a whole."""
-        return bool(self.arguments.keys() - {"position_ids"})
+        """Tell whether the backbone is given more than texts, with which rows are computed as a whole."""
+        return bool(self.given.beside or self.given.others)
 
 
 def generate(
@@ -117,6 +116,7 @@ def generate(
     prompts: Prompts,
     examples: Examples,
     input_ids: Tensor | None,
+    given: CallArguments,
     options: dict[str, Any],
     computed: Callable[[Prompts, Examples], Prompts],
     packed_layout: Callable[[], PackedLayout | None],
@@ -124,13 +124,11 @@ def generate(
 ) -> Any:
     """Return the result of `backbone.generate` with each of B rows' prompt in front.
 
-    The result starts with `input_ids` [B, T]; without them it is only the new tokens. `options` are `generate`'s other
-    arguments. `computed` adds to the prompts what was computed of them before. `packed_layout` returns the packed
-    layout, or None if texts may not be packed. `heads` are those that were taken off the caller's rows, or None.
+    The result starts with `input_ids` [B, T]; without them it is only the new tokens. `given` is what the caller gave
+    beside them, and `options` are `generate`'s other arguments. `computed` adds to the prompts what was computed of
+    them before. `packed_layout` returns the packed layout, or None if texts may not be packed. `heads` are those that
+    were taken off the caller's rows, or None.
     """
-    given, options = model_arguments(backbone, options)
-    if given or with_own_positions(backbone) is not None:
-        given = arguments_in_rows(backbone, given, input_ids, prompts, examples, pads="left")
     cache = cache_in(options)
     if cache is not None and columns_in(cache):
         _check_cache(cache, prompts, examples)
@@ -141,7 +139,7 @@ def generate(
         ids = _at_the_right(input_ids, examples, width)
         options = with_encoder_ids(options, config, ids, _mask_at_the_right(examples, width))
         options = without_pads(options, config, width - examples.mask.sum(1))
-    call = _Call(backbone, prompts, examples, ids, config, options, given)
+    call = _Call(backbone, prompts, examples, ids, config, given, options)
     _check(call)
     layout = packed_layout() if len(examples.mask) * copies(config) > 1 else None
     way = _way(call, layout)
@@ -151,7 +149,7 @@ def generate(
         call = replace(call, prompts=computed(prompts, examples))
         result = _continued(call) if way == "continued" else _packed(call, layout)
     cache = cache if isinstance(result, Tensor) else cache_in(result)
-    if cache is not None and columns_in(cache) and not call.needs_whole_rows:
+    if cache is not None and columns_in(cache) and not call.given.others and not call.given.sees:
         _mark_cache(call, cache)
     if heads is not None:
         heads.complete(result, cache, width)
@@ -218,6 +216,8 @@ def _way(call: _Call, layout: PackedLayout | None) -> str:
     one_pass = not (config.prefill_chunk_size or drafting_option(config, options) or options.get("custom_generate"))
     if layout is not None and one_pass and config.cache_implementation != "static":
         return "packed"
+    if call.given.media:  # texts that go on from a cache are given as ids, which do not tell pictures
+        return "anew"
     lengths, prompt_lengths = call.lengths, call.prompts.lengths()
     if bool((lengths == lengths[0]).all()) and bool((prompt_lengths == prompt_lengths[0]).all()):
         return "continued"
@@ -286,19 +286,20 @@ def _anew(call: _Call) -> Any:
             f"{option} is given, and {name} cannot go on from a computed prompt here, "
             "without which drafts are checked at the wrong places. Leave it out."
         )
-    if not prepares_embeddings(backbone, handed_on=not call.needs_whole_rows):
+    beside = {**call.given.media, **call.given.beside, **call.given.others}
+    if not prepares_embeddings(backbone, handed_on=not call.given.others):
         raise PromptTuningError(
             f"{name} takes no embedded tokens in its generate, and with "
-            f"{next(iter(call.arguments), 'these rows and settings')} a prompt's vectors are given so. Leave it out, "
+            f"{next(iter(beside), 'these rows and settings')} a prompt's vectors are given so. Leave it out, "
             "or call forward for each token."
         )
-    embeds, mask = padded_rows(call.prompts, examples.select(torch.arange(len(examples.mask))), pads="left")
+    whole = examples.select(torch.arange(len(examples.mask)))
+    embeds, mask = padded_rows(call.prompts, whole, pads="left")
     inputs = token_inputs(backbone, embeds) | ({} if call.ids is None else {"input_ids": call.ids})
-    options = (
-        call.arguments | call.options | _in_one_piece(call, "chunks are cut from ids, and rows are embeddings here")
-    )
+    inputs |= text_positions(backbone, mask) | beside_rows(call.prompts, whole, pads="left") | call.given.others
+    options = call.options | _in_one_piece(call, "chunks are cut from ids, and rows are embeddings here")
     writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
-    with explained_media_errors(backbone, call.arguments):
+    with explained_media_errors(backbone, beside):
         result = writer.generate(**inputs, attention_mask=mask, **options)
     if not isinstance(result, Tensor) and result.get("hidden_states"):
         result.hidden_states = first_step_in_caller_columns(result.hidden_states, call.prompts, examples)

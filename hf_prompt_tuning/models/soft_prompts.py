@@ -1,7 +1,7 @@
 """Give each row of a batch its prompt: the code that both model classes share."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -19,10 +19,12 @@ from ..layouts.base import IGNORED, token_nll
 from ..layouts.sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
 from .batch_checks import NO_PROMPT, Targets, Texts, check_adapter_names, check_candidates, check_tensor, check_texts
+from .call_arguments import CallArguments
 from .fixed_prompts import FixedPromptsMixin
 from .heads import RowHeads, row_heads
 from .held_prompts import HeldPrompts
 from .outputs import RankingOutput
+from .pictures import with_pictures
 from .untrainable import untrainable
 
 logger = logging.getLogger(__name__)
@@ -191,8 +193,13 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
         heads = self._heads(self._prompts(len(input_ids), adapter_names), texts)
         return torch.zeros_like(input_ids[:, 0]) if heads is None else heads.taken.sum(1)
 
-    def _examples(self, prompts: Prompts, texts: Texts, labels: Tensor | None = None) -> Examples:
-        """Convert texts that passed `check_texts`, without heads, to the form that layouts take."""
+    def _examples(
+        self, prompts: Prompts, texts: Texts, labels: Tensor | None = None, given: CallArguments | None = None
+    ) -> Examples:
+        """Convert texts that passed `check_texts`, without heads, to the form that layouts take.
+
+        `given` is what the call gives beside them; pictures are put among the texts.
+        """
         if getattr(self, "_is_replica", False):
             raise PromptTuningError(
                 "the model runs in nn.DataParallel, which puts outputs of its copies together by their first "
@@ -205,7 +212,9 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
                 "attention_mask is not given, and rows begin or end with the pad token, which is read as text. Give "
                 "the tokenizer's attention_mask."
             )
-        examples = Examples.align(self._embedded(texts), texts.attention_mask, labels)
+        embeds = self._embedded(texts, {} if given is None else given.media)
+        beside = None if given is None else given.beside
+        examples = Examples.align(embeds, texts.attention_mask, labels, beside)
         self._warn_of_changing_positions(prompts, examples)
         return examples if labels is None else unlabel_first(prompts, examples)
 
@@ -223,8 +232,12 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
                 "what else is in it. Shorten rows, or use batches of one."
             )
 
-    def _embedded(self, texts: Texts) -> Tensor:
-        """Return the embedded texts, [B, T, H]."""
+    def _embedded(self, texts: Texts, media: Mapping[str, Any] | None = None) -> Tensor:
+        """Return the embedded texts, with their pictures if there are `media`, [B, T, H]."""
+        if media:
+            words = self.word_embeddings.num_embeddings
+            check_tensor(texts.input_ids, words, "input_ids have")
+            return with_pictures(self.base_model, texts.input_ids, media)
         if texts.inputs_embeds is None:
             return embed(self.base_model, texts.input_ids)
         if has_per_layer_inputs(self.base_model):

@@ -12,7 +12,7 @@ from huggingface_hub import get_session
 from packaging.version import InvalidVersion, Version
 from peft import PeftModel
 from torch import Tensor
-from transformers import Gemma3ForConditionalGeneration, PreTrainedModel, T5ForConditionalGeneration
+from transformers import PreTrainedModel, T5ForConditionalGeneration
 from transformers.initialization import orthogonal_
 from transformers.utils import is_gguf_available
 
@@ -55,11 +55,6 @@ SHARDS_ON_CPUS = hasattr(torch.cpu.Stream, "record_event")
 
 SHARDS_AT_LOADING = Version("5.13") <= TRANSFORMERS
 """Whether transformers shards a backbone by FSDP2 as it loads it."""
-
-GEMMA3_TAKES_EMBEDDINGS = (
-    "inputs_embeds" in inspect.signature(Gemma3ForConditionalGeneration.prepare_inputs_for_generation).parameters
-)
-"""Whether Gemma 3 with pictures generates behind embedded tokens: transformers 5.6 does, 5.23 does not."""
 
 COMPILES_OUTPUTS = Version("2.10") <= Version(torch.__version__)
 """Whether PyTorch compiles transformers 5.6's models: 2.6 loses the decoder's outputs, without this package, too; 2.10

@@ -5,10 +5,15 @@ import torch
 
 from hf_prompt_tuning import PromptTuningError
 from tests.shared.reference import tiny_prompt_model, with_prompts
-from tests.shared.tiny_pictures import by_hand, greedy_by_hand, picture_batch, row_of, tiny_picture_model
-from tests.shared.versions import GEMMA3_TAKES_EMBEDDINGS
+from tests.shared.tiny_pictures import (
+    KINDS,
+    by_hand,
+    greedy_by_hand,
+    picture_batch,
+    row_of,
+    tiny_picture_model,
+)
 
-KINDS = ["llava", "gemma3", "qwen2_vl", "qwen2_5_vl"]
 NAMES = ["default", "other"], ["other", "__base__"], ["default", "default"]
 OPTIONS = dict(
     max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0, suppress_tokens=list(range(390, 400))
@@ -37,7 +42,8 @@ def test_logits_and_loss(name, names):
     losses = []
     for b, adapter in enumerate(names):
         row = row_of(batch, b)
-        expected = by_hand(model.base_model, vectors_of(model, adapter), row)[0]
+        with torch.no_grad():
+            expected = by_hand(model.base_model, vectors_of(model, adapter), row)[0]
         count = row["input_ids"].shape[1]
         torch.testing.assert_close(out.logits[b, -count:], expected[-count:], rtol=1e-4, atol=1e-4)
         losses.append(torch.nn.functional.cross_entropy(expected[-4:-1], row["input_ids"][0, -3:]))
@@ -45,7 +51,7 @@ def test_logits_and_loss(name, names):
 
 
 @pytest.mark.parametrize("names", NAMES)
-@pytest.mark.parametrize("name", [kind for kind in KINDS if kind != "gemma3" or GEMMA3_TAKES_EMBEDDINGS])
+@pytest.mark.parametrize("name", KINDS)
 def test_generated_tokens(name, names):
     model, batch = model_of(name), picture_batch(name)
     for seed in (0, 1):  # in turn, and text between them, because some backbones remember their last call's pictures
@@ -104,7 +110,7 @@ def test_text_after_pictures(name, layout):
 def test_another_picture_is_another_result(name):
     model, batch = model_of(name), picture_batch(name)
     other = batch | {"pixel_values": picture_batch(name, 5)["pixel_values"]}
-    assert not torch.allclose(model(**batch).logits[:, -1], model(**other).logits[:, -1], atol=1e-2)
+    assert not torch.allclose(model(**batch).logits[:, -1], model(**other).logits[:, -1], atol=1e-3)
 
 
 def test_token_types_that_do_not_fit():
@@ -128,10 +134,7 @@ def test_what_cannot_be_right():
         model.generate(**batch, input_features=torch.ones(2, 3))
     with pytest.raises(PromptTuningError, match="pixel_values is given, and LlamaForCausalLM is not known"):
         tiny_prompt_model("llama")(torch.ones(1, 2, dtype=torch.long), pixel_values=torch.ones(1, 3, 8, 8))
-    if not GEMMA3_TAKES_EMBEDDINGS:
-        with pytest.raises(PromptTuningError, match=r"takes no embedded tokens in its generate, and with pixel_v"):
-            model_of("gemma3").generate(**picture_batch("gemma3"), **OPTIONS)
-    with pytest.raises(PromptTuningError, match=r"pixel_values: LlavaForCon.* refuses them behind a prompt"):
+    with pytest.raises(PromptTuningError, match=r"pixel_values: LlavaForCon.* refuses them: Image feat"):
         batch = picture_batch("llava")
         model_of("llava")(**batch | {"pixel_values": batch["pixel_values"][:1]})
 
@@ -147,7 +150,7 @@ def test_text_of_a_backbone_that_sees():
 
 
 @pytest.mark.parametrize("begins", [True, False])
-@pytest.mark.parametrize("name", [kind for kind in KINDS if kind != "gemma3" or GEMMA3_TAKES_EMBEDDINGS])
+@pytest.mark.parametrize("name", KINDS)
 def test_a_prompt_behind_bos(name, begins):
     """Rows that begin with BOS, which stands before the prompt, and rows without it."""
     torch.manual_seed(1)
@@ -167,6 +170,7 @@ def test_a_prompt_behind_bos(name, begins):
     written = model.generate(**batch, **OPTIONS)
     for b in range(2):
         row = row_of(plain, b)
-        expected, count = by_hand(backbone, vectors, row)[0], row["input_ids"].shape[1]
+        with torch.no_grad():
+            expected, count = by_hand(backbone, vectors, row)[0], row["input_ids"].shape[1]
         torch.testing.assert_close(logits[b, -count:], expected[-count:], rtol=1e-4, atol=1e-4)
         assert written[b, batch["input_ids"].shape[1] :].tolist() == greedy_by_hand(backbone, vectors, row, 4)
