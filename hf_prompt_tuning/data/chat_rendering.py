@@ -16,6 +16,7 @@ from .content_forms import ContentForms
 from .conversation import Conversation
 from .message_content import joined
 from .messages import ASSISTANT
+from .picture_parts import WrittenPictures
 from .unwritten import unwritten
 
 EMPTY_SYSTEM = {"role": "system", "content": ""}
@@ -87,9 +88,10 @@ class ChatRenderer:
         """
         try:
             chat = replace(chat, messages=self._forms.given(chat.messages))
-            return self._write(chat, add_generation_prompt=generation_prompt, continue_final_message=prefill)
+            text = self._write(chat, add_generation_prompt=generation_prompt, continue_final_message=prefill)
         except Exception as error:  # a template may fail in any way that Python has
             raise self._refused(chat, error) from error
+        return WrittenPictures(text, chat.messages).text
 
     def _write(self, chat: Conversation, **options: Any) -> str:
         template = self.template_for(chat)
@@ -200,7 +202,8 @@ class ChatRenderer:
             )
         except Exception as error:  # as in `text`
             raise self._refused(chat, error) from error
-        return texts[0], [span for span in spans[0] if span[0] < span[1]]
+        pictures = WrittenPictures(texts[0], chat.messages)
+        return pictures.text, pictures.moved([span for span in spans[0] if span[0] < span[1]])
 
 
 def common_prefix(first: Sequence, second: Sequence) -> int:

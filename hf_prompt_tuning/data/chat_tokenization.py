@@ -3,6 +3,7 @@
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from .chat_template import ChatTemplate
 from .conversation import Conversation
 from .labels import LabelReader
 from .messages import ASSISTANT, read_messages
+from .processors import is_processor, own_chat_template
 from .roles import check_roles
 from .rows import series_row
 from .template import PromptTemplate
@@ -34,10 +36,24 @@ def row_tokenizer(
 ) -> PromptTokenizer:
     """Return what turns rows into token ids with a template, of text or of conversations.
 
-    Arguments are those of `PromptTokenizer`.
+    Arguments are those of `PromptTokenizer`. In place of a tokenizer, a processor also reads pictures.
     """
     kind = ChatTokenizer if isinstance(template, ChatTemplate) else PromptTokenizer
-    return kind(template, tokenizer, is_encoder_decoder, always_system)
+    if not is_processor(tokenizer):
+        return kind(template, tokenizer, is_encoder_decoder, always_system)
+    from .pictures import PictureProcessor  # it needs Pillow
+
+    pictures, template = PictureProcessor(tokenizer), with_own_chat_template(template, tokenizer)
+    return kind(template, tokenizer.tokenizer, is_encoder_decoder, always_system, pictures)
+
+
+def with_own_chat_template(template: RowTemplate | None, processing_class: Any) -> RowTemplate | None:
+    """Return a template of chats without a chat template with that which a processor has beside its tokenizer."""
+    own = own_chat_template(processing_class)
+    chat = None if template is None else template.chat
+    if own is None or chat is None or chat.chat_template is not None:
+        return template
+    return replace(template, chat=replace(chat, chat_template=own))
 
 
 class ChatTokenizer(PromptTokenizer):

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError, first_line
 from ..layouts.base import IGNORED
-from .encoded_rows import TEACHER
+from .encoded_rows import PICTURES, TEACHER
 from .files import ORIGIN
+from .processors import is_processor
 
 TAUGHT_ROWS = "taught_rows"
 """The column of a batch that marks the rows that a teacher teaches, [B, 1]: 0, or -100 if a row does not count."""
@@ -30,12 +31,16 @@ class DataCollatorForPromptTuning:
 
     Args:
         tokenizer: the tokenizer that gives the padding side and the pad token. Training gives the same result with
-            any of them, so rows of token ids need no tokenizer.
+            any of them, so rows of token ids need no tokenizer. A processor also makes what the backbone takes of
+            `images`, a column of each row's pictures.
         pad_to_multiple_of: pad T to a multiple of this (for tensor cores).
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
     pad_to_multiple_of: int | None = None
+
+    def __post_init__(self):
+        self._reader: Any = None
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return a batch of `input_ids`, `attention_mask` and `labels`, each [B, T] int64.
@@ -57,9 +62,11 @@ class DataCollatorForPromptTuning:
             for f, i in zip(features, ids, strict=True)
         ]
         labels = [torch.as_tensor(f["labels"], dtype=torch.long) for f in features]
-        side = "right" if self.tokenizer is None else self.tokenizer.padding_side
+        # A processor has a tokenizer of its own.
+        tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        side = "right" if tokenizer is None else tokenizer.padding_side
         # A batch needs a pad token; padded positions are masked, so any token works.
-        pad = 0 if self.tokenizer is None else self.tokenizer.pad_token_id or 0
+        pad = 0 if tokenizer is None else tokenizer.pad_token_id or 0
         aligned = all(len(label) == len(i) for label, i in zip(labels, ids, strict=True))
         batch = {
             "input_ids": self._pad(ids, pad, side),
@@ -76,7 +83,18 @@ class DataCollatorForPromptTuning:
             del others[name]
             batch |= self._teacher(name, features, pad, side, aligned)
             batch[TAUGHT_ROWS] = torch.zeros(len(features), 1, dtype=torch.long)
+        if PICTURES in others and is_processor(self.tokenizer):
+            del others[PICTURES]
+            batch |= self._pictures(features)
         return batch | {name: self._others(name, features, ids, side) for name in others}
+
+    def _pictures(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return what the processor makes of the rows' pictures."""
+        from .pictures import PictureProcessor  # it needs Pillow
+
+        if self._reader is None:
+            self._reader = PictureProcessor(self.tokenizer)
+        return self._reader.pixels([f.get(PICTURES) or [] for f in features])
 
     def _teacher(
         self, name: str, features: Sequence[dict[str, Any]], pad: int, side: str, aligned: bool

@@ -7,8 +7,10 @@ text. Templates of other models read texts alone, and fail for a list or write i
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+from ..errors import PromptTuningError
 from .message_content import Content, joined, text_part
 from .messages import ASSISTANT, SYSTEM, Message
+from .picture_parts import has_pictures
 
 
 class ContentForms:
@@ -35,6 +37,11 @@ class ContentForms:
         as_text, as_parts = self._read_by.get(message["role"], self._read_by["user"])
         if isinstance(content, str):
             return {**message, "content": [text_part(content)]} if as_parts and not as_text else message
+        if has_pictures(content) and not as_parts:
+            raise PromptTuningError(
+                f"the chat template reads no parts in the {message['role']}'s turn, and it has a picture; give the "
+                "chat_template of the backbone's processor."
+            )
         return message if as_parts else {**message, "content": joined(content)}
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import re
 
-from datasets import Dataset, IterableDataset, LargeList, List, Value
+from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
 
 FEATURES = {
     "input_ids": List(Value("int64")),
@@ -11,6 +11,14 @@ FEATURES = {
     "label": Value("int64"),
 }
 """The columns of an encoded row and their types. `label` is there only if the template classifies."""
+
+PICTURES = "images"
+"""The column of an encoded row that has its pictures."""
+
+TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Columns in which a processor tells the type of each token: 0 for text, and others for pictures."""
+
+TYPES_FEATURE = List(Value("int64"))
 
 TEACHER = re.compile(r"teacher_(\d+)_(input_ids|labels)")
 """Columns of a row as a teacher reads it, for each teacher."""
@@ -33,7 +41,8 @@ def is_of_token_ids(data: Dataset | IterableDataset) -> bool:
 
 def is_encoded(data: Dataset | IterableDataset) -> bool:
     """Tell whether rows have exactly the columns and types that `PromptTokenizer.encode_dataset` returns."""
-    optional = {"label": FEATURES["label"], "was_cut": Value("bool")}
+    optional = {"label": FEATURES["label"], "was_cut": Value("bool"), PICTURES: List(Image())}
+    optional |= dict.fromkeys(TYPES, TYPES_FEATURE)
     types = FEATURES | optional
     features = {name: kind for name, kind in (data.features or {}).items() if not TEACHER.fullmatch(name)}
     return FEATURES.keys() - optional <= features.keys() and all(

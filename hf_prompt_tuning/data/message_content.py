@@ -19,8 +19,8 @@ def is_text_part(part: Any) -> bool:
 
 
 def joined(content: Content) -> str:
-    """Return a content as a text. Parts are joined without anything between them."""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    """Return a content as a text. Parts are joined without anything between them; pictures have no text."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def of_one_kind(column: Sequence[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import PromptTuningError
 from .labels import is_missing
 from .message_content import Content, is_text_part, text_part
+from .picture_parts import has_pictures, is_picture_part
 
 Message = dict[str, Any]
 
@@ -105,16 +106,18 @@ def _is_call(call: Any) -> bool:
 
 
 def _content(content: Any, where: str) -> Content:
-    """Return a message's content: a text, or a list of text parts. A list of one part is its text."""
+    """Return a message's content: a text, or a list of parts. A list of one text part is its text."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, Sequence) else [content]
     for part in parts:
-        if not is_text_part(part):
+        if not is_text_part(part) and not is_picture_part(part):
             raise PromptTuningError(
                 f"{where} has the content {part!r:.80}; a prompt is tuned on text: give a text, or a list of "
-                '{"type": "text", "text": …}.'
+                '{"type": "text", "text": …}. Pictures are read with a processor as the trainer\'s processing_class.'
             )
+    if has_pictures(parts):
+        return [part if is_picture_part(part) else text_part(part["text"]) for part in parts]
     texts = [part["text"] for part in parts]
     return [text_part(text) for text in texts] if len(texts) > 1 else "".join(texts)
 

@@ -62,6 +62,7 @@ class PromptTokenizer:
         tokenizer: the backbone's tokenizer.
         is_encoder_decoder: whether the backbone is an encoder-decoder model.
         always_system: begin every chat with a system turn, an empty one if there is no text for it.
+        pictures: what the backbone's processor makes of pictures; None for rows of texts alone.
     """
 
     takes: type = PromptTemplate
@@ -74,6 +75,7 @@ class PromptTokenizer:
         tokenizer: PreTrainedTokenizerBase,
         is_encoder_decoder: bool,
         always_system: bool = False,
+        pictures: Any = None,
     ):
         if not isinstance(template, self.takes):
             raise PromptTuningError(
@@ -93,6 +95,7 @@ class PromptTokenizer:
         self.template = template
         self.tokenizer = tokenizer
         self.is_encoder_decoder = is_encoder_decoder
+        self.pictures = pictures
         self.chats = None if template.chat is None else self._renderer(template.chat, always_system)
         self._reports: dict[str, RowReports] = {}
         self.label_token_ids  # noqa: B018  (labels with the same tokens raise here, before training)
@@ -284,6 +287,14 @@ class PromptTokenizer:
             encoded["label"] = -1 if index is None else index
         return encoded
 
+    def _encoded_row(self, row: Mapping[str, Any], require_target: bool, reader: LabelReader | None) -> dict[str, Any]:
+        """Return what `encode` does, with the columns of pictures if there is a processor for them."""
+        if self.pictures is None:
+            return self.encode(row, require_target, reader)
+        placed = self.pictures.placed(row, self.template)
+        encoded = self.encode(placed.row, require_target, reader)
+        return encoded | self.pictures.columns(encoded["input_ids"], placed)
+
     def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
         """Return the `source` and `target` of an encoded row as texts, each cut to `longest` characters."""
         target = [i for i in encoded["labels"] if i != IGNORED]
@@ -303,6 +314,8 @@ class PromptTokenizer:
         is_stream = isinstance(data, IterableDataset)
         if is_stream or data.format["type"] != "custom":  # a custom format may make columns
             data = data.with_format(None)  # plain values, not tensors
+        if self.pictures is not None:
+            data = self.pictures.undecoded(data)
         template, columns = self.template, columns_of(data)
         template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
         reader = template.label_reader(data.features or {}) if template.is_classification else None
@@ -317,7 +330,7 @@ class PromptTokenizer:
             if without and reader.name(row.get(template.label_column)) in without:
                 row = {**row, template.label_column: None}
             try:
-                encoded = self.encode(row, require_target, reader)
+                encoded = self._encoded_row(row, require_target, reader)
             except PromptTuningError as error:
                 raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
             if is_stream:
@@ -325,6 +338,7 @@ class PromptTokenizer:
             return encoded
 
         kinds = {key: kind for key, kind in FEATURES.items() if key != "label" or template.is_classification}
+        kinds |= {} if self.pictures is None else self.pictures.features
         features = Features(kinds | reports.columns)
         # Pass features: without them a new column would take the type of a raw column with the same name. They also
         # mark a stream as rows of token ids.

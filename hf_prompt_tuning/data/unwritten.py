@@ -85,7 +85,7 @@ def _parts(chat: Conversation) -> Iterator[tuple[str, str]]:
         whose = f"{chat.name_of(index)}, the {message['role']}'s"
         is_last = index == len(chat.messages) - 1
         content = message.get("content", "")
-        for part in [content] if isinstance(content, str) else (part["text"] for part in content):
+        for part in [content] if isinstance(content, str) else (part.get("text", "") for part in content):
             pieces = REASONING_END.split(part) if message["role"] == ASSISTANT else [part]
             for piece in pieces if is_last else pieces[-1:]:
                 piece = REASONING_START.sub("", piece) if len(pieces) > 1 else piece

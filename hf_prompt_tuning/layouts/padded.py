@@ -54,6 +54,13 @@ def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tu
     return embeds, mask.long()
 
 
+def row_inputs(backbone: nn.Module, prompts: Prompts, examples: Examples, pads: str = "right") -> dict[str, Tensor]:
+    """Return the backbone's arguments for whole rows, those of `padded_rows`."""
+    embeds, mask = padded_rows(prompts, examples, pads)
+    inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask) | beside_rows(prompts, examples, pads)
+    return inputs | {"attention_mask": mask}
+
+
 def beside_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> dict[str, Tensor]:
     """Return the arguments of a backbone for what stands beside each token (`Examples.beside`) of `padded_rows`.
 
@@ -145,10 +152,9 @@ class PaddedLayout:
 
     def labelled_logits(self, backbone: nn.Module, prompts: Prompts, examples: Examples) -> LabelledLogits:
         """Return the labelled tokens' predictions, [K, V]."""
-        embeds, mask = padded_rows(prompts, examples)
         rows, columns = predicting_columns(prompts, examples.labels)
-        inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask) | beside_rows(prompts, examples)
-        outputs = predictions_at(backbone, rows, columns, **inputs, attention_mask=mask, use_cache=False)
+        inputs = row_inputs(backbone, prompts, examples)
+        outputs = predictions_at(backbone, rows, columns, **inputs, use_cache=False)
         return LabelledLogits(outputs.logits[0], examples.labels[examples.labels != IGNORED], rows)
 
     def candidate_scores(

@@ -19,6 +19,7 @@ from ..layouts import Examples, Prompts
 from ..layouts.base import take_columns
 from ..layouts.padded import POSITIONS, beside_rows
 from ..layouts.traits import has_per_layer_inputs, takes, with_own_positions
+from .batch_checks import Texts, check_left_out
 from .pictures import merges
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -105,6 +106,26 @@ def sorted_arguments(
     beside |= _positions(backbone, given, input_ids, mask)
     others = {name: value for name, value in given.items() if name not in (*TOKEN_TYPES, *media, POSITIONS)}
     return CallArguments(beside, {name: given[name] for name in media}, others)
+
+
+def given_beside(
+    backbone: PreTrainedModel, texts: Texts, arguments: Mapping[str, Any], labelled_alone: bool = False
+) -> CallArguments:
+    """Return what a call gives beside its texts.
+
+    Raise PromptTuningError as `sorted_arguments` does; or if only labelled tokens or candidates are asked for
+    (`labelled_alone`), and something is given that no layout takes.
+    """
+    if labelled_alone and (not arguments or not merges(backbone)):
+        check_left_out(arguments)
+        return CallArguments()
+    mask = texts.attention_mask
+    given = texts.input_ids if texts.inputs_embeds is None else texts.inputs_embeds
+    real = torch.ones(texts.shape, dtype=torch.bool, device=given.device) if mask is None else mask.bool()
+    found = sorted_arguments(backbone, arguments, texts.input_ids, real)
+    if labelled_alone:
+        check_left_out(found.others)
+    return found
 
 
 def arguments_in_rows(

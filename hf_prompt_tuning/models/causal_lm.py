@@ -18,18 +18,19 @@ from ..layouts.check import disagreement
 from ..layouts.choose import make_layout, why_inexact
 from ..layouts.computed import ComputedPrompts, can_be_continued
 from ..layouts.label_search import LabelSearch, searched_scores
-from ..layouts.padded import beside_rows, is_moved, labels_where_predicted, padded_rows, predicting_columns
+from ..layouts.padded import is_moved, labels_where_predicted, predicting_columns, row_inputs
 from ..layouts.sharing import in_step, is_sharded
-from ..layouts.traits import state_of_choice, takes, text_positions
+from ..layouts.traits import state_of_choice, takes
 from . import batch_checks
 from .batch_checks import Targets, Texts
 from .call_arguments import (
     MEDIA,
+    TOKEN_TYPES,
     CallArguments,
     check_taken,
     explained_media_errors,
+    given_beside,
     selected_columns,
-    sorted_arguments,
 )
 from .continuing import CacheContent, check_only_new_tokens, columns_in, content_of, continued_inputs, mark
 from .distillation import LabelDistillation, TokenDistillation
@@ -191,7 +192,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             labels, of_heads = heads.labels_off(labels)
             targets = replace(targets, labels_of_heads=check_no_head_labels(of_heads, targets))
             texts, arguments = heads.off(texts), heads.arguments_off(self.base_model, arguments)
-        given = self._given(texts, arguments, targets.only_labelled or targets.candidates is not None)
+        labelled_alone = targets.only_labelled or targets.candidates is not None
+        given = given_beside(self.base_model, texts, arguments, labelled_alone)
         examples = self._examples(prompts, texts, labels, given)
         if targets.candidates is not None:
             candidates = self._candidates(targets.candidates)
@@ -203,21 +205,9 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             return self._fused_outputs(prompts, examples, targets, heads, **given.others)
         return self._outputs(prompts, examples, targets, heads, given, **given.others)
 
-    def _given(self, texts: Texts, arguments: dict[str, Any], labelled_alone: bool = False) -> CallArguments:
-        """Return what a call gives beside its texts, sorted by what becomes of it.
-
-        Raise PromptTuningError as `sorted_arguments` does; or if only labelled tokens or candidates are asked for, and
-        something is given that no layout takes.
-        """
-        if labelled_alone and (not arguments or not merges(self.base_model)):
-            batch_checks.check_left_out(arguments)
-            return CallArguments()
-        mask = texts.attention_mask
-        real = torch.ones(texts.shape, dtype=torch.bool, device=self.device) if mask is None else mask.bool()
-        given = sorted_arguments(self.base_model, arguments, texts.input_ids, real)
-        if labelled_alone:
-            batch_checks.check_left_out(given.others)
-        return given
+    def puts_pictures_in(self, names: Sequence[str]) -> bool:
+        """Tell whether the arguments of these names are pictures and token types that every kind of call takes."""
+        return merges(self.base_model) and all(MEDIA.search(name) or name in TOKEN_TYPES for name in names)
 
     def _labelled(self, prompts: Prompts, examples: Examples, targets: Targets) -> LabelledOutput:
         """Return loss and predictions of the labelled tokens, computed in the fastest layout."""
@@ -256,7 +246,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the label scores that TRL has added to the backbone in place of logits."""
-        inputs = self._inputs(prompts, examples) | kwargs
+        inputs = row_inputs(self.base_model, prompts, examples) | kwargs
         shifted = labels_where_predicted(prompts, examples)
         if targets.labels_of_heads is not None:
             shifted[:, : targets.labels_of_heads.shape[1] - 1] = targets.labels_of_heads[:, 1:]
@@ -279,7 +269,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         **kwargs: Any,
     ) -> ModelOutput | tuple:
         """Return the backbone's outputs in PEFT's shapes, with our loss."""
-        inputs = self._inputs(prompts, examples) | {"return_dict": True} | kwargs
+        inputs = row_inputs(self.base_model, prompts, examples) | {"return_dict": True} | kwargs
         mask = inputs["attention_mask"]
         if moved := is_moved(prompts, examples):
             check_no_attentions(inputs.get("output_attentions"), self.base_model.config)
@@ -313,12 +303,6 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 heads.mark(cache_in(values), heads.text_columns)
         result = type(outputs)(**values)
         return result.to_tuple() if return_dict is False else result
-
-    def _inputs(self, prompts: Prompts, examples: Examples) -> dict[str, Tensor]:
-        """Return the backbone's arguments for whole rows `[prompt | text | pads]`."""
-        embeds, mask = padded_rows(prompts, examples)
-        counted = text_positions(self.base_model, mask) | beside_rows(prompts, examples)
-        return token_inputs(self.base_model, embeds) | {"attention_mask": mask} | counted
 
     def _behind_a_cache(self, texts: Texts, position_ids: Tensor | None = None, **kwargs: Any) -> ModelOutput | tuple:
         """Return the backbone's output for tokens after `past_key_values`: [B, T, V] of the new tokens only."""
@@ -366,7 +350,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             if (heads := self._heads(prompts, texts)) is not None:
                 texts, kwargs = heads.off(texts), heads.streamed(heads.arguments_off(self.base_model, kwargs))
             arguments, options = model_arguments(self.base_model, kwargs)
-            given = self._given(texts, arguments)
+            given = given_beside(self.base_model, texts, arguments)
             examples = self._examples(prompts, texts, given=given)
             ways = self._with_computed, self._packed_layout
             return generate(self.base_model, prompts, examples, texts.input_ids, given, options, *ways, heads)

@@ -42,9 +42,8 @@ from ..compat.transformers import (
 )
 from ..errors import PromptTuningError
 from ..layouts import Examples, PackedLayout, Prompts
-from ..layouts.base import token_inputs
 from ..layouts.computed import cache_of, can_be_continued, in_rows
-from ..layouts.padded import beside_rows, padded_rows
+from ..layouts.padded import row_inputs
 from ..layouts.sharing import calling
 from ..layouts.traits import ignores_masked_columns, sees_chunks, text_positions
 from .call_arguments import CallArguments, explained_media_errors
@@ -294,13 +293,12 @@ def _anew(call: _Call) -> Any:
             "or call forward for each token."
         )
     whole = examples.select(torch.arange(len(examples.mask)))
-    embeds, mask = padded_rows(call.prompts, whole, pads="left")
-    inputs = token_inputs(backbone, embeds) | ({} if call.ids is None else {"input_ids": call.ids})
-    inputs |= text_positions(backbone, mask) | beside_rows(call.prompts, whole, pads="left") | call.given.others
+    inputs = row_inputs(backbone, call.prompts, whole, pads="left") | call.given.others
+    inputs |= {} if call.ids is None else {"input_ids": call.ids}
     options = call.options | _in_one_piece(call, "chunks are cut from ids, and rows are embeddings here")
     writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
     with explained_media_errors(backbone, beside):
-        result = writer.generate(**inputs, attention_mask=mask, **options)
+        result = writer.generate(**inputs, **options)
     if not isinstance(result, Tensor) and result.get("hidden_states"):
         result.hidden_states = first_step_in_caller_columns(result.hidden_states, call.prompts, examples)
     return result

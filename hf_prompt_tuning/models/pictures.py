@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ..data.processors import is_processor
 from ..errors import PromptTuningError, first_line
 from ..layouts.sharing import calling, is_sharded, with_part
 from ..layouts.traits import takes
 
-MERGING = ("gemma3", "idefics2", "idefics3", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "smolvlm")
+MERGING = ("gemma3", "idefics2", "idefics3", "llava", "qwen2_5_vl", "qwen2_vl", "smolvlm")
 """Models whose language model gets the pictures as embedded tokens, and nothing else of them. Tests cover each."""
 
 NOTHING_SEEN = ("attention_mask", "past_key_values", "cache", "position_ids", "use_cache", "return_dict", "input_ids")
@@ -28,6 +29,16 @@ NOTHING_SEEN = ("attention_mask", "past_key_values", "cache", "position_ids", "u
 def merges(backbone: PreTrainedModel) -> bool:
     """Tell whether `with_pictures` serves this backbone. Processes that share one must make the same passes."""
     return backbone.config.model_type in MERGING and not is_sharded(backbone)
+
+
+def check_sees(backbone: PreTrainedModel, processing_class: Any) -> None:
+    """Raise PromptTuningError for a processor, if the backbone's pictures cannot be put among texts here."""
+    if is_processor(processing_class) and not merges(backbone):
+        raise PromptTuningError(
+            f"processing_class is a {type(processing_class).__name__}, and pictures are not put among texts here for "
+            f"{type(backbone).__name__} (they are for {', '.join(MERGING)}, whose weights are not spread over "
+            "processes); give its tokenizer, for texts alone, or rows of token ids with what the backbone takes."
+        )
 
 
 def with_pictures(backbone: PreTrainedModel, input_ids: Tensor, media: Mapping[str, Any]) -> Tensor:

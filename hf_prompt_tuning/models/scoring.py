@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.chat_targets import last_run
 from ..data.collator import beside_texts
 from ..data.template import PromptTemplate
+from ..errors import PromptTuningError
 from ..layouts.base import IGNORED, LabelledLogits, nll_by_row, token_nll
 from ..layouts.label_search import LabelSearch
 from ..prompts.info import numbers_of
@@ -44,7 +45,7 @@ def nll_of(predictions: LabelledLogits, size: int) -> tuple[Tensor, Tensor]:
 
 def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the predictions of a batch's K labelled tokens, [K, V], their token ids [K], and their rows [K]."""
-    if not beside_texts(batch):
+    if not beside_texts(batch) or extract_model_from_parallel(model).puts_pictures_in(beside_texts(batch)):
         output = model(**batch, only_labelled=True)
         return output.logits, output.targets, output.rows
     labels, seq2seq = batch["labels"], extract_model_from_parallel(model).config.is_encoder_decoder
@@ -87,6 +88,7 @@ def search_labels(
             candidates=label_token_ids,
             adapter_names=batch.get("adapter_names"),
             search=search,
+            **{name: batch[name] for name in beside_texts(batch)},
         )
 
 
@@ -199,6 +201,7 @@ def generate_targets(
         input_ids=batch["input_ids"],
         attention_mask=mask,
         adapter_names=batch.get("adapter_names"),
+        **{name: batch[name] for name in beside_texts(batch)},
         max_new_tokens=max_new_tokens,
         num_beams=1,
         **sampling,
@@ -233,6 +236,11 @@ def generate_within(
     left = torch.tensor(room, device=mask.device) - mask.sum(1)
     left += model.count_head_tokens(batch["input_ids"], mask, batch.get("adapter_names"))
     tight = left < max_new_tokens
+    if tight.any() and (others := beside_texts(batch)):
+        raise PromptTuningError(
+            f"a row of the batch has positions for {int(left.min())} new tokens, and {max_new_tokens} are to be "
+            f"written; with {others[0]}, rows are not written one by one. Lower max_target_length, or shorten rows."
+        )
     parts = [((~tight).nonzero()[:, 0], max_new_tokens)] if not tight.all() else []
     parts += [(row, max(1, int(left[row]))) for row in tight.nonzero()]
     generated = []

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.chat_tokenization import RowTemplate, row_tokenizer
+from ..data.chat_tokenization import RowTemplate, row_tokenizer, with_own_chat_template
 from ..data.heads import needs_system_turn
+from ..data.processors import tokenizer_in
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
@@ -24,7 +25,7 @@ from .fixed_prompts import FixedPromptsMixin
 from .heads import RowHeads, row_heads
 from .held_prompts import HeldPrompts
 from .outputs import RankingOutput
-from .pictures import with_pictures
+from .pictures import check_sees, with_pictures
 from .untrainable import untrainable
 
 logger = logging.getLogger(__name__)
@@ -82,13 +83,17 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
         """Return what turns rows into token ids for a prompt of this model.
 
         The template turns a row into text; default the prompt's, which must be set. `name` is the prompt's, default
-        the active one. Raise PromptTuningError if it stands in the system turn, and the chat template writes another
-        head than the prompt's.
+        the active one. In place of the tokenizer, a backbone's processor also reads pictures.
+
+        Raise PromptTuningError if the prompt stands in the system turn, and the chat template writes another head than
+        the prompt's; or for a processor, if the backbone's pictures are not put among texts exactly.
         """
+        check_sees(self.base_model, tokenizer)
         name = self.active_adapter if name is None else name
         config = self.peft_config[name]
         template = self.prompt_info[name].template if template is None else template
-        always_system = needs_system_turn(config.prompt_position, template.chat, tokenizer, config.head)
+        template = with_own_chat_template(template, tokenizer)
+        always_system = needs_system_turn(config.prompt_position, template.chat, tokenizer_in(tokenizer), config.head)
         return row_tokenizer(template, tokenizer, self.config.is_encoder_decoder, always_system)
 
     def whole_prompt(self, name: str | None = None) -> AbstractContextManager[None]:

@@ -112,7 +112,7 @@ class Scorer:
         batch, taught = split_teachers(batch)
         label = batch.pop("label", None)
         labels = batch.setdefault("labels", torch.full_like(batch["input_ids"], IGNORED))
-        if self.encoder is not None and (others := beside_texts(batch)):
+        if self.encoder is not None and not self.rows.sees and (others := beside_texts(batch)):
             raise PromptTuningError(
                 f"the batches have {others[0]!r} beside texts, and labels are ranked and texts written by the text "
                 "alone; leave it out, or train on rows of token ids without a template."

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
+from ..data.encoded_rows import PICTURES, TYPES
 from ..data.encoding import check_kind, text_rows, with_label_words
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
@@ -230,6 +231,7 @@ def leave_loss_to_the_model(trainer: Trainer) -> None:
     if trainer.rows.tokenizer is not None:
         # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
         trainer._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
+        trainer._signature_columns += [PICTURES, *TYPES] if trainer.rows.sees else []
     if trainer.teaching is not None:
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns += trainer.teaching.columns

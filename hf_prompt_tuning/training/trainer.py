@@ -12,8 +12,10 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
+from ..data.chat_tokenization import with_own_chat_template
 from ..data.collator import TAUGHT_ROWS, DataCollatorForPromptTuning, beside_texts, split_teachers
 from ..data.encoding import vocabulary_of
+from ..data.processors import tokenizer_in
 from ..data.template import PromptTemplate
 from ..extras import check_installed
 from ..layouts.base import IGNORED
@@ -28,6 +30,7 @@ from .arguments import PromptTuningArguments
 from .checkpointing import CheckpointMixin
 from .evaluation import EvaluationMixin
 from .hooks import check_hooks
+from .pictures import check_pictures
 from .publishing import Publisher
 from .push_arguments import destination
 from .teacher import Teacher, started_by
@@ -47,7 +50,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         data_collator: default: `DataCollatorForPromptTuning`.
         train_dataset: raw columns if there is a template, otherwise rows of `input_ids` and `labels`.
         eval_dataset: the same as `train_dataset`, or a dict of such data sets.
-        processing_class: the tokenizer.
+        processing_class: the tokenizer. Of a backbone that sees, its processor also reads the pictures of rows; the
+            trainer's `processing_class` is then the processor's tokenizer.
         template: turns a row into text; default: the model's template.
         prompt_config: the prompt to add to a plain backbone.
         callbacks: as in `transformers.Trainer`. A `DivergenceCallback` is added if there is none.
@@ -90,14 +94,17 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self.model_init = model_init
         model = super().call_model_init() if model_init is not None else model
         setup.check_devices(model, args)
+        processor, processing_class = processing_class, tokenizer_in(processing_class)
+        check_pictures(processor, teacher)
         template = setup.choose_template(template, model, processing_class, train_dataset, eval_dataset)
+        template = with_own_chat_template(template, processor)
         setup.check_options(args, kwargs, compute_metrics, template)
         model = setup.prompt_model(model, started_by(teacher, prompt_config), processing_class, template, args.seed)
         position = model.active_peft_config.prompt_position
         template = template_of_student(teacher, template, position, processing_class)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)
-        rows, *data = self.encode_data(model, template, processing_class, columns, train_dataset, eval_dataset)
+        rows, *data = self.encode_data(model, template, processor, columns, train_dataset, eval_dataset)
         if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
         self.publisher = Publisher(self)
@@ -105,7 +112,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             rows=rows,
             model=model,
             args=args,
-            data_collator=data_collator or DataCollatorForPromptTuning(processing_class),
+            data_collator=data_collator or DataCollatorForPromptTuning(processor),
             train_dataset=data[0],
             eval_dataset=data[1],
             processing_class=processing_class,
@@ -240,7 +247,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         if taught and self.teaching.is_over_labels:
             inputs = self.teaching.lesson_of_labels(model, inputs, label, taught, self.rows.tokenizer)
             return super().compute_loss(model, inputs, *args, **kwargs)
-        if not beside_texts(inputs):
+        if not beside_texts(inputs) or self.rows.sees:
             inputs["only_labelled"] = True
         elif not self.accelerator.unwrap_model(model).config.is_encoder_decoder and "labels" in inputs:
             # One position wider than the text, because the label of the first token counts.

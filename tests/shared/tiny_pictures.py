@@ -28,26 +28,30 @@ TEXT = dict(
 SEEN = dict(hidden_size=H, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_channels=3)
 
 
-def tiny_picture_model(name: str) -> transformers.PreTrainedModel:
-    """llava, gemma3, idefics2, idefics3, smolvlm, qwen2_vl or qwen2_5_vl. A picture has four tokens."""
+def tiny_picture_model(name: str, image: int = IMAGE, words: int = VOCAB) -> transformers.PreTrainedModel:
+    """llava, gemma3, idefics2, idefics3, smolvlm, qwen2_vl or qwen2_5_vl.
+
+    A picture has four tokens, whose id is `image`, among so many `words`.
+    """
     torch.manual_seed(0)
+    text = TEXT | dict(vocab_size=words)
     if name == "llava":
         vision = transformers.CLIPVisionConfig(**SEEN, image_size=8, patch_size=4)
         config = transformers.LlavaConfig(
-            vision_config=vision, text_config=transformers.LlamaConfig(**TEXT), image_token_id=IMAGE
+            vision_config=vision, text_config=transformers.LlamaConfig(**text), image_token_id=image
         )
         model = transformers.LlavaForConditionalGeneration(config)
     elif name == "gemma3":
         vision = transformers.SiglipVisionConfig(**SEEN, image_size=8, patch_size=4)
-        text = transformers.Gemma3TextConfig(
-            **TEXT, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+        gemma = transformers.Gemma3TextConfig(
+            **text, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
         )
         config = transformers.Gemma3Config(
-            text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=IMAGE
+            text_config=gemma, vision_config=vision, mm_tokens_per_image=4, image_token_id=image
         )
         model = transformers.Gemma3ForConditionalGeneration(config)
     elif name in OF_ROWS:
-        model = _of_rows(name)
+        model = _of_rows(name, image, text)
     else:
         vision = dict(depth=2, num_heads=4, patch_size=4, spatial_merge_size=2, temporal_patch_size=1)
         if name == "qwen2_vl":
@@ -58,11 +62,11 @@ def tiny_picture_model(name: str) -> transformers.PreTrainedModel:
         rope = dict(rope_type="default", mrope_section=[2, 1, 1], rope_theta=100.0)
         kind = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[name]
         config = getattr(transformers, f"{kind}Config")(
-            text_config=TEXT | dict(rope_parameters=rope),
+            text_config=text | dict(rope_parameters=rope),
             vision_config=vision,
-            image_token_id=IMAGE,
-            video_token_id=IMAGE + 1,
-            vision_start_token_id=START,
+            image_token_id=image,
+            video_token_id=image + 1,
+            vision_start_token_id=image + 2,
         )
         model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
     if name == "gemma3":
@@ -71,7 +75,7 @@ def tiny_picture_model(name: str) -> transformers.PreTrainedModel:
     return model.eval()
 
 
-def _of_rows(name: str) -> transformers.PreTrainedModel:
+def _of_rows(name: str, image: int, text: dict) -> transformers.PreTrainedModel:
     """A backbone that takes the pictures of a row together, [B, n, 3, height, width], with a mask of their pixels."""
     kind = {"idefics2": "Idefics2", "idefics3": "Idefics3", "smolvlm": "SmolVLM"}[name]
     vision = SEEN | dict(image_size=16, patch_size=4)
@@ -82,8 +86,8 @@ def _of_rows(name: str) -> transformers.PreTrainedModel:
         options = dict(perceiver_config=perceiver)
     config = getattr(transformers, f"{kind}Config")(
         vision_config=vision,
-        text_config=TEXT | dict(model_type="llama"),
-        image_token_id=IMAGE,
+        text_config=text | dict(model_type="llama"),
+        image_token_id=image,
         pad_token_id=0,
         tie_word_embeddings=False,
         **options,

@@ -1,0 +1,244 @@
+"""Pictures of rows: what a processor writes for them in texts, and what it makes of their pixels.
+
+A row's pictures are read twice: once for its token ids, which are checked and kept before training, and once for each
+batch, because their pixels would fill the memory. They are kept as they are in the data, as files or bytes.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset, Image, IterableDataset, LargeList, List
+from PIL import Image as Pillow
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from ..errors import PromptTuningError, first_line
+from .chat_template import ChatTemplate
+from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
+from .labels import is_missing
+from .picture_parts import picture_part
+from .template import PromptTemplate, parse
+
+COLUMNS = ("images", "image")
+"""Columns of pictures beside a conversation's messages, which have their places."""
+
+
+class Placed(NamedTuple):
+    """A row with what is written for its pictures in their places, the pictures, and what is written for each."""
+
+    row: dict[str, Any]
+    pictures: list[Any]
+    texts: list[str]
+
+
+class _Recorder:
+    """A tokenizer that keeps the texts that it is given."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self.texts: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self.texts += [text] if isinstance(text, str) else list(text)
+        return self._tokenizer(text, *args, **kwargs)
+
+
+class PictureProcessor:
+    """What a processor of transformers makes of the pictures of rows.
+
+    Args:
+        processor: of the backbone.
+
+    Raises:
+        PromptTuningError: it has no token for a picture, or writes no text for one.
+    """
+
+    def __init__(self, processor: ProcessorMixin):
+        self._processor, self._name = processor, type(processor).__name__
+        self.token = getattr(processor, "image_token", None)
+        if not isinstance(self.token, str) or getattr(processor, "image_processor", None) is None:
+            raise PromptTuningError(
+                f"processing_class is a {self._name}, which has no token for a picture; give the backbone's "
+                "tokenizer, for texts alone."
+            )
+        self._token_id = processor.tokenizer.convert_tokens_to_ids(self.token)
+        # A picture of one colour tells which columns are made of every other.
+        made, _ = self._run(Pillow.new("RGB", (64, 64)))
+        self.type_columns = [name for name in TYPES if name in made]
+        ids = list(made["input_ids"][0])
+        self._types = {
+            name: {i: int(kind) for i, kind in zip(ids, made[name][0], strict=True) if kind}
+            for name in self.type_columns
+        }
+        self.features = {PICTURES: List(Image()), **dict.fromkeys(self.type_columns, TYPES_FEATURE)}
+
+    def _run(self, picture: Pillow.Image) -> tuple[Mapping[str, Any], str]:
+        """Return what the processor makes of one picture, and the text that it writes for it."""
+        processor = copy.copy(self._processor)
+        processor.tokenizer = recorder = _Recorder(self._processor.tokenizer)
+        try:
+            made = processor(text=[self.token], images=[[picture]], add_special_tokens=False)
+        except Exception as error:  # a picture may fail in any way that its processor has
+            raise PromptTuningError(
+                f"a picture of {picture.size} pixels cannot be read by {self._name}: {first_line(error)} Correct the "
+                "picture, or the processor."
+            ) from error
+        if len(recorder.texts) != 1:
+            raise PromptTuningError(
+                f"{self._name} tokenizes {len(recorder.texts)} texts for a picture, and one was expected; give the "
+                "backbone's tokenizer, for texts alone."
+            )
+        return made, recorder.texts[0]
+
+    def _written(self, value: Any, where: str) -> str:
+        """Return the text that stands for a picture. Raise PromptTuningError if the value is none."""
+        return self._run(opened(value, where))[1]
+
+    def undecoded(self, data: Dataset | IterableDataset) -> Dataset | IterableDataset:
+        """Return a dataset whose pictures are the bytes or files that they are read from."""
+        for name, feature in (data.features or {}).items():
+            if isinstance(feature, Image):
+                data = data.cast_column(name, Image(decode=False))
+            elif isinstance(feature, List | LargeList) and isinstance(feature.feature, Image):
+                data = data.cast_column(name, List(Image(decode=False)))
+        return data
+
+    def placed(self, row: Mapping[str, Any], template: PromptTemplate | ChatTemplate) -> Placed:
+        """Return a row with what is written for its pictures in their places.
+
+        Raises:
+            PromptTuningError: a picture has no place in the text, or a place no picture; or the template cuts texts,
+                or tells a row as a chat, in which a picture has no place.
+        """
+        found = self._in_chat(row, template) if isinstance(template, ChatTemplate) else self._in_fields(row, template)
+        if found.pictures and template.max_source_length is not None:
+            raise PromptTuningError(
+                f"max_source_length is {template.max_source_length}, and the row has pictures, which are not cut; "
+                "leave it out, and shorten long texts in the data."
+            )
+        return found
+
+    def _in_fields(self, row: Mapping[str, Any], template: PromptTemplate) -> Placed:
+        seen = {name: found for name, value in row.items() if (found := pictures_in(value))}
+        places = [name for is_field, name in parse(template.source) if is_field and name in seen]
+        if lost := [name for name in seen if name not in places]:
+            raise PromptTuningError(
+                f"the column {lost[0]!r} has pictures, and the source {template.source!r} has no place for them; "
+                f"write {{{lost[0]}}} where they stand, or remove the column."
+            )
+        if targets := [name for name in seen if name in template.target_columns]:
+            raise PromptTuningError(f"the target is made of {{{targets[0]}}}, which has pictures; give a text.")
+        if places and template.chat is not None:
+            raise PromptTuningError(
+                f"{{{places[0]}}} has pictures, and the template tells the row as a chat; give rows of messages with "
+                "parts of the type 'image', and a ChatTemplate."
+            )
+        texts = {name: [self._written(picture, f"{{{name}}}") for picture in seen[name]] for name in set(places)}
+        pictures = [picture for name in places for picture in seen[name]]
+        joined = {name: "".join(written) for name, written in texts.items()}
+        return Placed({**row, **joined}, pictures, [text for name in places for text in texts[name]])
+
+    def _in_chat(self, row: Mapping[str, Any], template: ChatTemplate) -> Placed:
+        column = next((name for name in COLUMNS if not is_missing(row.get(name))), None)
+        waiting = iter(() if column is None else pictures_in(row[column]))
+        taken, texts = [], []
+
+        def with_text(part: Any) -> Any:
+            if not isinstance(part, Mapping) or part.get("type") != "image":
+                return part
+            if own := [key for key, value in part.items() if value is not None and key not in ("type", "text")]:
+                raise PromptTuningError(
+                    f"a part of a message has its picture as {own[0]!r}; put pictures in the column 'images', in the "
+                    'order of their parts, which are {"type": "image"}.'
+                )
+            taken.append(next(waiting, None))
+            texts.append("" if taken[-1] is None else self._written(taken[-1], f"{{{column}}}"))
+            return picture_part(self.token, texts[-1])
+
+        messages = {
+            name: [_with_parts(message, with_text) for message in row[name]]
+            for name in template.columns
+            if isinstance(row.get(name), list | tuple)
+        }
+        more = list(waiting)
+        if more or None in taken:
+            count = len([picture for picture in taken if picture is not None]) + len(more)
+            raise PromptTuningError(
+                f"the messages have {len(taken)} parts of the type 'image', and the row's column "
+                f"{column or COLUMNS[0]!r} has {count} pictures; give a part for each picture, where it stands."
+            )
+        return Placed({**row, **messages}, taken, texts)
+
+    def columns(self, ids: Sequence[int], placed: Placed) -> dict[str, Any]:
+        """Return the columns of an encoded row that tell of its pictures: these, and the type of each token.
+
+        Raise PromptTuningError if a text of the row has the token of a picture, too.
+        """
+        tokenize = self._processor.tokenizer
+        parts = [tokenize(text, add_special_tokens=False)["input_ids"] for text in placed.texts]
+        expected, found = sum(part.count(self._token_id) for part in parts), list(ids).count(self._token_id)
+        if found != expected:
+            raise PromptTuningError(
+                f"the row has {found} times the token {self.token!r} of pictures, and its {len(placed.pictures)} "
+                f"pictures have {expected}; remove the token from the texts."
+            )
+        types = {name: [kinds.get(i, 0) for i in ids] for name, kinds in self._types.items()}
+        return {PICTURES: placed.pictures, **types}
+
+    def pixels(self, rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+        """Return the processor's columns for the pictures of rows, beside the texts; empty without any picture.
+
+        Rows without a picture get zeros where pictures stand row by row ([B, n, 3, height, width], Idefics).
+        """
+        having = [b for b, pictures in enumerate(rows) if pictures]
+        if not having:
+            return {}
+        images = [[opened(picture, f"the column {PICTURES!r}") for picture in rows[b]] for b in having]
+        texts = [self.token * len(rows[b]) for b in having]
+        made = self._processor(text=texts, images=images, padding=True, return_tensors="pt")
+        made = {name: v for name, v in made.items() if name not in ("input_ids", "attention_mask", *TYPES)}
+        if made["pixel_values"].dim() == 5 and len(having) < len(rows):
+            made = {name: _spread(values, having, len(rows)) for name, values in made.items()}
+        return made
+
+
+def _spread(values: Tensor, rows: list[int], count: int) -> Tensor:
+    spread = values.new_zeros(count, *values.shape[1:])
+    spread[torch.tensor(rows)] = values
+    return spread
+
+
+def _with_parts(message: Any, change: Any) -> Any:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, list | tuple):
+        return message
+    return {**message, "content": [change(part) for part in content]}
+
+
+def pictures_in(value: Any) -> list[Any]:
+    """Return the pictures of a column's value: one or several, as Pillow's or as datasets has them; else none."""
+    if _is_picture(value):
+        return [value]
+    return list(value) if isinstance(value, list | tuple) and value and all(map(_is_picture, value)) else []
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, Pillow.Image) or (isinstance(value, Mapping) and value.keys() == {"bytes", "path"})
+
+
+def opened(value: Any, where: str) -> Pillow.Image:
+    """Return a picture as Pillow has it. Raise PromptTuningError if it cannot be read."""
+    if isinstance(value, Pillow.Image):
+        return value
+    try:
+        return Image().decode_example(value)
+    except Exception as error:  # of a file or of bytes that are no picture
+        raise PromptTuningError(
+            f"{where} has a picture that cannot be read: {first_line(error)} Give pictures as datasets.Image or "
+            "Pillow reads them."
+        ) from error
