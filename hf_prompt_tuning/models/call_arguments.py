@@ -79,10 +79,9 @@ class CallArguments:
     media: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def sees(self) -> bool:
-        """Whether the embedded texts hold pictures, which token ids do not tell, or there is more of each token."""
-        return bool(self.beside or self.media)
+
+TEXT_ALONE = CallArguments()
+"""What a call gives that has texts alone."""
 
 
 def sorted_arguments(
@@ -116,9 +115,9 @@ def given_beside(
     Raise PromptTuningError as `sorted_arguments` does; or if only labelled tokens or candidates are asked for
     (`labelled_alone`), and something is given that no layout takes.
     """
-    if labelled_alone and (not arguments or not merges(backbone)):
+    if labelled_alone and not merges(backbone):
         check_left_out(arguments)
-        return CallArguments()
+        return TEXT_ALONE
     mask = texts.attention_mask
     given = texts.input_ids if texts.inputs_embeds is None else texts.inputs_embeds
     real = torch.ones(texts.shape, dtype=torch.bool, device=given.device) if mask is None else mask.bool()

@@ -25,6 +25,7 @@ from . import batch_checks
 from .batch_checks import Targets, Texts
 from .call_arguments import (
     MEDIA,
+    TEXT_ALONE,
     TOKEN_TYPES,
     CallArguments,
     check_taken,
@@ -193,7 +194,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             targets = replace(targets, labels_of_heads=check_no_head_labels(of_heads, targets))
             texts, arguments = heads.off(texts), heads.arguments_off(self.base_model, arguments)
         labelled_alone = targets.only_labelled or targets.candidates is not None
-        given = given_beside(self.base_model, texts, arguments, labelled_alone)
+        given = given_beside(self.base_model, texts, arguments, labelled_alone) if arguments else TEXT_ALONE
         examples = self._examples(prompts, texts, labels, given)
         if targets.candidates is not None:
             candidates = self._candidates(targets.candidates)
@@ -350,7 +351,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             if (heads := self._heads(prompts, texts)) is not None:
                 texts, kwargs = heads.off(texts), heads.streamed(heads.arguments_off(self.base_model, kwargs))
             arguments, options = model_arguments(self.base_model, kwargs)
-            given = given_beside(self.base_model, texts, arguments)
+            given = given_beside(self.base_model, texts, arguments) if arguments else TEXT_ALONE
             examples = self._examples(prompts, texts, given=given)
             ways = self._with_computed, self._packed_layout
             return generate(self.base_model, prompts, examples, texts.input_ids, given, options, *ways, heads)

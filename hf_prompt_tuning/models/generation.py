@@ -148,7 +148,7 @@ def generate(
         call = replace(call, prompts=computed(prompts, examples))
         result = _continued(call) if way == "continued" else _packed(call, layout)
     cache = cache if isinstance(result, Tensor) else cache_in(result)
-    if cache is not None and columns_in(cache) and not call.given.others and not call.given.sees:
+    if cache is not None and columns_in(cache) and not (call.needs_whole_rows or call.given.media):
         _mark_cache(call, cache)
     if heads is not None:
         heads.complete(result, cache, width)

@@ -236,11 +236,13 @@ def generate_within(
     left = torch.tensor(room, device=mask.device) - mask.sum(1)
     left += model.count_head_tokens(batch["input_ids"], mask, batch.get("adapter_names"))
     tight = left < max_new_tokens
-    if tight.any() and (others := beside_texts(batch)):
-        raise PromptTuningError(
-            f"a row of the batch has positions for {int(left.min())} new tokens, and {max_new_tokens} are to be "
-            f"written; with {others[0]}, rows are not written one by one. Lower max_target_length, or shorten rows."
-        )
+    if others := beside_texts(batch):  # pictures are not one a row, so a part of the rows has no known part of them
+        if tight.any():
+            raise PromptTuningError(
+                f"a row of the batch has positions for {int(left.min())} new tokens, and {max_new_tokens} are to be "
+                f"written; with {others[0]} no row is written alone. Lower max_target_length, or shorten rows."
+            )
+        return generate_targets(model, batch, tokenizer, max_new_tokens, end_ids, sampling)
     parts = [((~tight).nonzero()[:, 0], max_new_tokens)] if not tight.all() else []
     parts += [(row, max(1, int(left[row]))) for row in tight.nonzero()]
     generated = []

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
+from ..data.chat_tokenization import with_own_chat_template
 from ..data.encoded_rows import PICTURES, TYPES
 from ..data.encoding import check_kind, text_rows, with_label_words
 from ..data.template import PromptTemplate
@@ -176,7 +177,7 @@ def choose_template(
     warn_of_template(own, template)
     chosen = template if template is not None else own
     if chosen is None or tokenizer is not None:
-        return with_label_words(chosen, train, evaluation)
+        return with_own_chat_template(with_label_words(chosen, train, evaluation), tokenizer)
     data = [rows for rows in (train, evaluation) if rows is not None]
     if template is not None or not data or any(text_rows(rows, chosen) is not None for rows in data):
         raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")

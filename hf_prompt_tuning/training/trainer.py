@@ -12,10 +12,8 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
-from ..data.chat_tokenization import with_own_chat_template
 from ..data.collator import TAUGHT_ROWS, DataCollatorForPromptTuning, beside_texts, split_teachers
 from ..data.encoding import vocabulary_of
-from ..data.processors import tokenizer_in
 from ..data.template import PromptTemplate
 from ..extras import check_installed
 from ..layouts.base import IGNORED
@@ -30,7 +28,7 @@ from .arguments import PromptTuningArguments
 from .checkpointing import CheckpointMixin
 from .evaluation import EvaluationMixin
 from .hooks import check_hooks
-from .pictures import check_pictures
+from .pictures import tokenizer_of
 from .publishing import Publisher
 from .push_arguments import destination
 from .teacher import Teacher, started_by
@@ -94,14 +92,11 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self.model_init = model_init
         model = super().call_model_init() if model_init is not None else model
         setup.check_devices(model, args)
-        processor, processing_class = processing_class, tokenizer_in(processing_class)
-        check_pictures(processor, teacher)
-        template = setup.choose_template(template, model, processing_class, train_dataset, eval_dataset)
-        template = with_own_chat_template(template, processor)
+        processor, processing_class = processing_class, tokenizer_of(processing_class, teacher, train_dataset, args)
+        template = setup.choose_template(template, model, processor, train_dataset, eval_dataset)
         setup.check_options(args, kwargs, compute_metrics, template)
         model = setup.prompt_model(model, started_by(teacher, prompt_config), processing_class, template, args.seed)
-        position = model.active_peft_config.prompt_position
-        template = template_of_student(teacher, template, position, processing_class)
+        template = template_of_student(teacher, template, model.active_peft_config.prompt_position, processing_class)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)
         rows, *data = self.encode_data(model, template, processor, columns, train_dataset, eval_dataset)

@@ -173,7 +173,7 @@ def by_hand(backbone, vectors: Tensor, row: dict[str, Tensor]) -> Tensor:
         pictures = backbone.model.get_image_features(*seen, return_dict=True).pooler_output
         pictures = torch.cat(list(pictures)).reshape(-1, embeds.shape[-1])
         embeds = embeds.clone()
-        embeds[ids == IMAGE] = pictures
+        embeds[ids == backbone.config.image_token_id] = pictures
     types = row.pop("mm_token_type_ids", None)
     if "image_grid_thw" in row:
         axes = backbone.model.get_rope_index(ids, types, row.pop("image_grid_thw"))[0]
@@ -198,5 +198,5 @@ def greedy_by_hand(backbone, vectors: Tensor, row: dict[str, Tensor], steps: int
             if name in row:
                 more = torch.tensor([new], dtype=torch.long)
                 now[name] = torch.cat([row[name], more if name == "input_ids" else more * 0], dim=1)
-        new.append(int(by_hand(backbone, vectors, now)[0, -1, :IMAGE].argmax()))
+        new.append(int(by_hand(backbone, vectors, now)[0, -1, : backbone.config.image_token_id].argmax()))
     return new
