@@ -18,6 +18,7 @@ from ..data.chat_template import ChatTemplate
 from ..data.chat_tokenization import RowTemplate
 from ..data.message_content import joined
 from ..data.messages import ASSISTANT, FUNCTION_CALL, is_chat, read_messages
+from ..data.processors import is_processor
 from ..data.rows import series_row, table_rows
 from ..data.tokenization import PromptTokenizer
 from ..data.unwritten import UnwrittenWarning
@@ -69,6 +70,11 @@ class PromptPipeline(Pipeline):
         if not isinstance(model, SoftPrompts):
             raise PromptTuningError(
                 f"model is a {type(model).__name__}; give a prompt's Hub id or folder, or a model from load_prompt."
+            )
+        if is_processor(tokenizer):
+            raise PromptTuningError(
+                f"tokenizer is a {type(tokenizer).__name__}, and these pipelines read texts alone; give its "
+                "tokenizer, or call the model's generate with what the processor makes of pictures."
             )
         self._coders: dict[str, PromptTokenizer] = {}
         super().__init__(model=model, tokenizer=_padding(tokenizer), **kwargs)

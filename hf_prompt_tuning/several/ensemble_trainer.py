@@ -24,7 +24,7 @@ from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
-from .checks import check_prompts
+from .checks import check_prompts, check_reads_texts
 from .task import PromptTask, model_with_prompts
 from .trainer import MultiPromptTrainer
 from .voting import encoder_for_members
@@ -61,6 +61,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         template: RowTemplate | None = None,
         **kwargs: Any,
     ):
+        check_reads_texts(processing_class)
         check_kind(train_dataset, "training")
         check_kind(eval_dataset, "evaluation", may_be_several=True)  # a dict is refused below
         if len(members) < 2:

@@ -24,7 +24,15 @@ from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
-from .checks import check_arguments, check_by_task, check_callback, check_checkpoint, check_options, check_prompts
+from .checks import (
+    check_arguments,
+    check_by_task,
+    check_callback,
+    check_checkpoint,
+    check_options,
+    check_prompts,
+    check_reads_texts,
+)
 from .losses import PromptLosses
 from .schedule import joint_schedule
 from .streams import Stream
@@ -59,6 +67,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
     ):
         # Change a copy: the number of steps is computed here, and `training_step` loops over the micro-batches itself.
         args = copy.copy(args if args is not None else PromptTuningArguments(output_dir="trainer_output"))
+        check_reads_texts(processing_class)
         check_arguments(args)
         check_names(tasks)
         check_writes_text(model)

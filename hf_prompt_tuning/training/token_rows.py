@@ -15,7 +15,7 @@ from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoded_rows import TEACHER, columns_of, count_padded, is_encoded
 from ..data.encoding import check_kind, encode_data, from_list, is_text, vocabulary_of
 from ..data.files import ORIGIN
-from ..data.processors import is_processor, tokenizer_in
+from ..data.processors import tokenizer_in
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
@@ -204,11 +204,6 @@ class RowEncoder:
         cls, model: SoftPrompts, tokenizer: Any, template: Any, columns: ColumnCheck, name: str | None = None
     ) -> "RowEncoder":
         """Return what encodes rows behind the prompt `name` of a model, default the active one."""
-        if is_processor(tokenizer) and not columns.alone:
-            raise PromptTuningError(
-                f"processing_class is a {type(tokenizer).__name__}, and batches of several prompts hold texts alone; "
-                "give its tokenizer, or train each prompt in a run of its own."
-            )
         encoder = None if template is None else model.row_encoder(tokenizer, template, name)
         head = model.peft_config[model.active_adapter if name is None else name].head
         pads = PadWarning.of(model.base_model, tokenizer_in(tokenizer))

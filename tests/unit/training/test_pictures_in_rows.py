@@ -8,14 +8,20 @@ from torch.nn.functional import cross_entropy
 from hf_prompt_tuning import (
     ChatFormat,
     ChatTemplate,
+    EnsembleTrainer,
+    MultiPromptTrainer,
+    PromptClassificationPipeline,
+    PromptTask,
     PromptTemplate,
     PromptTuningConfig,
     PromptTuningError,
     PromptTuningTrainer,
+    Teacher,
     load_prompt,
 )
+from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_pictures import by_hand, greedy_by_hand
-from tests.shared.tiny_processors import SEEING, picture, seeing_model, tiny_processor
+from tests.shared.tiny_processors import CHAT, SEEING, picture, seeing_model, tiny_processor
 from tests.shared.trainers import arguments, losses
 
 TEMPLATE = PromptTemplate(
@@ -234,3 +240,40 @@ def chat(content, **columns):
 def test_what_has_no_place_is_refused(rows, template, message, tmp_path):
     with pytest.raises(PromptTuningError, match=message):
         trainer_of("idefics3", tmp_path, rows, template)
+
+
+def test_where_pictures_are_not_read_a_processor_is_refused(tmp_path):
+    processor = tiny_processor("idefics3")
+    backbone, args = seeing_model("idefics3", processor), arguments(tmp_path)
+    tasks = [
+        PromptTask(name, PromptTuningConfig(num_virtual_tokens=2), ROWS, template=TEMPLATE) for name in ("a", "b")
+    ]
+    with pytest.raises(PromptTuningError, match="Idefics3Processor, and batches of several prompts hold texts alone"):
+        MultiPromptTrainer(backbone, args, tasks, processor)
+    with pytest.raises(PromptTuningError, match="Idefics3Processor, and batches of several prompts hold texts alone"):
+        EnsembleTrainer(backbone, args, tasks, ROWS, ROWS, processor, TEMPLATE)
+    teacher = Teacher("Be kind.")
+    with pytest.raises(PromptTuningError, match="Idefics3Processor, and a teacher reads texts alone"):
+        PromptTuningTrainer(
+            backbone,
+            args,
+            train_dataset=ROWS,
+            processing_class=processor,
+            template=TEMPLATE,
+            prompt_config=config,
+            teacher=teacher,
+        )
+    with pytest.raises(PromptTuningError, match="not put among texts here for LlamaForCausalLM"):
+        tiny_prompt_model("llama").row_encoder(processor, TEMPLATE)
+    model = tiny_prompt_model("", backbone=backbone)
+    model.info.template = TEMPLATE
+    with pytest.raises(PromptTuningError, match="Idefics3Processor, and these pipelines read texts alone"):
+        PromptClassificationPipeline(model, processor)
+    reader = PromptClassificationPipeline(model, processor.tokenizer)
+    with pytest.raises(PromptTuningError, match=r"\{image\} is a Image .*, and a template takes texts"):
+        reader(ROWS[0])
+    with pytest.raises(PromptTuningError, match=r"\{image\} is a \w+ .*, and a template takes texts"):
+        PromptTuningTrainer(model, args, train_dataset=ROWS, processing_class=processor.tokenizer, template=TEMPLATE)
+    with pytest.raises(PromptTuningError, match=r"a prompt is tuned on text: .* Pictures are read with a processor"):
+        encoder = model.row_encoder(processor.tokenizer, ChatTemplate(chat=ChatFormat(chat_template=CHAT)))
+        encoder.encode(CHATS[0])
