@@ -245,9 +245,8 @@ def test_what_has_no_place_is_refused(rows, template, message, tmp_path):
 def test_where_pictures_are_not_read_a_processor_is_refused(tmp_path):
     processor = tiny_processor("idefics3")
     backbone, args = seeing_model("idefics3", processor), arguments(tmp_path)
-    tasks = [
-        PromptTask(name, PromptTuningConfig(num_virtual_tokens=2), ROWS, template=TEMPLATE) for name in ("a", "b")
-    ]
+    config = PromptTuningConfig(num_virtual_tokens=2)
+    tasks = [PromptTask(name, config, ROWS, template=TEMPLATE) for name in ("a", "b")]
     with pytest.raises(PromptTuningError, match="Idefics3Processor, and batches of several prompts hold texts alone"):
         MultiPromptTrainer(backbone, args, tasks, processor)
     with pytest.raises(PromptTuningError, match="Idefics3Processor, and batches of several prompts hold texts alone"):
