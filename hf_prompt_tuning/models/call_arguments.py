@@ -20,7 +20,7 @@ from ..layouts.base import take_columns
 from ..layouts.padded import POSITIONS, beside_rows
 from ..layouts.traits import has_per_layer_inputs, takes, with_own_positions
 from .batch_checks import Texts, check_left_out
-from .pictures import merges
+from .pictures import check_not_spread, merges
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Arguments with a value for each token, where 0 means plain text. A prompt counts as plain text."""
@@ -116,6 +116,7 @@ def given_beside(
     (`labelled_alone`), and something is given that no layout takes.
     """
     if labelled_alone and not merges(backbone):
+        check_not_spread(backbone, arguments)
         check_left_out(arguments)
         return TEXT_ALONE
     mask = texts.attention_mask

@@ -31,6 +31,16 @@ def merges(backbone: PreTrainedModel) -> bool:
     return backbone.config.model_type in MERGING and not is_sharded(backbone)
 
 
+def check_not_spread(backbone: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
+    """Raise PromptTuningError for pictures, if only the spread of the backbone's weights keeps them from the texts."""
+    given = [name for name, value in arguments.items() if value is not None]
+    if given and backbone.config.model_type in MERGING:
+        raise PromptTuningError(
+            f"{given[0]} is given with only_labelled or candidates, and the weights of {type(backbone).__name__} are "
+            "spread over processes, which then put no pictures among texts; use DDP, or rows of token ids."
+        )
+
+
 def check_sees(backbone: PreTrainedModel, processing_class: Any) -> None:
     """Raise PromptTuningError for a processor, if the backbone's pictures cannot be put among texts here."""
     if is_processor(processing_class) and not merges(backbone):

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from hf_prompt_tuning import PromptTuningError
 from tests.shared.reference import tiny_prompt_model, with_prompts
 from tests.shared.tiny_pictures import (
     KINDS,
+    batch_of,
     by_hand,
     greedy_by_hand,
     picture_batch,
+    picture_rows,
     row_of,
     tiny_picture_model,
 )
@@ -174,3 +177,92 @@ def test_a_prompt_behind_bos(name, begins):
             expected, count = by_hand(backbone, vectors, row)[0], row["input_ids"].shape[1]
         torch.testing.assert_close(logits[b, -count:], expected[-count:], rtol=1e-4, atol=1e-4)
         assert written[b, batch["input_ids"].shape[1] :].tolist() == greedy_by_hand(backbone, vectors, row, 4)
+
+
+class TestMasked:
+    """Pictures whose tokens are masked: each of the others keeps its own place, or the call is refused."""
+
+    def masked(self, name):
+        """A row of two pictures whose first is masked, and the row of the second alone."""
+        (row,) = picture_rows(name, [(17, 2)])
+        mask = row["attention_mask"].clone()
+        mask[0, 2:7] = 0
+        other = {key: value[:, mask[0].bool()] if value.shape == mask.shape else value for key, value in row.items()}
+        return row | {"attention_mask": mask}, other
+
+    @pytest.mark.parametrize("name", ["llava", "smolvlm", "gemma3"])
+    def test_the_others_stay(self, name):
+        model = model_of(name)
+        row, other = self.masked(name)
+        pixels = other["pixel_values"]
+        other |= {"pixel_values": pixels[:, 1:] if pixels.dim() == 5 else pixels[1:]}
+        if "pixel_attention_mask" in other:
+            other["pixel_attention_mask"] = other["pixel_attention_mask"][:, 1:]
+        with torch.no_grad():
+            expected = by_hand(model.base_model, vectors_of(model, "default"), other)[0, -1]
+            torch.testing.assert_close(model(**row).logits[0, -1], expected, rtol=1e-4, atol=1e-4)
+
+    def test_where_positions_are_counted_by_pictures(self):
+        model, (row, _) = model_of("qwen2_5_vl"), self.masked("qwen2_5_vl")
+        with pytest.raises(PromptTuningError, match="attention_mask is 0 on tokens of pixel_values, and Qwen2_5_VL"):
+            model(**row)
+
+    def test_where_the_backbone_puts_them_itself(self, monkeypatch):
+        model, (row, _) = model_of("llava"), self.masked("llava")
+        monkeypatch.setattr("hf_prompt_tuning.models.pictures.MERGING", ())
+        with pytest.raises(PromptTuningError, match="attention_mask is 0 on tokens of pixel_values, which pictures"):
+            model(**row)
+
+
+def test_a_backbone_that_is_not_known_puts_pictures_itself(monkeypatch):
+    """Its own `forward` finds their places among the embedded tokens, in whole rows alone."""
+    model, batch = model_of("llava"), picture_batch("llava")
+    with torch.no_grad():
+        expected = model(**batch).logits
+        monkeypatch.setattr("hf_prompt_tuning.models.pictures.MERGING", ())
+        torch.testing.assert_close(model(**batch).logits, expected)
+    for asked in (dict(labels=batch["input_ids"], only_labelled=True), dict(candidates=[[5]])):
+        with pytest.raises(PromptTuningError, match="pixel_values is given with only_labelled or candidates"):
+            model(**batch, **asked)
+
+
+def test_weights_that_are_spread_over_processes(monkeypatch):
+    model, batch = model_of("llava"), picture_batch("llava")
+    monkeypatch.setattr("hf_prompt_tuning.models.pictures.is_sharded", lambda backbone: True)
+    with pytest.raises(PromptTuningError, match="LlavaForConditionalGeneration are spread over processes"):
+        model(**batch, candidates=[[5]])
+
+
+def test_a_language_model_that_is_told_more(monkeypatch):
+    """A later version of a known backbone may tell its language model of pictures in another way, too."""
+    model, batch = model_of("llava"), picture_batch("llava")
+    inner = type(model.base_model.model)
+    forward = inner.forward
+    monkeypatch.setattr(inner, "forward", lambda self, *args, **kwargs: forward(self, *args, **kwargs, told=5))
+    with pytest.raises(PromptTuningError, match=r"tells its language model of it by .*told.*; give the text alone"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "smolvlm", "qwen2_5_vl"])
+def test_transformers_own_trainer(name, tmp_path):
+    """Its collator is the caller's, and its loss that of the rows alone, by hand."""
+    model, rows = model_of(name), picture_rows(name, [(11, 1), (6, 0), (17, 2)])
+    expected = []
+    for row in rows:
+        row["labels"] = row["input_ids"].clone()
+        row["labels"][:, :-3] = -100
+        given = {key: value for key, value in row.items() if key != "labels"}
+        logits = by_hand(model.base_model, vectors_of(model, "default"), given)[0, -4:-1]
+        expected.append(torch.nn.functional.cross_entropy(logits, row["input_ids"][0, -3:]).item())
+
+    def collate(rows):
+        batch = batch_of(name, rows, "right")
+        batch["labels"][batch["attention_mask"] == 0] = -100
+        return batch
+
+    options = dict(per_device_train_batch_size=3, max_steps=1, logging_steps=1, learning_rate=0.0, use_cpu=True)
+    options |= dict(remove_unused_columns=False, save_strategy="no", report_to="none", disable_tqdm=True)
+    args = TrainingArguments(output_dir=str(tmp_path), **options)
+    trainer = Trainer(model.train(), args, data_collator=collate, train_dataset=rows)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(sum(expected) / 3, abs=1e-4)
