@@ -59,11 +59,11 @@ class PictureProcessor:
     """
 
     def __init__(self, processor: ProcessorMixin):
-        self._processor, self._name = processor, type(processor).__name__
+        self._processor, self.name = processor, type(processor).__name__
         self.token = getattr(processor, "image_token", None)
         if not isinstance(self.token, str) or getattr(processor, "image_processor", None) is None:
             raise PromptTuningError(
-                f"processing_class is a {self._name}, which has no token for a picture; give the backbone's "
+                f"processing_class is a {self.name}, which has no token for a picture; give the backbone's "
                 "tokenizer, for texts alone."
             )
         self._token_id = processor.tokenizer.convert_tokens_to_ids(self.token)
@@ -85,12 +85,12 @@ class PictureProcessor:
             made = processor(text=[self.token], images=[[picture]], add_special_tokens=False)
         except Exception as error:  # a picture may fail in any way that its processor has
             raise PromptTuningError(
-                f"a picture of {picture.size} pixels cannot be read by {self._name}: {first_line(error)} Correct the "
+                f"a picture of {picture.size} pixels cannot be read by {self.name}: {first_line(error)} Correct the "
                 "picture, or the processor."
             ) from error
         if len(recorder.texts) != 1:
             raise PromptTuningError(
-                f"{self._name} tokenizes {len(recorder.texts)} texts for a picture, and one was expected; give the "
+                f"{self.name} tokenizes {len(recorder.texts)} texts for a picture, and one was expected; give the "
                 "backbone's tokenizer, for texts alone."
             )
         return made, recorder.texts[0]

@@ -59,6 +59,7 @@ def write_card(
         "causal": config.task_type not in ("SEQ_2_SEQ_LM", *CLASSIFIERS),
         "auto_class": AUTO_CLASSES[config.task_type or "CAUSAL_LM"].__name__,
         "tags_tokens": config.task_type == "TOKEN_CLS",
+        "processor": info.data.get("processor"),
         "chats": isinstance(info.template, ChatTemplate),
         "classifies": info.template is not None and info.template.is_classification,
     }
@@ -67,6 +68,8 @@ def write_card(
         facts, config=config, info=info, ensemble=ensemble, backbone_size=backbone_size, pictures=pictures
     )
     metadata = _metadata(info, facts["title"], facts["base"], facts["classifies"], facts["causal"])
+    if facts["processor"]:
+        metadata.pipeline_tag = "image-text-to-text"
     if info.classifier:
         metadata.pipeline_tag = "token-classification" if facts["tags_tokens"] else "text-classification"
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}").save(folder / "README.md")

@@ -214,6 +214,8 @@ class RowEncoder:
 
         They are recorded once and not in each save, so that a user who may not publish a row can remove it.
         """
+        if self.sees:
+            info.data["processor"] = self.tokenizer.pictures.name
         if self.tokenizer is not None:
             info.template = self.tokenizer.template
             if isinstance(data, Dataset):

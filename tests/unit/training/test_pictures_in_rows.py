@@ -1,5 +1,7 @@
 """Rows with pictures in a trainer: the processor's own tokens and pixels, and the losses and answers by hand."""
 
+import re
+
 import pytest
 import torch
 from datasets import Dataset
@@ -146,6 +148,9 @@ def test_chats_with_pictures(name, tmp_path):
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
     loss = trainer.compute_loss(trainer.model.train(), dict(batch))
     torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-4)
+    if name == "idefics3":
+        trainer.save_model()
+        check_card(tmp_path / "README.md", trainer, processor, "<|im_start|>User:<image>what ?")
     answers = trainer.predict(CHATS).predictions
     for chat, answer in zip(CHATS, answers, strict=True):
         asked = processor.apply_chat_template(chat["messages"][:-1], tokenize=False, add_generation_prompt=True)
@@ -169,6 +174,17 @@ def test_a_template_with_markers_and_pictures(tmp_path):
     assert processor.tokenizer.decode(labels[labels >= 0]) == "great help<end_of_utterance>thank you<end_of_utterance>"
 
 
+def check_card(card, trainer, processor, text):
+    """The card names the processor, and its code runs with a backbone, a processor and a row."""
+    words = card.read_text()
+    assert "pipeline_tag: image-text-to-text" in words
+    assert "| processor | Idefics3Processor |" in words and "With PEFT alone" not in words
+    code = re.search(r"## Use\n\n```python\n(.*?)^```", words, re.DOTALL | re.MULTILINE)[1]
+    code = re.sub(r"load_prompt\([^,]*,", f"load_prompt({str(card.parent)!r},", code)
+    names = {"backbone": seeing_model("idefics3", processor), "processor": processor, "text": text}
+    exec(code, names | {"pictures": [picture(20, 30)]})
+
+
 def test_a_run_resumes_and_the_prompt_loads(tmp_path):
     rows = Dataset.from_list(ROWS * 2)
     whole, processor = trainer_of("idefics3", tmp_path / "whole", rows, TEMPLATE, save_strategy="steps", save_steps=1)
@@ -184,6 +200,7 @@ def test_a_run_resumes_and_the_prompt_loads(tmp_path):
         expected = whole.model(**{k: v for k, v in batch.items() if k != "label"}).logits
         found = loaded.model(**{k: v for k, v in batch.items() if k != "label"}).logits
     torch.testing.assert_close(found, expected)
+    check_card(tmp_path / "saved" / "README.md", whole, processor, "Seen : <image> a dog ? Answer :")
     encoder = loaded.model.row_encoder(processor, loaded.template)
     assert encoder.encode_dataset(rows, "other")[0] == whole.train_dataset[0]
 
