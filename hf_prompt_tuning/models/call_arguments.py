@@ -20,7 +20,7 @@ from ..layouts.base import take_columns
 from ..layouts.padded import POSITIONS, beside_rows
 from ..layouts.traits import has_per_layer_inputs, takes, with_own_positions
 from .batch_checks import Texts, check_left_out
-from .pictures import check_not_spread, merges
+from .pictures import check_not_spread, merges, read_with_pictures
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Arguments with a value for each token, where 0 means plain text. A prompt counts as plain text."""
@@ -99,6 +99,8 @@ def sorted_arguments(
     if not merges(backbone) or input_ids is None:
         _check_pictures_stay(backbone, media, input_ids, mask)
         media = []
+    elif media:
+        media = [name for name in read_with_pictures(backbone, given) if name not in (*TOKEN_TYPES, POSITIONS)]
     beside = {name: given[name][..., None] for name in TOKEN_TYPES if name in given}
     if not media and merges(backbone) and not any(bool(types.any()) for types in beside.values()):
         beside = {}  # those of plain text say nothing

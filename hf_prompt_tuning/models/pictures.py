@@ -6,7 +6,7 @@ the embedded tokens that this one is given. From there on a picture is embedded 
 can move.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +51,13 @@ def check_sees(backbone: PreTrainedModel, processing_class: Any) -> None:
         )
 
 
+def read_with_pictures(backbone: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Return the arguments of a backbone that its language model does not take: what pictures are made of, and how."""
+    inner = backbone.base_model
+    language = _owner(inner, backbone.get_input_embeddings())
+    return [name for name in names if takes(inner, name) and not takes(language, name)]
+
+
 def with_pictures(backbone: PreTrainedModel, input_ids: Tensor, media: Mapping[str, Any]) -> Tensor:
     """Return the embedded texts with their pictures, [B, T, H].
 
@@ -73,6 +80,8 @@ def with_pictures(backbone: PreTrainedModel, input_ids: Tensor, media: Mapping[s
     options = places if takes(inner, "position_ids") else {}
     try:
         with_part(inner, language, calling(language, keep))(input_ids=input_ids, use_cache=False, **media, **options)
+    except torch.OutOfMemoryError:  # Accelerate looks for a smaller batch
+        raise
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise PromptTuningError(
             f"{', '.join(media)}: {type(backbone).__name__} refuses them: {first_line(error)} Give what it asks for, "

@@ -266,3 +266,30 @@ def test_transformers_own_trainer(name, tmp_path):
     trainer = Trainer(model.train(), args, data_collator=collate, train_dataset=rows)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(sum(expected) / 3, abs=1e-4)
+
+
+def test_how_pictures_are_read():
+    """LLaVA's choice of the layer whose features a picture has."""
+    model, batch = model_of("llava"), picture_batch("llava")
+    inner = model.base_model.model
+    usual, first = ({"vision_feature_layer": layer} for layer in (-2, -1))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch, **usual).logits, model(**batch).logits)
+        pictures = [
+            torch.cat(list(inner.get_image_features(batch["pixel_values"], **kind).pooler_output))
+            for kind in (usual, first)
+        ]
+        assert not torch.allclose(*pictures)
+        row = row_of(batch, 0)
+        ids = row.pop("input_ids")
+        embeds = model.get_base_model().get_input_embeddings()(ids)
+        embeds[0, 3:7] = pictures[1].reshape(-1, 32)[:4]
+        expected = by_hand_of(model, embeds)
+        torch.testing.assert_close(model(**batch, **first).logits[0, -1], expected[0, -1], rtol=1e-4, atol=1e-4)
+        words = model(ids, pixel_values=row["pixel_values"], **first, candidates=[[5], [6]]).scores[0]
+    torch.testing.assert_close(words, expected[0, -1].log_softmax(-1)[5:7], rtol=1e-4, atol=1e-4)
+
+
+def by_hand_of(model, embeds):
+    rows = torch.cat([vectors_of(model, "default")[None], embeds], 1)
+    return model.base_model(inputs_embeds=rows, use_cache=False).logits
