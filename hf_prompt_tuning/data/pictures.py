@@ -17,7 +17,6 @@ from transformers import ProcessorMixin
 from ..errors import PromptTuningError, first_line
 from .chat_template import ChatTemplate
 from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
-from .labels import is_missing
 from .picture_parts import picture_part
 from .template import PromptTemplate, parse
 
@@ -144,8 +143,14 @@ class PictureProcessor:
         return Placed({**row, **joined}, pictures, [text for name in places for text in texts[name]])
 
     def _in_chat(self, row: Mapping[str, Any], template: ChatTemplate) -> Placed:
-        column = next((name for name in COLUMNS if not is_missing(row.get(name))), None)
-        waiting = iter(() if column is None else pictures_in(row[column]))
+        seen = {name: found for name, value in row.items() if (found := pictures_in(value))}
+        if lost := [name for name in seen if name not in COLUMNS] or list(seen)[1:]:
+            raise PromptTuningError(
+                f"the columns {', '.join(map(repr, seen))} have pictures, and those of a conversation are in one, "
+                f"'images' or 'image'; call {lost[0]!r} so, or remove it."
+            )
+        column = next(iter(seen), COLUMNS[0])
+        waiting = iter(seen.get(column, ()))
         taken, texts = [], []
 
         def with_text(part: Any) -> Any:
@@ -170,7 +175,7 @@ class PictureProcessor:
             count = len([picture for picture in taken if picture is not None]) + len(more)
             raise PromptTuningError(
                 f"the messages have {len(taken)} parts of the type 'image', and the row's column "
-                f"{column or COLUMNS[0]!r} has {count} pictures; give a part for each picture, where it stands."
+                f"{column!r} has {count} pictures; give a part for each picture, where it stands."
             )
         return Placed({**row, **messages}, taken, texts)
 

@@ -26,7 +26,6 @@ from .batch_checks import Targets, Texts
 from .call_arguments import (
     MEDIA,
     TEXT_ALONE,
-    TOKEN_TYPES,
     CallArguments,
     check_taken,
     explained_media_errors,
@@ -40,7 +39,6 @@ from .generation_options import from_inputs, inferred_mask, model_arguments
 from .heads import RowHeads
 from .labels import check_fused_head, check_no_head_labels, fused_in_caller_columns, labels_for_trainers
 from .outputs import LabelledOutput, check_no_attentions, outputs_in_caller_columns, routing_loss
-from .pictures import merges
 from .soft_prompts import SoftPrompts, embed
 
 
@@ -205,10 +203,6 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         if targets.fused_lm_head:
             return self._fused_outputs(prompts, examples, targets, heads, **given.others)
         return self._outputs(prompts, examples, targets, heads, given, **given.others)
-
-    def puts_pictures_in(self, names: Sequence[str]) -> bool:
-        """Tell whether the arguments of these names are pictures and token types that every kind of call takes."""
-        return merges(self.base_model) and all(MEDIA.search(name) or name in TOKEN_TYPES for name in names)
 
     def _labelled(self, prompts: Prompts, examples: Examples, targets: Targets) -> LabelledOutput:
         """Return loss and predictions of the labelled tokens, computed in the fastest layout."""

@@ -58,6 +58,12 @@ def labelled_logits(model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, 
     return logits[rows, places], labels[rows, columns], rows
 
 
+def pictures_of(model: Callable, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the columns of a batch that are pictures and types of tokens, which the model takes in any call."""
+    model = extract_model_from_parallel(model)
+    return {name: batch[name] for name in beside_texts(batch) if model.puts_pictures_in([name])}
+
+
 def rank_labels(
     model: Callable, batch: dict[str, Tensor], label_token_ids: Sequence[Sequence[int]], is_encoder_decoder: bool
 ) -> Tensor:
@@ -88,7 +94,7 @@ def search_labels(
             candidates=label_token_ids,
             adapter_names=batch.get("adapter_names"),
             search=search,
-            **{name: batch[name] for name in beside_texts(batch)},
+            **pictures_of(model, batch),
         )
 
 
@@ -201,7 +207,7 @@ def generate_targets(
         input_ids=batch["input_ids"],
         attention_mask=mask,
         adapter_names=batch.get("adapter_names"),
-        **{name: batch[name] for name in beside_texts(batch)},
+        **pictures_of(model, batch),
         max_new_tokens=max_new_tokens,
         num_beams=1,
         **sampling,
@@ -236,7 +242,9 @@ def generate_within(
     left = torch.tensor(room, device=mask.device) - mask.sum(1)
     left += model.count_head_tokens(batch["input_ids"], mask, batch.get("adapter_names"))
     tight = left < max_new_tokens
-    if others := beside_texts(batch):  # pictures are not one a row, so a part of the rows has no known part of them
+    if others := list(
+        pictures_of(model, batch)
+    ):  # pictures are not one a row, so a part of the rows has no known part of them
         if tight.any():
             raise PromptTuningError(
                 f"a row of the batch has positions for {int(left.min())} new tokens, and {max_new_tokens} are to be "

@@ -20,12 +20,12 @@ from ..layouts.base import IGNORED, token_nll
 from ..layouts.sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
 from .batch_checks import NO_PROMPT, Targets, Texts, check_adapter_names, check_candidates, check_tensor, check_texts
-from .call_arguments import CallArguments
+from .call_arguments import MEDIA, TOKEN_TYPES, CallArguments
 from .fixed_prompts import FixedPromptsMixin
 from .heads import RowHeads, row_heads
 from .held_prompts import HeldPrompts
 from .outputs import RankingOutput
-from .pictures import check_sees, with_pictures
+from .pictures import check_sees, merges, with_pictures
 from .untrainable import untrainable
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,10 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
         template = with_own_chat_template(template, tokenizer)
         always_system = needs_system_turn(config.prompt_position, template.chat, tokenizer_in(tokenizer), config.head)
         return row_tokenizer(template, tokenizer, self.config.is_encoder_decoder, always_system)
+
+    def puts_pictures_in(self, names: Sequence[str]) -> bool:
+        """Tell whether the arguments of these names are pictures and token types that every kind of call takes."""
+        return merges(self.base_model) and all(MEDIA.search(name) or name in TOKEN_TYPES for name in names)
 
     def whole_prompt(self, name: str | None = None) -> AbstractContextManager[None]:
         """Gather a prompt's vectors within this context. ZeRO-3 shards them; every process must enter it.

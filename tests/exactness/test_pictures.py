@@ -8,8 +8,8 @@ from hf_prompt_tuning.layouts.label_search import LabelSearch
 from tests.shared.reference import tiny_prompt_model, with_prompts
 from tests.shared.tiny_pictures import KINDS, batch_of, by_hand, greedy_by_hand, picture_rows, tiny_picture_model
 
-ROWS = [(11, 1), (6, 0), (17, 2)]
-NAMES = ["default", "other", "default"]
+ROWS = [(11, 1), (6, 0), (17, 2), (9, 1)]
+NAMES = ["default", "other", "default", "__base__"]
 LABELS = [[5, 6], [7], [5, 9, 11], [8, 4]]
 OPTIONS = dict(
     max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0, suppress_tokens=list(range(390, 400))
@@ -26,6 +26,8 @@ def trained(model):
 
 
 def vectors_of(model, name):
+    if name == "__base__":
+        return torch.zeros(0, 32)
     return model.prompt_encoder[name].embedding.weight
 
 
@@ -47,7 +49,7 @@ def test_logits_loss_and_gradient(case):
         assert torch.equal(batch["input_ids"][b, real], row["input_ids"][0])
     alone = [by_hand(backbone, vectors_of(model, name), row)[0] for name, row in zip(NAMES, rows, strict=True)]
     losses = [cross_entropy(logits[-4:-1], row["input_ids"][0, -3:]) for logits, row in zip(alone, rows, strict=True)]
-    expected = sum(losses) / 3
+    expected = sum(losses) / len(ROWS)
     gradients = torch.autograd.grad(expected, prompts)
     assert all(bool((gradient != 0).any()) for gradient in gradients)
     for layout in ("whole rows", "auto", "cached", "padded"):

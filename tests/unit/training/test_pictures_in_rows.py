@@ -245,6 +245,16 @@ def chat(content, **columns):
         ),
         (chat([text("a")], images=[picture(8, 8)]), ChatTemplate(), "0 parts .* 'images' has 1 pictures"),
         (chat([IMAGE, text("a")]), ChatTemplate(), "1 parts .* 'images' has 0 pictures"),
+        (
+            chat([text("a")], picture=picture(8, 8)),
+            ChatTemplate(),
+            "the columns 'picture' have pictures, .* call 'pict",
+        ),
+        (
+            chat([IMAGE, text("a")], image=picture(8, 8), images=[picture(8, 8)]),
+            ChatTemplate(),
+            r"the columns 'image', 'images' have pictures, .* call '\w+' so, or remove it",
+        ),
         (chat([IMAGE | {"url": "x"}, text("a")]), ChatTemplate(), "has its picture as 'url'; put pictures in the col"),
         (chat([IMAGE, text("<image>")], image=picture(8, 8)), ChatTemplate(), "has 1 pictures, .* writes 2 times"),
         (
