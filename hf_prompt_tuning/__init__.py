@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .data.chat_template import ChatTemplate
     from .data.chat_tokenization import ChatTokenizer
     from .data.collator import DataCollatorForPromptTuning
+    from .data.head_collator import DataCollatorForHeads
+    from .data.head_template import ClassTemplate, TagTemplate
     from .data.template import PromptTemplate
     from .data.tokenization import PromptTokenizer
     from .errors import (
@@ -68,6 +70,8 @@ _NAMES_OF = {
     ".data.chat_template": "ChatTemplate",
     ".data.chat_tokenization": "ChatTokenizer",
     ".data.collator": "DataCollatorForPromptTuning",
+    ".data.head_collator": "DataCollatorForHeads",
+    ".data.head_template": "ClassTemplate TagTemplate",
     ".data.template": "PromptTemplate",
     ".data.tokenization": "PromptTokenizer",
     ".errors": "CheckpointSaveError HubUnavailableError PromptLoadError PromptMismatchError PromptPushError "

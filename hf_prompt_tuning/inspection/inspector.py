@@ -33,6 +33,7 @@ from ..layouts.traits import token_scale
 from ..models import vocabulary
 from ..models.initialization import made_again
 from ..models.load import load_prompt
+from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import start_in_words
 from .comparison import compare_vectors
@@ -215,6 +216,7 @@ def _add_effects_on_rows(
     template = model.info.template
     if template is None:
         raise PromptTuningError(f"{inspection.name} has no template, by which rows become text; leave the data out.")
+    check_writes_text(model)
     encoder = model.row_encoder(tokenizer)
     head = model.active_peft_config.head
     rows = encode_data(data, "given", encoder, model.room(), require_target=False, head=head)

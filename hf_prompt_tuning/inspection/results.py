@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..prompts.info import finite
+from ..prompts.json_files import finite
 from .comparison import PromptComparison
 from .page import as_html
 from .text import as_text

@@ -2,14 +2,17 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from peft import PeftModel
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
+from ..data.head_template import HeadTemplate, for_backbone
+from ..data.head_tokenization import HeadTokenizer, head_tokenizer
 from ..errors import PromptMismatchError, PromptTuningError
 from ..layouts import Prompts
 from ..layouts.base import IGNORED, token_inputs
@@ -83,13 +86,22 @@ class ClassificationPrompts(SoftPrompts):
             )
         classifiers.check_labels_match(saved, self.base_model, ignore_mismatch)
 
-    def row_encoder(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise PromptTuningError: a head reads rows of token ids."""
-        raise PromptTuningError(
-            f"{type(self).__name__} has a classification head, and templates, rankings and pipelines of this package "
-            "are for language models. Give the model rows of input_ids (tokenizer(texts)), and train it with "
-            "transformers' Trainer; or load the backbone with AutoModelForCausalLM."
-        )
+    def row_encoder(
+        self, tokenizer: PreTrainedTokenizerBase, template: HeadTemplate | None = None, name: str | None = None
+    ) -> HeadTokenizer:
+        """Return what turns rows into token ids and labels, with a template, default that of the prompt `name`.
+
+        Raise PromptTuningError if there is none, or it is for language models.
+        """
+        template = self.prompt_info[name or self.active_adapter].template if template is None else template
+        if not isinstance(template, HeadTemplate):
+            found = "missing" if template is None else f"a {type(template).__name__}"
+            raise PromptTuningError(
+                f"{type(self).__name__} has a classification head, and its template is {found}; rankings and "
+                "pipelines of this package are for language models. Give a ClassTemplate or a TagTemplate, or rows of "
+                "input_ids (tokenizer(texts))."
+            )
+        return head_tokenizer(for_backbone(template, self.base_model.config), tokenizer)
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """Record a run's hyperparameters, losses and nearest words in the prompt that it trains, for the prompt's card."""
 
+import json
 import re
 from typing import Any
 
@@ -16,6 +17,8 @@ RECORDED = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
 )
 """The hyperparameters that a prompt's card shows."""
+OF_HEADS = ("head_learning_rate", "class_weights", "pos_weight")
+"""The same of a classification head, as far as they are given."""
 
 MEMORY = re.compile(r"(^|_)mem_[cg]pu(_|$)")
 """The metrics that `skip_memory_metrics=False` adds to an evaluation."""
@@ -33,6 +36,9 @@ def describe_run(
     `name` is the prompt's name in the log, if several prompts train together.
     """
     values = {name: getattr(args, name) for name in RECORDED}
+    for own in OF_HEADS:
+        if (given := getattr(args, own, None)) is not None:
+            values[own] = json.dumps(given) if isinstance(given, dict) else given
     if getattr(args, "recipe", None) is not None:
         values["recipe"] = args.recipe
     model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}

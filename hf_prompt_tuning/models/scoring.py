@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_targets import last_run
 from ..data.collator import beside_texts
-from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED, LabelledLogits, nll_by_row, token_nll
 from ..layouts.label_search import LabelSearch
@@ -135,19 +134,20 @@ def classification_metrics(scores: np.ndarray, references: np.ndarray) -> dict[s
     labelled = references >= 0
     if not labelled.any():
         return {}
-    metric = _metric("classification.py")
-    return metric.compute(predictions=scores[labelled].argmax(1), references=references[labelled])
+    return metric("classification.py").compute(predictions=scores[labelled].argmax(1), references=references[labelled])
 
 
-def confusion_matrix(scores: np.ndarray, references: np.ndarray, template: PromptTemplate) -> dict[str, Any]:
-    """Return `labels` (words) and `counts` [L, L], with a row for each right label; empty without labelled rows."""
+def confusion_counts(predictions: np.ndarray, references: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Return `labels` (their names) and `counts` [L, L], with a row for each right label; empty without labelled rows.
+
+    Predictions and references are label indices, [N]; a negative reference is none.
+    """
     labelled = references >= 0
     if not labelled.any():
         return {}
-    words = [template.label_words[label] for label in template.labels]
-    counts = np.zeros((len(words), len(words)), dtype=int)
-    np.add.at(counts, (references[labelled], scores[labelled].argmax(1)), 1)
-    return {"labels": words, "counts": counts.tolist()}
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (references[labelled], predictions[labelled]), 1)
+    return {"labels": list(names), "counts": counts.tolist()}
 
 
 def loss_history(
@@ -173,11 +173,11 @@ def text_metrics(predictions: Sequence[str], references: Sequence[str | None]) -
     pairs = [pair for pair in zip(predictions, references, strict=True) if pair[1] is not None]
     if not pairs:
         return {}
-    metric = _metric("text.py")
-    return metric.compute(predictions=[text for text, _ in pairs], references=[right for _, right in pairs])
+    return metric("text.py").compute(predictions=[text for text, _ in pairs], references=[right for _, right in pairs])
 
 
-def _metric(file: str) -> Any:
+def metric(file: str) -> Any:
+    """Return a metric of this package, a module of `evaluate` that needs no network."""
     import evaluate  # of the extra `train`
 
     return evaluate.load(str(METRICS / file), keep_in_memory=True)

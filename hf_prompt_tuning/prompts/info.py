@@ -1,9 +1,8 @@
 """Read and write `prompt_tuning.json`: how to use a prompt, how it was trained, and its metrics."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +11,13 @@ from typing import Any, get_args, get_origin
 from ..data.chat_format import ChatFormat
 from ..data.chat_template import ChatTemplate
 from ..data.chat_tokenization import RowTemplate
+from ..data.class_names import PROBLEM_TYPES
+from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
 from .config import POSITIONS
+from .json_files import write_json
 from .local_paths import is_local_path, without_local_paths
 
 INFO_FILE = "prompt_tuning.json"
@@ -23,8 +25,6 @@ RESULTS_FILE = "results.json"
 FORMAT_VERSION = 2
 """The newest format. A prompt at the start is written in format 1, which earlier versions read."""
 RESULTS = ("metrics", "untuned_metrics", "transfer", "history", "confusion_matrix", "calibration")
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-"""The problem types of a classification head, by transformers' names."""
 MEASURED = ("text_milliseconds", "prompt_milliseconds")
 """What was measured of a prompt that was taught; the card says both with the device."""
 PACKAGES = ("hf_prompt_tuning", "peft", "transformers", "torch")
@@ -61,7 +61,7 @@ class PromptInfo:
             the prompt (`is_trained`).
     """
 
-    template: RowTemplate | None = None
+    template: RowTemplate | HeadTemplate | None = None
     example: dict[str, str] = field(default_factory=dict)
     initialization: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -92,10 +92,10 @@ class PromptInfo:
         for name in ("metrics", "untuned_metrics", "calibration"):
             values[name] = numbers_of(values[name])
         values["transfer"] = {name: numbers_of(metrics) for name, metrics in values["transfer"].items()}
-        _write_json(Path(folder) / INFO_FILE, values)
+        write_json(Path(folder) / INFO_FILE, values)
         results = {name: values[name] for name in RESULTS if values[name]}
         if results:
-            _write_json(Path(folder) / RESULTS_FILE, results)
+            write_json(Path(folder) / RESULTS_FILE, results)
         else:
             (Path(folder) / RESULTS_FILE).unlink(missing_ok=True)  # remove an earlier prompt's file
 
@@ -144,20 +144,6 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def finite(value: Any) -> Any:
-    """Return a tree of values with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
-    file.write_text(text + "\n", encoding="utf-8")
-
-
 JSON_TYPES = {Mapping: dict, Sequence: list, ChatFormat: dict}
 TYPES = {
     kind: {
@@ -166,24 +152,34 @@ TYPES = {
         )
         for field in fields(kind)
     }
-    for kind in (PromptTemplate, ChatTemplate, ChatFormat)
+    for kind in (PromptTemplate, ChatTemplate, ChatFormat, ClassTemplate, TagTemplate)
 }
 """The types of a template's fields in JSON."""
 
 
-def _template(values: Any) -> RowTemplate:
+def _template(values: Any) -> RowTemplate | HeadTemplate:
     _object("template", values)
-    kind = ChatTemplate if "messages_column" in values else PromptTemplate
+    kind = _kind_of_template(values)
     _known_fields("template", values, kind)
-    if kind is PromptTemplate and "source" not in values:
-        raise PromptTuningError("template has no source")
+    for part in fields(kind):
+        if part.default is part.default_factory is MISSING and part.name not in values:
+            raise PromptTuningError(f"template has no {part.name}")
     _texts("template.label_words", values.get("label_words") or {})
-    for label in values.get("label_names") or ():
-        _text("template.label_names", label)
+    for name in ("label_names", "labels"):
+        for label in values.get(name) or ():
+            _text(f"template.{name}", label)
     if values.get("chat") is not None:
         _known_fields("template.chat", values["chat"], ChatFormat)
         values = values | {"chat": ChatFormat(**values["chat"])}
     return kind(**values)
+
+
+def _kind_of_template(values: dict[str, Any]) -> type:
+    if "messages_column" in values:
+        return ChatTemplate
+    if "words_column" in values:
+        return TagTemplate
+    return ClassTemplate if "problem_type" in values else PromptTemplate
 
 
 def _known_fields(name: str, values: dict[str, Any], kind: type) -> None:

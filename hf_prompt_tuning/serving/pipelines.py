@@ -25,6 +25,7 @@ from ..data.unwritten import UnwrittenWarning
 from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
 from ..layouts.label_search import LabelSearch
+from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from .pipeline_loading import NamedPrompt
 from .writing_options import OF_THE_TEXT, generate_options, is_greedy, merge_options, new_tokens, split_options
@@ -144,6 +145,7 @@ class PromptPipeline(Pipeline):
         Raise PromptTuningError if the prompt is unknown, has no template, or is for the other pipeline.
         """
         if name not in self._coders:
+            check_writes_text(self.model)
             if name not in self.model.prompt_info:
                 known = ", ".join(map(repr, self.model.prompt_info))
                 raise PromptTuningError(f"adapter_names has {name!r}; this model's prompts are {known}.")

@@ -15,6 +15,7 @@ from ..data.chat_tokenization import RowTemplate
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
+from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 
 
@@ -63,6 +64,7 @@ def encoder_for_members(
 
     Raise PromptTuningError, which names the member, if the chat template writes another head than its.
     """
+    check_writes_text(model)
     encoders = {}
     for name in members:
         try:

@@ -39,6 +39,17 @@ class PromptTuningArguments(TrainingArguments):
         "prompts together, with other learning rates and starts, and keep the best.",
     )
     learning_rate: float = HfArg(default=3e-2, help="Peak learning rate of the prompt.")
+    head_learning_rate: float | None = HfArg(
+        default=None, help="Peak learning rate of a classification head. Default: 1e-3."
+    )
+    class_weights: str | None = HfArg(
+        default=None,
+        help="With a classification head, the weight of each class in the loss: balanced, or as JSON a list or an "
+        'object, e.g. {"spam": 4, "other": 1}.',
+    )
+    pos_weight: str | None = HfArg(
+        default=None, help="With several labels a row, the weight of a label that a row has, as class_weights."
+    )
     recipe_budget: float = HfArg(
         default=4.0, help="With recipe auto: how many times the rows of an ordinary run it may train on."
     )

@@ -133,11 +133,18 @@ class CheckpointMixin:
         return sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        """Count the labelled tokens as `Trainer` does, without the rows that fill up the last batch."""
+        """Count the labelled tokens as `Trainer` does, without the rows that fill up the last batch.
+
+        Of a classification head, count what its labels count in the mean of its loss.
+        """
         column = self.counted_column
         if batch_samples and self.accelerator.gradient_state.end_of_dataloader:
             for labels in label_columns(batch_samples[-1]):
                 distributed.unlabel_repeated_rows(labels, self.train_dataset, self.args)
+        if self.head_loss is not None:
+            items = torch.stack([self.head_loss.items(batch["labels"].to(device)) for batch in batch_samples]).sum()
+            together = self.args.average_tokens_across_devices and self.args.world_size > 1
+            return self.accelerator.gather(items).sum() if together else items
         if column != "labels":
             batch_samples = [{"labels": batch[column]} for batch in batch_samples]
         return super()._get_num_items_in_batch(batch_samples, device)

@@ -1,5 +1,6 @@
 """Train on several processes: all processes share one prompt, and every row counts once."""
 
+import math
 from itertools import chain
 from typing import Any
 
@@ -43,12 +44,13 @@ def share_prompts(model: SoftPrompts) -> None:
 
 
 def keep_backbone_local(model: SoftPrompts) -> None:
-    """Let DDP send the prompt only.
+    """Let DDP send the prompt only, with the head that trains with it.
 
     Every process already has the backbone. DDP would send all of it at the start, and its buffers in every step.
     """
+    own = {id(tensor) for tensor in model.prompt_encoder[model.active_adapter].parameters()}
     tensors = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-    model._ddp_params_and_buffers_to_ignore = [name for name, tensor in tensors if tensor is not model.prompt]
+    model._ddp_params_and_buffers_to_ignore = [name for name, tensor in tensors if id(tensor) not in own]
 
 
 def forget_evaluation(trainer: Trainer) -> None:
@@ -101,4 +103,5 @@ def unlabel_repeated_rows(labels: torch.Tensor, rows: Any, args: TrainingArgumen
     together = len(labels) * args.world_size
     real = len(rows) % together or together
     # Process 0 has the first rows of the batch, process 1 the next ones, and so on.
-    labels[max(real - args.process_index * len(labels), 0) :] = IGNORED
+    nothing = math.nan if labels.is_floating_point() else IGNORED  # a float of -100 is a number to learn
+    labels[max(real - args.process_index * len(labels), 0) :] = nothing

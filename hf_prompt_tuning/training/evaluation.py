@@ -23,8 +23,10 @@ from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
 from ..models.soft_prompts import SoftPrompts
+from .head_loss import HeadLoss
+from .head_scorer import HeadScorer
 from .scorer import RowResults, Scorer
-from .token_rows import RowEncoder, with_labels
+from .token_rows import RowEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,12 @@ class EvaluationMixin:
     """Let a `Trainer` evaluate and predict with a `Scorer`, row by row in order, and record metrics in the prompt.
 
     `rows` turns the prompt's data into token ids. The other arguments are those of `Trainer`.
+
+    Attributes:
+        head_loss: the loss of a classification head; None for a language model.
     """
+
+    head_loss: HeadLoss | None = None
 
     def __init__(
         self,
@@ -62,6 +69,9 @@ class EvaluationMixin:
 
     def scorer_of_prompt(self, **options: Any) -> Scorer:
         """Return the scorer of the active prompt; `options` are fields of `Scorer`."""
+        if self.head_loss is not None:
+            own = {"compute_metrics": self._extra_metrics, "preprocess_logits": self._preprocess_logits}
+            return HeadScorer(self.rows, self.args, head=self.head_loss, **{**own, **options})
         rows, data = self.rows_and_data()
         template = None if rows.tokenizer is None else rows.tokenizer.template
         writes = template is not None and not template.is_classification
@@ -100,7 +110,7 @@ class EvaluationMixin:
         """
         check_kind(test_dataset, "test")
         rows = replace(self._scorer.rows, teaching=None)
-        test_dataset = test_dataset if rows.tokenizer is not None else with_labels(test_dataset)
+        test_dataset = test_dataset if rows.tokenizer is not None else rows.with_missing_labels(test_dataset)
         return super().get_test_dataloader(rows(test_dataset, "test", require_target=False))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler | None:
@@ -252,6 +262,9 @@ class EvaluationMixin:
         - Free text: `predictions` are the generated texts, and `label_ids` the reference texts, None for rows without
           one.
         - Rows of token ids: `predictions` are the logits.
+        - Classification heads: `predictions` are the logits, [N, L], of numbers to predict [N], of tags [N, T, L] with
+          each row's tokens first and -100 behind them. `label_ids` are in the form that the head learns: -100, or NaN
+          for floats, where a label is missing.
         """
         scorer = self.make_scorer(with_logits=True)
         with self.using_scorer(scorer):

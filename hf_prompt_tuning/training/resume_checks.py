@@ -15,7 +15,7 @@ from ..prompts.info import INFO_FILE
 
 logger = logging.getLogger(__name__)
 
-RESUMED = ("learning_rate", "weight_decay", "warmup_steps")
+RESUMED = ("learning_rate", "head_learning_rate", "weight_decay", "warmup_steps")
 """Arguments whose values are restored from the checkpoint's optimizer and schedule, even if they have changed."""
 
 
@@ -46,9 +46,9 @@ def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optim
             f"{'with' if scales else 'without'}; resume with the same, or start anew from its prompt (init_prompt)."
         )
     for name in RESUMED:
-        if name in recorded and recorded[name] != getattr(args, name):
+        if name in recorded and recorded[name] != getattr(args, name, None):
             logger.warning(
-                f"{name} is {getattr(args, name)}, and the checkpoint's {recorded[name]} goes on: optimizer and "
+                f"{name} is {getattr(args, name, None)}, and the checkpoint's {recorded[name]} goes on: optimizer and "
                 "schedule are resumed as they were."
             )
 

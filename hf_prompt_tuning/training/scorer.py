@@ -42,6 +42,7 @@ class RowResults(ModelOutput):
         sampled: 1 for the rows that the calibration is fitted to, those of batches without a label left out, [B] long;
             None for all.
         generated_ids: token ids of generated texts, [B, T'], with -100 after their end (free text).
+        tags: the most likely tag of each token, [B, T] long (taggers).
         logits: logits of the row's tokens, [B, T, V], or what `preprocess_logits_for_metrics` returned (token ids).
         kl: with a teacher, the sum of KL(teacher ‖ prompt) over the row's labelled tokens (or of its labels), [B].
         agreed: the number of positions at which both have the same most likely token (or label), [B].
@@ -54,6 +55,7 @@ class RowResults(ModelOutput):
     nodes: Any = None
     sampled: Any = None
     generated_ids: Any = None
+    tags: Any = None
     logits: Any = None
     kl: Any = None
     agreed: Any = None
@@ -223,7 +225,9 @@ class Scorer:
         metrics = scoring.loss_metrics(results.nll, results.tokens)
         if results.label_scores is not None:
             if info is not None:
-                info.confusion_matrix = scoring.confusion_matrix(outputs, references, self.encoder.template)
+                template = self.encoder.template
+                words = [template.label_words[label] for label in template.labels]
+                info.confusion_matrix = scoring.confusion_counts(outputs.argmax(1), references, words)
                 sample = slice(None) if results.sampled is None else results.sampled == 1
                 info.calibration = fit_calibration(outputs[sample], references[sample])
             return metrics | scoring.classification_metrics(outputs, references) | self._node_metrics(results.nodes)
@@ -235,11 +239,15 @@ class Scorer:
             return {}
         return {"computed_label_nodes": float(nodes.mean()), "label_nodes": self.label_nodes}
 
+    def labelled(self, references: Any) -> np.ndarray:
+        """Return a mask of the rows that have a reference (`labelled_rows`), [N] bool."""
+        return labelled_rows(references)
+
     def callers_metrics(self, outputs: Any, references: Any, prediction: EvalPrediction) -> dict[str, Any]:
         """Return the caller's metrics of the rows that have a reference; an empty dict if no row has one."""
         if self.compute_metrics is None or outputs is None:
             return {}
-        rows = labelled_rows(references)
+        rows = self.labelled(references)
         if not rows.any():
             return {}
         if self.encoder is None:

@@ -5,20 +5,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from ..data.chat_tokenization import with_own_chat_template
+from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoded_rows import PICTURES, TYPES
 from ..data.encoding import check_kind, text_rows, with_label_words
+from ..data.head_collator import DataCollatorForHeads
+from ..data.head_template import HeadTemplate
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..layouts import check_layout_name
+from ..models.classifiers import SEQ_CLS, TOKEN_CLS, classification_task
 from ..models.create import get_prompt_tuning_model
 from ..models.metric_direction import check_direction
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
 from .callbacks import DivergenceCallback, PromptAveragingCallback
+from .head_rows import head_template
 from .recipes import AUTO
 
 logger = logging.getLogger(__name__)
@@ -99,6 +111,21 @@ def check_devices(model: Any, args: TrainingArguments) -> None:
         )
 
 
+def check_model(model: Any, args: TrainingArguments, teacher: Any) -> None:
+    """Raise PromptTuningError as `check_devices`, and for what a model with a classification head does not take."""
+    check_devices(model, args)
+    if head_task(model) is None:
+        return
+    if teacher is not None:
+        raise PromptTuningError(
+            "teacher is given, and a classification head learns labels; leave it out, or load a language model."
+        )
+    if getattr(args, "layout", "auto") not in ("auto", "padded"):
+        raise PromptTuningError(
+            f"layout is {args.layout!r}, and rows for a classification head are padded; leave it out."
+        )
+
+
 def kind_of(callback: Any) -> type:
     """Return the class of a callback, which may be given in its place."""
     return callback if isinstance(callback, type) else type(callback)
@@ -135,7 +162,7 @@ def check_options(
             raise PromptTuningError(f"{name} is given, and this trainer does without: {why}.")
     if args.label_names not in (None, ["labels"]):
         raise PromptTuningError(f"label_names is {args.label_names}; labels are in the column 'labels': leave it out.")
-    writes = template is not None and not template.is_classification
+    writes = template is not None and not template.is_classification and not isinstance(template, HeadTemplate)
     if compute_metrics is not None and writes and not getattr(args, "predict_with_generate", True):
         raise PromptTuningError(
             "compute_metrics is given and predict_with_generate is False, so there are no texts for it; leave one out."
@@ -168,11 +195,13 @@ def check_trains(model: Any, names: Sequence[str]) -> None:
 
 def choose_template(
     template: PromptTemplate | None, model: nn.Module, tokenizer: Any, train: Any, evaluation: Any
-) -> PromptTemplate | None:
+) -> PromptTemplate | HeadTemplate | None:
     """Return the template for the data: the given one, or the prompt's; None if all data are token ids.
 
-    Raise PromptTuningError if the data is text and there is no tokenizer.
+    Raise PromptTuningError if the data is text and there is no tokenizer, or the template is for another kind of
+    backbone.
     """
+    template = head_template(template, head_task(model))
     own = model.info.template if isinstance(model, SoftPrompts) else None
     warn_of_template(own, template)
     chosen = template if template is not None else own
@@ -182,6 +211,27 @@ def choose_template(
     if template is not None or not data or any(text_rows(rows, chosen) is not None for rows in data):
         raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
     return None
+
+
+def head_task(model: nn.Module) -> str | None:
+    """Return SEQ_CLS or TOKEN_CLS for a model, or a backbone, with such a head; None for a language model.
+
+    Raise PromptTuningError for another head.
+    """
+    backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
+    task = classification_task(backbone) if isinstance(backbone, PreTrainedModel) else None
+    if task in (SEQ_CLS, TOKEN_CLS):
+        return task
+    check_writes_text(model)
+    return None
+
+
+def collator(model: nn.Module, tokenizer: Any) -> DataCollatorForPromptTuning:
+    """Return the default collator of a run: of a language model, or of a classification head's task."""
+    task_type = head_task(model)
+    if task_type is None:
+        return DataCollatorForPromptTuning(tokenizer)
+    return DataCollatorForHeads(tokenizer, tags=task_type == TOKEN_CLS)
 
 
 def prompt_model(
@@ -196,7 +246,6 @@ def prompt_model(
     The prompt's vectors are drawn after `set_seed(seed)`. Raise PromptTuningError if a plain backbone has no config,
     or the prompt cannot be made.
     """
-    check_writes_text(model)
     if isinstance(model, SoftPrompts):
         return model
     if config is None:
@@ -229,6 +278,7 @@ def leave_loss_to_the_model(trainer: Trainer) -> None:
     trainer._loss_shifts_labels = False
     trainer.label_smoother = None
     trainer.label_names = ["labels"]
+    trainer.compute_loss_func = trainer.head_loss
     if trainer.rows.tokenizer is not None:
         # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
         trainer._signature_columns = ["input_ids", "attention_mask", "labels", "label"]

@@ -209,6 +209,10 @@ class RowEncoder:
         pads = PadWarning.of(model.base_model, tokenizer_in(tokenizer))
         return cls(encoder, model.room(name), vocabulary_of(model), columns, head, pads=pads)
 
+    def with_missing_labels(self, data: Any) -> Any:
+        """Return rows of token ids to predict, which may have no labels, with a column of them (`with_labels`)."""
+        return with_labels(data)
+
     def describe(self, info: PromptInfo, data: Any) -> None:
         """Record the template and an example row in a prompt's description.
 

@@ -9,10 +9,11 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import CommitInfo
 from torch import nn
+from torch.optim import Optimizer
 from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
-from ..data.collator import TAUGHT_ROWS, DataCollatorForPromptTuning, beside_texts, split_teachers
+from ..data.collator import TAUGHT_ROWS, beside_texts, split_teachers
 from ..data.encoding import vocabulary_of
 from ..data.template import PromptTemplate
 from ..extras import check_installed
@@ -27,6 +28,9 @@ from . import search, setup
 from .arguments import PromptTuningArguments
 from .checkpointing import CheckpointMixin
 from .evaluation import EvaluationMixin
+from .head_loss import head_loss
+from .head_optimizer import head_rate, move_head
+from .head_rows import HeadRows
 from .hooks import check_hooks
 from .pictures import tokenizer_of
 from .publishing import Publisher
@@ -91,7 +95,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         setup.check_together(model, model_init, prompt_config, args, callbacks or (), train_dataset, kwargs)
         self.model_init = model_init
         model = super().call_model_init() if model_init is not None else model
-        setup.check_devices(model, args)
+        setup.check_model(model, args, teacher)
         processor, processing_class = processing_class, tokenizer_of(processing_class, teacher, train_dataset, args)
         template = setup.choose_template(template, model, processor, train_dataset, eval_dataset)
         setup.check_options(args, kwargs, compute_metrics, template)
@@ -100,6 +104,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)
         rows, *data = self.encode_data(model, template, processor, columns, train_dataset, eval_dataset)
+        self.head_loss = head_loss(setup.head_task(model), rows, args, data[0])
         if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
         self.publisher = Publisher(self)
@@ -107,7 +112,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
             rows=rows,
             model=model,
             args=args,
-            data_collator=data_collator or DataCollatorForPromptTuning(processor),
+            data_collator=data_collator or setup.collator(model, processor),
             train_dataset=data[0],
             eval_dataset=data[1],
             processing_class=processing_class,
@@ -123,7 +128,10 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any
     ) -> tuple[RowEncoder, Any, Any]:
         """Return what encodes the prompt's rows, and the training and evaluation data as token ids."""
-        rows = replace(RowEncoder.behind(model, tokenizer, template, columns), teaching=self.teaching)
+        if setup.head_task(model) is not None:
+            rows = HeadRows.of_head(model, tokenizer, template, columns)
+        else:
+            rows = replace(RowEncoder.behind(model, tokenizer, template, columns), teaching=self.teaching)
         own = rows if self.teaching is None else self.teaching.encoder_of_own_rows(rows)
         train = own(train, "training", require_target=self.teaching is None or self.teaching.needs_targets)
         evaluation = own(evaluation, "evaluation", require_target=False, may_be_several=True)
@@ -133,7 +141,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
     def _adopt(self, model: SoftPrompts) -> SoftPrompts:
         """Give a model the trainer's layout, template and example row, and give its rows the room that it has."""
-        if not model.config.is_encoder_decoder:
+        if self.head_loss is None and not model.config.is_encoder_decoder:
             names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
             model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
         limits = {"limit": model.room(), "vocabulary": vocabulary_of(model), "head": model.active_peft_config.head}
@@ -233,8 +241,19 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         num_train_epochs, *values = super().set_initial_training_values(args, dataloader)
         return (0 if args.max_steps == 0 else num_train_epochs, *values)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """Create the optimizer as `Trainer` does. A classification head has a learning rate of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        rate = None if self.head_loss is None else head_rate(self.args)
+        if is_new and rate is not None:
+            move_head(optimizer, self.unwrapped, rate)
+        return optimizer
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as `Trainer` does. For rows of text, ask the model only for the labelled positions."""
+        if self.head_loss is not None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
         inputs, taught = split_teachers(inputs)
         label = inputs.pop("label", None)
         if self.teaching is None:  # rows that were encoded for another run may have columns of its teachers

@@ -94,7 +94,9 @@ class DivergenceCallback(TrainerCallback):
         weights = {name: prompt.embedding.weight for name, prompt in model.prompt_encoder.items()}
         # If several prompts train together, check all of them. DeepSpeed stores its gradients elsewhere.
         trained = {name: weight for name, weight in weights.items() if weight.grad is not None}
-        gradients = [weight.grad for weight in trained.values()]
+        heads = [prompt.classifier for prompt in model.prompt_encoder.values() if prompt.classifier is not None]
+        parts = [weight for head in heads for weight in head.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in (*trained.values(), *parts)]
         bad: Any = False
         if gradients:
             bad = ~torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()

@@ -26,7 +26,6 @@ from hf_prompt_tuning import (
     PromptTuningError,
     PromptTuningModelForSequenceClassification,
     PromptTuningModelForTokenClassification,
-    PromptTuningTrainer,
     export_tokens,
     get_prompt_tuning_model,
     load_prompt,
@@ -367,8 +366,6 @@ def test_what_is_for_language_models_refuses_a_head(tmp_path):
     backbone = tiny_classifier("bert")
     state, model = state_of(backbone), with_prompt(tiny_classifier("bert"))
     for call in (
-        lambda: PromptTuningTrainer(model, args, train_dataset=rows, processing_class=tokenizer),
-        lambda: PromptTuningTrainer(backbone, args, train_dataset=rows, prompt_config=config),
         lambda: MultiPromptTrainer(model, args, [PromptTask(name, config, rows) for name in "ab"], tokenizer),
         lambda: export_tokens(model, tmp_path / "out", tokenizer=tokenizer),
         lambda: MultiPromptTrainer(backbone, args, [PromptTask(name, config, rows) for name in "ab"], tokenizer),
@@ -378,7 +375,7 @@ def test_what_is_for_language_models_refuses_a_head(tmp_path):
         with refused(message):
             call()
     require_same_state(state_of(backbone), state)
-    with refused("templates, rankings and pipelines of this package are for language models"):
+    with refused("its template is missing; rankings and pipelines of this package are for language models"):
         model.row_encoder(tokenizer)
 
 

@@ -1,0 +1,226 @@
+"""Tokenize rows for classification heads: a text as the tokenizer writes it, and words with their tags."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import PromptTuningError, first_line
+from ..layouts.base import IGNORED
+from .class_names import MULTI, REGRESSION, SINGLE, names_of
+from .encoded_rows import columns_of
+from .files import ORIGIN
+from .head_template import ClassTemplate, HeadTemplate, TagTemplate
+from .row_reports import RowReports
+from .tokenization import PromptTokenizer, origin
+
+LABELS = {SINGLE: Value("int64"), REGRESSION: Value("float32"), MULTI: List(Value("float32"))}
+"""The type of an encoded text's labels, by problem type."""
+
+
+class HeadTokenizer(PromptTokenizer):
+    """Base of what turns rows into token ids for a classification head.
+
+    Args:
+        template: the template, whose classes are known.
+        tokenizer: the backbone's tokenizer.
+    """
+
+    takes: type = HeadTemplate
+    template: HeadTemplate
+
+    def __init__(self, template: HeadTemplate, tokenizer: PreTrainedTokenizerBase):
+        if not isinstance(template, self.takes):
+            raise PromptTuningError(
+                f"template is a {type(template).__name__}, and {type(self).__name__} takes a {self.takes.__name__}."
+            )
+        if not template.is_complete:
+            raise PromptTuningError(
+                "the template's classes are not known; give it labels and problem_type, or call "
+                "template.with_label_words(data)."
+            )
+        self.template, self.tokenizer = template, tokenizer
+        self.is_encoder_decoder, self.chats = False, None
+        self._reports: dict[str, RowReports] = {}
+
+    @property
+    @abstractmethod
+    def label_type(self) -> Any:
+        """The type of the column of encoded labels."""
+
+    @abstractmethod
+    def encode(
+        self, row: Mapping[str, Any], require_target: bool = True, reader: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Return the `input_ids`, `labels`, `length` and `was_cut` of one row.
+
+        `reader` are the names of the ClassLabel in the row's data set. A row without a label is rejected if
+        `require_target` is set.
+        """
+
+    def encode_dataset(
+        self, data: Dataset | IterableDataset, name: str, require_target: bool = True
+    ) -> Dataset | IterableDataset:
+        """Encode every row of `data`, whose columns are all removed. Errors name the row and the data.
+
+        Rows without a label are rejected if `require_target` is set. Log once how many rows were cut.
+        """
+        is_stream = isinstance(data, IterableDataset)
+        if is_stream or data.format["type"] != "custom":  # a custom format may make columns
+            data = data.with_format(None)  # plain values, not tensors
+        template, columns = self.template, columns_of(data)
+        template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
+        names = names_of(data.features, template.label_column)
+        reports = RowReports(name, self.cut, template.max_source_length, are_chats=False)
+
+        def encode(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+            try:
+                return self.encode(row, require_target, names)
+            except PromptTuningError as error:
+                raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
+
+        kinds = {"input_ids": List(Value("int64")), "labels": self.label_type, "length": Value("int64")}
+        features = Features(kinds | reports.columns)
+        options = {"with_indices": True, "remove_columns": columns, "features": features}
+        if is_stream:
+            return data.map(encode, **options).select_columns(list(kinds))
+        encoded = data.map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
+        reports.tell(encoded)
+        return encoded.remove_columns(list(reports.columns))
+
+    def _missing(self, row: Mapping[str, Any]) -> PromptTuningError:
+        column = self.template.label_column
+        return PromptTuningError(
+            f"the row has no label (column {column!r} holds {row.get(column)!r:.80}); training rows need one."
+        )
+
+
+class ClassTokenizer(HeadTokenizer):
+    """Turn texts into token ids, with the tokenizer's special tokens, and their label into what the head learns.
+
+    `labels` is an index (-100 for a row without a label), a float (NaN), or a float for each class (NaN).
+    """
+
+    takes = ClassTemplate
+    template: ClassTemplate
+
+    @property
+    def label_type(self) -> Any:
+        """The type of the column of encoded labels."""
+        return LABELS[self.template.problem_type]
+
+    def _source_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+    def encode(
+        self, row: Mapping[str, Any], require_target: bool = True, reader: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Return the `input_ids`, `labels`, `length` and `was_cut` of one row, as `HeadTokenizer.encode`."""
+        ids, was_cut = self.source_ids(row)
+        value = self.template.value(row, reader or ())
+        if value is None and require_target:
+            raise self._missing(row)
+        return {
+            "input_ids": ids,
+            "labels": self.without_label() if value is None else value,
+            "length": len(ids),
+            "was_cut": was_cut,
+        }
+
+    def without_label(self) -> int | float | list[float]:
+        """Return the labels of a row that has none."""
+        kind, nan = self.template.problem_type, float("nan")
+        return {SINGLE: IGNORED, REGRESSION: nan, MULTI: [nan] * len(self.template.labels or ())}[kind]
+
+    def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
+        """Return the `source` and `target` of an encoded row as texts, each cut to `longest` characters."""
+        text = self.tokenizer.decode(encoded["input_ids"], skip_special_tokens=True)
+        return {"source": text[:longest], "target": str(self.label_of(encoded["labels"]))[:longest]}
+
+    def label_of(self, value: Any) -> Any:
+        """Return an encoded label for people: a class, a number, or a list of classes; None for a missing one."""
+        kind, classes = self.template.problem_type, self.template.labels
+        if kind == SINGLE:
+            return classes[int(value)] if value >= 0 else None
+        if kind == REGRESSION:
+            return None if value != value else float(value)
+        return None if value[0] != value[0] else [name for name, hot in zip(classes, value, strict=True) if hot]
+
+
+class TagTokenizer(HeadTokenizer):
+    """Turn words into token ids, and give the first token of each word the word's tag.
+
+    `labels` has an index for each token: of the word's tag on its first token, -100 on the others, on special tokens
+    and on words without a tag.
+    """
+
+    takes = TagTemplate
+    template: TagTemplate
+
+    def __init__(self, template: TagTemplate, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(template, tokenizer)
+        if not tokenizer.is_fast:
+            raise PromptTuningError(
+                f"the tokenizer is a {type(tokenizer).__name__}, which does not tell which tokens are of which word; "
+                "load it with use_fast=True."
+            )
+
+    @property
+    def label_type(self) -> Any:
+        """The type of the column of encoded labels."""
+        return List(Value("int64"))
+
+    def word_tokens(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the token ids of words, and the place of each word's first token.
+
+        Raise PromptTuningError if a word has no token, or the tokenizer does not take words.
+        """
+        try:
+            encoded = self.tokenizer(list(words), is_split_into_words=True)
+        except (AssertionError, ValueError) as error:  # byte-level tokenizers, which ask for add_prefix_space
+            raise PromptTuningError(
+                f"the tokenizer does not take words: {first_line(error)}. Load it with add_prefix_space=True."
+            ) from error
+        first: dict[int, int] = {}
+        for place, word in enumerate(encoded.word_ids()):
+            if word is not None:
+                first.setdefault(word, place)
+        if without := [word for i, word in enumerate(words) if i not in first]:
+            raise PromptTuningError(
+                f"the word {without[0]!r:.80} tokenizes to nothing, so that nothing could be tagged; remove it, with "
+                "its tag."
+            )
+        return encoded["input_ids"], [first[i] for i in range(len(words))]
+
+    def encode(
+        self, row: Mapping[str, Any], require_target: bool = True, reader: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Return the `input_ids`, `labels`, `length` and `was_cut` of one row, as `HeadTokenizer.encode`."""
+        ids, places = self.word_tokens(self.template.words(row))
+        tags = self.template.tags(row, reader or ())
+        if require_target and all(tag is None for tag in tags or ()):
+            raise self._missing(row)
+        labels = [IGNORED] * len(ids)
+        for place, tag in zip(places, tags or [None] * len(places), strict=True):
+            labels[place] = IGNORED if tag is None else tag
+        return {"input_ids": ids, "labels": labels, "length": len(ids), "was_cut": False}
+
+    def content_ids(self, content: Any) -> list[int]:
+        """Return the tokens of a row as a caller holds it: a list of words, or a dict with the column of them."""
+        column = self.template.words_column
+        row = content if isinstance(content, Mapping) and column in content else {column: content}
+        return self.word_tokens(self.template.words(row))[0]
+
+    def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
+        """Return the `source` and the tags of an encoded row as texts, each cut to `longest` characters."""
+        text = self.tokenizer.decode(encoded["input_ids"], skip_special_tokens=True)
+        tags = " ".join(self.template.labels[tag] for tag in encoded["labels"] if tag != IGNORED)
+        return {"source": text[:longest], "target": tags[:longest]}
+
+
+def head_tokenizer(template: HeadTemplate, tokenizer: PreTrainedTokenizerBase) -> HeadTokenizer:
+    """Return what turns rows into token ids with a template of a classification head."""
+    kind = TagTokenizer if isinstance(template, TagTemplate) else ClassTokenizer
+    return kind(template, tokenizer)
