@@ -44,7 +44,7 @@ def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) ->
     """Load the frozen backbone, put a new prompt in front of it, and return the trainer of the prompt."""
     args, prompt, model = arguments.training, arguments.prompt, arguments.model
     set_seed(args.seed)
-    backbone, tokenizer = load_backbone(model)
+    backbone, tokenizer = load_backbone(model, template)
     options = {
         "args": args,
         "train_dataset": splits.get("train") if args.do_train else None,

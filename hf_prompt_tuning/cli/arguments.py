@@ -14,15 +14,17 @@ import yaml
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from ..data.chat_tokenization import RowTemplate
+from ..data.head_template import HeadTemplate
 from ..errors import PromptTuningError
 from ..prompts.config import AUTO, PromptTuningConfig
-from ..prompts.files import read_prompt
+from ..prompts.files import CLASSIFIERS, read_prompt
 from ..prompts.info import INFO_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.recipes import AUTO as AUTO_RECIPE
 from ..training.recipes import RECIPES, Recipe, check_recipe, missing_values
 from ..training.teacher import started_by
 from .data_arguments import DataArguments
+from .head_arguments import check_for_one_prompt, check_no_head, head_template
 from .splits import split_names
 from .teacher_arguments import OF_CONTEXT, OF_TEACHER, TeacherArguments
 
@@ -39,7 +41,9 @@ class ModelArguments:
     )
     attn_implementation: str | None = HfArg(default=None, help="Attention: sdpa, eager, flash_attention_2, …")
     task_type: str | None = HfArg(
-        default=None, help="CAUSAL_LM or SEQ_2_SEQ_LM. Default: read from the backbone's config."
+        default=None,
+        help="CAUSAL_LM or SEQ_2_SEQ_LM, default read from the backbone's config; SEQ_CLS or TOKEN_CLS for a "
+        "classification head.",
     )
     token: str | None = HfArg(default=None, help="Hub token for private repositories.")
 
@@ -118,14 +122,23 @@ class Arguments(NamedTuple):
     prompt: PromptArguments
     training: PromptTuningArguments
 
-    def template(self) -> RowTemplate:
+    def template(self) -> RowTemplate | HeadTemplate:
         """Return the template that the arguments describe. Without `source_template`, change that of `init_prompt`.
 
         Raise PromptTuningError if there is no source template, or the label words are not a JSON object.
         """
-        if self.data.source_template is None and self.prompt.init_prompt is not None:
-            return self.data.template(self.prompt.saved_template(self.model.token))
-        return self.data.template()
+        saved, task_type = None, self.model.task_type
+        if (self.data.source_template or self.data.words_column) is None and self.prompt.init_prompt is not None:
+            saved = self.prompt.saved_template(self.model.token)
+        if task_type in CLASSIFIERS:
+            return head_template(self.data, task_type, saved)
+        check_no_head(self.data)
+        if isinstance(saved, HeadTemplate):
+            raise PromptTuningError(
+                "init_prompt is a prompt with a classification head; give task_type, SEQ_CLS or TOKEN_CLS, or a "
+                "source_template."
+            )
+        return self.data.template(saved)
 
     def prompt_config(self) -> PromptTuningConfig:
         """Return the prompt's config, with the teacher's text if the prompt starts from it."""
@@ -179,6 +192,8 @@ def make_arguments(from_file: dict[str, Any], flags: Sequence[str]) -> Arguments
             f"{several[0]} is given, and recipe auto makes the prompts of its field; leave it out. recipe_lengths are "
             "the lengths to try."
         )
+    of_others = (*OF_SEVERAL, *OF_TEACHER, *(["recipe"] if values.get("recipe") == AUTO_RECIPE else []))
+    check_for_one_prompt(values.get("task_type"), values, of_others)
     resume = values.get("resume_from_checkpoint", "")
     values["resume_from_checkpoint"] = {"true": True, "false": False, "": None}.get(resume.lower(), resume)
     if values.keys() & set(OF_TEACHER):

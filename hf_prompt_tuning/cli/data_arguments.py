@@ -51,6 +51,14 @@ class DataArguments:
     label_words: str | None = HfArg(
         default=None, help='Words of each label as JSON, e.g. {"0": "negative", "1": "positive"}.'
     )
+    words_column: str | None = HfArg(
+        default=None, help="With task_type TOKEN_CLS, the column of the words; label_column has a tag for each."
+    )
+    problem_type: str | None = HfArg(
+        default=None,
+        help="With task_type SEQ_CLS: regression, single_label_classification or multi_label_classification. Default: "
+        "as the type of the label column tells.",
+    )
     messages_column: str | None = HfArg(
         default=None, help="Column of conversations, e.g. messages, in place of source_template."
     )

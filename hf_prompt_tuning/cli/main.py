@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 
+from ..data.head_template import HeadTemplate
 from ..errors import CheckpointSaveError, PromptTuningError
 from ..hub import backbones
+from ..prompts.files import CLASSIFIERS
 from ..several.ensemble_trainer import EnsembleTrainer
 from ..several.voting import label_record, text_record
 from ..training.arguments import PromptTuningArguments
 from ..training.learned import nothing_learned
 from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
+from .head_arguments import head_options
+from .head_predictions import head_records, write_records
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +51,20 @@ def set_up_logging(args: PromptTuningArguments) -> None:
         )
 
 
-def load_backbone(args: ModelArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the backbone and its tokenizer. Raise PromptTuningError if that fails, or the task type is invalid."""
-    if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
-        raise PromptTuningError(f"task_type is {args.task_type!r}; give CAUSAL_LM or SEQ_2_SEQ_LM, or leave it out.")
+def load_backbone(args: ModelArguments, template: Any = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the backbone and its tokenizer, with a head for the template's classes if the task type is of heads.
+
+    Raise PromptTuningError if that fails, or the task type is invalid.
+    """
+    if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", *CLASSIFIERS):
+        raise PromptTuningError(
+            f"task_type is {args.task_type!r}; give CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS, or leave it out."
+        )
     name, hub = args.model_name_or_path, {"revision": args.model_revision, "token": args.token}
     advice, gguf = "Check its name, its revision and your access to it.", args.gguf_file
     options = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
+    if isinstance(template, HeadTemplate):
+        options["head"] = partial(head_options, template, task_type=args.task_type)
     backbone, place = backbones.load_backbone(name, args.task_type, hub, advice, gguf_file=gguf, **options)
     return backbone, backbones.load_tokenizer(name, place, hub, advice, gguf)
 
@@ -82,10 +94,13 @@ def save_predictions(
     if not trainer.is_world_process_zero():
         return None
     info = trainer.model.info if task is None else trainer.model.prompt_info[task]
+    file = Path(trainer.args.output_dir, task or "", "predictions.jsonl")
+    if isinstance(info.template, HeadTemplate):
+        write_records(file, head_records(trainer.rows.tokenizer, output, data))
+        return file
     # A field ends with one prompt, unless its vote is better.
     members = trainer.members if isinstance(trainer, EnsembleTrainer) and len(trainer.members) > 1 else []
     words = [info.template.label_words[label] for label in info.template.labels]
-    file = Path(trainer.args.output_dir, task or "", "predictions.jsonl")
     with file.open("w", encoding="utf-8") as lines:
         rows = enumerate(zip(data, output.predictions, output.label_ids, strict=True))
         for number, (row, predicted, reference) in rows:

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from ..data.chat_tokenization import RowTemplate
 from ..data.files import ORIGIN, read_file
+from ..data.head_template import HeadTemplate
 from ..data.labels import check_label_column
 from ..errors import PromptTuningError
 from ..hub.errors import words
@@ -104,7 +105,7 @@ def _for_template(data: Dataset, name: str, columns: dict[str, str], template: R
         data = data.remove_columns([field] if field in data.column_names else []).rename_column(column, field)
     template.check_columns(data.column_names, f"transfer ({name})", labelled=not template.is_classification)
     label = template.label_column
-    if label is not None:
+    if label is not None and not isinstance(template, HeadTemplate):
         if label not in data.column_names:
             raise PromptTuningError(
                 f"the label's column {label!r} is no column of the transfer data {name!r}, which has "

@@ -24,6 +24,7 @@ from .arguments import (
     read_command_line,
 )
 from .data_arguments import DataArguments
+from .head_arguments import check_for_one_prompt
 from .main import load_backbone, report, save_predictions, set_up_logging, warn_if_unlearned
 from .splits import load_splits
 from .teacher_arguments import OF_TEACHER
@@ -61,6 +62,7 @@ def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
         tasks[name] = make_arguments(shared | _own_values(name, entry), flags)
         if any(getattr(tasks[name].prompt, key) is not None for key in OF_SEVERAL):
             raise PromptTuningError(f"{', '.join(OF_SEVERAL)} are for one task; leave them out beside tasks.")
+        check_for_one_prompt(tasks[name].model.task_type, ["tasks"], ["tasks"])
         if tasks[name].training.recipe == AUTO:
             raise PromptTuningError("recipe is auto, which is for one task; leave it out beside tasks.")
         if tasks[name].teacher.given() is not None:

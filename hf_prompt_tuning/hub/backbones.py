@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -55,6 +56,7 @@ def load_backbone(
     gguf_file: str | None = None,
     adapters: bool = True,
     trust_remote_code: bool = False,
+    head: Callable[[PreTrainedConfig], dict[str, Any]] | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, HubFolder | None]:
     """Load a backbone without running code from its repository. Return it and its place, None for a folder.
@@ -63,7 +65,8 @@ def load_backbone(
     `token`, `cache_dir` and `local_files_only`; `advice` is the last sentence of an error's message; a GGUF file holds
     the whole backbone. Without `adapters`, a repository that holds an adapter and names another backbone is an error.
     So is `trust_remote_code`, which is accepted so that the error names it. Other options go to `from_pretrained`,
-    unless they are None. Raise PromptLoadError if the backbone could not be loaded.
+    unless they are None, and so does what `head` returns for the backbone's config. Raise PromptLoadError if the
+    backbone could not be loaded.
     """
     what = f"the backbone {name!r}"
     if trust_remote_code:
@@ -81,11 +84,31 @@ def load_backbone(
         if task_type is None:
             is_seq2seq = AutoConfig.from_pretrained(name, **origin).is_encoder_decoder
             task_type = "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"
-        backbone = AUTO_CLASSES[task_type].from_pretrained(name, tqdm_class=OnceMore, **options, **origin)
+        if head is not None:
+            options |= head(AutoConfig.from_pretrained(name, **origin))
+        options |= {"tqdm_class": OnceMore, "output_loading_info": True}
+        backbone, loading = AUTO_CLASSES[task_type].from_pretrained(name, **options, **origin)
+    if task_type in ("SEQ_CLS", "TOKEN_CLS"):
+        _check_whole(backbone, loading["missing_keys"], what)
     if gguf_file is not None:
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)
     return backbone, place
+
+
+def _check_whole(backbone: PreTrainedModel, missing: Iterable[str], what: str) -> None:
+    """Raise PromptLoadError if the base of a model with a head has weights that its files lack.
+
+    They would be other random numbers in each load. A head's own weights are saved with the prompt.
+    """
+    prefix = f"{backbone.base_model_prefix}."
+    lacking = sorted(name for name in missing if name.startswith(prefix))
+    if lacking:
+        raise PromptLoadError(
+            f"{what} could not be loaded: its files have no {lacking[0]}, which a {type(backbone).__name__} reads, so "
+            "that it would be random, and another in each load. Save the model once as it is loaded by its Auto class "
+            "(save_pretrained), and give that folder; or use another backbone."
+        )
 
 
 def load_tokenizer(

@@ -26,6 +26,7 @@ from .batch_checks import NO_PROMPT, Texts, check_texts, check_unpacked
 from .call_arguments import OF_FORWARD, TOKEN_TYPES, arguments_in_rows
 from .head_reading import read
 from .heads import RowHeads
+from .initialization import saved_start
 from .outputs import check_no_attentions
 from .soft_prompts import SoftPrompts
 from .text_columns import TextColumns
@@ -63,6 +64,9 @@ class ClassificationPrompts(SoftPrompts):
         super()._setup_prompt_encoder(adapter_name)
         config, prompt = self.peft_config[adapter_name], self.prompt_encoder[adapter_name]
         head = classifiers.copied_head(self.base_model)
+        saved = None if config.inference_mode else saved_start(config)
+        if saved is not None:
+            classifiers.start_head(head, saved, self.base_model)
         if not config.backbone_dropout:
             turn_off_dropout(head)
         prompt.classifier, config.classifier_modules = head, tuple(head)

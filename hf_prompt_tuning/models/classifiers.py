@@ -151,6 +151,21 @@ def fill_head(head: nn.ModuleDict, saved: SavedPrompt) -> None:
     head.load_state_dict(saved.classifier)
 
 
+def start_head(head: nn.ModuleDict, saved: SavedPrompt, backbone: PreTrainedModel) -> None:
+    """Let a new prompt's head start from that of the prompt from which its vectors start, if it is for these labels.
+
+    Otherwise it stays the backbone's, with a warning if the other prompt has a head.
+    """
+    if saved.classifier is None:
+        return
+    try:
+        check_labels_match(saved, backbone, ignore_mismatch=False)
+    except PromptMismatchError as error:
+        logger.warning(f"The head does not start from that of init_prompt, but from the backbone's: {error}")
+        return
+    fill_head(head, saved)
+
+
 def _first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:
     for name in sorted(here.keys() | there.keys()):
         shapes = [list(tensors[name].shape) if name in tensors else None for tensors in (there, here)]

@@ -21,7 +21,7 @@ from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
 from ..layouts.sharing import embedding_device, whole
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
-from ..prompts.files import read_prompt
+from ..prompts.files import CONFIG_FILE, SavedPrompt, read_prompt
 from ..prompts.foreign import import_prompt
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -202,6 +202,17 @@ def _from_prompt(config: PromptTuningConfig, embed: nn.Embedding) -> Tensor:
             f"{vectors.shape[0]}, and use a prompt of a backbone of the same width."
         )
     return vectors.to(embedding_device(embed))
+
+
+def saved_start(config: PromptTuningConfig) -> SavedPrompt | None:
+    """Return the saved prompt that a prompt starts from; None without one, or if it is of another codebase."""
+    if config.prompt_tuning_init != PromptTuningInit.PROMPT or config.init_prompt is None:
+        return None
+    prompt, subfolder = Path(config.init_prompt), config.init_prompt_subfolder or ""
+    if prompt.exists():
+        return read_prompt(prompt / subfolder) if (prompt / subfolder / CONFIG_FILE).is_file() else None
+    where = {"revision": config.init_prompt_revision, "subfolder": subfolder, "token": config.init_prompt_token}
+    return read_prompt(config.init_prompt, **where)
 
 
 def _saved_vectors(config: PromptTuningConfig) -> Tensor:

@@ -38,6 +38,6 @@ def check_writes_text(model: Any) -> None:
     if isinstance(backbone, PreTrainedModel) and classification_task(backbone) is not None:
         raise PromptTuningError(
             f"the backbone is a {type(backbone).__name__} with a classification head, and this is for language "
-            "models. Train its prompt with transformers' Trainer, on rows of input_ids and labels, and call the "
-            "model; or load the backbone with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+            "models. Train its prompt alone, with PromptTuningTrainer or transformers' Trainer, and call the model; "
+            "or load the backbone with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
         )

@@ -67,20 +67,19 @@ def write_card(
     body = read_template(TEMPLATE).render(
         facts, config=config, info=info, ensemble=ensemble, backbone_size=backbone_size, pictures=pictures
     )
-    metadata = _metadata(info, facts["title"], facts["base"], facts["classifies"], facts["causal"])
-    if facts["processor"]:
-        metadata.pipeline_tag = "image-text-to-text"
-    if info.classifier:
-        metadata.pipeline_tag = "token-classification" if facts["tags_tokens"] else "text-classification"
+    task = "text-classification" if facts["classifies"] or info.classifier else "text-generation"
+    task = "token-classification" if facts["tags_tokens"] else task
+    task = "image-text-to-text" if facts["processor"] else task
+    metadata = _metadata(info, facts["title"], facts["base"], task, facts["causal"])
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 
 
-def _metadata(info: PromptInfo, title: str, base: str | None, classifies: bool, causal: bool) -> ModelCardData:
+def _metadata(info: PromptInfo, title: str, base: str | None, task: str, causal: bool) -> ModelCardData:
     """Return what the Hub reads of a card: the backbone, the task, the dataset and the results without NaN."""
     dataset = info.data.get("dataset")
     results = [
         EvalResult(
-            task_type="text-classification" if classifies else "text-generation",
+            task_type=task,
             dataset_type=dataset or "custom",
             dataset_name=dataset or "evaluation data",
             metric_type=name,
@@ -95,7 +94,7 @@ def _metadata(info: PromptInfo, title: str, base: str | None, classifies: bool, 
         base_model=base,
         base_model_relation=None if base is None else "adapter",
         tags=TAGS,
-        pipeline_tag="text-classification" if classifies else "text-generation" if causal else None,
+        pipeline_tag=task if causal or task != "text-generation" else None,
         datasets=[dataset] if dataset else None,
         model_name=title,
         eval_results=results or None,

@@ -1,0 +1,87 @@
+"""What the command does for a classification head: its template, and the options that the backbone is loaded with."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..data.class_names import REGRESSION
+from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate, for_backbone
+from ..errors import PromptTuningError
+from ..models.classifiers import CLASS_NAMES, SEQ_CLS, TOKEN_CLS
+from .data_arguments import DataArguments
+
+OF_HEADS = ("words_column", "problem_type")
+"""The arguments of data that are for heads."""
+OF_WRITERS = (
+    *("target_template", "label_words", "max_target_length", "messages_column", "completion_column", "chat"),
+    *("system_message", "chat_template", "chat_template_kwargs", "assistant_loss"),
+)
+"""The arguments of data that are for language models."""
+
+
+def check_for_one_prompt(task_type: str | None, given: Collection[str], of_others: Collection[str]) -> None:
+    """Raise PromptTuningError if arguments of ensembles, teachers or recipe auto are given for a head."""
+    if task_type in (SEQ_CLS, TOKEN_CLS) and (wrong := [name for name in of_others if name in given]):
+        raise PromptTuningError(
+            f"{wrong[0]} is given, and task_type is {task_type}; a classification head learns labels with one prompt: "
+            "leave it out."
+        )
+
+
+def check_no_head(data: DataArguments) -> None:
+    """Raise PromptTuningError if an argument of heads is given for a language model."""
+    if given := [name for name in OF_HEADS if getattr(data, name) is not None]:
+        raise PromptTuningError(
+            f"{given[0]} is given, and is for a classification head; give task_type, SEQ_CLS or TOKEN_CLS, or leave "
+            "it out."
+        )
+
+
+def head_template(data: DataArguments, task_type: str, saved: Any) -> HeadTemplate:
+    """Return the template that the arguments describe. They replace the values of a saved one, if given.
+
+    Raise PromptTuningError if one is missing, or is for another kind of backbone.
+    """
+    kind = TagTemplate if task_type == TOKEN_CLS else ClassTemplate
+    of_texts, of_words = {"source_template": "source", "max_source_length": "max_source_length"}, {}
+    of_texts["problem_type"], of_words["words_column"] = "problem_type", "words_column"
+    ours, others = (of_words, of_texts) if task_type == TOKEN_CLS else (of_texts, of_words)
+    if given := [name for name in (*OF_WRITERS, *others) if getattr(data, name) is not None]:
+        raise PromptTuningError(
+            f"{given[0]} is given, and task_type is {task_type}, whose rows have {' and '.join(ours)}; leave it out."
+        )
+    names = {"label_column": "label_column"} | ours
+    values = {to: getattr(data, name) for name, to in names.items() if getattr(data, name) is not None}
+    if saved is not None:
+        if not isinstance(saved, kind):
+            raise PromptTuningError(
+                f"the template of init_prompt is a {type(saved).__name__}, and task_type is {task_type}; give "
+                f"{' and '.join(names)}."
+            )
+        return replace(saved, **values)
+    needed = ["label_column", "words_column" if task_type == TOKEN_CLS else "source_template"]
+    if missing := [name for name in needed if getattr(data, name) is None]:
+        raise PromptTuningError(
+            f"{missing[0]} is not given; with task_type {task_type} rows need {' and '.join(needed)}."
+        )
+    return kind(**({"max_source_length": 512} if kind is ClassTemplate else {}) | values)
+
+
+def head_options(template: HeadTemplate, config: PreTrainedConfig, task_type: str) -> dict[str, Any]:
+    """Return the options of `from_pretrained` with which a backbone has a head for a template's classes.
+
+    A backbone whose head is trained already keeps it. Raise PromptTuningError if that is for other classes.
+    """
+    kind, labels = template.problem_type, template.labels
+    if any(name in CLASS_NAMES[task_type] for name in config.architectures or ()):
+        for_backbone(template, config)
+        return {"problem_type": kind}
+    if kind == REGRESSION:
+        return {"num_labels": 1, "problem_type": kind}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+        "problem_type": kind,
+    }
