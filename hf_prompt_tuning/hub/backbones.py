@@ -42,6 +42,7 @@ AUTO_CLASSES = {
     "SEQ_CLS": AutoModelForSequenceClassification,
     "TOKEN_CLS": AutoModelForTokenClassification,
 }
+HEADS = ("SEQ_CLS", "TOKEN_CLS")
 ONE_AT_A_TIME = threading.Lock()
 """Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
 loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
@@ -86,9 +87,10 @@ def load_backbone(
             task_type = "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"
         if head is not None:
             options |= head(AutoConfig.from_pretrained(name, **origin))
-        options |= {"tqdm_class": OnceMore, "output_loading_info": True}
-        backbone, loading = AUTO_CLASSES[task_type].from_pretrained(name, **options, **origin)
-    if task_type in ("SEQ_CLS", "TOKEN_CLS"):
+        options |= {"tqdm_class": OnceMore} | ({"output_loading_info": True} if task_type in HEADS else {})
+        backbone = AUTO_CLASSES[task_type].from_pretrained(name, **options, **origin)
+    if task_type in HEADS:
+        backbone, loading = backbone
         _check_whole(backbone, loading["missing_keys"], what)
     if gguf_file is not None:
         backbone.dequantized_from = GGUF

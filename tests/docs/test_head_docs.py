@@ -1,23 +1,75 @@
-"""The code of the page on classification heads runs as it is written."""
+"""The page on classification heads: its code and its commands run as they are written."""
 
+import json
+import re
+import shlex
+import sys
+
+import torch
 from transformers import TrainingArguments
 
+from hf_prompt_tuning import PromptTuningArguments
+from hf_prompt_tuning.cli import train
 from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
 from tests.shared.doc_pages import run
+from tests.shared.repository import ROOT
+
+PAGE = "how-to/classification-head.md"
+ROWS = [
+    {"message": "never came", "label": "complaint"},
+    {"message": "thank you", "label": "praise"},
+    {"message": "why is my line down", "label": "complaint"},
+    {"message": "great help", "label": "praise"},
+]
+TAGGED = [
+    {"tokens": ["the", "old", "town"], "tags": ["O", "B-LOC", "I-LOC"]},
+    {"tokens": ["a", "dog"], "tags": ["O"] * 2},
+]
 
 
-def test_classification_head(tmp_path, monkeypatch, capsys):
+def test_the_code(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transformers.TrainingArguments", arguments_here)
+    monkeypatch.setattr("transformers.TrainingArguments", here(TrainingArguments))
+    monkeypatch.setattr("hf_prompt_tuning.PromptTuningArguments", here(PromptTuningArguments))
     backbone = tiny_classifier("bert", num_labels=2, id2label={0: "praise", 1: "complaint"})
     before = backbone.classifier.weight.clone()
-    names = run("how-to/classification-head.md", {"backbone": backbone, "tokenizer": tokenizer_with_cls()})
-    assert capsys.readouterr().out.split()[-1] in ("praise", "complaint")
+    names = {"backbone": backbone, "tokenizer": tokenizer_with_cls(), "torch": torch}
+    names = run(PAGE, names | {"data": {"train": ROWS, "test": ROWS}})
+    assert {*capsys.readouterr().out.split()[-2:]} <= {"praise", "complaint"}
     trained = names["model"].prompt_encoder["default"].classifier["classifier"].weight
     assert not trained.equal(before) and backbone.classifier.weight.equal(before)
+    assert names["template"].labels == ["praise", "complaint"]
 
 
-def arguments_here(*args, **options):
+def here(kind):
     """The arguments of the page, on this machine."""
     quiet = dict(use_cpu=True, dataloader_pin_memory=False, report_to="none", disable_tqdm=True)
-    return TrainingArguments(*args, **quiet | options)
+    return lambda *args, **options: kind(*args, **quiet | options)
+
+
+def commands():
+    """The words of each command of the page."""
+    text = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
+    return [
+        shlex.split(command.replace("\\\n", " "))[1:]
+        for command in re.findall(r"^    hf-prompt-tuning (?:.*\\\n)*.*$", text, re.MULTILINE)
+    ]
+
+
+def test_the_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("train", ROWS), ("test", ROWS), ("tagged", TAGGED)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_classifier("bert").base_model.save_pretrained("MODEL")
+    tokenizer_with_cls().save_pretrained("MODEL")
+    found = [[word.replace("hf-prompt-tuning", "") for word in words] for words in commands()]
+    assert len(found) == 2 and all(words[0] == "train" for words in found)
+    for words in found:
+        monkeypatch.setattr(
+            sys, "argv", ["train", *words[1:], "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
+        )
+        train.main()
+    texts = [json.loads(line) for line in (tmp_path / "outputs/texts/predictions.jsonl").read_text().splitlines()]
+    assert [row["reference"] for row in texts] == [row["label"] for row in ROWS]
+    tags = [json.loads(line) for line in (tmp_path / "outputs/tags/predictions.jsonl").read_text().splitlines()]
+    assert [len(row["prediction"]) for row in tags] == [3, 2]
