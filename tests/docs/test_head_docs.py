@@ -23,7 +23,7 @@ ROWS = [
 ]
 TAGGED = [
     {"tokens": ["the", "old", "town"], "tags": ["O", "B-LOC", "I-LOC"]},
-    {"tokens": ["a", "dog"], "tags": ["O"] * 2},
+    {"tokens": ["a", "dog"], "tags": ["O", "O"]},
 ]
 
 
@@ -62,12 +62,10 @@ def test_the_commands(tmp_path, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny_classifier("bert").base_model.save_pretrained("MODEL")
     tokenizer_with_cls().save_pretrained("MODEL")
-    found = [[word.replace("hf-prompt-tuning", "") for word in words] for words in commands()]
+    found = commands()
     assert len(found) == 2 and all(words[0] == "train" for words in found)
     for words in found:
-        monkeypatch.setattr(
-            sys, "argv", ["train", *words[1:], "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
-        )
+        monkeypatch.setattr(sys, "argv", [*words, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"])
         train.main()
     texts = [json.loads(line) for line in (tmp_path / "outputs/texts/predictions.jsonl").read_text().splitlines()]
     assert [row["reference"] for row in texts] == [row["label"] for row in ROWS]
