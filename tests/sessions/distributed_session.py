@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningArguments, PromptTuningError, PromptTuningTrainer, Teacher
 from hf_prompt_tuning.prompts.files import read_prompt
+from tests.shared.head_runs import head_of, head_trainer, rows_of
 from tests.shared.places import placed_model
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_models import make_tokenizer
@@ -95,6 +96,24 @@ def trained(folder: Path) -> dict:
     for layout in ("padded", "cached", "packed"):
         run = trainer(folder, bare, template=None, layout=layout, train_sampling_strategy="sequential")
         facts[f"no labels, {layout}"] = curve(run)
+    return facts
+
+
+def headed(folder: Path) -> dict:
+    """Curves, heads and predictions of classification heads; the last batch is uneven, and a number is -100."""
+    facts = {}
+    weights = {"single": {"class_weights": "balanced"}, "several": {"pos_weight": [1, 2, 3]}}
+    for kind in ("single", "numbers", "several", "tags"):
+        options = {"per_device_train_batch_size": 4 // WORLD, "per_device_eval_batch_size": 4 // WORLD}
+        rate = 1e-5 if kind == "numbers" else 0.1  # the square of an error of 100 is steep
+        options |= {"num_train_epochs": 3, "optim": "sgd", "max_grad_norm": 0.0, "ddp_timeout": 60}
+        options |= {"learning_rate": rate, "head_learning_rate": rate}
+        run = head_trainer(folder, kind, **options, **weights.get(kind, {}))
+        facts[kind] = curve(run)
+        facts[kind]["head"] = [weight.flatten().tolist() for weight in head_of(run.model).values()]
+        output = run.predict(Dataset.from_list(rows_of(kind)[:5]))
+        facts[kind]["predictions"] = np.asarray(output.predictions).astype(float).tolist()
+        facts[kind]["metrics"] = plain(output.metrics)
     return facts
 
 
@@ -243,7 +262,18 @@ def placed(folder: Path) -> dict:
 
 
 def session(folder: Path) -> dict:
-    parts = (trained, evaluated, averaged_by_process, started_apart, streamed, on_the_wire, saved, resumed, placed)
+    parts = (
+        trained,
+        headed,
+        evaluated,
+        averaged_by_process,
+        started_apart,
+        streamed,
+        on_the_wire,
+        saved,
+        resumed,
+        placed,
+    )
     return {"world": WORLD} | {part.__name__: part(folder) for part in parts}
 
 

@@ -90,6 +90,18 @@ def test_two_processes_train_as_one(run, one, two):
         np.testing.assert_allclose(numbers(got[what]), numbers(expected[what]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["single", "numbers", "several", "tags"])
+def test_two_processes_train_a_classification_head_as_one(kind, one, two):
+    """With weights, an uneven last batch, and a number that is -100; all rows are predicted, once and in order."""
+    expected, got = one["headed"][kind], two["headed"][kind]
+    assert len(set(expected["losses"])) == 6
+    for what in ("losses", "norms", "prompt", "predictions"):
+        np.testing.assert_allclose(numbers(got[what]), numbers(expected[what]), rtol=1e-5, atol=1e-5)
+    for here, there in zip(got["head"], expected["head"], strict=True):
+        np.testing.assert_allclose(numbers(here), numbers(there), rtol=1e-5, atol=1e-5)
+    assert got["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+
+
 @pytest.mark.parametrize("run", ["after_bos adamw_torch", "system adafactor", "system sgd"])
 def test_two_processes_train_what_stands_behind_a_head_as_one(run, one, two):
     """The head stays the backbone's embeddings bit for bit, whatever decays; the optimizer knows the P rows alone."""
