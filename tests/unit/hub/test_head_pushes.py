@@ -1,0 +1,39 @@
+"""A prompt with a classification head on the Hub: pushed by a run, and loaded by its name alone."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from hf_prompt_tuning import load_prompt
+from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
+from tests.shared.head_runs import TEXTS, head_of, head_trainer, require_same, rows_of
+from tests.shared.hub_client import contents
+
+
+@pytest.mark.parametrize("kind", ["single", "tags"])
+def test_a_run_pushes_its_head_which_loads_by_name(kind, hub, tmp_path):
+    """The backbone on the Hub has no head; the prompt brings it, with its classes and its template."""
+    tiny_classifier("bert").base_model.save_pretrained(tmp_path / "backbone")
+    tokenizer_with_cls().save_pretrained(tmp_path / "backbone")
+    hub.put("alice/bert", contents(tmp_path / "backbone"))
+    auto, count = (AutoModelForTokenClassification, 4) if kind == "tags" else (AutoModelForSequenceClassification, 3)
+    backbone = auto.from_pretrained("alice/bert", num_labels=count)
+    push = dict(push_to_hub=True, hub_model_id="alice/heads", max_steps=2)
+    trainer = head_trainer(tmp_path / "run", kind, backbone=backbone, eval_rows=rows_of(kind), **push)
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    assert "adapter_model.safetensors" in hub.files("alice/heads")
+    loaded = load_prompt("alice/heads")
+    require_same(head_of(loaded.model), head_of(trainer.model))
+    assert loaded.template == trainer.rows.tokenizer.template
+    assert list(loaded.model.config.id2label.values()) == loaded.template.labels
+    content = TEXTS[0].split() if kind == "tags" else {"message": TEXTS[0]}
+    ids = torch.tensor([loaded.model.row_encoder(loaded.tokenizer).content_ids(content)])
+    with torch.no_grad():
+        expected = trainer.model.eval()(input_ids=ids).logits
+        assert torch.equal(loaded.model(input_ids=ids).logits, expected)
+    card = hub.files("alice/heads")["README.md"].decode()
+    code = card.split("```python\n")[1].split("```")[0]
+    words = code.replace('"..."', '"nobody"')
+    exec(compile(words, "the card", "exec"), {})
