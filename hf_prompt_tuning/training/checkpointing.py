@@ -141,7 +141,7 @@ class CheckpointMixin:
         if batch_samples and self.accelerator.gradient_state.end_of_dataloader:
             for labels in label_columns(batch_samples[-1]):
                 distributed.unlabel_repeated_rows(labels, self.train_dataset, self.args)
-        if self.head_loss is not None:
+        if self.head_loss is not None and batch_samples:  # a stream may end with none
             items = torch.stack([self.head_loss.items(batch["labels"].to(device)) for batch in batch_samples]).sum()
             together = self.args.average_tokens_across_devices and self.args.world_size > 1
             return self.accelerator.gather(items).sum() if together else items

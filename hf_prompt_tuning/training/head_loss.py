@@ -79,7 +79,7 @@ class HeadLoss:
         update step; without it, by what this batch's labels count.
         """
         logits = outputs["logits"]
-        if self.template is None:  # with one, encoding has checked them
+        if self.template is None:  # with one, all rows were checked
             labels = self._checked(labels)
         values, counts = self.parts(logits, labels, weighted=True)
         items = counts.sum() if num_items_in_batch is None else num_items_in_batch

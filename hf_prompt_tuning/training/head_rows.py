@@ -100,8 +100,9 @@ class HeadRows(RowEncoder):
         has_labels = "labels" in columns_of(rows)
         if self.vocabulary is not None:
             check_dataset(rows.remove_columns("labels") if has_labels else rows, raw, name, self.vocabulary)
-        # With a template, encoding has checked the labels.
-        for i, row in enumerate(rows.with_format(None) if has_labels and self.tokenizer is None else ()):
+        first = raw[0] if len(raw) else {}
+        were_ids = self.tokenizer is None or "input_ids" in first  # of text, encoding has checked the labels
+        for i, row in enumerate(rows.with_format(None) if has_labels and were_ids else ()):
             try:
                 self._check_labels(row)
             except PromptTuningError as error:

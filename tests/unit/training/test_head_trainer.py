@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score
+from transformers import set_seed
 
 from hf_prompt_tuning import (
     ChatTemplate,
@@ -249,6 +251,40 @@ def test_rows_of_token_ids_train_a_head_without_a_template(tmp_path):
         trainer([rows[0] | {"input_ids": [1, 400, 2]}])
     with refused("has the columns .* and no 'labels'"):
         trainer(unlabelled)
+    with_template = head_trainer(tmp_path, "single")
+    rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
+    assert with_template.evaluate(rows)["eval_loss"] > 0
+    with refused("row 2 of the evaluation data: labels hold 3, and the head has 3 labels"):
+        with_template.evaluate([rows[0], rows[1] | {"labels": 3}])
+
+
+def test_streams_and_other_names_of_classes(tmp_path):
+    """A stream trains if its classes are given; a split whose ClassLabel has another order is read by name."""
+    rows = Dataset.from_list(rows_of("single"))
+    names = ["complaint", "other", "praise"]
+    template = ClassTemplate("{message}", "label", names)
+    args = PromptTuningArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=2)
+
+    def run(data, **own):
+        set_seed(0)
+        options = dict(eval_dataset=rows, processing_class=tokenizer_with_cls(), template=template)
+        config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM")
+        trainer = PromptTuningTrainer(
+            tiny_classifier("bert"), args, train_dataset=data, prompt_config=config, **options | own
+        )
+        trainer.train()
+        return trainer
+
+    trainer = run(rows.to_iterable_dataset())
+    with refused("the training data is a stream, whose classes are not known before"):
+        run(rows.to_iterable_dataset(), template=TEXT)
+    turned = rows.cast_column("label", ClassLabel(names=names[::-1]))
+    assert turned[0]["label"] == 2
+    expected = trainer.evaluate(rows)
+    assert trainer.evaluate(turned)["eval_loss"] == expected["eval_loss"]
+    found = trainer.evaluate_transfer({"other": turned})
+    assert found["transfer_other_loss"] == expected["eval_loss"]
+    assert trainer.model.info.transfer["other"]["rows"] == 6
 
 
 def test_evaluation_rows_with_unknown_labels_are_refused(tmp_path):
