@@ -24,7 +24,7 @@ from ..training.recipes import AUTO as AUTO_RECIPE
 from ..training.recipes import RECIPES, Recipe, check_recipe, missing_values
 from ..training.teacher import started_by
 from .data_arguments import DataArguments
-from .head_arguments import check_for_one_prompt, check_no_head, head_template
+from .head_arguments import WEIGHTS, check_for_one_prompt, check_no_head, head_template
 from .splits import split_names
 from .teacher_arguments import OF_CONTEXT, OF_TEACHER, TeacherArguments
 
@@ -290,7 +290,9 @@ def _as_flags(values: dict[str, Any]) -> list[str]:
     """Return a config file's values as flags, so that one parser converts both."""
     flags = []
     for name, value in values.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and name in WEIGHTS:
+            flags.append(f"--{name}={json.dumps(value)}")
+        elif isinstance(value, list):
             flags += [f"--{name}", *map(str, value)] if value else []
         elif value is not None:
             flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")

@@ -14,6 +14,8 @@ from .data_arguments import DataArguments
 
 OF_HEADS = ("words_column", "problem_type")
 """The arguments of data that are for heads."""
+WEIGHTS = ("class_weights", "pos_weight")
+"""The arguments of training that are JSON, of which a config file may hold a list."""
 OF_WRITERS = (
     *("target_template", "label_words", "max_target_length", "messages_column", "completion_column", "chat"),
     *("system_message", "chat_template", "chat_template_kwargs", "assistant_loss"),

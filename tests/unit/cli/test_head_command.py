@@ -75,7 +75,6 @@ def records_of(folder):
     ],
 )
 def test_the_command_learns_the_classes_of_the_data(kind, weights, classes, metrics, backbone, tmp_path, monkeypatch):
-    weights = {name: json.dumps(value) if isinstance(value, list) else value for name, value in weights.items()}
     values = values_of(backbone, tmp_path, kind, head_learning_rate=5e-3, prompt_position="after_bos", **weights)
     out = run(monkeypatch, tmp_path, **values)
     results = json.loads((out / "all_results.json").read_text())
