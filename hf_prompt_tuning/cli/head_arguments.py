@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..data.backbone_classes import for_backbone
 from ..data.class_names import REGRESSION
-from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate, for_backbone
+from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate
 from ..errors import PromptTuningError
 from ..models.classifiers import CLASS_NAMES, SEQ_CLS, TOKEN_CLS
 from .data_arguments import DataArguments

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
-from ..data.head_template import HeadTemplate, for_backbone
+from ..data.backbone_classes import for_backbone
+from ..data.head_template import HeadTemplate
 from ..data.head_tokenization import HeadTokenizer, head_tokenizer
 from ..errors import PromptMismatchError, PromptTuningError
 from ..layouts import Prompts

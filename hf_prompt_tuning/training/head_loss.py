@@ -12,8 +12,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedConfig, TrainingArguments
 
+from ..data.backbone_classes import classes_of_backbone
 from ..data.class_names import MULTI, SINGLE
-from ..data.head_template import HeadTemplate, classes_of_backbone
+from ..data.head_template import HeadTemplate
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..models.class_labels import checked_labels, checked_tags, problem_type

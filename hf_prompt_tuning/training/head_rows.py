@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from ..data.backbone_classes import for_backbone
 from ..data.class_names import REGRESSION
 from ..data.encoded_rows import columns_of
 from ..data.encoding import check_dataset, check_kind, encode_data, vocabulary_of
-from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate, for_backbone
+from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate
 from ..data.head_tokenization import head_tokenizer
 from ..data.template import PromptTemplate
 from ..data.tokenization import origin

@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_prompt_tuning import ClassTemplate, PromptTuningError, TagTemplate
-from hf_prompt_tuning.data.head_template import for_backbone
+from hf_prompt_tuning.data.backbone_classes import for_backbone
 from hf_prompt_tuning.data.head_tokenization import head_tokenizer
 from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
 
