@@ -31,6 +31,8 @@ CLASS_NAMES = {
     SEQ_CLS: frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
     TOKEN_CLS: frozenset(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
 }
+POOLER_NUMBERS, POOLER_TOLERANCE = 8, 0.02
+"""How many numbers of a pooler are compared, and how far they may differ (in other dtypes), by the largest."""
 GENERIC = GenericForSequenceClassification, GenericForTokenClassification
 """The heads of most decoders (Llama, Qwen, Gemma, …): one class for all of them."""
 CHECKED = {
@@ -115,13 +117,50 @@ def copied_head(backbone: PreTrainedModel) -> nn.ModuleDict:
 
 
 def description(backbone: PreTrainedModel, is_trained: bool) -> dict[str, Any]:
-    """Return what `prompt_tuning.json` says of a head: the labels, the problem type, and whether it trains."""
+    """Return what `prompt_tuning.json` says of a head: the labels, the problem type, and whether it trains.
+
+    Of a head that reads the base model's pooler, some of the pooler's numbers are among it.
+    """
     config = backbone.config
-    return {
+    pooler = pooler_sample(backbone)
+    return ({} if pooler is None else {"pooler": pooler}) | {
         "id2label": {str(index): str(label) for index, label in sorted(config.id2label.items())},
         "problem_type": getattr(config, "problem_type", None),
         "is_trained": is_trained,
     }
+
+
+def pooler_sample(backbone: PreTrainedModel) -> list[float] | None:
+    """Return some numbers of the pooler that a head reads; None if it reads none, or its weights are quantized.
+
+    The pooler belongs to the base model, so it is not saved with a prompt. transformers draws it anew in each load of
+    files that lack it, which a comparison of embeddings does not show.
+    """
+    weight = next(iter(getattr(getattr(backbone.base_model, "pooler", None), "parameters", list)()), None)
+    if classification_task(backbone) != SEQ_CLS or weight is None or not weight.is_floating_point() or weight.is_meta:
+        return None
+    row = weight[len(weight) // 2].detach().flatten()[:POOLER_NUMBERS]
+    return row.float().cpu().tolist()
+
+
+def _check_pooler(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mismatch: bool) -> None:
+    """Raise PromptMismatchError if a backbone has another pooler than the one that a saved head was trained behind."""
+    there = None if saved.info is None else saved.info.classifier.get("pooler")
+    here = pooler_sample(backbone)
+    if there is None or here is None:
+        return
+    # Other dtypes round the numbers. A pooler that was drawn anew has others.
+    tolerance = POOLER_TOLERANCE * max(map(abs, there), default=0.0)
+    if len(there) == len(here) and all(abs(a - b) <= tolerance for a, b in zip(there, here, strict=True)):
+        return
+    message = (
+        f"the backbone's pooler, which its head reads, has other weights than the one that {saved.source} was trained "
+        "behind. If the backbone's files lack it, transformers draws it anew in each load: load the backbone from a "
+        "folder where it was saved once with its pooler"
+    )
+    if not ignore_mismatch:
+        raise PromptMismatchError(f"{message}, or give ignore_mismatch=True.")
+    logger.warning(f"{message}.")
 
 
 def label_options(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,10 +214,13 @@ def _first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -
 
 
 def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mismatch: bool) -> None:
-    """Raise PromptMismatchError if a saved head has other labels than the backbone. Default names (LABEL_0) match all.
+    """Raise PromptMismatchError if a saved head has other labels than the backbone, or was behind another pooler.
+
+    Default names (LABEL_0) match all labels.
 
     With `ignore_mismatch`, other names only give a warning. The number of labels must agree in any case.
     """
+    _check_pooler(saved, backbone, ignore_mismatch)
     there = {} if saved.info is None else saved.info.classifier.get("id2label", {})
     if not there:
         return

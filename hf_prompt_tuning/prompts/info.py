@@ -57,8 +57,8 @@ class PromptInfo:
         teacher: what taught it, if anything did: its `kind`, of a text the number of its `tokens` and how many tokens
             a request is shorter (`tokens_saved`), the measured `text_milliseconds` and `prompt_milliseconds` of a
             request on a `device`, and the `text` if it is to be published.
-        classifier: of a classification head, its labels (`id2label`), the `problem_type`, and whether it trains with
-            the prompt (`is_trained`).
+        classifier: of a classification head, its labels (`id2label`), the `problem_type`, whether it trains with the
+            prompt (`is_trained`), and some numbers of the backbone's `pooler` if it reads one.
     """
 
     template: RowTemplate | HeadTemplate | None = None
@@ -321,6 +321,7 @@ def _classifier(name: str, value: Any) -> None:
     numbers = [str(index) for index in range(len(value["id2label"]))]
     _expect(list(value["id2label"]) == numbers != [], f"{name}.id2label", list(value["id2label"]), "0, 1, …", "has")
     _expect(isinstance(value["is_trained"], bool), f"{name}.is_trained", value["is_trained"], "true or false")
+    _matrix(f"{name}.pooler", [value.get("pooler", [])])
     kind = value.get("problem_type")
     _expect(kind in (None, *PROBLEM_TYPES), f"{name}.problem_type", kind, f"one of {', '.join(PROBLEM_TYPES)}")
 

@@ -1,5 +1,6 @@
 """Prompts with a classification head: training, saving, loading, other users of the backbone, and refusals."""
 
+import copy
 import json
 
 import pytest
@@ -8,8 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     Trainer,
     TrainingArguments,
 )
@@ -107,6 +110,8 @@ def test_trainer_trains_prompt_and_head_which_reload_bit_for_bit(name, position,
     require_same_state(head_of(checkpoint), head_of(model))
     described = json.loads((tmp_path / "saved" / "prompt_tuning.json").read_text())["classifier"]
     labels = {"0": "bad", "1": "fair", "2": "good"}
+    assert ("pooler" in described) == (name == "bert" and task_type == "SEQ_CLS")
+    described.pop("pooler", None)
     assert described == {"id2label": labels, "problem_type": None, "is_trained": True}
 
 
@@ -346,6 +351,23 @@ def test_folders_that_are_refused(tmp_path):
         save_file(tensors | {name: tensor}, file)
         with refused(message, PromptLoadError):
             load_prompt(tmp_path, backbone=tiny_classifier("bert", **NAMES))
+
+
+def test_a_backbone_with_another_pooler_is_refused(tmp_path, caplog):
+    """Files without a pooler give another in each load; the head reads it, and it is not saved with the prompt."""
+    AutoModelForMaskedLM.from_config(tiny_classifier("bert").config).save_pretrained(tmp_path / "backbone")
+    torch.manual_seed(0)
+    first, second = (AutoModelForSequenceClassification.from_pretrained(tmp_path / "backbone") for _ in range(2))
+    assert not torch.equal(first.bert.pooler.dense.weight, second.bert.pooler.dense.weight)
+    with_prompt(first).save_pretrained(tmp_path / "prompt")
+    with refused("the backbone's pooler, which its head reads, has other weights than", PromptMismatchError):
+        load_prompt(tmp_path / "prompt", backbone=second)
+    load_prompt(tmp_path / "prompt", backbone=second, ignore_mismatch=True)
+    assert "the backbone's pooler, which its head reads, has other weights" in caplog.text
+    load_prompt(tmp_path / "prompt", backbone=copy.deepcopy(first).to(torch.bfloat16))
+    taggers = [AutoModelForTokenClassification.from_pretrained(tmp_path / "backbone") for _ in range(2)]
+    with_prompt(taggers[0]).save_pretrained(tmp_path / "tagger")
+    load_prompt(tmp_path / "tagger", backbone=taggers[1])
 
 
 def test_a_folder_without_a_head_takes_the_backbones_with_a_warning(tmp_path, caplog):
