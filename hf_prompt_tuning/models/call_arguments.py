@@ -100,7 +100,8 @@ def sorted_arguments(
         _check_pictures_stay(backbone, media, input_ids, mask)
         media = []
     elif media:
-        media = [name for name in read_with_pictures(backbone, given) if name not in (*TOKEN_TYPES, POSITIONS)]
+        how = read_with_pictures(backbone, given)
+        media += [name for name in how if name not in (*media, *TOKEN_TYPES, POSITIONS)]
     beside = {name: given[name][..., None] for name in TOKEN_TYPES if name in given}
     if not media and merges(backbone) and not any(bool(types.any()) for types in beside.values()):
         beside = {}  # those of plain text say nothing

@@ -127,6 +127,11 @@ class MultiPromptTrainer(PromptTuningTrainer):
             raise PromptTuningError(f"the task {without!r} has no training data; give it some, or leave the task out.")
         return mixed_dataloader(self._streams, self.data_collator, self.args)
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        # Each micro-batch counts its own labels. What an earlier run of this process left in Accelerate's state (that
+        # its data were at their end) is not of these batches.
+        return None
+
     def get_total_train_batch_size(self, args: PromptTuningArguments) -> int:
         """Return the mean number of rows in an update step, over all prompts together."""
         rows = sum(len(batch) for stream in self._streams for step in stream.steps for batch in step)

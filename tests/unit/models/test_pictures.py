@@ -1,5 +1,7 @@
 """Pictures beside a prompt: what the backbone gives by hand, row by row, or a refusal, but no picture is dropped."""
 
+import functools
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -238,7 +240,8 @@ def test_a_language_model_that_is_told_more(monkeypatch):
     model, batch = model_of("llava"), picture_batch("llava")
     inner = type(model.base_model.model)
     forward = inner.forward
-    monkeypatch.setattr(inner, "forward", lambda self, *args, **kwargs: forward(self, *args, **kwargs, told=5))
+    later = functools.wraps(forward)(lambda self, *args, **kwargs: forward(self, *args, **kwargs, told=5))
+    monkeypatch.setattr(inner, "forward", later)
     with pytest.raises(PromptTuningError, match=r"tells its language model of it by .*told.*; give the text alone"):
         model(**batch)
 

@@ -97,6 +97,14 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path, tokenizer, tasks)
         )
 
 
+def test_a_run_behind_another_of_the_process(tmp_path, tokenizer, tasks):
+    """Accelerate keeps, for the whole process, that the last run's data were at their end."""
+    alone(tasks[0], tmp_path / "alone", "llama", tokenizer)
+    trainer = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path / "both"), tasks, tokenizer)
+    trainer.train()
+    assert trainer.state.global_step == trainer.args.max_steps == 9
+
+
 def test_a_prompt_that_is_done_stays_as_it_is(tmp_path, tokenizer, tasks):
     seen = {}
 
