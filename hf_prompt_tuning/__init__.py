@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .models.create import get_prompt_tuning_model
     from .models.labels import strip_virtual_tokens
     from .models.load import LoadedPrompt, load_prompt
+    from .models.question_answering import PromptTuningModelForQuestionAnswering
     from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
     from .models.sequence_classification import PromptTuningModelForSequenceClassification
     from .models.token_classification import PromptTuningModelForTokenClassification
@@ -78,6 +79,7 @@ _NAMES_OF = {
     ".models.create": "get_prompt_tuning_model",
     ".models.labels": "strip_virtual_tokens",
     ".models.load": "LoadedPrompt load_prompt",
+    ".models.question_answering": "PromptTuningModelForQuestionAnswering",
     ".models.seq2seq_lm": "PromptTuningModelForSeq2SeqLM",
     ".models.sequence_classification": "PromptTuningModelForSequenceClassification",
     ".models.token_classification": "PromptTuningModelForTokenClassification",

@@ -38,16 +38,19 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
     own_type = _language_task(backbone) if type(backbone).can_generate() else classification_task(backbone)
     if own_type is None:
         raise PromptTuningError(
-            f"the backbone is a {name}, which neither writes text nor classifies it (a model without a head, or with "
-            "one for masks or answers). Load it with AutoModelForCausalLM, AutoModelForSeq2SeqLM, "
-            "AutoModelForSequenceClassification or AutoModelForTokenClassification."
+            f"the backbone is a {name}, which neither writes text nor classifies it, nor finds answers (a model "
+            "without a head, or with one for masks or choices). Load it with AutoModelForCausalLM, "
+            "AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoModelForTokenClassification or "
+            "AutoModelForQuestionAnswering."
         )
     if task_type not in (None, own_type):
         raise PromptTuningError(
             f"task_type is {getattr(task_type, 'value', task_type)}, and {name} is a {own_type} model; "
             "leave task_type out, or load the backbone with the other Auto class."
         )
-    if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
+    # A head's class may pass on what it does not name (ModernBERT's for answers); its base model is what is called.
+    called = backbone if own_type in (CAUSAL, SEQ2SEQ) else backbone.base_model
+    if "inputs_embeds" not in inspect.signature(called.forward).parameters:
         raise PromptTuningError(f"{name} takes no inputs_embeds, by which a prompt is given; use another backbone.")
     if own_type not in (CAUSAL, SEQ2SEQ):
         check_head_reads_text(backbone, own_type)

@@ -14,8 +14,13 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -26,28 +31,26 @@ from ..prompts.files import SavedPrompt
 
 logger = logging.getLogger(__name__)
 
-SEQ_CLS, TOKEN_CLS = "SEQ_CLS", "TOKEN_CLS"
+SEQ_CLS, TOKEN_CLS, QUESTION_ANS = "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"
 CLASS_NAMES = {
     SEQ_CLS: frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
     TOKEN_CLS: frozenset(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
+    QUESTION_ANS: frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()),
 }
-GENERIC = GenericForSequenceClassification, GenericForTokenClassification
+GENERIC = GenericForSequenceClassification, GenericForTokenClassification, GenericForQuestionAnswering
 """The heads of most decoders (Llama, Qwen, Gemma, …): one class for all of them."""
-CHECKED = {
-    SEQ_CLS: (
-        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
-        *("deberta", "deberta-v2", "modernbert", "gpt2"),
-    ),
-    TOKEN_CLS: (
-        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
-        *("deberta", "deberta-v2", "modernbert", "gpt2", "t5"),
-    ),
-}
+ENCODERS = (
+    *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
+    *("deberta", "deberta-v2", "modernbert"),
+)
+CHECKED = {SEQ_CLS: (*ENCODERS, "gpt2"), TOKEN_CLS: (*ENCODERS, "gpt2", "t5"), QUESTION_ANS: (*ENCODERS, "gpt2")}
 """Models with a class of their own whose head reads nothing but the base model's hidden states: those of the text."""
+ANSWER = {0: "start", 1: "end"}
+"""What a head for answers has a score of, for each token."""
 
 
 def classification_task(backbone: PreTrainedModel) -> str | None:
-    """Return SEQ_CLS or TOKEN_CLS for a model with such a head, None for another model."""
+    """Return SEQ_CLS, TOKEN_CLS or QUESTION_ANS for a model with such a head, None for another model."""
     names = {kind.__name__ for kind in type(backbone).__mro__}  # FSDP2 puts a class of its own first
     return next((task for task, classes in CLASS_NAMES.items() if names & classes), None)
 
@@ -71,6 +74,11 @@ def check_head_reads_text(backbone: PreTrainedModel, task_type: str) -> None:
     if not parts:
         raise PromptTuningError(
             f"the backbone is a {name} without a classification head; load it with its Auto class."
+        )
+    if task_type == QUESTION_ANS and (count := outputs_of(parts)) != len(ANSWER):
+        raise PromptTuningError(
+            f"the head of the {name} gives {count} numbers for a token, and an answer's start and end are 2; load the "
+            "backbone with num_labels=2."
         )
     for part, module in parts.items():
         for parameter, weight in module.named_parameters():
@@ -114,12 +122,22 @@ def copied_head(backbone: PreTrainedModel) -> nn.ModuleDict:
     return nn.ModuleDict(copies)
 
 
-def description(backbone: PreTrainedModel, is_trained: bool) -> dict[str, Any]:
-    """Return what `prompt_tuning.json` says of a head: the labels, the problem type, and whether it trains."""
+def outputs_of(parts: Mapping[str, nn.Module]) -> int | None:
+    """Return how many numbers the last layer of a head gives for a token, or None if that cannot be told."""
+    layers = [layer for part in parts.values() for layer in part.modules() if isinstance(layer, nn.Linear)]
+    return layers[-1].out_features if layers else None
+
+
+def description(backbone: PreTrainedModel, task_type: str, is_trained: bool) -> dict[str, Any]:
+    """Return what `prompt_tuning.json` says of a head: the labels, the problem type, and whether it trains.
+
+    The labels of a head for answers are the two that it has scores of, whatever the backbone's config says.
+    """
     config = backbone.config
+    labels = ANSWER if task_type == QUESTION_ANS else config.id2label
     return {
-        "id2label": {str(index): str(label) for index, label in sorted(config.id2label.items())},
-        "problem_type": getattr(config, "problem_type", None),
+        "id2label": {str(index): str(label) for index, label in sorted(labels.items())},
+        "problem_type": None if task_type == QUESTION_ANS else getattr(config, "problem_type", None),
         "is_trained": is_trained,
     }
 
@@ -159,7 +177,7 @@ def _first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -
     return ""
 
 
-def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mismatch: bool) -> None:
+def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, task_type: str, ignore_mismatch: bool) -> None:
     """Raise PromptMismatchError if a saved head has other labels than the backbone. Default names (LABEL_0) match all.
 
     With `ignore_mismatch`, other names only give a warning. The number of labels must agree in any case.
@@ -167,7 +185,7 @@ def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mis
     there = {} if saved.info is None else saved.info.classifier.get("id2label", {})
     if not there:
         return
-    here = description(backbone, True)["id2label"]
+    here = description(backbone, task_type, True)["id2label"]
     if len(there) != len(here):
         raise PromptMismatchError(
             f"{saved.source} has {len(there)} labels, and the backbone's head {len(here)}; load the backbone with "

@@ -20,7 +20,7 @@ def read(
     rows: dict[str, Any],
     tokens: TextColumns,
     in_order: TextColumns,
-    labels: Tensor | None,
+    labels: Tensor | None = None,
 ) -> ModelOutput:
     """Run the backbone's class on rows with a prompt, and let a head read the text's columns of the hidden states.
 
@@ -57,7 +57,8 @@ def read(
     called = with_values(called, {"config": config_of_call(backbone.config, labels)})
     # To a decoder's head a token is a pad by its id: here every real token has the id 1, and a pad 0.
     ids = in_order.mask.long()
-    return called(input_ids=ids, attention_mask=ids, labels=labels, return_dict=True)
+    given = {} if labels is None else {"labels": labels}
+    return called(input_ids=ids, attention_mask=ids, return_dict=True, **given)
 
 
 def in_dtype_of(like: Tensor | None, states: Tensor) -> Tensor:

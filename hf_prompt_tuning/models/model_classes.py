@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from ..errors import PromptTuningError
 from .causal_lm import PromptTuningModelForCausalLM
 from .classifiers import classification_task
+from .question_answering import PromptTuningModelForQuestionAnswering
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .sequence_classification import PromptTuningModelForSequenceClassification
 from .soft_prompts import SoftPrompts
@@ -17,6 +18,7 @@ PromptTuningModel = (
     | PromptTuningModelForSeq2SeqLM
     | PromptTuningModelForSequenceClassification
     | PromptTuningModelForTokenClassification
+    | PromptTuningModelForQuestionAnswering
 )
 MODEL_CLASSES = {
     kind.task_type: kind
@@ -25,6 +27,7 @@ MODEL_CLASSES = {
         PromptTuningModelForSeq2SeqLM,
         PromptTuningModelForSequenceClassification,
         PromptTuningModelForTokenClassification,
+        PromptTuningModelForQuestionAnswering,
     )
 }
 

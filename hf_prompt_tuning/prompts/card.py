@@ -13,7 +13,7 @@ from ..hub.backbones import AUTO_CLASSES
 from ..hub.files import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
-from .files import CLASSIFIERS
+from .files import WITH_HEADS
 from .info import PromptInfo
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 from .repository_files import CARD_FILE
@@ -22,6 +22,11 @@ TEMPLATE, LIST_TEMPLATE = (Path(__file__).parent / name for name in ("card.md.ji
 TAGS = ["prompt-tuning", "soft-prompt", "hf_prompt_tuning"]
 MARKER = "<!-- This list is written anew with every push by hf_prompt_tuning; without this line it is left alone. -->"
 ROW = re.compile(r"^\| \[(?P<name>[^]]+)\]\([^)]*\) \| (?:`(?P<base>[^`]+)`|not on the Hub) \|$", re.MULTILINE)
+PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+}
 TAUGHT_BY = {
     "text": "behind a text",
     "messages": "behind the turns of a conversation",
@@ -56,9 +61,10 @@ def write_card(
         "base": hub_id(config.base_model_name_or_path),
         "where": f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
         "peft_agrees": peft_agrees,
-        "causal": config.task_type not in ("SEQ_2_SEQ_LM", *CLASSIFIERS),
+        "causal": config.task_type not in ("SEQ_2_SEQ_LM", *WITH_HEADS),
         "auto_class": AUTO_CLASSES[config.task_type or "CAUSAL_LM"].__name__,
         "tags_tokens": config.task_type == "TOKEN_CLS",
+        "finds_answers": config.task_type == "QUESTION_ANS",
         "chats": isinstance(info.template, ChatTemplate),
         "classifies": info.template is not None and info.template.is_classification,
     }
@@ -68,7 +74,7 @@ def write_card(
     )
     metadata = _metadata(info, facts["title"], facts["base"], facts["classifies"], facts["causal"])
     if info.classifier:
-        metadata.pipeline_tag = "token-classification" if facts["tags_tokens"] else "text-classification"
+        metadata.pipeline_tag = PIPELINES[config.task_type]
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 
 

@@ -1,5 +1,6 @@
 """The code of the page on classification heads runs as it is written."""
 
+from tokenizers.processors import TemplateProcessing
 from transformers import TrainingArguments
 
 from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
@@ -15,6 +16,17 @@ def test_classification_head(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.split()[-1] in ("praise", "complaint")
     trained = names["model"].prompt_encoder["default"].classifier["classifier"].weight
     assert not trained.equal(before) and backbone.classifier.weight.equal(before)
+
+
+def test_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.TrainingArguments", arguments_here)
+    tokenizer, backbone = tokenizer_with_cls(), tiny_classifier("bert", "QUESTION_ANS", max_position_embeddings=128)
+    special = dict(single="<s> $A", pair="<s> $A $B:1", special_tokens=[("<s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**special)
+    names = run("how-to/answers.md", {"backbone": backbone, "tokenizer": tokenizer})
+    assert len(names["rows"]) > 3 and sum(row["start_positions"] > 0 for row in names["rows"]) == 2
+    assert capsys.readouterr().out.split("\n")[-2].strip() in names["text"]
 
 
 def arguments_here(*args, **options):

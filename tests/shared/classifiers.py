@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -74,11 +75,18 @@ DECODERS = {
 }
 ENCODERS_OF_PAIRS = {"t5": T5_LIKE | dict(classifier_dropout=0.3)}
 TOKEN_TYPES = ("bert", "roberta", "electra", "deberta", "deberta-v2")
-AUTO = {"SEQ_CLS": AutoModelForSequenceClassification, "TOKEN_CLS": AutoModelForTokenClassification}
+AUTO = {
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+    "QUESTION_ANS": AutoModelForQuestionAnswering,
+}
 
 
-def tiny_classifier(name: str, task_type: str = "SEQ_CLS", num_labels: int = 3, **changes) -> PreTrainedModel:
+def tiny_classifier(
+    name: str, task_type: str = "SEQ_CLS", num_labels: int | None = None, **changes
+) -> PreTrainedModel:
     """A random fp32 model of two layers with a head, in eval mode."""
+    num_labels = num_labels or (2 if task_type == "QUESTION_ANS" else 3)
     special = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     values = (ENCODERS | DECODERS | ENCODERS_OF_PAIRS)[name]
     config = AutoConfig.for_model(name, **special | values | changes | dict(num_labels=num_labels))
@@ -135,7 +143,12 @@ def sequence_logits_by_hand(backbone: PreTrainedModel, head: nn.ModuleDict, hidd
 
 
 def token_logits_by_hand(backbone: PreTrainedModel, head: nn.ModuleDict, hidden: Tensor) -> Tensor:
-    """The logits [n, L] of one row's hidden states [n, H]."""
+    """The logits [n, L] of one row's hidden states [n, H]: of its classes, or of an answer's start and end."""
     if backbone.config.model_type == "modernbert":
         hidden = head["head"].norm(_gelu_of(head["head"].dense, hidden))
-    return head["classifier" if "classifier" in head else "score"](hidden)
+    return head[next(name for name in ("classifier", "score", "qa_outputs") if name in head)](hidden)
+
+
+def logits_by_hand(task_type: str) -> Callable[[PreTrainedModel, nn.ModuleDict, Tensor], Tensor]:
+    """What a head of the task type reads of one row's hidden states [n, H]."""
+    return sequence_logits_by_hand if task_type == "SEQ_CLS" else token_logits_by_hand
