@@ -14,10 +14,12 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -42,7 +44,10 @@ AUTO_CLASSES = {
     "SEQ_CLS": AutoModelForSequenceClassification,
     "TOKEN_CLS": AutoModelForTokenClassification,
     "QUESTION_ANS": AutoModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": AutoModel,
 }
+ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5")
+"""Encoder-decoders of which AutoModelForTextEncoding loads the encoder alone, and AutoModel both."""
 ONE_AT_A_TIME = threading.Lock()
 """Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
 loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
@@ -83,7 +88,10 @@ def load_backbone(
         if task_type is None:
             is_seq2seq = AutoConfig.from_pretrained(name, **origin).is_encoder_decoder
             task_type = "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"
-        backbone = AUTO_CLASSES[task_type].from_pretrained(name, tqdm_class=OnceMore, **options, **origin)
+        auto = AUTO_CLASSES[task_type]
+        if auto is AutoModel and AutoConfig.from_pretrained(name, **origin).model_type in ENCODERS_OF_PAIRS:
+            auto = AutoModelForTextEncoding
+        backbone = auto.from_pretrained(name, tqdm_class=OnceMore, **options, **origin)
     if gguf_file is not None:
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)

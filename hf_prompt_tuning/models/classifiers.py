@@ -64,8 +64,7 @@ def check_head_reads_text(backbone: PreTrainedModel, task_type: str) -> None:
             "encoder; load a BERT-like encoder or a decoder with this Auto class, or the language model with "
             "AutoModelForSeq2SeqLM."
         )
-    is_plain = not has_per_layer_inputs(backbone) and with_own_positions(backbone) is None
-    if not (isinstance(backbone, GENERIC) and is_plain) and kind not in CHECKED[task_type]:
+    if not (isinstance(backbone, GENERIC) and is_plain(backbone)) and kind not in CHECKED[task_type]:
         raise PromptTuningError(
             f"the backbone is a {name} (model_type {kind!r}), whose head is not known to read the same behind a "
             f"prompt; use one of {', '.join(CHECKED[task_type])}, or a decoder with transformers' generic head."
@@ -91,14 +90,22 @@ def check_head_reads_text(backbone: PreTrainedModel, task_type: str) -> None:
                 )
 
 
+def is_plain(backbone: PreTrainedModel) -> bool:
+    """Tell whether embeddings of tokens are all that a decoder reads: no images, and no inputs of single layers."""
+    return not has_per_layer_inputs(backbone) and with_own_positions(backbone) is None
+
+
 def peft_reads_alike(backbone: PreTrainedModel, behind_first_tokens: bool) -> bool:
     """Tell whether PEFT gives a saved head the same hidden states of an unpadded row.
 
-    An encoder's head reads a row's first column, which to PEFT is the prompt's first vector. It is the text's first
-    token only if the prompt stands behind that.
+    An encoder's head, or its pooler, reads a row's first column, which to PEFT is the prompt's first vector. It is the
+    text's first token only if the prompt stands behind that.
     """
-    if classification_task(backbone) != SEQ_CLS or behind_first_tokens:
+    task = classification_task(backbone)
+    if behind_first_tokens or task in (TOKEN_CLS, QUESTION_ANS):
         return True
+    if task is None:
+        return getattr(backbone, "pooler", None) is None
     return isinstance(backbone, GenericForSequenceClassification) or backbone.config.model_type == "gpt2"
 
 

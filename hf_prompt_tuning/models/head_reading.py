@@ -36,20 +36,14 @@ def read(
         labels: as transformers' loss takes them; or None.
     """
     base = backbone.base_model
-    if takes(base, "use_cache"):
-        rows = rows | {"use_cache": False}
     like = None if head is None else next(head.parameters())
 
     def hidden_states_of_text(*args: Any, **kwargs: Any) -> ModelOutput:
-        outputs = base(**rows)
-        values = dict(outputs.items())
-        text = take_columns(values["last_hidden_state"], in_order.columns)
-        if values.get("pooler_output") is not None:
-            values["pooler_output"] = in_dtype_of(like, base.pooler(text))
-        values["last_hidden_state"] = in_dtype_of(like, text)
-        if values.get("hidden_states") is not None:
-            values["hidden_states"] = tuple(take_columns(x, tokens.columns) for x in values["hidden_states"])
-        return type(outputs)(**values)
+        outputs = hidden_states(base, rows, tokens, in_order)
+        for name in ("last_hidden_state", "pooler_output"):
+            if outputs.get(name) is not None:
+                outputs[name] = in_dtype_of(like, outputs[name])
+        return outputs
 
     called = with_part(backbone, base, calling(base, hidden_states_of_text))
     for name, part in ({} if head is None else head).items():
@@ -59,6 +53,26 @@ def read(
     ids = in_order.mask.long()
     given = {} if labels is None else {"labels": labels}
     return called(input_ids=ids, attention_mask=ids, return_dict=True, **given)
+
+
+def hidden_states(
+    base: PreTrainedModel, rows: dict[str, Any], tokens: TextColumns, in_order: TextColumns
+) -> ModelOutput:
+    """Run a base model on rows with a prompt, and return the hidden states of the text's columns alone.
+
+    Arguments are those of `read`. The last hidden states are in the order of `in_order`, those of all layers in the
+    caller's. A pooler reads the text's first token.
+    """
+    if takes(base, "use_cache"):
+        rows = rows | {"use_cache": False}
+    outputs = base(**rows)
+    values, last = dict(outputs.items()), outputs.last_hidden_state
+    values["last_hidden_state"] = take_columns(last, in_order.columns)
+    if values.get("pooler_output") is not None:
+        values["pooler_output"] = base.pooler(take_columns(last, tokens.at_the_left().columns))
+    if values.get("hidden_states") is not None:
+        values["hidden_states"] = tuple(take_columns(x, tokens.columns) for x in values["hidden_states"])
+    return type(outputs)(**values)
 
 
 def in_dtype_of(like: Tensor | None, states: Tensor) -> Tensor:

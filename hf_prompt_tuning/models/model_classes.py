@@ -5,8 +5,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError
+from .backbone import reading_task
 from .causal_lm import PromptTuningModelForCausalLM
-from .classifiers import classification_task
+from .feature_extraction import PromptTuningModelForFeatureExtraction
 from .question_answering import PromptTuningModelForQuestionAnswering
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .sequence_classification import PromptTuningModelForSequenceClassification
@@ -19,6 +20,7 @@ PromptTuningModel = (
     | PromptTuningModelForSequenceClassification
     | PromptTuningModelForTokenClassification
     | PromptTuningModelForQuestionAnswering
+    | PromptTuningModelForFeatureExtraction
 )
 MODEL_CLASSES = {
     kind.task_type: kind
@@ -28,17 +30,18 @@ MODEL_CLASSES = {
         PromptTuningModelForSequenceClassification,
         PromptTuningModelForTokenClassification,
         PromptTuningModelForQuestionAnswering,
+        PromptTuningModelForFeatureExtraction,
     )
 }
 
 
 def check_writes_text(model: Any) -> None:
-    """Raise PromptTuningError for a model with a classification head, or a backbone with one.
+    """Raise PromptTuningError for a model that writes no text, such as one with a classification head.
 
     It is for what has the labels, losses and texts of language models: trainers, exports.
     """
     backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
-    if isinstance(backbone, PreTrainedModel) and classification_task(backbone) is not None:
+    if isinstance(backbone, PreTrainedModel) and reading_task(backbone) is not None:
         raise PromptTuningError(
             f"the backbone is a {type(backbone).__name__} with a classification head, and this is for language "
             "models. Train its prompt with transformers' Trainer, on rows of input_ids and labels, and call the "

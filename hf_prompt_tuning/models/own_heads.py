@@ -6,11 +6,12 @@ from peft import PeftModel
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from torch import nn
 
-from ..errors import PromptMismatchError, PromptTuningError
+from ..errors import PromptTuningError
+from ..layouts.sharing import calls_its_stand_in
 from ..prompts.files import SavedPrompt
 from . import classifiers
 from .backbone import turn_off_dropout
-from .batch_checks import NO_PROMPT
+from .batch_checks import NO_PROMPT, Texts
 from .text_rows import TextRows
 
 PEFT_NAMES = ("classifier", "score", "qa_outputs")
@@ -27,14 +28,8 @@ class OwnHeads(TextRows):
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
         """Add a prompt with a copy of the backbone's head; see `HeldPrompts.add_adapter`.
 
-        Raise PromptTuningError also for a position other than "start", "after_bos" and "auto", or modules to save
-        that are no part of the head.
+        Raise PromptTuningError also for modules to save that are no part of the head.
         """
-        if getattr(peft_config, "prompt_position", None) == "system":
-            raise PromptTuningError(
-                "prompt_position is system, and a classification head reads rows of tokens, not chats; use start, or "
-                "after_bos."
-            )
         given, parts = getattr(peft_config, "modules_to_save", None), classifiers.head_parts(self.base_model)
         if others := [name for name in given or () if name not in (*parts, *PEFT_NAMES)]:
             raise PromptTuningError(
@@ -63,12 +58,15 @@ class OwnHeads(TextRows):
 
     def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
         super()._check_saved(saved, ignore_mismatch)
-        if saved.config.task_type not in (None, self.task_type):
-            raise PromptMismatchError(
-                f"{saved.source} is a prompt of task type {saved.config.task_type}, and this model is for "
-                f"{self.task_type}; load it with load_prompt."
-            )
         classifiers.check_labels_match(saved, self.base_model, self.task_type, ignore_mismatch)
+
+    def _check_call(self, texts: Texts, arguments: dict[str, Any]) -> None:
+        super()._check_call(texts, arguments)
+        if not calls_its_stand_in(self.base_model):
+            raise PromptTuningError(
+                f"the {type(self.base_model).__name__} is compiled, or its forward was replaced, and would use its "
+                "own head; give the backbone as it was loaded."
+            )
 
     def _head(self, name: str) -> nn.ModuleDict | None:
         """Return the head of a prompt; None for no prompt: the backbone's own head reads then."""

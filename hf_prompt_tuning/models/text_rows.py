@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+from peft import PromptTuningConfig as PeftPromptTuningConfig
 
-from ..errors import PromptTuningError
+from ..errors import PromptMismatchError, PromptTuningError
 from ..layouts import Prompts
 from ..layouts.base import token_inputs
 from ..layouts.padded import padded_rows
-from ..layouts.sharing import calls_its_stand_in, is_sharded
+from ..layouts.sharing import is_sharded
 from ..layouts.traits import learned_positions
+from ..prompts.files import SavedPrompt
 from .batch_checks import NO_PROMPT, Texts, check_texts, check_unpacked
 from .call_arguments import OF_FORWARD, TOKEN_TYPES, arguments_in_rows
 from .heads import RowHeads
@@ -37,6 +39,25 @@ class TextCall:
 
 class TextRows(SoftPrompts):
     """Base of the model classes that give what a backbone without a language model's head gives of the text."""
+
+    def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
+        """Add a prompt; see `HeldPrompts.add_adapter`.
+
+        Raise PromptTuningError also for a position other than "start", "after_bos" and "auto".
+        """
+        if getattr(peft_config, "prompt_position", None) == "system":
+            raise PromptTuningError(
+                "prompt_position is system, and this model reads rows of tokens, not chats; use start, or after_bos."
+            )
+        super().add_adapter(adapter_name, peft_config, *args, **kwargs)
+
+    def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
+        super()._check_saved(saved, ignore_mismatch)
+        if saved.config.task_type not in (None, self.task_type):
+            raise PromptMismatchError(
+                f"{saved.source} is a prompt of task type {saved.config.task_type}, and this model is for "
+                f"{self.task_type}; load it with load_prompt."
+            )
 
     def row_encoder(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise PromptTuningError: the model reads rows of token ids."""
@@ -75,11 +96,6 @@ class TextRows(SoftPrompts):
             raise PromptTuningError(
                 "the backbone's weights are spread over processes (FSDP2, ZeRO-3), which works with language models "
                 "alone; train with one process, or with several that each hold the backbone (DDP)."
-            )
-        if not calls_its_stand_in(backbone):
-            raise PromptTuningError(
-                f"the {type(backbone).__name__} is compiled, or its forward was replaced, and would use its own "
-                "head; give the backbone as it was loaded."
             )
 
     def _only_prompt(self, prompts: Prompts) -> str:

@@ -13,7 +13,6 @@ from ..hub.backbones import AUTO_CLASSES
 from ..hub.files import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
-from .files import WITH_HEADS
 from .info import PromptInfo
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 from .repository_files import CARD_FILE
@@ -26,6 +25,7 @@ PIPELINES = {
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
     "QUESTION_ANS": "question-answering",
+    "FEATURE_EXTRACTION": "feature-extraction",
 }
 TAUGHT_BY = {
     "text": "behind a text",
@@ -61,10 +61,11 @@ def write_card(
         "base": hub_id(config.base_model_name_or_path),
         "where": f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
         "peft_agrees": peft_agrees,
-        "causal": config.task_type not in ("SEQ_2_SEQ_LM", *WITH_HEADS),
+        "causal": config.task_type in (None, "CAUSAL_LM"),
         "auto_class": AUTO_CLASSES[config.task_type or "CAUSAL_LM"].__name__,
         "tags_tokens": config.task_type == "TOKEN_CLS",
         "finds_answers": config.task_type == "QUESTION_ANS",
+        "gives_features": config.task_type == "FEATURE_EXTRACTION",
         "chats": isinstance(info.template, ChatTemplate),
         "classifies": info.template is not None and info.template.is_classification,
     }
@@ -73,7 +74,7 @@ def write_card(
         facts, config=config, info=info, ensemble=ensemble, backbone_size=backbone_size, pictures=pictures
     )
     metadata = _metadata(info, facts["title"], facts["base"], facts["classifies"], facts["causal"])
-    if info.classifier:
+    if config.task_type in PIPELINES:
         metadata.pipeline_tag = PIPELINES[config.task_type]
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 

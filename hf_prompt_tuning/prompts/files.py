@@ -37,7 +37,7 @@ The largest prompts of the largest backbones have 2**24 numbers.
 MAX_JSON_BYTES = 2**22
 FLOATING = ("F64", "F32", "F16", "BF16")
 WITH_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", *WITH_HEADS)
+TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", *WITH_HEADS, "FEATURE_EXTRACTION")
 CLASSIFIER_PREFIX = "base_model."
 """With it begin the names of a classification head's tensors, as PEFT writes its `modules_to_save`."""
 

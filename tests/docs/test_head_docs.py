@@ -3,7 +3,7 @@
 from tokenizers.processors import TemplateProcessing
 from transformers import TrainingArguments
 
-from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
+from tests.shared.classifiers import tiny_base_model, tiny_classifier, tokenizer_with_cls
 from tests.shared.doc_pages import run
 
 
@@ -27,6 +27,13 @@ def test_answers(tmp_path, monkeypatch, capsys):
     names = run("how-to/answers.md", {"backbone": backbone, "tokenizer": tokenizer})
     assert len(names["rows"]) > 3 and sum(row["start_positions"] > 0 for row in names["rows"]) == 2
     assert capsys.readouterr().out.split("\n")[-2].strip() in names["text"]
+
+
+def test_embeddings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run("how-to/embeddings.md", {"backbone": tiny_base_model("llama"), "tokenizer": tokenizer_with_cls()})
+    nearest = (names["embedded"](names["questions"]) @ names["embedded"](names["answers"]).T).argmax(1)
+    assert names["loss"] < 0.5 and nearest.tolist() == [0, 1, 2]
 
 
 def arguments_here(*args, **options):

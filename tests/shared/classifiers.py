@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -79,6 +81,7 @@ AUTO = {
     "SEQ_CLS": AutoModelForSequenceClassification,
     "TOKEN_CLS": AutoModelForTokenClassification,
     "QUESTION_ANS": AutoModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": AutoModel,
 }
 
 
@@ -91,9 +94,15 @@ def tiny_classifier(
     values = (ENCODERS | DECODERS | ENCODERS_OF_PAIRS)[name]
     config = AutoConfig.for_model(name, **special | values | changes | dict(num_labels=num_labels))
     torch.manual_seed(0)
-    model = AUTO[task_type].from_config(config)
+    auto = AUTO[task_type]
+    model = (AutoModelForTextEncoding if auto is AutoModel and name == "t5" else auto).from_config(config)
     scale_weights(model, 2.0 if name in ("t5", "modernbert") else 5.0)
     return model.eval()
+
+
+def tiny_base_model(name: str) -> PreTrainedModel:
+    """The same without a head; of T5 the encoder."""
+    return tiny_classifier(name, "FEATURE_EXTRACTION")
 
 
 def tokenizer_with_cls() -> PreTrainedTokenizerFast:

@@ -308,7 +308,7 @@ def test_configs_that_are_refused():
     for config, message in (
         ({"task_type": "CAUSAL_LM"}, "BertForSequenceClassification is a SEQ_CLS model"),
         ({"task_type": "TOKEN_CLS"}, "BertForSequenceClassification is a SEQ_CLS model"),
-        ({"prompt_position": "system"}, "prompt_position is system, and a classification head reads rows of tokens"),
+        ({"prompt_position": "system"}, "prompt_position is system, and this model reads rows of tokens"),
     ):
         with refused(message):
             get_prompt_tuning_model(tiny_classifier("bert"), PromptTuningConfig(num_virtual_tokens=2, **config))
