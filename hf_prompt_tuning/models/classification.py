@@ -54,7 +54,8 @@ class ClassificationPrompts(OwnHeads):
         call = self._prepared(texts, kwargs)
         labels = None if labels is None else self._checked_labels(labels, call.tokens.mask)
         in_order = self._read_by_head(call.tokens)
-        outputs = read(self.base_model, self._head(call.name), call.rows, call.tokens, in_order, labels)
+        ends = None if call.decoded is None else call.decoded.ends(self.base_model)
+        outputs = read(self.base_model, self._head(call.name), call, in_order, labels, ends)
         if labels is not None:
             outputs.loss = self._scaled(outputs, labels, num_items_in_batch)
         return outputs.to_tuple() if return_dict is False else outputs

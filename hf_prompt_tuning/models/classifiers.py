@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from ..layouts.traits import has_per_layer_inputs, with_own_positions
 from ..prompts.files import SavedPrompt
+from .decoded_texts import reads_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,11 @@ ENCODERS = (
     *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
     *("deberta", "deberta-v2", "modernbert"),
 )
-CHECKED = {SEQ_CLS: (*ENCODERS, "gpt2"), TOKEN_CLS: (*ENCODERS, "gpt2", "t5"), QUESTION_ANS: (*ENCODERS, "gpt2")}
+CHECKED = {
+    SEQ_CLS: (*ENCODERS, "gpt2", "t5", "mt5", "umt5", "bart"),
+    TOKEN_CLS: (*ENCODERS, "gpt2", "t5", "mt5", "umt5"),
+    QUESTION_ANS: (*ENCODERS, "gpt2", "bart"),
+}
 """Models with a class of their own whose head reads nothing but the base model's hidden states: those of the text."""
 ANSWER = {0: "start", 1: "end"}
 """What a head for answers has a score of, for each token."""
@@ -60,9 +65,9 @@ def check_head_reads_text(backbone: PreTrainedModel, task_type: str) -> None:
     name, kind = type(backbone).__name__, backbone.config.model_type
     if backbone.config.is_encoder_decoder and kind not in CHECKED[task_type]:
         raise PromptTuningError(
-            f"the backbone is a {name}, an encoder-decoder whose head reads the decoder, and a prompt stands in the "
-            "encoder; load a BERT-like encoder or a decoder with this Auto class, or the language model with "
-            "AutoModelForSeq2SeqLM."
+            f"the backbone is a {name}, an encoder-decoder whose head is not known to read the same behind a prompt "
+            f"in the encoder; load one of {', '.join(CHECKED[task_type])} with this Auto class, or the language model "
+            "with AutoModelForSeq2SeqLM."
         )
     if not (isinstance(backbone, GENERIC) and is_plain(backbone)) and kind not in CHECKED[task_type]:
         raise PromptTuningError(
@@ -102,6 +107,8 @@ def peft_reads_alike(backbone: PreTrainedModel, behind_first_tokens: bool) -> bo
     text's first token only if the prompt stands behind that.
     """
     task = classification_task(backbone)
+    if task is not None and reads_decoder(backbone):
+        return False  # PEFT gives the decoder nothing to read
     if behind_first_tokens or task in (TOKEN_CLS, QUESTION_ANS):
         return True
     if task is None:

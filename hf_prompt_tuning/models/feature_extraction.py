@@ -50,6 +50,6 @@ class PromptTuningModelForFeatureExtraction(TextRows, PeftModelForFeatureExtract
         texts = Texts(input_ids, attention_mask, inputs_embeds, adapter_names)
         return_dict = kwargs.pop("return_dict", None)
         call = self._prepared(texts, kwargs)
-        outputs = hidden_states(self.base_model, call.rows, call.tokens, call.tokens)
+        outputs = hidden_states(self.base_model, call, call.tokens)
         outputs.last_hidden_state = outputs.last_hidden_state.masked_fill(~call.tokens.mask[..., None], 0)
         return outputs.to_tuple() if return_dict is False else outputs

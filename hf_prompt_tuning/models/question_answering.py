@@ -69,7 +69,7 @@ class PromptTuningModelForQuestionAnswering(OwnHeads, HeadOutsideBackbone, PeftM
         if len(missing) == 1:
             raise PromptTuningError(f"{missing[0]} is missing beside the other; give both, or none.")
         positions = () if missing else [checked_positions(*pair, call.tokens.mask) for pair in given.items()]
-        outputs = read(self.base_model, self._head(call.name), call.rows, call.tokens, call.tokens)
+        outputs = read(self.base_model, self._head(call.name), call, call.tokens)
         for name in ("start_logits", "end_logits"):
             logits = outputs[name]
             outputs[name] = logits.masked_fill(~call.tokens.mask, torch.finfo(logits.dtype).min)

@@ -16,6 +16,7 @@ from ..layouts.traits import learned_positions
 from ..prompts.files import SavedPrompt
 from .batch_checks import NO_PROMPT, Texts, check_texts, check_unpacked
 from .call_arguments import OF_FORWARD, TOKEN_TYPES, arguments_in_rows
+from .decoded_texts import DecodedTexts, decoded_texts, reads_decoder
 from .heads import RowHeads
 from .outputs import check_no_attentions
 from .soft_prompts import SoftPrompts
@@ -29,12 +30,14 @@ class TextCall:
     Attributes:
         name: the prompt of all rows.
         rows: the arguments of the base model, for rows with the prompt.
-        tokens: the columns of the texts' tokens in these rows.
+        tokens: the columns of the texts' tokens in the hidden states of these rows.
+        decoded: the texts as a decoder reads them; None without one.
     """
 
     name: str
     rows: dict[str, Any]
     tokens: TextColumns
+    decoded: DecodedTexts | None = None
 
 
 class TextRows(SoftPrompts):
@@ -75,8 +78,12 @@ class TextRows(SoftPrompts):
         device = (texts.input_ids if texts.inputs_embeds is None else texts.inputs_embeds).device
         mask = torch.ones(texts.shape, device=device) if texts.attention_mask is None else texts.attention_mask
         heads = self._checked_heads(prompts, texts, arguments)
-        tokens = TextColumns.of(prompts, mask.bool(), heads)
-        return TextCall(name, self._rows(prompts, texts, heads, arguments), tokens)
+        if not reads_decoder(self.base_model):
+            tokens = TextColumns.of(prompts, mask.bool(), heads)
+            return TextCall(name, self._rows(prompts, texts, heads, arguments), tokens)
+        decoded = decoded_texts(self.base_model, texts, mask.bool(), arguments)
+        rows = self._rows(prompts, texts, heads, arguments) | decoded.inputs(self.base_model)
+        return TextCall(name, rows, decoded.tokens, decoded)
 
     def _check_call(self, texts: Texts, arguments: dict[str, Any]) -> None:
         """Raise PromptTuningError for a call that cannot be made exactly. Remove arguments that change nothing."""

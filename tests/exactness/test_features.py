@@ -22,7 +22,7 @@ def alone(model, rows, behind):
 
 @pytest.mark.parametrize(
     ("name", "position"),
-    [(name, position) for name in NAMES for position in ("start", "after_bos")] + [("t5", "start")],
+    [(name, position) for name in NAMES for position in ("start", "after_bos")] + [("t5", "start"), ("umt5", "start")],
 )
 def test_features_are_those_of_each_row_alone(name, position):
     model, rows = with_prompt(tiny_base_model(name), position), rows_of(name)

@@ -14,12 +14,14 @@ CASES = [("SEQ_CLS", name) for name in ENCODERS | DECODERS]
 TAGS = [torch.randint(-1, 3, (length,), generator=torch.Generator().manual_seed(length)) for length in LENGTHS]
 LABELS = {"SEQ_CLS": [2, 0, 1, 1], "TOKEN_CLS": [row.masked_fill(row < 0, -100) for row in TAGS]}
 CASES += [("TOKEN_CLS", name) for name in [*ENCODERS, *DECODERS, "t5"]]
+READS_DECODER = ("t5", "mt5", "umt5", "bart")
 
 
 @pytest.mark.parametrize("position", ["start", "after_bos"])
-@pytest.mark.parametrize(("task_type", "name"), CASES)
+@pytest.mark.parametrize(("task_type", "name"), [*CASES, *[("SEQ_CLS", name) for name in READS_DECODER]])
 def test_a_head_reads_what_it_reads_of_each_row_alone(task_type, name, position):
-    model, rows = with_prompt(tiny_classifier(name, task_type), position).train(), rows_of(name)
+    model = with_prompt(tiny_classifier(name, task_type), position).train()
+    rows = rows_of(name, ends=task_type == "SEQ_CLS" and name in READS_DECODER)
     labels = LABELS[task_type]
     for side in ("right", "left"):
         expected = alone(model, rows, behind=int(position != "start"))
@@ -37,6 +39,16 @@ def test_a_head_reads_what_it_reads_of_each_row_alone(task_type, name, position)
             loss = cross_entropy(by_hand, torch.cat(labels))
         assert relative_error(logits.detach(), by_hand.detach()) < 1e-5
         require_equal(model, outputs.loss, loss)
+
+
+@pytest.mark.parametrize("name", READS_DECODER)
+def test_a_decoder_reads_the_text_as_the_backbones_own_class_lets_it(name):
+    """Without a prompt, in rows that this class takes: of one length, each with one EOS."""
+    backbone, ids = tiny_classifier(name), torch.randint(4, 300, (3, 7))
+    ids[:, -2] = 2
+    with torch.no_grad():
+        ours, theirs = with_prompt(backbone)(ids, adapter_names="__base__").logits, backbone(ids).logits
+    torch.testing.assert_close(ours, theirs)
 
 
 LOSSES = {

@@ -22,8 +22,11 @@ def with_prompt(backbone, position: str = "start", **config):
     return get_prompt_tuning_model(backbone, config, tokenizer_with_cls() if position != "start" else None)
 
 
-def rows_of(name: str, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Ragged rows that begin with the token 1; pads of the model's id are among their tokens."""
+def rows_of(name: str, seed: int = 0, ends: bool = False) -> list[dict[str, Tensor]]:
+    """Ragged rows that begin with the token 1; pads of the model's id are among their tokens.
+
+    With `ends` each has EOS for a last token, and two have one more in the middle.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for length in LENGTHS:
@@ -31,6 +34,9 @@ def rows_of(name: str, seed: int = 0) -> list[dict[str, Tensor]]:
         ids[0] = 1
         if length > 2:
             ids[-1] = 0  # what is a token is told by the mask, not by the id
+        if ends:
+            ids[length // 2 : length // 2 + (length > 5)] = 2
+            ids = torch.cat([ids, torch.tensor([2])])
         row = {"input_ids": ids}
         if name in classifiers.TOKEN_TYPES:
             row["token_type_ids"] = (torch.arange(length) >= max(length // 2, 1)).long()
