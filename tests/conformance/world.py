@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .families import CAUSAL, FAMILIES, fresh, pristine
+from .families import CAUSAL, FAMILIES, LANGUAGE, fresh, pristine
 from .prompts import vectors_of, wrapped
 
 
@@ -38,7 +38,7 @@ class Setting:
 def settings(
     draw: Any, befores: list[str], families: list[str] | None = None, dtypes: tuple[str, ...] = ("float32", "bfloat16")
 ) -> Setting:
-    family = draw(st.sampled_from(families or list(FAMILIES)))
+    family = draw(st.sampled_from(families or list(LANGUAGE)))
     if FAMILIES[family].chooses_experts:
         dtypes, befores = ("float32",), [before for before in befores if before != "half"]
     return Setting(
@@ -150,7 +150,9 @@ def snapshot(model: nn.Module) -> dict[str, str]:
         "hooks": str(hooks),
         "modes": str([module.training for module in model.modules()]),
         "config": json.dumps(config, default=str, sort_keys=True),
-        "generation config": json.dumps(model.generation_config.to_dict(), default=str, sort_keys=True),
+        "generation config": json.dumps(
+            model.generation_config.to_dict() if model.can_generate() else {}, default=str, sort_keys=True
+        ),
     }
 
 
