@@ -9,12 +9,21 @@ from ..layouts.base import IGNORED
 from .class_labels import WHOLE
 
 
-def checked_positions(name: str, positions: Tensor, mask: Tensor) -> Tensor:
-    """Return the columns of B answers' first or last tokens, [B] long, `IGNORED` for one beyond the row.
+def checked_answers(starts: Tensor | None, ends: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the columns of B answers' first and last tokens, [B] long, `IGNORED` for one beyond the row; or None.
 
     `mask` [B, T] is True on real tokens. As in transformers, a column of T or more is of a text that was cut before
-    its answer, and is left out. Raise PromptTuningError for a column below 0, or one of a pad.
+    its answer, and is left out. Raise PromptTuningError for a column below 0, one of a pad, or one side alone.
     """
+    if starts is None and ends is None:
+        return None
+    given = {"start_positions": starts, "end_positions": ends}
+    if missing := [name for name, value in given.items() if value is None]:
+        raise PromptTuningError(f"{missing[0]} is missing beside the other; give both, or none.")
+    return _checked("start_positions", starts, mask), _checked("end_positions", ends, mask)
+
+
+def _checked(name: str, positions: Tensor, mask: Tensor) -> Tensor:
     rows, width = mask.shape
     shape = list(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
     if shape not in ([rows], [rows, 1]) or positions.dtype not in WHOLE:

@@ -6,7 +6,9 @@ from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError
 from .backbone import reading_task
+from .base_models import FEATURES
 from .causal_lm import PromptTuningModelForCausalLM
+from .classifiers import QUESTION_ANS
 from .feature_extraction import PromptTuningModelForFeatureExtraction
 from .question_answering import PromptTuningModelForQuestionAnswering
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
@@ -41,9 +43,13 @@ def check_writes_text(model: Any) -> None:
     It is for what has the labels, losses and texts of language models: trainers, exports.
     """
     backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
-    if isinstance(backbone, PreTrainedModel) and reading_task(backbone) is not None:
+    task = reading_task(backbone) if isinstance(backbone, PreTrainedModel) else None
+    if task is not None:
+        head = {FEATURES: "without a head", QUESTION_ANS: "with a head for answers"}.get(
+            task, "with a classification head"
+        )
         raise PromptTuningError(
-            f"the backbone is a {type(backbone).__name__} with a classification head, and this is for language "
+            f"the backbone is a {type(backbone).__name__} {head}, and this is for language "
             "models. Train its prompt with transformers' Trainer, on rows of input_ids and labels, and call the "
             "model; or load the backbone with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
         )

@@ -8,8 +8,7 @@ from peft import PeftModelForQuestionAnswering
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from ..errors import PromptTuningError
-from .answers import answer_loss, checked_positions
+from .answers import answer_loss, checked_answers
 from .batch_checks import Texts
 from .classifiers import QUESTION_ANS
 from .head_reading import read
@@ -64,16 +63,12 @@ class PromptTuningModelForQuestionAnswering(OwnHeads, HeadOutsideBackbone, PeftM
         texts = Texts(input_ids, attention_mask, inputs_embeds, adapter_names)
         return_dict = kwargs.pop("return_dict", None)
         call = self._prepared(texts, kwargs)
-        given = {"start_positions": start_positions, "end_positions": end_positions}
-        missing = [name for name, value in given.items() if value is None]
-        if len(missing) == 1:
-            raise PromptTuningError(f"{missing[0]} is missing beside the other; give both, or none.")
-        positions = () if missing else [checked_positions(*pair, call.tokens.mask) for pair in given.items()]
+        positions = checked_answers(start_positions, end_positions, call.tokens.mask)
         outputs = read(self.base_model, self._head(call.name), call, call.tokens)
         for name in ("start_logits", "end_logits"):
             logits = outputs[name]
             outputs[name] = logits.masked_fill(~call.tokens.mask, torch.finfo(logits.dtype).min)
-        if positions:
+        if positions is not None:
             logits = outputs.start_logits, outputs.end_logits
             losses = [answer_loss(*pair, num_items_in_batch) for pair in zip(logits, positions, strict=True)]
             outputs = type(outputs)(loss=self._told_if_untrainable(sum(losses) / 2), **outputs)
