@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..layouts.base import take_columns
+from ..layouts.packed_texts import PackedTexts
 from ..layouts.sharing import calling, with_part, with_values
 from ..layouts.traits import takes
 from .class_labels import problem_type
@@ -62,8 +63,14 @@ def hidden_states(base: PreTrainedModel, call: TextCall, in_order: TextColumns) 
     Arguments are those of `read`. The last hidden states are in the order of `in_order`, those of all layers in the
     caller's. A pooler reads the text's first token.
     """
-    outputs = base(**call.rows, **({"use_cache": False} if takes(base, "use_cache") else {}))
-    values, last = dict(outputs.items()), outputs.last_hidden_state
+    rows = call.rows if call.packed is None else call.packed.inputs(base, call.rows)
+    outputs = base(**rows, **({"use_cache": False} if takes(base, "use_cache") else {}))
+    values = dict(outputs.items())
+    if call.packed is not None:
+        for name in ("last_hidden_state", "hidden_states"):
+            if values.get(name) is not None:
+                values[name] = _unpacked(call.packed, values[name])
+    last = values["last_hidden_state"]
     values["last_hidden_state"] = take_columns(last, in_order.columns)
     if values.get("pooler_output") is not None:
         values["pooler_output"] = base.pooler(take_columns(last, call.tokens.at_the_left().columns))
@@ -71,6 +78,11 @@ def hidden_states(base: PreTrainedModel, call: TextCall, in_order: TextColumns) 
         values["hidden_states"] = tuple(take_columns(x, call.tokens.columns) for x in values["hidden_states"])
     values.pop("encoder_last_hidden_state", None)  # which has columns of the prompt
     return type(outputs)(**values)
+
+
+def _unpacked(packed: PackedTexts, states: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """Return states of packed rows as those of padded rows."""
+    return tuple(map(packed.unpacked, states)) if isinstance(states, tuple) else packed.unpacked(states)
 
 
 def in_dtype_of(like: Tensor | None, states: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from peft import PromptTuningConfig as PeftPromptTuningConfig
 from ..errors import PromptMismatchError, PromptTuningError
 from ..layouts import Prompts
 from ..layouts.base import token_inputs
+from ..layouts.packed_texts import PackedTexts
 from ..layouts.padded import padded_rows
 from ..layouts.sharing import is_sharded
 from ..layouts.traits import learned_positions
@@ -21,6 +22,7 @@ from .heads import RowHeads
 from .outputs import check_no_attentions
 from .soft_prompts import SoftPrompts
 from .text_columns import TextColumns
+from .text_layouts import TextLayouts
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,17 @@ class TextCall:
         rows: the arguments of the base model, for rows with the prompt.
         tokens: the columns of the texts' tokens in the hidden states of these rows.
         decoded: the texts as a decoder reads them; None without one.
+        packed: where the tokens of the rows stand in packed rows; None if they stay padded.
     """
 
     name: str
     rows: dict[str, Any]
     tokens: TextColumns
     decoded: DecodedTexts | None = None
+    packed: PackedTexts | None = None
 
 
-class TextRows(SoftPrompts):
+class TextRows(TextLayouts, SoftPrompts):
     """Base of the model classes that give what a backbone without a language model's head gives of the text."""
 
     def add_adapter(self, adapter_name: str, peft_config: PeftPromptTuningConfig, *args: Any, **kwargs: Any) -> None:
@@ -79,8 +83,8 @@ class TextRows(SoftPrompts):
         mask = torch.ones(texts.shape, device=device) if texts.attention_mask is None else texts.attention_mask
         heads = self._checked_heads(prompts, texts, arguments)
         if not reads_decoder(self.base_model):
-            tokens = TextColumns.of(prompts, mask.bool(), heads)
-            return TextCall(name, self._rows(prompts, texts, heads, arguments), tokens)
+            rows, tokens = self._rows(prompts, texts, heads, arguments), TextColumns.of(prompts, mask.bool(), heads)
+            return TextCall(name, rows, tokens, packed=self._packed_texts(rows))
         decoded = decoded_texts(self.base_model, texts, mask.bool(), arguments)
         rows = self._rows(prompts, texts, heads, arguments) | decoded.inputs(self.base_model)
         return TextCall(name, rows, decoded.tokens, decoded)
