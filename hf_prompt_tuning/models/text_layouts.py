@@ -47,11 +47,8 @@ class TextLayouts:
         """Return the places of padded rows in packed ones; None if they stay padded."""
         name, max_tokens, check = self._layout_request
         backbone: Any = self.base_model
-        if (
-            name == "padded"
-            or why_padded(backbone)
-            or rows.get("output_attentions", backbone.config.output_attentions)
-        ):
+        shows_attention = rows.get("output_attentions", backbone.config.output_attentions)
+        if name == "padded" or shows_attention or why_padded(backbone):
             return None
         packed = PackedTexts.of(rows["attention_mask"], max_tokens, SAVED if name == "auto" else float("inf"))
         if packed is None or not check:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .families import CAUSAL, FAMILIES, LANGUAGE, fresh, pristine
+from .families import CAUSAL, FAMILIES, HEADED, LANGUAGE, fresh, pristine
 from .prompts import vectors_of, wrapped
 
 
@@ -45,13 +45,19 @@ def settings(
         family=family,
         dtype=draw(st.sampled_from(dtypes)),
         attention=draw(st.sampled_from(FAMILIES[family].attentions)),
-        layout=draw(st.sampled_from(["auto", "packed", "cached", "padded"])) if family in CAUSAL else "auto",
+        layout=draw(st.sampled_from(_layouts(family))),
         # Without the package's own check a layout's fault shows itself.
         check_layout=draw(st.booleans()),
         prompts=tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))),
         before=draw(st.sampled_from(befores)),
         train_mode=draw(st.booleans()),
     )
+
+
+def _layouts(family: str) -> list[str]:
+    if family in CAUSAL:
+        return ["auto", "packed", "cached", "padded"]
+    return ["auto", "padded"] if family in HEADED else ["auto"]
 
 
 class World:

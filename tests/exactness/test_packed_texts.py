@@ -73,7 +73,7 @@ def test_rows_are_filled_evenly():
     mask = torch.arange(9)[None] < torch.tensor([9, 2, 5, 4, 1])[:, None]
     packed = PackedTexts.of(mask)
     assert packed.shape == (1, 21) and PackedTexts.of(mask, 11).shape == (2, 11)
-    assert PackedTexts.of(torch.ones(3, 9)) is None
+    assert PackedTexts.of(torch.ones(3, 9).long()) is None
     numbers = torch.arange(45).reshape(5, 9)
     again = PackedTexts.of(mask, 11).unpacked(PackedTexts.of(mask, 11).packed(numbers))
     assert torch.equal(again[mask], numbers[mask])

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -150,28 +149,6 @@ def test_a_backbone_that_is_loaded_by_name_gets_the_labels(tmp_path):
     with torch.no_grad():
         # The pooler is the base model's, and is saved with it.
         torch.testing.assert_close(logits_of(again), logits_of(model))
-
-
-def test_peft_loads_the_folder_and_agrees_on_an_unpadded_row(tmp_path):
-    """An encoder's head reads the first column in PEFT, so the prompt stands behind the text's first token there."""
-    for name, task_type, position in (
-        ("llama", "SEQ_CLS", "start"),
-        ("gpt2", "TOKEN_CLS", "start"),
-        ("bert", "TOKEN_CLS", "start"),
-        ("bert", "SEQ_CLS", "after_bos"),
-        ("deberta-v2", "SEQ_CLS", "after_bos"),
-        ("modernbert", "SEQ_CLS", "after_bos"),
-    ):
-        folder = tmp_path / f"{name}-{task_type}"
-        model = with_prompt(tiny_classifier(name, task_type), position)
-        for weight in model.prompt_encoder["default"].classifier.parameters():
-            torch.nn.init.normal_(weight, std=0.5)
-        model.save_pretrained(folder)
-        other = PeftModel.from_pretrained(tiny_classifier(name, task_type), folder)
-        behind = int(position != "start")
-        theirs = logits_of(other, IDS[:1, behind:])
-        theirs = theirs[:, 4:] if task_type == "TOKEN_CLS" else theirs
-        torch.testing.assert_close(theirs, logits_of(model, IDS[:1]), msg=f"{name} {task_type}")
 
 
 def test_peft_writes_a_folder_that_is_read(tmp_path):
