@@ -1,4 +1,4 @@
-"""Each head of each family: a step moves prompt and head, which reload bit for bit, and PEFT reads the folder alike."""
+"""Each head of each family: a step moves prompt and head, which reload bit for bit, and PEFT reads them alike."""
 
 import pytest
 import torch
