@@ -13,7 +13,7 @@ from tests.shared.versions import checkpoint_activations
 CASES = [("SEQ_CLS", name) for name in ENCODERS | DECODERS]
 TAGS = [torch.randint(-1, 3, (length,), generator=torch.Generator().manual_seed(length)) for length in LENGTHS]
 LABELS = {"SEQ_CLS": [2, 0, 1, 1], "TOKEN_CLS": [row.masked_fill(row < 0, -100) for row in TAGS]}
-CASES += [("TOKEN_CLS", name) for name in [*ENCODERS, *DECODERS, "t5"]]
+CASES += [("TOKEN_CLS", name) for name in [*ENCODERS, *DECODERS, "t5", "mt5", "umt5"]]
 READS_DECODER = ("t5", "mt5", "umt5", "bart")
 
 
