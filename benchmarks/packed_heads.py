@@ -2,7 +2,7 @@
 
 python benchmarks/packed_heads.py [--steps 3] [--batch 16] [--layers 12]
 
-It prints JSON. The encoders are of BERT-base's and ModernBERT-base's sizes, with random weights. Texts have drawn
+It prints JSON. The encoders are as wide as BERT-base and ModernBERT-base, with random weights. Texts have drawn
 lengths: "short" as sentences of reviews have (a mean of 24 tokens, spread 10), "long" as paragraphs (120, spread 60),
 and "equal" (64). The three take turns, so that what else the machine does hits all. Medians are printed of the
 processor time of forward and backward (with OMP_NUM_THREADS=1: waiting threads count as busy), and the columns that
