@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from .layouts.label_search import LabelSearch
     from .models.causal_lm import PromptTuningModelForCausalLM
     from .models.create import get_prompt_tuning_model
+    from .models.feature_extraction import PromptTuningModelForFeatureExtraction
     from .models.labels import strip_virtual_tokens
     from .models.load import LoadedPrompt, load_prompt
+    from .models.question_answering import PromptTuningModelForQuestionAnswering
     from .models.seq2seq_lm import PromptTuningModelForSeq2SeqLM
     from .models.sequence_classification import PromptTuningModelForSequenceClassification
     from .models.token_classification import PromptTuningModelForTokenClassification
@@ -81,8 +83,10 @@ _NAMES_OF = {
     ".layouts.label_search": "LabelSearch",
     ".models.causal_lm": "PromptTuningModelForCausalLM",
     ".models.create": "get_prompt_tuning_model",
+    ".models.feature_extraction": "PromptTuningModelForFeatureExtraction",
     ".models.labels": "strip_virtual_tokens",
     ".models.load": "LoadedPrompt load_prompt",
+    ".models.question_answering": "PromptTuningModelForQuestionAnswering",
     ".models.seq2seq_lm": "PromptTuningModelForSeq2SeqLM",
     ".models.sequence_classification": "PromptTuningModelForSequenceClassification",
     ".models.token_classification": "PromptTuningModelForTokenClassification",

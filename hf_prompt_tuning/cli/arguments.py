@@ -17,14 +17,14 @@ from ..data.chat_tokenization import RowTemplate
 from ..data.head_template import HeadTemplate
 from ..errors import PromptTuningError
 from ..prompts.config import AUTO, PromptTuningConfig
-from ..prompts.files import CLASSIFIERS, read_prompt
+from ..prompts.files import read_prompt
 from ..prompts.info import INFO_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.recipes import AUTO as AUTO_RECIPE
 from ..training.recipes import RECIPES, Recipe, check_recipe, missing_values
 from ..training.teacher import started_by
 from .data_arguments import DataArguments
-from .head_arguments import WEIGHTS, check_for_one_prompt, check_no_head, head_template
+from .head_arguments import TRAINED_HEADS, WEIGHTS, check_for_one_prompt, check_no_head, head_template
 from .splits import split_names
 from .teacher_arguments import OF_CONTEXT, OF_TEACHER, TeacherArguments
 
@@ -130,7 +130,7 @@ class Arguments(NamedTuple):
         saved, task_type = None, self.model.task_type
         if (self.data.source_template or self.data.words_column) is None and self.prompt.init_prompt is not None:
             saved = self.prompt.saved_template(self.model.token)
-        if task_type in CLASSIFIERS:
+        if task_type in TRAINED_HEADS:
             return head_template(self.data, task_type, saved)
         check_no_head(self.data)
         if isinstance(saved, HeadTemplate):

@@ -13,6 +13,8 @@ from ..errors import PromptTuningError
 from ..models.classifiers import CLASS_NAMES, SEQ_CLS, TOKEN_CLS
 from .data_arguments import DataArguments
 
+TRAINED_HEADS = (SEQ_CLS, TOKEN_CLS)
+"""The heads that the command trains."""
 OF_HEADS = ("words_column", "problem_type")
 """The arguments of data that are for heads."""
 WEIGHTS = ("class_weights", "pos_weight")
@@ -26,7 +28,7 @@ OF_WRITERS = (
 
 def check_for_one_prompt(task_type: str | None, given: Collection[str], of_others: Collection[str]) -> None:
     """Raise PromptTuningError if arguments of ensembles, teachers or recipe auto are given for a head."""
-    if task_type in (SEQ_CLS, TOKEN_CLS) and (wrong := [name for name in of_others if name in given]):
+    if task_type in TRAINED_HEADS and (wrong := [name for name in of_others if name in given]):
         raise PromptTuningError(
             f"{wrong[0]} is given, and task_type is {task_type}; a classification head learns labels with one prompt: "
             "leave it out."

@@ -19,14 +19,13 @@ from transformers.trainer_utils import PredictionOutput
 from ..data.head_template import HeadTemplate
 from ..errors import CheckpointSaveError, PromptTuningError
 from ..hub import backbones
-from ..prompts.files import CLASSIFIERS
 from ..several.ensemble_trainer import EnsembleTrainer
 from ..several.voting import label_record, text_record
 from ..training.arguments import PromptTuningArguments
 from ..training.learned import nothing_learned
 from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
-from .head_arguments import head_options
+from .head_arguments import TRAINED_HEADS, head_options
 from .head_predictions import head_records, write_records
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def load_backbone(args: ModelArguments, template: Any = None) -> tuple[PreTraine
 
     Raise PromptTuningError if that fails, or the task type is invalid.
     """
-    if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", *CLASSIFIERS):
+    if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", *TRAINED_HEADS):
         raise PromptTuningError(
             f"task_type is {args.task_type!r}; give CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS, or leave it out."
         )

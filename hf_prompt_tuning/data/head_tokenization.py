@@ -30,6 +30,7 @@ class HeadTokenizer(PromptTokenizer):
 
     takes: type = HeadTemplate
     template: HeadTemplate
+    pictures = None
 
     def __init__(self, template: HeadTemplate, tokenizer: PreTrainedTokenizerBase):
         if not isinstance(template, self.takes):

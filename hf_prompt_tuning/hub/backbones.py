@@ -14,9 +14,12 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -41,8 +44,12 @@ AUTO_CLASSES = {
     "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     "SEQ_CLS": AutoModelForSequenceClassification,
     "TOKEN_CLS": AutoModelForTokenClassification,
+    "QUESTION_ANS": AutoModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": AutoModel,
 }
-HEADS = ("SEQ_CLS", "TOKEN_CLS")
+HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5")
+"""Encoder-decoders of which AutoModelForTextEncoding loads the encoder alone, and AutoModel both."""
 ONE_AT_A_TIME = threading.Lock()
 """Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
 loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
@@ -88,7 +95,7 @@ def load_backbone(
         if head is not None:
             options |= head(AutoConfig.from_pretrained(name, **origin))
         options |= {"tqdm_class": OnceMore} | ({"output_loading_info": True} if task_type in HEADS else {})
-        backbone = AUTO_CLASSES[task_type].from_pretrained(name, **options, **origin)
+        backbone = _auto_class(task_type, name, origin).from_pretrained(name, **options, **origin)
     if task_type in HEADS:
         backbone, loading = backbone
         _check_whole(backbone, loading["missing_keys"], what)
@@ -96,6 +103,14 @@ def load_backbone(
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)
     return backbone, place
+
+
+def _auto_class(task_type: str, name: str, origin: Mapping[str, Any]) -> Any:
+    """Return the Auto class that loads a backbone for a task."""
+    auto = AUTO_CLASSES[task_type]
+    if auto is AutoModel and AutoConfig.from_pretrained(name, **origin).model_type in ENCODERS_OF_PAIRS:
+        return AutoModelForTextEncoding
+    return auto
 
 
 def _check_whole(backbone: PreTrainedModel, missing: Iterable[str], what: str) -> None:

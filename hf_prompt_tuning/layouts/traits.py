@@ -21,6 +21,9 @@ ALIBI_BY_MASK = ("bloom", "falcon")
 """Models whose ALiBi counts a row's real tokens. Other models count columns."""
 
 
+POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+"""What models call their table of position vectors."""
+
 SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
 """Models whose encoder scales looked-up embeddings itself; in other models the embedding module does. The caller must
 scale the `inputs_embeds` of these models.
@@ -114,11 +117,12 @@ def max_positions(backbone: PreTrainedModel) -> int | None:
 def learned_positions(backbone: PreTrainedModel) -> int | None:
     """Return for how many tokens a backbone has learned position vectors; None if it has none.
 
-    RoBERTa's positions begin behind the pad's id.
+    RoBERTa's positions begin behind the pad's id, BART's behind an offset.
     """
     for name, module in backbone.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - getattr(module, "offset", unused)
     return None
 
 

@@ -17,6 +17,7 @@ from ..compat.transformers import GGUF
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
 from ..prompts.config import PromptTuningConfig
+from .base_models import FEATURES, check_features_are_of_text, is_base_model
 from .classifiers import check_head_reads_text, classification_task
 
 CAUSAL, SEQ2SEQ = "CAUSAL_LM", "SEQ_2_SEQ_LM"
@@ -35,24 +36,34 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
     if any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
         raise _has_adapters(backbone, "adapters")
     name = type(backbone).__name__
-    own_type = _language_task(backbone) if type(backbone).can_generate() else classification_task(backbone)
+    own_type = _language_task(backbone) if type(backbone).can_generate() else reading_task(backbone)
     if own_type is None:
         raise PromptTuningError(
-            f"the backbone is a {name}, which neither writes text nor classifies it (a model without a head, or with "
-            "one for masks or answers). Load it with AutoModelForCausalLM, AutoModelForSeq2SeqLM, "
-            "AutoModelForSequenceClassification or AutoModelForTokenClassification."
+            f"the backbone is a {name}, which neither writes text nor classifies it, nor finds answers, nor "
+            "is a base model (it has a head for masks or choices, or a decoder). Load it with AutoModelForCausalLM, "
+            "AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoModelForTokenClassification, "
+            "AutoModelForQuestionAnswering, AutoModel or AutoModelForTextEncoding."
         )
     if task_type not in (None, own_type):
         raise PromptTuningError(
             f"task_type is {getattr(task_type, 'value', task_type)}, and {name} is a {own_type} model; "
             "leave task_type out, or load the backbone with the other Auto class."
         )
-    if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
+    # A head's class may pass on what it does not name (ModernBERT's for answers); its base model is what is called.
+    called = backbone if own_type in (CAUSAL, SEQ2SEQ) else backbone.base_model
+    if "inputs_embeds" not in inspect.signature(called.forward).parameters:
         raise PromptTuningError(f"{name} takes no inputs_embeds, by which a prompt is given; use another backbone.")
-    if own_type not in (CAUSAL, SEQ2SEQ):
+    if own_type == FEATURES:
+        check_features_are_of_text(backbone)
+    elif own_type not in (CAUSAL, SEQ2SEQ):
         check_head_reads_text(backbone, own_type)
     check_offloaded(backbone)
     return own_type
+
+
+def reading_task(backbone: PreTrainedModel) -> str | None:
+    """Return the task type of a model that reads texts and writes none: its head's, or FEATURE_EXTRACTION; or None."""
+    return classification_task(backbone) or (FEATURES if is_base_model(backbone) else None)
 
 
 def _language_task(backbone: PreTrainedModel) -> str:

@@ -14,8 +14,13 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -23,33 +28,36 @@ from transformers.models.auto.modeling_auto import (
 from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from ..layouts.traits import has_per_layer_inputs, with_own_positions
 from ..prompts.files import SavedPrompt
+from .decoded_texts import reads_decoder
 
 logger = logging.getLogger(__name__)
 
-SEQ_CLS, TOKEN_CLS = "SEQ_CLS", "TOKEN_CLS"
+SEQ_CLS, TOKEN_CLS, QUESTION_ANS = "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"
 CLASS_NAMES = {
     SEQ_CLS: frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
     TOKEN_CLS: frozenset(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
+    QUESTION_ANS: frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()),
 }
 POOLER_NUMBERS, POOLER_TOLERANCE = 8, 0.02
 """How many numbers of a pooler are compared, and how far they may differ (in other dtypes), by the largest."""
-GENERIC = GenericForSequenceClassification, GenericForTokenClassification
+GENERIC = GenericForSequenceClassification, GenericForTokenClassification, GenericForQuestionAnswering
 """The heads of most decoders (Llama, Qwen, Gemma, …): one class for all of them."""
+ENCODERS = (
+    *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
+    *("deberta", "deberta-v2", "modernbert"),
+)
 CHECKED = {
-    SEQ_CLS: (
-        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
-        *("deberta", "deberta-v2", "modernbert", "gpt2"),
-    ),
-    TOKEN_CLS: (
-        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
-        *("deberta", "deberta-v2", "modernbert", "gpt2", "t5"),
-    ),
+    SEQ_CLS: (*ENCODERS, "gpt2", "t5", "mt5", "umt5", "bart"),
+    TOKEN_CLS: (*ENCODERS, "gpt2", "t5", "mt5", "umt5"),
+    QUESTION_ANS: (*ENCODERS, "gpt2", "bart"),
 }
 """Models with a class of their own whose head reads nothing but the base model's hidden states: those of the text."""
+ANSWER = {0: "start", 1: "end"}
+"""What a head for answers has a score of, for each token."""
 
 
 def classification_task(backbone: PreTrainedModel) -> str | None:
-    """Return SEQ_CLS or TOKEN_CLS for a model with such a head, None for another model."""
+    """Return SEQ_CLS, TOKEN_CLS or QUESTION_ANS for a model with such a head, None for another model."""
     names = {kind.__name__ for kind in type(backbone).__mro__}  # FSDP2 puts a class of its own first
     return next((task for task, classes in CLASS_NAMES.items() if names & classes), None)
 
@@ -59,12 +67,11 @@ def check_head_reads_text(backbone: PreTrainedModel, task_type: str) -> None:
     name, kind = type(backbone).__name__, backbone.config.model_type
     if backbone.config.is_encoder_decoder and kind not in CHECKED[task_type]:
         raise PromptTuningError(
-            f"the backbone is a {name}, an encoder-decoder whose head reads the decoder, and a prompt stands in the "
-            "encoder; load a BERT-like encoder or a decoder with this Auto class, or the language model with "
-            "AutoModelForSeq2SeqLM."
+            f"the backbone is a {name}, an encoder-decoder whose head is not known to read the same behind a prompt "
+            f"in the encoder; load one of {', '.join(CHECKED[task_type])} with this Auto class, or the language model "
+            "with AutoModelForSeq2SeqLM."
         )
-    is_plain = not has_per_layer_inputs(backbone) and with_own_positions(backbone) is None
-    if not (isinstance(backbone, GENERIC) and is_plain) and kind not in CHECKED[task_type]:
+    if not (isinstance(backbone, GENERIC) and is_plain(backbone)) and kind not in CHECKED[task_type]:
         raise PromptTuningError(
             f"the backbone is a {name} (model_type {kind!r}), whose head is not known to read the same behind a "
             f"prompt; use one of {', '.join(CHECKED[task_type])}, or a decoder with transformers' generic head."
@@ -73,6 +80,11 @@ def check_head_reads_text(backbone: PreTrainedModel, task_type: str) -> None:
     if not parts:
         raise PromptTuningError(
             f"the backbone is a {name} without a classification head; load it with its Auto class."
+        )
+    if task_type == QUESTION_ANS and (count := outputs_of(parts)) != len(ANSWER):
+        raise PromptTuningError(
+            f"the head of the {name} gives {count} numbers for a token, and an answer's start and end are 2; load the "
+            "backbone with num_labels=2."
         )
     for part, module in parts.items():
         for parameter, weight in module.named_parameters():
@@ -85,14 +97,24 @@ def check_head_reads_text(backbone: PreTrainedModel, task_type: str) -> None:
                 )
 
 
+def is_plain(backbone: PreTrainedModel) -> bool:
+    """Tell whether embeddings of tokens are all that a decoder reads: no images, and no inputs of single layers."""
+    return not has_per_layer_inputs(backbone) and with_own_positions(backbone) is None
+
+
 def peft_reads_alike(backbone: PreTrainedModel, behind_first_tokens: bool) -> bool:
     """Tell whether PEFT gives a saved head the same hidden states of an unpadded row.
 
-    An encoder's head reads a row's first column, which to PEFT is the prompt's first vector. It is the text's first
-    token only if the prompt stands behind that.
+    An encoder's head, or its pooler, reads a row's first column, which to PEFT is the prompt's first vector. It is the
+    text's first token only if the prompt stands behind that.
     """
-    if classification_task(backbone) != SEQ_CLS or behind_first_tokens:
+    task = classification_task(backbone)
+    if task is not None and reads_decoder(backbone):
+        return False  # PEFT gives the decoder nothing to read
+    if behind_first_tokens or task in (TOKEN_CLS, QUESTION_ANS):
         return True
+    if task is None:
+        return getattr(backbone, "pooler", None) is None
     return isinstance(backbone, GenericForSequenceClassification) or backbone.config.model_type == "gpt2"
 
 
@@ -116,16 +138,24 @@ def copied_head(backbone: PreTrainedModel) -> nn.ModuleDict:
     return nn.ModuleDict(copies)
 
 
-def description(backbone: PreTrainedModel, is_trained: bool) -> dict[str, Any]:
+def outputs_of(parts: Mapping[str, nn.Module]) -> int | None:
+    """Return how many numbers the last layer of a head gives for a token, or None if that cannot be told."""
+    layers = [layer for part in parts.values() for layer in part.modules() if isinstance(layer, nn.Linear)]
+    return layers[-1].out_features if layers else None
+
+
+def description(backbone: PreTrainedModel, task_type: str, is_trained: bool) -> dict[str, Any]:
     """Return what `prompt_tuning.json` says of a head: the labels, the problem type, and whether it trains.
 
-    Of a head that reads the base model's pooler, some of the pooler's numbers are among it.
+    Of a head that reads the base model's pooler, some of the pooler's numbers are among it. The labels of a head for
+    answers are the two that it has scores of, whatever the backbone's config says.
     """
     config = backbone.config
     pooler = pooler_sample(backbone)
+    labels = ANSWER if task_type == QUESTION_ANS else config.id2label
     return ({} if pooler is None else {"pooler": pooler}) | {
-        "id2label": {str(index): str(label) for index, label in sorted(config.id2label.items())},
-        "problem_type": getattr(config, "problem_type", None),
+        "id2label": {str(index): str(label) for index, label in sorted(labels.items())},
+        "problem_type": None if task_type == QUESTION_ANS else getattr(config, "problem_type", None),
         "is_trained": is_trained,
     }
 
@@ -198,7 +228,7 @@ def start_head(head: nn.ModuleDict, saved: SavedPrompt, backbone: PreTrainedMode
     if saved.classifier is None:
         return
     try:
-        check_labels_match(saved, backbone, ignore_mismatch=False)
+        check_labels_match(saved, backbone, classification_task(backbone), ignore_mismatch=False)
     except PromptMismatchError as error:
         logger.warning(f"The head does not start from that of init_prompt, but from the backbone's: {error}")
         return
@@ -213,7 +243,7 @@ def _first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -
     return ""
 
 
-def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mismatch: bool) -> None:
+def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, task_type: str, ignore_mismatch: bool) -> None:
     """Raise PromptMismatchError if a saved head has other labels than the backbone, or was behind another pooler.
 
     Default names (LABEL_0) match all labels.
@@ -224,7 +254,7 @@ def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mis
     there = {} if saved.info is None else saved.info.classifier.get("id2label", {})
     if not there:
         return
-    here = description(backbone, True)["id2label"]
+    here = description(backbone, task_type, True)["id2label"]
     if len(there) != len(here):
         raise PromptMismatchError(
             f"{saved.source} has {len(there)} labels, and the backbone's head {len(here)}; load the backbone with "

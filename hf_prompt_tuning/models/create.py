@@ -22,8 +22,8 @@ def get_prompt_tuning_model(
     """Put a new soft prompt in front of a backbone and freeze the backbone.
 
     Args:
-        backbone: a causal or encoder-decoder language model, or one for sequence or token classification, that takes
-            `inputs_embeds`; frozen in place.
+        backbone: a causal or encoder-decoder language model, one for sequence or token classification or for question
+            answering, or a base model, that takes `inputs_embeds`; frozen in place.
         config: ours or PEFT's. A missing `task_type` is taken from the backbone.
         tokenizer: for the initialisations that need one.
         template: saved with the prompt. `CLASS_LABELS` uses its label words.

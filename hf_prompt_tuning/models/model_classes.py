@@ -5,8 +5,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError
+from .backbone import reading_task
+from .base_models import FEATURES
 from .causal_lm import PromptTuningModelForCausalLM
-from .classifiers import classification_task
+from .classifiers import QUESTION_ANS
+from .feature_extraction import PromptTuningModelForFeatureExtraction
+from .question_answering import PromptTuningModelForQuestionAnswering
 from .seq2seq_lm import PromptTuningModelForSeq2SeqLM
 from .sequence_classification import PromptTuningModelForSequenceClassification
 from .soft_prompts import SoftPrompts
@@ -17,6 +21,8 @@ PromptTuningModel = (
     | PromptTuningModelForSeq2SeqLM
     | PromptTuningModelForSequenceClassification
     | PromptTuningModelForTokenClassification
+    | PromptTuningModelForQuestionAnswering
+    | PromptTuningModelForFeatureExtraction
 )
 MODEL_CLASSES = {
     kind.task_type: kind
@@ -25,19 +31,25 @@ MODEL_CLASSES = {
         PromptTuningModelForSeq2SeqLM,
         PromptTuningModelForSequenceClassification,
         PromptTuningModelForTokenClassification,
+        PromptTuningModelForQuestionAnswering,
+        PromptTuningModelForFeatureExtraction,
     )
 }
 
 
 def check_writes_text(model: Any) -> None:
-    """Raise PromptTuningError for a model with a classification head, or a backbone with one.
+    """Raise PromptTuningError for a model that writes no text, such as one with a classification head.
 
     It is for what has the labels, losses and texts of language models: trainers, exports.
     """
     backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
-    if isinstance(backbone, PreTrainedModel) and classification_task(backbone) is not None:
+    task = reading_task(backbone) if isinstance(backbone, PreTrainedModel) else None
+    if task is not None:
+        head = {FEATURES: "without a head", QUESTION_ANS: "with a head for answers"}.get(
+            task, "with a classification head"
+        )
         raise PromptTuningError(
-            f"the backbone is a {type(backbone).__name__} with a classification head, and this is for language "
-            "models. Train its prompt alone, with PromptTuningTrainer or transformers' Trainer, and call the model; "
-            "or load the backbone with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+            f"the backbone is a {type(backbone).__name__} {head}, and this is for language "
+            "models. Train its prompt alone, with transformers' Trainer (or PromptTuningTrainer, of a classification "
+            "head), and call the model; or load the backbone with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
         )

@@ -4,8 +4,9 @@ from peft import PeftModelForSequenceClassification
 from torch import Tensor
 
 from .class_labels import checked_labels
-from .classification import ClassificationPrompts, HeadOutsideBackbone
+from .classification import ClassificationPrompts
 from .classifiers import SEQ_CLS
+from .own_heads import HeadOutsideBackbone
 from .text_columns import TextColumns
 
 

@@ -288,7 +288,10 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
     def _mean(self, total: Tensor, count: int, targets: Targets) -> Tensor:
         items = count if targets.num_items_in_batch is None else targets.num_items_in_batch
         # If nothing is labelled, on this process or on any, the loss is 0, not 0/0.
-        loss = total / torch.as_tensor(items, device=total.device).clamp(min=1)
+        return self._told_if_untrainable(total / torch.as_tensor(items, device=total.device).clamp(min=1))
+
+    def _told_if_untrainable(self, loss: Tensor) -> Tensor:
+        """Return a loss whose backward pass raises an error if no prompt is trainable."""
         if self.training and torch.is_grad_enabled() and not loss.requires_grad and not self._adapters_disabled:
             return untrainable(loss, self.active_adapter)
         return loss

@@ -4,8 +4,9 @@ from peft import PeftModelForTokenClassification
 from torch import Tensor
 
 from .class_labels import checked_tags
-from .classification import ClassificationPrompts, HeadOutsideBackbone
+from .classification import ClassificationPrompts
 from .classifiers import TOKEN_CLS
+from .own_heads import HeadOutsideBackbone
 from .text_columns import TextColumns
 
 

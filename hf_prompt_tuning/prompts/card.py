@@ -13,7 +13,6 @@ from ..hub.backbones import AUTO_CLASSES
 from ..hub.files import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
-from .files import CLASSIFIERS
 from .info import PromptInfo
 from .plots import CONFUSION_FILE, CURVES_FILE, LOSS_FILE
 from .repository_files import CARD_FILE
@@ -22,6 +21,12 @@ TEMPLATE, LIST_TEMPLATE = (Path(__file__).parent / name for name in ("card.md.ji
 TAGS = ["prompt-tuning", "soft-prompt", "hf_prompt_tuning"]
 MARKER = "<!-- This list is written anew with every push by hf_prompt_tuning; without this line it is left alone. -->"
 ROW = re.compile(r"^\| \[(?P<name>[^]]+)\]\([^)]*\) \| (?:`(?P<base>[^`]+)`|not on the Hub) \|$", re.MULTILINE)
+PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
 TAUGHT_BY = {
     "text": "behind a text",
     "messages": "behind the turns of a conversation",
@@ -56,10 +61,12 @@ def write_card(
         "base": hub_id(config.base_model_name_or_path),
         "where": f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
         "peft_agrees": peft_agrees,
-        "causal": config.task_type not in ("SEQ_2_SEQ_LM", *CLASSIFIERS),
+        "causal": config.task_type in (None, "CAUSAL_LM"),
         "auto_class": AUTO_CLASSES[config.task_type or "CAUSAL_LM"].__name__,
         "tags_tokens": config.task_type == "TOKEN_CLS",
         "processor": info.data.get("processor"),
+        "finds_answers": config.task_type == "QUESTION_ANS",
+        "gives_features": config.task_type == "FEATURE_EXTRACTION",
         "chats": isinstance(info.template, ChatTemplate),
         "classifies": info.template is not None and info.template.is_classification,
     }
@@ -67,9 +74,8 @@ def write_card(
     body = read_template(TEMPLATE).render(
         facts, config=config, info=info, ensemble=ensemble, backbone_size=backbone_size, pictures=pictures
     )
-    task = "text-classification" if facts["classifies"] or info.classifier else "text-generation"
-    task = "token-classification" if facts["tags_tokens"] else task
-    task = "image-text-to-text" if facts["processor"] else task
+    task = "text-classification" if facts["classifies"] else "text-generation"
+    task = "image-text-to-text" if facts["processor"] else PIPELINES.get(config.task_type, task)
     metadata = _metadata(info, facts["title"], facts["base"], task, facts["causal"])
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
 

@@ -36,8 +36,8 @@ The largest prompts of the largest backbones have 2**24 numbers.
 """
 MAX_JSON_BYTES = 2**22
 FLOATING = ("F64", "F32", "F16", "BF16")
-TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS")
-CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
+WITH_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", *WITH_HEADS, "FEATURE_EXTRACTION")
 CLASSIFIER_PREFIX = "base_model."
 """With it begin the names of a classification head's tensors, as PEFT writes its `modules_to_save`."""
 
@@ -118,7 +118,7 @@ def _read(place: Place, prompt: str | Path) -> SavedPrompt:
     }
     if info is not None:
         backbone |= {name: value for name, value in info.backbone.items() if value is not None}
-    classifier = read_classifier(weights_file) if config.task_type in CLASSIFIERS else None
+    classifier = read_classifier(weights_file) if config.task_type in WITH_HEADS else None
     return SavedPrompt(vectors, config, info, str(prompt), backbone, _start(place, vectors, info), head, classifier)
 
 

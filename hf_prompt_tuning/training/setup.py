@@ -28,6 +28,7 @@ from ..models.create import get_prompt_tuning_model
 from ..models.metric_direction import check_direction
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
+from ..models.text_layouts import check_layout
 from ..prompts.config import PromptTuningConfig
 from .callbacks import DivergenceCallback, PromptAveragingCallback
 from .head_rows import head_template
@@ -120,10 +121,7 @@ def check_model(model: Any, args: TrainingArguments, teacher: Any) -> None:
         raise PromptTuningError(
             "teacher is given, and a classification head learns labels; leave it out, or load a language model."
         )
-    if getattr(args, "layout", "auto") not in ("auto", "padded"):
-        raise PromptTuningError(
-            f"layout is {args.layout!r}, and rows for a classification head are padded; leave it out."
-        )
+    check_layout(model.get_base_model() if isinstance(model, SoftPrompts) else model, getattr(args, "layout", "auto"))
 
 
 def kind_of(callback: Any) -> type:

@@ -104,10 +104,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)
         rows, *data = self.encode_data(model, template, processor, columns, train_dataset, eval_dataset)
-        self.head_loss = head_loss(setup.head_task(model), rows, args, data[0])
+        self.head_loss, self.publisher = head_loss(setup.head_task(model), rows, args, data[0]), Publisher(self)
         if not model.is_frozen:
             model.freeze_backbone()  # only after all checks, so that an error leaves the model unchanged
-        self.publisher = Publisher(self)
         super().__init__(
             rows=rows,
             model=model,
@@ -141,7 +140,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
 
     def _adopt(self, model: SoftPrompts) -> SoftPrompts:
         """Give a model the trainer's layout, template and example row, and give its rows the room that it has."""
-        if self.head_loss is None and not model.config.is_encoder_decoder:
+        if not model.config.is_encoder_decoder:
             names = {"name": "layout", "max_packed_tokens": "max_packed_tokens", "check": "check_layout"}
             model.use_layout(**{k: getattr(self.args, name) for k, name in names.items() if hasattr(self.args, name)})
         limits = {"limit": model.room(), "vocabulary": vocabulary_of(model), "head": model.active_peft_config.head}

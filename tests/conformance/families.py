@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from tests.shared.classifiers import tiny_classifier
 from tests.shared.tiny_models import scale_weights
 from tests.shared.versions import T5_ATTENTIONS, initial_dtype
 
@@ -29,6 +30,7 @@ class Family:
         start, end: what the real tokenizer puts before and behind a text.
         attentions: implementations that the model has.
         scale: how much its random weights are enlarged, so that all that it sees changes what it says.
+        task_type: of a model that writes no text, PEFT's name of what it does.
     """
 
     model_type: str
@@ -39,6 +41,12 @@ class Family:
     end: tuple[int, ...] = ()
     attentions: tuple[str, ...] = ("sdpa", "eager")
     scale: float = 2.5
+    task_type: str | None = None
+
+    @property
+    def reads_decoder(self) -> bool:
+        """Whether a head reads a decoder behind an encoder."""
+        return self.model_type == "bart" or (self.model_type, self.task_type) == ("t5", "SEQ_CLS")
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -243,7 +251,27 @@ ENCODER_DECODERS = {
         scale=6.0,
     ),
 }
-FAMILIES = CAUSAL | ENCODER_DECODERS
+LANGUAGE = CAUSAL | ENCODER_DECODERS
+READERS = {
+    "SEQ_CLS": ("bert", "roberta", "deberta-v2", "modernbert", "llama", "qwen3", "gpt2", "t5", "bart"),
+    "TOKEN_CLS": ("bert", "roberta", "deberta-v2", "modernbert", "mistral", "gpt2", "t5"),
+    "QUESTION_ANS": ("bert", "roberta", "deberta-v2", "modernbert", "llama", "qwen3", "gpt2", "bart"),
+    "FEATURE_EXTRACTION": ("bert", "electra", "distilbert", "modernbert", "mistral", "gpt2", "t5"),
+}
+HEADED = {
+    f"{name} {task_type}": Family(
+        name,
+        {},
+        tokens(1, 2, 0),
+        start=(1,),
+        attentions=("eager",) if name == "deberta-v2" else T5_ATTENTIONS if name == "t5" else ("sdpa", "eager"),
+        task_type=task_type,
+    )
+    for task_type, names in READERS.items()
+    for name in names
+}
+"""Models that write no text: with a head for classes, tags or answers, and without one."""
+FAMILIES = LANGUAGE | HEADED
 
 
 def in_vocabulary(value: Any) -> Any:
@@ -260,6 +288,9 @@ def pristine(name: str, dtype: str, attention: str) -> PreTrainedModel:
     It is frozen, as behind a prompt: torch takes other kernels, which round otherwise, where a mask has a gradient.
     """
     family = FAMILIES[name]
+    if family.task_type is not None:
+        reader = tiny_classifier(family.model_type, family.task_type, vocab_size=VOCAB, attn_implementation=attention)
+        return reader.to(getattr(torch, dtype)).requires_grad_(False)
     special = {key: in_vocabulary(value) for key, value in family.special.items()}
     config = AutoConfig.for_model(family.model_type, **family.values, **special)
     wanted, drawn = getattr(torch, dtype), initial_dtype(name, getattr(torch, dtype))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .families import CAUSAL, FAMILIES, fresh, pristine
+from .families import CAUSAL, FAMILIES, HEADED, LANGUAGE, fresh, pristine
 from .prompts import vectors_of, wrapped
 
 
@@ -38,20 +38,26 @@ class Setting:
 def settings(
     draw: Any, befores: list[str], families: list[str] | None = None, dtypes: tuple[str, ...] = ("float32", "bfloat16")
 ) -> Setting:
-    family = draw(st.sampled_from(families or list(FAMILIES)))
+    family = draw(st.sampled_from(families or list(LANGUAGE)))
     if FAMILIES[family].chooses_experts:
         dtypes, befores = ("float32",), [before for before in befores if before != "half"]
     return Setting(
         family=family,
         dtype=draw(st.sampled_from(dtypes)),
         attention=draw(st.sampled_from(FAMILIES[family].attentions)),
-        layout=draw(st.sampled_from(["auto", "packed", "cached", "padded"])) if family in CAUSAL else "auto",
+        layout=draw(st.sampled_from(_layouts(family))),
         # Without the package's own check a layout's fault shows itself.
         check_layout=draw(st.booleans()),
         prompts=tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))),
         before=draw(st.sampled_from(befores)),
         train_mode=draw(st.booleans()),
     )
+
+
+def _layouts(family: str) -> list[str]:
+    if family in CAUSAL:
+        return ["auto", "packed", "cached", "padded"]
+    return ["auto", "padded"] if family in HEADED else ["auto"]
 
 
 class World:
@@ -150,7 +156,9 @@ def snapshot(model: nn.Module) -> dict[str, str]:
         "hooks": str(hooks),
         "modes": str([module.training for module in model.modules()]),
         "config": json.dumps(config, default=str, sort_keys=True),
-        "generation config": json.dumps(model.generation_config.to_dict(), default=str, sort_keys=True),
+        "generation config": json.dumps(
+            model.generation_config.to_dict() if model.can_generate() else {}, default=str, sort_keys=True
+        ),
     }
 
 

@@ -2,97 +2,29 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from hf_prompt_tuning import PromptTuningConfig, get_prompt_tuning_model
 from tests.shared import classifiers
-from tests.shared.classifiers import DECODERS, ENCODERS, hidden_by_hand, tiny_classifier, tokenizer_with_cls
+from tests.shared.classifiers import DECODERS, ENCODERS, hidden_by_hand, tiny_classifier
+from tests.shared.head_rows import LENGTHS, alone, batch_of, gradients, require_equal, rows_of, with_prompt
 from tests.shared.reference import relative_error
-from tests.shared.tiny_models import VOCAB
 from tests.shared.versions import checkpoint_activations
 
-LENGTHS = (7, 12, 1, 4)
-P = 5
 CASES = [("SEQ_CLS", name) for name in ENCODERS | DECODERS]
 TAGS = [torch.randint(-1, 3, (length,), generator=torch.Generator().manual_seed(length)) for length in LENGTHS]
 LABELS = {"SEQ_CLS": [2, 0, 1, 1], "TOKEN_CLS": [row.masked_fill(row < 0, -100) for row in TAGS]}
-CASES += [("TOKEN_CLS", name) for name in [*ENCODERS, *DECODERS, "t5"]]
-
-
-def with_prompt(backbone, position: str = "start", **config):
-    torch.manual_seed(1)
-    config = PromptTuningConfig(
-        num_virtual_tokens=P, prompt_tuning_init="RANDOM", random_range=1.0, prompt_position=position, **config
-    )
-    return get_prompt_tuning_model(backbone, config, tokenizer_with_cls() if position != "start" else None)
-
-
-def rows_of(name: str, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Ragged rows that begin with the token 1; pads of the model's id are among their tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for length in LENGTHS:
-        ids = torch.randint(0, VOCAB, (length,), generator=generator)
-        ids[0] = 1
-        if length > 2:
-            ids[-1] = 0  # what is a token is told by the mask, not by the id
-        row = {"input_ids": ids}
-        if name in classifiers.TOKEN_TYPES:
-            row["token_type_ids"] = (torch.arange(length) >= max(length // 2, 1)).long()
-        rows.append(row)
-    return rows
-
-
-def batch_of(rows: list[dict[str, Tensor]], side: str) -> dict[str, Tensor]:
-    longest = max(len(row["input_ids"]) for row in rows)
-
-    def padded(tensor: Tensor, value: int) -> Tensor:
-        pads = torch.full((longest - len(tensor),), value)
-        return torch.cat([pads, tensor] if side == "left" else [tensor, pads])
-
-    batch = {key: torch.stack([padded(row[key], 3) for row in rows]) for key in rows[0] if key != "token_type_ids"}
-    batch["attention_mask"] = torch.stack([padded(torch.ones_like(row["input_ids"]), 0) for row in rows])
-    if "token_type_ids" in rows[0]:
-        batch["token_type_ids"] = torch.stack([padded(row["token_type_ids"], 0) for row in rows])
-    return batch
-
-
-def alone(model, rows: list[dict[str, Tensor]], behind: int) -> list[Tensor]:
-    """The logits of each row by hand, [L] or [n, L]."""
-    backbone, head = model.get_base_model(), model.prompt_encoder["default"].classifier
-    read = {"SEQ_CLS": classifiers.sequence_logits_by_hand, "TOKEN_CLS": classifiers.token_logits_by_hand}
-    logits = []
-    for row in rows:
-        types = {key: value for key, value in row.items() if key == "token_type_ids"}
-        hidden = hidden_by_hand(backbone, model.prompt, row["input_ids"], behind, **types)
-        logits.append(read[model.task_type](backbone, head, hidden))
-    return logits
-
-
-def gradients(model, loss: Tensor) -> dict[str, Tensor]:
-    """The gradients of the prompt and its head by name, which are cleared."""
-    model.zero_grad()
-    loss.backward()
-    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    model.zero_grad()
-    return found
-
-
-def require_equal(model, loss: Tensor, expected: Tensor) -> None:
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    ours, by_hand = gradients(model, loss), gradients(model, expected)
-    assert {name.rpartition(".")[0] for name in ours} > {"prompt_encoder.default.embedding"}
-    for name, gradient in by_hand.items():
-        assert relative_error(ours[name], gradient) < 1e-5, name
+CASES += [("TOKEN_CLS", name) for name in [*ENCODERS, *DECODERS, "t5", "mt5", "umt5"]]
+READS_DECODER = ("t5", "mt5", "umt5", "bart")
 
 
 @pytest.mark.parametrize("position", ["start", "after_bos"])
-@pytest.mark.parametrize(("task_type", "name"), CASES)
+@pytest.mark.parametrize(("task_type", "name"), [*CASES, *[("SEQ_CLS", name) for name in READS_DECODER]])
 def test_a_head_reads_what_it_reads_of_each_row_alone(task_type, name, position):
-    model, rows = with_prompt(tiny_classifier(name, task_type), position).train(), rows_of(name)
+    model = with_prompt(tiny_classifier(name, task_type), position).train()
+    rows = rows_of(name, ends=task_type == "SEQ_CLS" and name in READS_DECODER)
     labels = LABELS[task_type]
     for side in ("right", "left"):
+        model.use_layout("auto" if side == "right" else "padded")  # packed, where it is known to be exact
         expected = alone(model, rows, behind=int(position != "start"))
         batch = batch_of(rows, side)
         if task_type == "SEQ_CLS":
@@ -108,6 +40,16 @@ def test_a_head_reads_what_it_reads_of_each_row_alone(task_type, name, position)
             loss = cross_entropy(by_hand, torch.cat(labels))
         assert relative_error(logits.detach(), by_hand.detach()) < 1e-5
         require_equal(model, outputs.loss, loss)
+
+
+@pytest.mark.parametrize("name", READS_DECODER)
+def test_a_decoder_reads_the_text_as_the_backbones_own_class_lets_it(name):
+    """Without a prompt, in rows that this class takes: of one length, each with one EOS."""
+    backbone, ids = tiny_classifier(name), torch.randint(4, 300, (3, 7))
+    ids[:, -2] = 2
+    with torch.no_grad():
+        ours, theirs = with_prompt(backbone)(ids, adapter_names="__base__").logits, backbone(ids).logits
+    torch.testing.assert_close(ours, theirs)
 
 
 LOSSES = {

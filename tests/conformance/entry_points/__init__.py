@@ -8,6 +8,7 @@ from .chats import Chats
 from .foreign_trainers import VanillaTrainer
 from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
+from .heads import Heads
 from .loops import DecodingLoop
 from .pipelines import Classification, Generation
 from .places import Places
@@ -25,6 +26,7 @@ CALLS: list[EntryPoint] = [
     DecodingLoop(),
     Places(),
     Chats(),
+    Heads(),
     Broken(),
     Classification(),
     Generation(),

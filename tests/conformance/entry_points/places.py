@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_prompt_tuning import PromptTuningConfig
 
 from .. import oracle
-from ..families import CAUSAL, FAMILIES, VOCAB
+from ..families import CAUSAL, LANGUAGE, VOCAB
 from ..prompts import NO_PROMPT, Asked, names_of, set_vectors, vectors
 from ..rows import IGNORED, Batch, rows
 from ..world import Setting, World, require
@@ -36,7 +36,7 @@ class Places(EntryPoint):
     dtypes = ("float32",)
     # A head's tokens have vectors of their own in each layer, of which the oracle knows nothing.
     families = [  # noqa: RUF012
-        name for name, family in FAMILIES.items() if "hidden_size_per_layer_input" not in family.values
+        name for name, family in LANGUAGE.items() if "hidden_size_per_layer_input" not in family.values
     ]
 
     def arguments(self, draw: Any, setting: Setting) -> Placed:

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -38,8 +37,9 @@ from hf_prompt_tuning.training.callbacks import FrozenBackboneCallback, PromptCh
 from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
 from tests.shared.ensembles import TEMPLATE
 from tests.shared.resumed_runs import ROWS
+from tests.shared.tiny_models import BART_LIKE
 
-IDS = torch.tensor([[1, 17, 30, 9], [1, 44, 8, 25]])
+IDS = torch.tensor([[1, 17, 30, 2], [1, 44, 8, 2]])
 NAMES = {"id2label": {0: "bad", 1: "fair", 2: "good"}, "label2id": {"bad": 0, "fair": 1, "good": 2}}
 
 
@@ -73,6 +73,7 @@ def trained(model, folder, labels=(0, 2, 1, 1, 0, 2), **options):
     generator = torch.Generator().manual_seed(0)
     rows = [{"input_ids": [1, *torch.randint(4, 400, (5,), generator=generator).tolist()]} for _ in labels]
     for row, label in zip(rows, labels, strict=True):
+        row["input_ids"][-1] = 2  # EOS, which T5's head reads
         row["labels"] = label if model.task_type == "SEQ_CLS" else [-100, label, 0, 1, label, 2]
     plain = dict(use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True, report_to="none")
     usual = dict(learning_rate=1e-2, max_steps=6, per_device_train_batch_size=2)
@@ -84,7 +85,10 @@ def trained(model, folder, labels=(0, 2, 1, 1, 0, 2), **options):
 
 
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", "TOKEN_CLS"])
-@pytest.mark.parametrize(("name", "position"), [("bert", "after_bos"), ("deberta-v2", "start"), ("llama", "start")])
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [("bert", "after_bos"), ("deberta-v2", "start"), ("llama", "start"), ("t5", "start")],
+)
 def test_trainer_trains_prompt_and_head_which_reload_bit_for_bit(name, position, task_type, tmp_path):
     backbone = tiny_classifier(name, task_type, **NAMES)
     state, model = state_of(backbone), with_prompt(backbone, position)
@@ -149,28 +153,6 @@ def test_a_backbone_that_is_loaded_by_name_gets_the_labels(tmp_path):
     with torch.no_grad():
         # The pooler is the base model's, and is saved with it.
         torch.testing.assert_close(logits_of(again), logits_of(model))
-
-
-def test_peft_loads_the_folder_and_agrees_on_an_unpadded_row(tmp_path):
-    """An encoder's head reads the first column in PEFT, so the prompt stands behind the text's first token there."""
-    for name, task_type, position in (
-        ("llama", "SEQ_CLS", "start"),
-        ("gpt2", "TOKEN_CLS", "start"),
-        ("bert", "TOKEN_CLS", "start"),
-        ("bert", "SEQ_CLS", "after_bos"),
-        ("deberta-v2", "SEQ_CLS", "after_bos"),
-        ("modernbert", "SEQ_CLS", "after_bos"),
-    ):
-        folder = tmp_path / f"{name}-{task_type}"
-        model = with_prompt(tiny_classifier(name, task_type), position)
-        for weight in model.prompt_encoder["default"].classifier.parameters():
-            torch.nn.init.normal_(weight, std=0.5)
-        model.save_pretrained(folder)
-        other = PeftModel.from_pretrained(tiny_classifier(name, task_type), folder)
-        behind = int(position != "start")
-        theirs = logits_of(other, IDS[:1, behind:])
-        theirs = theirs[:, 4:] if task_type == "TOKEN_CLS" else theirs
-        torch.testing.assert_close(theirs, logits_of(model, IDS[:1]), msg=f"{name} {task_type}")
 
 
 def test_peft_writes_a_folder_that_is_read(tmp_path):
@@ -288,10 +270,34 @@ def test_rows_that_are_refused():
         tagger(input_ids=IDS, labels=torch.tensor([0, 1]))
 
 
+def test_rows_that_a_decoder_cannot_read():
+    model, ids = with_prompt(tiny_classifier("t5")), torch.tensor([[5, 6, 2], [5, 2, 6]])
+    assert model(ids).logits.shape == (2, 3)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0]])
+    for arguments, message in (
+        ({"input_ids": ids, "attention_mask": mask}, r"row 0 has no EOS \(the token id 2\), whose state the head"),
+        ({"inputs_embeds": torch.ones(2, 3, 32)}, "inputs_embeds are given, and the decoder of T5.* reads token ids"),
+        ({"input_ids": ids, "decoder_input_ids": ids}, "decoder_input_ids is given, and the decoder of T5"),
+        ({"input_ids": ids, "output_hidden_states": True}, "output_hidden_states is given, and the decoder of T5"),
+    ):
+        with refused(message):
+            model(**arguments)
+    with refused("decoder_start_token_id is None in the config of T5ForSequenceClassification"):
+        model.get_base_model().config.decoder_start_token_id = None
+        model(ids)
+    bart = with_prompt(tiny_classifier("bart", max_position_embeddings=16))
+    row = torch.full((1, 12), 2)
+    assert bart(row).logits.shape == (1, 3)
+    with refused("has positions for 16; shorten texts to 12 tokens"):
+        bart(torch.cat([row, row[:, :1]], dim=1))
+
+
 def test_backbones_that_are_refused():
     albert = AutoConfig.for_model("albert", vocab_size=20, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+    mbart = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("mbart", **BART_LIKE))
     backbones = {
-        "T5ForSequenceClassification, an encoder-decoder whose head reads the decoder": tiny_classifier("t5"),
+        "MBartForSequenceClassification, an encoder-decoder whose head is not known": mbart,
+        "T5ForQuestionAnswering, an encoder-decoder whose head is not known": tiny_classifier("t5", "QUESTION_ANS"),
         "which neither writes text nor classifies it": AutoModelForMultipleChoice.from_config(
             tiny_classifier("bert").config
         ),
@@ -312,7 +318,7 @@ def test_configs_that_are_refused():
     for config, message in (
         ({"task_type": "CAUSAL_LM"}, "BertForSequenceClassification is a SEQ_CLS model"),
         ({"task_type": "TOKEN_CLS"}, "BertForSequenceClassification is a SEQ_CLS model"),
-        ({"prompt_position": "system"}, "prompt_position is system, and a classification head reads rows of tokens"),
+        ({"prompt_position": "system"}, "prompt_position is system, and this model reads rows of tokens"),
     ):
         with refused(message):
             get_prompt_tuning_model(tiny_classifier("bert"), PromptTuningConfig(num_virtual_tokens=2, **config))

@@ -252,12 +252,8 @@ T5 = dict(vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads
 @pytest.mark.parametrize(
     ("name", "auto", "values"),
     [
-        ("bert", transformers.AutoModelForQuestionAnswering, BERT),
         ("bert", transformers.AutoModelForMaskedLM, BERT),
         ("bert", transformers.AutoModelForMultipleChoice, BERT),
-        ("bert", transformers.AutoModel, BERT),
-        ("llama", transformers.AutoModelForQuestionAnswering, LLAMA),
-        ("llama", transformers.AutoModel, LLAMA),
         ("t5", transformers.AutoModel, T5),
     ],
 )

@@ -82,7 +82,7 @@ def change(file, **values):
             lambda f: change(f / "adapter_config.json", num_virtual_tokens="3"),
             "num_virtual_tokens is '3', and must be int",
         ),
-        (lambda f: change(f / "adapter_config.json", task_type="QUESTION_ANS"), "task_type is 'QUESTION_ANS', not"),
+        (lambda f: change(f / "adapter_config.json", task_type="OTHER"), "task_type is 'OTHER', not"),
         (lambda f: (f / "prompt_tuning.json").write_text("[" * 100_000), "recursion"),
         (lambda f: (f / "prompt_tuning.json").write_text(" " * (2**22 + 1)), "it is larger than 4 MB"),
         (

@@ -360,8 +360,8 @@ def test_what_a_trainer_refuses_for_heads_and_for_language_models(tmp_path):
         make(text, words)
     with refused("teacher is given, and a classification head learns labels"):
         make(text, TEXT, teacher=Teacher(text="Be nice."))
-    with refused("layout is 'packed', and rows for a classification head are padded"):
-        make(text, TEXT, args=PromptTuningArguments(str(tmp_path), report_to="none", layout="packed"))
+    with refused("layout is 'cached'; give auto, packed, padded to a model with a head"):
+        make(text, TEXT, args=PromptTuningArguments(str(tmp_path), report_to="none", layout="cached"))
     for name in ("head_learning_rate", "class_weights", "pos_weight"):
         given = PromptTuningArguments(str(tmp_path), report_to="none", use_cpu=True, **{name: 1})
         with refused(f"{name} is given, and is for a backbone with a classification head"):

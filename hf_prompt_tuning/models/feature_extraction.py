@@ -1,0 +1,55 @@
+"""Put a soft prompt in front of a base model, which has no head, for embeddings of texts and tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftModelForFeatureExtraction
+from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
+
+from .base_models import FEATURES
+from .batch_checks import Texts
+from .head_reading import hidden_states
+from .text_rows import TextRows
+
+
+class PromptTuningModelForFeatureExtraction(TextRows, PeftModelForFeatureExtraction):
+    """Model that gives hidden states of a text, with a soft prompt in front of the text.
+
+    They are those of the text's tokens, [B, T, H] in the caller's columns, without columns of the prompt. The states
+    of pads are 0. A pooler reads the text's first token, as without a prompt.
+    """
+
+    task_type = FEATURES
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        adapter_names: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple:
+        """Return the output of the backbone, of the text's tokens alone.
+
+        Args:
+            input_ids: [B, T] long.
+            attention_mask: [B, T], zero on pads, which may be at either side.
+            inputs_embeds: [B, T, H], in place of `input_ids`.
+            adapter_names: the prompt of all rows, "__base__" for none; default the active one.
+            **kwargs: `token_type_ids` [B, T] (the prompt gets 0), `output_hidden_states` (those of the text, [B, T, H]
+                each), `output_attentions` (of rows padded at the right, prompt included), `return_dict`.
+
+        Returns:
+            An output with `last_hidden_state` [B, T, H], and where the backbone has one, `pooler_output` [B, H], in
+            the backbone's dtype.
+
+        Raises:
+            PromptTuningError: an argument is invalid, or cannot be adapted to rows with a prompt.
+        """
+        texts = Texts(input_ids, attention_mask, inputs_embeds, adapter_names)
+        return_dict = kwargs.pop("return_dict", None)
+        call = self._prepared(texts, kwargs)
+        outputs = hidden_states(self.base_model, call, call.tokens)
+        outputs.last_hidden_state = outputs.last_hidden_state.masked_fill(~call.tokens.mask[..., None], 0)
+        return outputs.to_tuple() if return_dict is False else outputs
