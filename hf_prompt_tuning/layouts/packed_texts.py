@@ -126,17 +126,18 @@ class PackedTexts:
         texts, positions = self.packed(numbers), self.packed(columns)
         sees = texts[:, :, None] == texts[:, None, :]
         first = _first_position(backbone)
-        return moved | {"attention_mask": self._masks(backbone, sees), "position_ids": positions + first}
+        masks = self._masks(backbone, sees, moved["inputs_embeds"].dtype)
+        return moved | {"attention_mask": masks, "position_ids": positions + first}
 
-    def _masks(self, backbone: PreTrainedModel, sees: Tensor) -> Any:
+    def _masks(self, backbone: PreTrainedModel, sees: Tensor, dtype: torch.dtype) -> Any:
         config = backbone.config
         if config.model_type != "modernbert":
-            return _in_form(backbone, sees)
+            return _in_form(backbone, sees, dtype)
         columns = torch.arange(self.shape[1], device=sees.device)
         near = (columns[:, None] - columns).abs() <= config.sliding_window
         return {
-            "full_attention": _in_form(backbone, sees),
-            "sliding_attention": _in_form(backbone, sees & near),
+            "full_attention": _in_form(backbone, sees, dtype),
+            "sliding_attention": _in_form(backbone, sees & near, dtype),
         }
 
 
@@ -160,11 +161,11 @@ def _first_position(backbone: PreTrainedModel) -> int:
     return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
 
 
-def _in_form(backbone: PreTrainedModel, sees: Tensor) -> Tensor:
+def _in_form(backbone: PreTrainedModel, sees: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a mask [rows, N, N] bool in the form that the attention implementation takes."""
     mask = sees[:, None]
     if backbone.config._attn_implementation == "sdpa":
         return mask
     # Eager attention would silently add a bool mask to the scores, as 0 and 1.
-    zeros = torch.zeros(mask.shape, dtype=backbone.dtype, device=mask.device)
-    return zeros.masked_fill(~mask, torch.finfo(backbone.dtype).min)
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill(~mask, torch.finfo(dtype).min)
