@@ -28,7 +28,7 @@ def for_backbone(template: Template, config: PreTrainedConfig) -> Template:
             f"the problem type of the labels is {kind}, and the backbone's config.problem_type is {own}; load the "
             "backbone with the other, or give the template its problem_type."
         )
-    if (kind == REGRESSION) != (count == 1) and own is None:
+    if (kind == REGRESSION) != (count == 1) and (own is None or kind == REGRESSION):
         raise PromptTuningError(
             f"the problem type of the labels is {kind}, and the backbone's head has num_labels={count}; load it with "
             f"num_labels={1 if kind == REGRESSION else 'the number of classes, 2 or more'}, or give the template its "

@@ -138,6 +138,11 @@ def test_classes_that_are_not_the_backbones():
             {"num_labels": 2},
             "is regression, and the backbone's head has num_labels=2; load it with num_labels=1",
         ),
+        (
+            [0.5],
+            {"num_labels": 3, "problem_type": REGRESSION},
+            "is regression, and the backbone's head has num_labels=3",
+        ),
         (["a", "b"], {"num_labels": 2, "problem_type": MULTI}, "the backbone's config.problem_type is multi_label"),
     ):
         config = tiny_classifier("bert", **changes).config
