@@ -54,7 +54,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         eval_dataset: the same as `train_dataset`, or a dict of such data sets.
         processing_class: the tokenizer. Of a backbone that sees, its processor also reads the pictures of rows; the
             trainer's `processing_class` is then the processor's tokenizer.
-        template: turns a row into text; default: the model's template.
+        template: turns a row into text; default: the model's template. A `ClassTemplate` or `TagTemplate` if the
+            backbone has a classification head.
         prompt_config: the prompt to add to a plain backbone.
         callbacks: as in `transformers.Trainer`. A `DivergenceCallback` is added if there is none.
         compute_metrics: returns additional metrics of an `EvalPrediction` of label scores [N, L] and label indices
