@@ -1,17 +1,21 @@
 """Processors of tiny backbones that see, made without files, and pictures for them."""
 
 import numpy as np
+import pytest
 import transformers
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.shared.tiny_models import make_tokenizer
 from tests.shared.tiny_pictures import tiny_picture_model
 
+PIXELS = {
+    name: pytest.importorskip(
+        f"transformers.models.{name}.image_processing_pil_{name}",
+        reason="this transformers has no readers of pictures of these names that do without torchvision",
+    )
+    for name in ("clip", "gemma3", "idefics3", "qwen2_vl")
+}
 SEEING = ("llava", "gemma3", "idefics3", "smolvlm", "qwen2_5_vl")
 """Backbones that have a processor here. SmolVLM's first models have that of Idefics3."""
 CHAT = (  # in the format of SmolVLM's
@@ -41,7 +45,7 @@ def tiny_processor(name: str) -> ProcessorMixin:
     tokenizer.chat_template = None
     chat = CHAT.replace("<image>", token)
     if name == "llava":
-        pixels = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+        pixels = PIXELS["clip"].CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
         return transformers.LlavaProcessor(
             pixels, tokenizer, patch_size=4, vision_feature_select_strategy="full", chat_template=chat
         )
@@ -50,11 +54,13 @@ def tiny_processor(name: str) -> ProcessorMixin:
         for key, value in marks.items():
             setattr(tokenizer, key, value)
             setattr(tokenizer, f"{key}_id", tokenizer.convert_tokens_to_ids(value))
-        pixels = Gemma3ImageProcessorPil(size={"height": 8, "width": 8})
+        pixels = PIXELS["gemma3"].Gemma3ImageProcessorPil(size={"height": 8, "width": 8})
         return transformers.Gemma3Processor(pixels, tokenizer, chat_template=chat, image_seq_length=4)
     if name == "qwen2_5_vl":
         return _qwen(tokenizer, chat)
-    pixels = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    pixels = PIXELS["idefics3"].Idefics3ImageProcessorPil(
+        size={"longest_edge": 32}, max_image_size={"longest_edge": 16}
+    )
     return transformers.Idefics3Processor(pixels, tokenizer, image_seq_len=4, chat_template=chat)
 
 
@@ -62,7 +68,7 @@ def _qwen(tokenizer: PreTrainedTokenizerFast, chat: str) -> ProcessorMixin:
     """Qwen's processor without its reader of videos, which needs torchvision."""
     processor = object.__new__(transformers.Qwen2_5_VLProcessor)
     processor.tokenizer, processor.video_processor, processor.chat_template = tokenizer, None, chat
-    processor.image_processor = Qwen2VLImageProcessorPil(
+    processor.image_processor = PIXELS["qwen2_vl"].Qwen2VLImageProcessorPil(
         patch_size=4, merge_size=2, temporal_patch_size=1, size={"shortest_edge": 64, "longest_edge": 256}
     )
     processor.image_token, processor.video_token = "<|image_pad|>", "<|video_pad|>"
