@@ -1,17 +1,20 @@
 """What the command does for a classification head: its template, and the options that the backbone is loaded with."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..data.backbone_classes import for_backbone
+from ..data.backbone_classes import classes_of_backbone, for_backbone
 from ..data.class_names import REGRESSION
 from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate
 from ..errors import PromptTuningError
 from ..models.classifiers import CLASS_NAMES, SEQ_CLS, TOKEN_CLS
 from .data_arguments import DataArguments
+
+logger = logging.getLogger(__name__)
 
 TRAINED_HEADS = (SEQ_CLS, TOKEN_CLS)
 """The heads that the command trains."""
@@ -77,16 +80,22 @@ def head_template(data: DataArguments, task_type: str, saved: Any) -> HeadTempla
 def head_options(template: HeadTemplate, config: PreTrainedConfig, task_type: str) -> dict[str, Any]:
     """Return the options of `from_pretrained` with which a backbone has a head for a template's classes.
 
-    A backbone whose head is trained already keeps it. Raise PromptTuningError if that is for other classes.
+    A backbone whose head is trained already keeps it; one without names of its classes only if it has as many. Raise
+    PromptTuningError if named ones are others.
     """
     kind, labels = template.problem_type, template.labels
+    count = 1 if kind == REGRESSION else len(labels)
     if any(name in CLASS_NAMES[task_type] for name in config.architectures or ()):
-        for_backbone(template, config)
-        return {"problem_type": kind}
+        if classes_of_backbone(config) is not None or config.num_labels == count:
+            for_backbone(template, config)
+            return {"problem_type": kind}
+        logger.warning(
+            "The backbone's head has %d outputs without names, and the data needs %d: it gets a new head.",
+            *(config.num_labels, count),
+        )
+    # The files may have a head of another size, of this task or of another one.
+    new = {"problem_type": kind, "ignore_mismatched_sizes": True}
     if kind == REGRESSION:
-        return {"num_labels": 1, "problem_type": kind}
-    return {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: index for index, name in enumerate(labels)},
-        "problem_type": kind,
-    }
+        return new | {"num_labels": 1}
+    names = dict(enumerate(labels))
+    return new | {"id2label": names, "label2id": {name: index for index, name in names.items()}}

@@ -5,6 +5,7 @@ batch, because their pixels would fill the memory. They are kept as they are in 
 """
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from .chat_template import ChatTemplate
 from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
 from .picture_parts import picture_part
 from .template import PromptTemplate, parse
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("images", "image")
 """Columns of pictures beside a conversation's messages, which have their places."""
@@ -59,6 +62,7 @@ class PictureProcessor:
 
     def __init__(self, processor: ProcessorMixin):
         self._processor, self.name = processor, type(processor).__name__
+        self._columns: set[str] = set()
         self.token = getattr(processor, "image_token", None)
         if not isinstance(self.token, str) or getattr(processor, "image_processor", None) is None:
             raise PromptTuningError(
@@ -99,12 +103,25 @@ class PictureProcessor:
         return self._run(opened(value, where))[1]
 
     def undecoded(self, data: Dataset | IterableDataset) -> Dataset | IterableDataset:
-        """Return a dataset whose pictures are the bytes or files that they are read from."""
+        """Return a dataset whose pictures are the bytes or files that they are read from. Note their columns.
+
+        Warn if none of its columns has pictures.
+        """
+        columns = {}
         for name, feature in (data.features or {}).items():
             if isinstance(feature, Image):
-                data = data.cast_column(name, Image(decode=False))
+                columns[name] = Image(decode=False)
             elif isinstance(feature, List | LargeList) and isinstance(feature.feature, Image):
-                data = data.cast_column(name, List(Image(decode=False)))
+                columns[name] = List(Image(decode=False))
+        for name, feature in columns.items():
+            data = data.cast_column(name, feature)
+        if data.features and not columns:
+            logger.warning(
+                "%s reads pictures, and no column of the data has any (%s). If one names files, cast it: "
+                'data.cast_column("…", datasets.Image()).',
+                *(self.name, ", ".join(data.features)),
+            )
+        self._columns |= columns.keys()
         return data
 
     def placed(self, row: Mapping[str, Any], template: PromptTemplate | ChatTemplate) -> Placed:
@@ -137,6 +154,8 @@ class PictureProcessor:
                 f"{{{places[0]}}} has pictures, and the template tells the row as a chat; give rows of messages with "
                 "parts of the type 'image', and a ChatTemplate."
             )
+        # A row without a picture, in a column that has some.
+        row = {name: "" if name in self._columns and not value else value for name, value in row.items()}
         texts = {name: [self._written(picture, f"{{{name}}}") for picture in seen[name]] for name in set(places)}
         pictures = [picture for name in places for picture in seen[name]]
         joined = {name: "".join(written) for name, written in texts.items()}

@@ -34,6 +34,8 @@ NOT_A_COLUMN = re.compile(r"\.__|\[|\]|![rsa]\b|:[^ ]*$")
 
 TEXTS = (str, Number, date, time, timedelta)
 """The types that a field's value may have (a `datetime` is a `date`)."""
+PICTURE_KEYS = {"bytes", "path"}
+"""The keys of a picture as datasets has it."""
 
 
 @dataclass(frozen=True)
@@ -276,9 +278,17 @@ def fill(template: str, row: Mapping[str, Any], longest_field: int | None = None
         if is_missing(value):
             continue
         if not isinstance(value, TEXTS):
+            sees = type(value).__module__.startswith("PIL.") or (
+                isinstance(value, Mapping) and {*value} == PICTURE_KEYS
+            )
+            advice = (
+                "Pictures are read with the backbone's processor as the trainer's processing_class."
+                if sees
+                else "Make it one of these in the data."
+            )
             raise PromptTuningError(
                 f"{{{piece}}} is a {type(value).__name__} ({str(value)[:60]}), and a template takes texts, "
-                "numbers and dates; make it one of these in the data."
+                f"numbers and dates. {advice}"
             )
         texts.append(str(value)[:longest_field] if is_field else piece)
     return "".join(texts)

@@ -98,7 +98,8 @@ def load_backbone(
         backbone = _auto_class(task_type, name, origin).from_pretrained(name, **options, **origin)
     if task_type in HEADS:
         backbone, loading = backbone
-        _check_whole(backbone, loading["missing_keys"], what)
+        # Of sizes that differ, each entry is a name with both sizes.
+        _check_whole(backbone, [*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])], what)
     if gguf_file is not None:
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)

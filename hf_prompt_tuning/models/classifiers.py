@@ -197,7 +197,8 @@ def label_options(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `from_pretrained` with which a backbone has the head that is described."""
     id2label = {int(index): label for index, label in description["id2label"].items()}
     options = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
-    return options | {"problem_type": description.get("problem_type")}
+    # The files' own head may have another size. The saved one takes its place.
+    return options | {"problem_type": description.get("problem_type"), "ignore_mismatched_sizes": True}
 
 
 def fill_head(head: nn.ModuleDict, saved: SavedPrompt) -> None:

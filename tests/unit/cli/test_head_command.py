@@ -111,6 +111,20 @@ def test_the_command_learns_the_classes_of_the_data(kind, weights, classes, metr
             assert record["prediction"] == [classes[i] for i in logits[places].argmax(-1).tolist()]
 
 
+@pytest.mark.parametrize("kind", ["single", "numbers", "several", "tags"])
+def test_a_head_of_another_size_without_names_is_new(kind, tmp_path, monkeypatch, caplog):
+    """BERT's classifier has the same name for texts and for tokens."""
+    made = tiny_classifier("bert", num_labels=2)
+    made.save_pretrained(tmp_path / "backbone")
+    tokenizer_with_cls().save_pretrained(tmp_path / "backbone")
+    run(monkeypatch, tmp_path, **values_of(tmp_path / "backbone", tmp_path, kind, do_predict=False, max_steps=1))
+    model = load_prompt(tmp_path / "out", backbone=tmp_path / "backbone").model
+    count = {"single": 3, "numbers": 1, "several": 3, "tags": 4}[kind]
+    assert len(head_of(model)["classifier.bias"]) == count
+    told = f"has 2 outputs without names, and the data needs {count}: it gets a new head" in caplog.text
+    assert told == (kind != "tags")
+
+
 def test_a_run_goes_on_bit_for_bit(backbone, tmp_path, monkeypatch):
     options = dict(save_strategy="steps", save_steps=2, do_predict=False)
     whole = run(monkeypatch, tmp_path / "a", **values_of(backbone, tmp_path / "a", "single", **options))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, Image, IterableDataset, List
 from PIL import Image as Pillow
 
 from hf_prompt_tuning import DataCollatorForPromptTuning, PromptTemplate, PromptTokenizer, PromptTuningError
@@ -70,6 +70,33 @@ def test_several_pictures_in_a_field_and_a_field_twice():
     assert encoded["input_ids"][0].count(processor.image_token_id) == 4 * 4
     expected = processor(text=["<image>" * 4], images=[[*seen, first]], return_tensors="pt")["pixel_values"]
     assert torch.equal(batch["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("none", [None, []])
+def test_a_row_without_a_picture_in_a_column_of_pictures(none):
+    template, processor = PromptTemplate("{image} ?", "{answer}"), tiny_processor("llava")
+    rows = [[picture(8, 8)], none] if none is not None else [picture(8, 8), none]
+    data = Dataset.from_dict({"image": rows, "answer": ["yes", "no"]})
+    kind = Image() if none is None else List(Image())
+    encoded = row_tokenizer(template, processor, False).encode_dataset(data.cast_column("image", kind), "training")
+    assert [len(row["images"]) for row in encoded] == [1, 0]
+    assert processor.tokenizer.decode(encoded["input_ids"][1]).split()[0].startswith("?")
+
+
+def test_names_of_files_are_no_pictures(caplog):
+    coder, _ = encoder("llava")
+    row = {"image": "a.png", "question": "a dog ?", "answer": "yes"}
+    coder.encode_dataset(Dataset.from_list([row]), "training")
+    assert "no column of the data has any (image, question, answer). If one names files, cast it" in caplog.text
+
+
+def test_a_tokenizer_reads_no_pictures():
+    coder = row_tokenizer(TEMPLATE, tiny_processor("llava").tokenizer, False)
+    for value in (picture(8, 8), {"bytes": b"", "path": None}):
+        with pytest.raises(
+            PromptTuningError, match=r"\{image\} is a .* and dates. Pictures are read with the backbone's"
+        ):
+            coder.encode({"image": value, "question": "a dog ?", "answer": "yes"})
 
 
 def test_batches_without_pictures_have_no_pixels():
