@@ -231,7 +231,10 @@ def of_peft(run: Run) -> None:
 
 
 RECIPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-    {"ours": {"config": {}, "arguments": {}}},
+    {
+        "ours": {"config": {}, "arguments": {}},
+        "ours_averaged": {"config": {}, "arguments": {"average_last": 0.5}},
+    },
 )
 """This package's recipes: what differs from the defaults of `PromptTuningConfig` and `PromptTuningArguments`."""
 
