@@ -169,3 +169,11 @@ def check_finds_gguf(what: str) -> None:
             f"on Python {python_version()}, and reads no GGUF file. Use Python 3.11 or newer, or load the backbone "
             "from safetensors."
         ) from error
+
+
+def picture_token(processor: Any) -> Any:
+    """Return the token that stands for a picture in the texts that a processor reads; None if it has none.
+
+    In older versions the `image_token` of Gemma 3 is that of a picture's features.
+    """
+    return getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)

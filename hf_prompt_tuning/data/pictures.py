@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from ..compat.transformers import picture_token
 from ..errors import PromptTuningError, first_line
 from .chat_template import ChatTemplate
 from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
@@ -63,7 +64,7 @@ class PictureProcessor:
     def __init__(self, processor: ProcessorMixin):
         self._processor, self.name = processor, type(processor).__name__
         self._columns: set[str] = set()
-        self.token = getattr(processor, "image_token", None)
+        self.token = picture_token(processor)
         if not isinstance(self.token, str) or getattr(processor, "image_processor", None) is None:
             raise PromptTuningError(
                 f"processing_class is a {self.name}, which has no token for a picture; give the backbone's "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ..compat.transformers import CACHE_NAMES
 from ..data.processors import is_processor
 from ..errors import PromptTuningError, first_line
 from ..layouts.sharing import calling, is_sharded, with_part
@@ -22,7 +23,7 @@ from ..layouts.traits import takes
 MERGING = ("gemma3", "idefics2", "idefics3", "llava", "qwen2_5_vl", "qwen2_vl", "smolvlm")
 """Models whose language model gets the pictures as embedded tokens, and nothing else of them. Tests cover each."""
 
-NOTHING_SEEN = ("attention_mask", "past_key_values", "cache", "position_ids", "use_cache", "return_dict", "input_ids")
+NOTHING_SEEN = ("attention_mask", *CACHE_NAMES, "position_ids", "use_cache", "return_dict", "input_ids")
 """What a language model is called with that tells nothing of pictures."""
 
 

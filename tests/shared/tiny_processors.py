@@ -75,6 +75,11 @@ def _qwen(tokenizer: PreTrainedTokenizerFast, chat: str) -> ProcessorMixin:
     processor.image_token_id, processor.video_token_id = tokenizer.convert_tokens_to_ids(
         [processor.image_token, processor.video_token]
     )
+    processor.image_ids, processor.video_ids, processor.audio_ids = (
+        [processor.image_token_id],
+        [],
+        [],
+    )  # older ones have
     return processor
 
 

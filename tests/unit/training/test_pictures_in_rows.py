@@ -21,6 +21,7 @@ from hf_prompt_tuning import (
     Teacher,
     load_prompt,
 )
+from hf_prompt_tuning.compat.transformers import picture_token
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_pictures import by_hand, greedy_by_hand
 from tests.shared.tiny_processors import CHAT, SEEING, picture, seeing_model, tiny_processor
@@ -98,7 +99,7 @@ def sources(processor):
     """What stands before each label of ROWS, alone."""
     for row in ROWS:
         images = [] if row["image"] is None else [row["image"]]
-        token = processor.image_token if images else ""
+        token = picture_token(processor) if images else ""
         yield seen_alone(processor, f"Seen : {token} {row['question']} Answer :", images)
 
 
