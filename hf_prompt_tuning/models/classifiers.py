@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from ..data.class_names import MULTI, REGRESSION
 from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from ..layouts.traits import has_per_layer_inputs, with_own_positions
 from ..prompts.files import SavedPrompt
@@ -272,3 +273,21 @@ def check_labels_match(saved: SavedPrompt, backbone: PreTrainedModel, task_type:
     if not ignore_mismatch:
         raise PromptMismatchError(f"{message}, or give ignore_mismatch=True.")
     logger.warning(f"{message}.")
+
+
+def tell_of_names(saved: SavedPrompt, backbone: PreTrainedModel) -> None:
+    """Warn if a saved head names its labels, or needs its problem type, and the config of the backbone has neither.
+
+    The config stays as it is, because others use the backbone, and transformers' pipelines read it.
+    """
+    told, config = {} if saved.info is None else saved.info.classifier, backbone.config
+    names, kind = told.get("id2label", {}), told.get("problem_type")
+    default = {str(index): f"LABEL_{index}" for index in range(len(names))}
+    here = {str(index): str(label) for index, label in config.id2label.items()}
+    decides = kind in (REGRESSION, MULTI) and getattr(config, "problem_type", None) is None
+    if decides or (names != default and here == default):
+        logger.warning(
+            f"{saved.source} has the labels {', '.join(names.values()):.80} and the problem type {kind}, and the "
+            "backbone's config does not say so. transformers' pipelines read the config: let load_prompt load the "
+            "backbone, or load it with id2label, label2id and problem_type."
+        )

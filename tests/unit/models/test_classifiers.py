@@ -376,6 +376,23 @@ def test_a_backbone_with_another_pooler_is_refused(tmp_path, caplog):
     load_prompt(tmp_path / "tagger", backbone=taggers[1])
 
 
+@pytest.mark.parametrize(
+    ("trained", "given", "is_told"),
+    [
+        (NAMES, {}, True),
+        ({}, {}, False),
+        (NAMES, NAMES, False),
+        ({"problem_type": "multi_label_classification"}, {}, True),
+        ({"problem_type": "single_label_classification"}, {}, False),
+        (NAMES | {"problem_type": "regression"}, NAMES | {"problem_type": "regression"}, False),
+    ],
+)
+def test_a_config_that_does_not_name_what_the_prompt_names_is_told(trained, given, is_told, tmp_path, caplog):
+    with_prompt(tiny_classifier("bert", **trained)).save_pretrained(tmp_path)
+    load_prompt(tmp_path, backbone=tiny_classifier("bert", **given))
+    assert ("transformers' pipelines read the config: let load_prompt load" in caplog.text) == is_told
+
+
 def test_a_folder_without_a_head_takes_the_backbones_with_a_warning(tmp_path, caplog):
     with_prompt(tiny_classifier("bert")).save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
