@@ -35,8 +35,9 @@ def set_up_logging(args: PromptTuningArguments) -> None:
     """Set the log level of this package and of transformers, as the arguments give it for this process."""
     level = args.get_process_log_level()
     logging.basicConfig(format="%(levelname)s:%(name)s:%(message)s", level=logging.WARNING)
-    # What a recipe sets, and the rounds of a field, are for everyone to read.
-    told = args.recipe is not None and args.log_level == "passive" and args.should_log
+    # What a recipe sets, the rounds of a field, and that a prompt is a mean, are for everyone to read.
+    asked = args.recipe is not None or args.average_last > 0
+    told = asked and args.log_level == "passive" and args.should_log
     logging.getLogger("hf_prompt_tuning").setLevel(logging.INFO if told else level)
     transformers.utils.logging.set_verbosity(level)
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

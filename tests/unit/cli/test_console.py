@@ -15,6 +15,16 @@ from hf_prompt_tuning.cli import command, export, inspect, teach, train
 from hf_prompt_tuning.cli.main import set_up_logging
 from tests.shared.repository import ROOT
 
+LOGGING = {
+    "get_process_log_level": lambda: logging.WARNING,
+    "device": torch.device("cpu"),
+    "recipe": None,
+    "average_last": 0.0,
+    "log_level": "passive",
+    "should_log": True,
+}
+"""The arguments that say what is logged."""
+
 
 @pytest.mark.parametrize(
     ("words", "called", "left"),
@@ -86,9 +96,26 @@ def test_idle_cores_are_a_warning(monkeypatch, caplog, variables, message):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    given = {"get_process_log_level": lambda: logging.WARNING, "device": torch.device("cpu"), "recipe": None}
-    set_up_logging(SimpleNamespace(**given))
+    set_up_logging(SimpleNamespace(**LOGGING))
     assert message in caplog.text if message else not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("given", "level"),
+    [
+        ({}, logging.WARNING),
+        ({"recipe": "few_shot"}, logging.INFO),
+        ({"average_last": 0.5}, logging.INFO),
+        ({"average_last": 0.5, "log_level": "error"}, logging.WARNING),
+        ({"average_last": 0.5, "should_log": False}, logging.WARNING),
+    ],
+)
+def test_recipes_and_means_are_told(given, level):
+    logger = logging.getLogger("hf_prompt_tuning")
+    before = logger.level
+    set_up_logging(SimpleNamespace(**LOGGING | given))
+    assert logger.level == level
+    logger.setLevel(before)
 
 
 def test_the_script_to_copy_is_what_the_command_runs():
