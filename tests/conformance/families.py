@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tests.shared.classifiers import tiny_classifier
 from tests.shared.tiny_models import scale_weights
+from tests.shared.tiny_pictures import KINDS, tiny_picture_model
 from tests.shared.versions import T5_ATTENTIONS, initial_dtype
 
 VOCAB = 320
@@ -271,7 +272,9 @@ HEADED = {
     for name in names
 }
 """Models that write no text: with a head for classes, tags or answers, and without one."""
-FAMILIES = LANGUAGE | HEADED
+SEEING = {f"{name} with pictures": Family(name, {}, tokens(1, 2, 0)) for name in KINDS}
+"""Models that see, with a vocabulary of their own (`tests/shared/tiny_pictures.py`)."""
+FAMILIES = LANGUAGE | HEADED | SEEING
 
 
 def in_vocabulary(value: Any) -> Any:
@@ -288,6 +291,10 @@ def pristine(name: str, dtype: str, attention: str) -> PreTrainedModel:
     It is frozen, as behind a prompt: torch takes other kernels, which round otherwise, where a mask has a gradient.
     """
     family = FAMILIES[name]
+    if name in SEEING:
+        seeing = tiny_picture_model(family.model_type)
+        seeing.set_attn_implementation(attention)
+        return seeing.to(getattr(torch, dtype)).requires_grad_(False)
     if family.task_type is not None:
         reader = tiny_classifier(family.model_type, family.task_type, vocab_size=VOCAB, attn_implementation=attention)
         return reader.to(getattr(torch, dtype)).requires_grad_(False)

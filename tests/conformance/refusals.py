@@ -18,6 +18,7 @@ REFUSALS = {
     r"which in the ClassLabel column .* is the name of label": "a digit that is one label's name and another's number",
     r"counts pads between tokens": "a hand-written loop over padded rows, where this backbone counts pads",
     r"tokens with the teacher's context and its target, and the backbone has": "a row behind its teacher is too long",
+    r"attention_mask is 0 on tokens of pixel_values, and \w+ would count": "Qwen counts positions by masked pictures",
     r"has per-layer embeddings": "tokens are looked up in each layer, and embeddings say nothing of them",
 }
 if not states_continue("lfm2"):

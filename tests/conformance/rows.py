@@ -107,7 +107,7 @@ def batch_of(drawn: Rows, family_name: str, told: tuple[int, list[int]] | None =
         mask = (ids != told[0]).long() if known else torch.ones_like(ids)
     columns = [row.nonzero()[:, 0] for row in mask]
     texts = [row[kept] for row, kept in zip(ids, columns, strict=True)]
-    labels, targets = _labels(drawn, family.is_encoder_decoder, ids, columns, generator)
+    labels, targets = labels_of(drawn, family.is_encoder_decoder, ids, columns, generator)
     return Batch(ids, mask if drawn.mask else None, labels, columns, texts, targets)
 
 
@@ -118,7 +118,7 @@ def ends(family_name: str) -> list[int]:
     return [one % VOCAB for one in (value if isinstance(value, list) else [value])]
 
 
-def _labels(
+def labels_of(
     drawn: Rows, apart: bool, ids: Tensor, columns: list[Tensor], generator: torch.Generator
 ) -> tuple[Tensor, list[Tensor]]:
     """Labels of a batch and of its rows; for an encoder-decoder texts of their own (`apart`)."""

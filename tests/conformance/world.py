@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .families import CAUSAL, FAMILIES, HEADED, LANGUAGE, fresh, pristine
+from .families import CAUSAL, FAMILIES, HEADED, LANGUAGE, SEEING, fresh, pristine
 from .prompts import vectors_of, wrapped
 
 
@@ -55,7 +55,7 @@ def settings(
 
 
 def _layouts(family: str) -> list[str]:
-    if family in CAUSAL:
+    if family in CAUSAL | SEEING:
         return ["auto", "packed", "cached", "padded"]
     return ["auto", "padded"] if family in HEADED else ["auto"]
 

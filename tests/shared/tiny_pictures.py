@@ -188,15 +188,20 @@ def by_hand(backbone, vectors: Tensor, row: dict[str, Tensor]) -> Tensor:
     return backbone(inputs_embeds=torch.cat([vectors[None], embeds], dim=1), use_cache=False, **row).logits
 
 
+def followed_by(row: dict[str, Tensor], words: list[int]) -> dict[str, Tensor]:
+    """The row with these tokens of text behind it."""
+    now, more = dict(row), torch.tensor([words], dtype=torch.long)
+    for name in ("input_ids", "token_type_ids", "mm_token_type_ids"):
+        if name in row:
+            now[name] = torch.cat([row[name], more if name == "input_ids" else more * 0], dim=1)
+    return now
+
+
 @torch.no_grad()
 def greedy_by_hand(backbone, vectors: Tensor, row: dict[str, Tensor], steps: int) -> list[int]:
     """The next tokens, each from a pass over all before it."""
     new: list[int] = []
     for _ in range(steps):
-        now = dict(row)
-        for name in ("input_ids", "token_type_ids", "mm_token_type_ids"):
-            if name in row:
-                more = torch.tensor([new], dtype=torch.long)
-                now[name] = torch.cat([row[name], more if name == "input_ids" else more * 0], dim=1)
-        new.append(int(by_hand(backbone, vectors, now)[0, -1, : backbone.config.image_token_id].argmax()))
+        logits = by_hand(backbone, vectors, followed_by(row, new))[0, -1]
+        new.append(int(logits[: backbone.config.image_token_id].argmax()))
     return new

@@ -10,6 +10,7 @@ from .forward import Candidates, Forward, ForwardWithLabels, OnlyLabelled
 from .generate import Beams, Generate, Samples
 from .heads import Heads
 from .loops import DecodingLoop
+from .pictures import Pictures
 from .pipelines import Classification, Generation
 from .places import Places
 from .taught import Taught
@@ -27,6 +28,7 @@ CALLS: list[EntryPoint] = [
     Places(),
     Chats(),
     Heads(),
+    Pictures(),
     Broken(),
     Classification(),
     Generation(),

@@ -62,7 +62,7 @@ class Heads(EntryPoint):
             loss = found.pop(0) if call.labelled else None
             answers = world.family.task_type == "QUESTION_ANS"
             outputs = torch.stack(found[:2], dim=-1) if answers else found[0]
-            return outputs.detach(), loss, _gradients(world, call, loss)
+            return outputs.detach(), loss, gradients_of(world, call, loss)
 
     def check(self, world: World, call: Reading, got: Any) -> None:
         outputs, loss, gradients = got
@@ -77,10 +77,7 @@ class Heads(EntryPoint):
         if loss is not None:
             right = _right_loss(world, given, labels, expected)
             world.require_close("loss", loss, right)
-            by_hand = _gradients(world, call, right)
-            largest = max((float(gradient.abs().max()) for gradient in by_hand), default=0.0)
-            for gradient, other in zip(gradients, by_hand, strict=True):
-                world.require_close("gradient", gradient / max(largest, 1e-3), other / max(largest, 1e-3))
+            require_gradients(world, gradients, gradients_of(world, call, right))
 
 
 def _drawn(world: World, call: Reading) -> tuple[Batch, dict[str, Tensor], Tensor]:
@@ -142,7 +139,7 @@ def _right_loss(world: World, given: Batch, labels: dict[str, Tensor], expected:
     return sum(sides) / 2
 
 
-def _gradients(world: World, call: Reading, loss: Tensor | None) -> list[Tensor]:
+def gradients_of(world: World, call: Call, loss: Tensor | None) -> list[Tensor]:
     """Those of all prompts and heads."""
     weights = list(world.model.prompt_encoder.parameters())
     if loss is None or not call.grad or not loss.requires_grad:
@@ -152,3 +149,10 @@ def _gradients(world: World, call: Reading, loss: Tensor | None) -> list[Tensor]
         torch.zeros_like(weight) if gradient is None else gradient
         for weight, gradient in zip(weights, found, strict=True)
     ]
+
+
+def require_gradients(world: World, got: list[Tensor], expected: list[Tensor]) -> None:
+    """Raises Unequal where a gradient is off by a part of the largest of all."""
+    largest = max((float(gradient.abs().max()) for gradient in expected), default=0.0)
+    for gradient, right in zip(got, expected, strict=True):
+        world.require_close("gradient", gradient / max(largest, 1e-3), right / max(largest, 1e-3))
