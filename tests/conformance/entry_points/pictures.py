@@ -116,6 +116,10 @@ class Pictures(EntryPoint):
             found = model(**inputs, labels=given.labels.clone(), only_labelled=call.style == "only_labelled")
             return found, gradients_of(world, call, found.loss)
 
+    def reason(self, call: Looking, message: str) -> str | None:
+        hides = "attention_mask is 0 on tokens" in message
+        return None if hides and not call.hidden else super().reason(call, message)
+
     def check(self, world: World, call: Looking, got: Any) -> None:
         given, names = _given(world, call), prompts_of(world, call)
         if call.style == "generate":
