@@ -54,7 +54,7 @@ def newer(tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, files):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.3)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1.0)
     with local_hub(monkeypatch, tmp_path / "cache") as server:
         server.put(ID, files)
         yield server
