@@ -45,7 +45,7 @@ def measured(kind: str, backbone: Any, tokenizer: Any, split: Split, epochs: int
         template = ClassTemplate(task.template, task.label_column, max_source_length=task.max_source_length)
     with tempfile.TemporaryDirectory() as folder:
         args = PromptTuningArguments(
-            *(folder,),
+            folder,
             seed=split.seed,
             num_train_epochs=epochs,
             per_device_train_batch_size=BATCH,

@@ -4,17 +4,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets import Dataset, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError, first_line
 from ..layouts.base import IGNORED
 from .class_names import MULTI, REGRESSION, SINGLE, names_of
-from .encoded_rows import columns_of
-from .files import ORIGIN
 from .head_template import ClassTemplate, HeadTemplate, TagTemplate
 from .row_reports import RowReports
-from .tokenization import PromptTokenizer, origin
+from .tokenization import PromptTokenizer
 
 LABELS = {SINGLE: Value("int64"), REGRESSION: Value("float32"), MULTI: List(Value("float32"))}
 """The type of an encoded text's labels, by problem type."""
@@ -30,7 +28,7 @@ class HeadTokenizer(PromptTokenizer):
 
     takes: type = HeadTemplate
     template: HeadTemplate
-    pictures = None
+    pictures = None  # a head reads texts alone
 
     def __init__(self, template: HeadTemplate, tokenizer: PreTrainedTokenizerBase):
         if not isinstance(template, self.takes):
@@ -68,28 +66,10 @@ class HeadTokenizer(PromptTokenizer):
 
         Rows without a label are rejected if `require_target` is set. Log once how many rows were cut.
         """
-        is_stream = isinstance(data, IterableDataset)
-        if is_stream or data.format["type"] != "custom":  # a custom format may make columns
-            data = data.with_format(None)  # plain values, not tensors
-        template, columns = self.template, columns_of(data)
-        template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
-        names = names_of(data.features, template.label_column)
-        reports = RowReports(name, self.cut, template.max_source_length, are_chats=False)
-
-        def encode(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-            try:
-                return self.encode(row, require_target, names)
-            except PromptTuningError as error:
-                raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
-
+        data = self._plain(data, name, require_target)
+        names = names_of(data.features, self.template.label_column)
         kinds = {"input_ids": List(Value("int64")), "labels": self.label_type, "length": Value("int64")}
-        features = Features(kinds | reports.columns)
-        options = {"with_indices": True, "remove_columns": columns, "features": features}
-        if is_stream:
-            return data.map(encode, **options).select_columns(list(kinds))
-        encoded = data.map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
-        reports.tell(encoded)
-        return encoded.remove_columns(list(reports.columns))
+        return self._mapped(data, name, lambda row: self.encode(row, require_target, names), kinds)
 
     def _missing(self, row: Mapping[str, Any]) -> PromptTuningError:
         column = self.template.label_column

@@ -20,7 +20,7 @@ from ..errors import PromptTuningError, first_line
 from .chat_template import ChatTemplate
 from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
 from .picture_parts import picture_part
-from .template import PromptTemplate, parse
+from .template import PICTURE_KEYS, PromptTemplate, parse
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def pictures_in(value: Any) -> list[Any]:
 
 
 def _is_picture(value: Any) -> bool:
-    return isinstance(value, Pillow.Image) or (isinstance(value, Mapping) and value.keys() == {"bytes", "path"})
+    return isinstance(value, Pillow.Image) or (isinstance(value, Mapping) and value.keys() == PICTURE_KEYS)
 
 
 def opened(value: Any, where: str) -> Pillow.Image:

@@ -1,7 +1,7 @@
 """Tokenize rows: cut the source, start the target after it, and end the target with EOS."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
@@ -311,42 +311,64 @@ class PromptTokenizer:
 
         Rows without a label are rejected if `require_target` is set. Log once how many rows were cut.
         """
-        is_stream = isinstance(data, IterableDataset)
-        if is_stream or data.format["type"] != "custom":  # a custom format may make columns
-            data = data.with_format(None)  # plain values, not tensors
+        data = self._plain(data, name, require_target)
         if self.pictures is not None:
             data = self.pictures.undecoded(data)
-        template, columns = self.template, columns_of(data)
-        template.check_columns([column for column in columns if column != ORIGIN], name, require_target)
+        template = self.template
         reader = template.label_reader(data.features or {}) if template.is_classification else None
         # Names of a ClassLabel that have no label words, such as RAFT's `Unlabeled`, count as no label.
         without = set() if require_target or reader is None else reader.names_without_words()
-        # One for each name: a stream that is encoded again, for another evaluation, is not told of again.
-        reports = self._reports.setdefault(
-            name, RowReports(name, self.cut, template.max_source_length, self.chats is not None)
-        )
 
-        def encode(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        def encode(row: Mapping[str, Any]) -> dict[str, Any]:
             if without and reader.name(row.get(template.label_column)) in without:
                 row = {**row, template.label_column: None}
+            return self._encoded_row(row, require_target, reader)
+
+        kinds = {key: kind for key, kind in FEATURES.items() if key != "label" or template.is_classification}
+        kinds |= {} if self.pictures is None else self.pictures.features
+        if without and isinstance(data, Dataset):
+            warn_of_names([reader.name(value) for value in data[template.label_column]], without, name)
+        return self._mapped(data, name, encode, kinds)
+
+    def _plain(self, data: Dataset | IterableDataset, name: str, require_target: bool) -> Dataset | IterableDataset:
+        """Return data of plain values, not tensors. Raise PromptTuningError if a column of the template is missing."""
+        if isinstance(data, IterableDataset) or data.format["type"] != "custom":  # a custom format may make columns
+            data = data.with_format(None)
+        columns = [column for column in columns_of(data) if column != ORIGIN]
+        self.template.check_columns(columns, name, require_target)
+        return data
+
+    def _mapped(
+        self,
+        data: Dataset | IterableDataset,
+        name: str,
+        encode: Callable[[Mapping[str, Any]], dict[str, Any]],
+        kinds: Mapping[str, Any],
+    ) -> Dataset | IterableDataset:
+        """Return data with the columns of `kinds` alone, as `encode` makes them of a row, and what reports read.
+
+        Raise PromptTuningError, which names the row and the data, where `encode` does.
+        """
+        is_stream = isinstance(data, IterableDataset)
+        # One for each name: a stream that is encoded again, for another evaluation, is not told of again.
+        limit, are_chats = self.template.max_source_length, self.chats is not None
+        reports = self._reports.setdefault(name, RowReports(name, self.cut, limit, are_chats))
+
+        def encode_row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
             try:
-                encoded = self._encoded_row(row, require_target, reader)
+                encoded = encode(row)
             except PromptTuningError as error:
                 raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
             if is_stream:
                 reports.see(encoded, index)
             return encoded
 
-        kinds = {key: kind for key, kind in FEATURES.items() if key != "label" or template.is_classification}
-        kinds |= {} if self.pictures is None else self.pictures.features
-        features = Features(kinds | reports.columns)
         # Pass features: without them a new column would take the type of a raw column with the same name. They also
         # mark a stream as rows of token ids.
-        options = {"with_indices": True, "remove_columns": columns, "features": features}
+        features = Features({**kinds, **reports.columns})
+        options = {"with_indices": True, "remove_columns": columns_of(data), "features": features}
         if is_stream:
-            return data.map(encode, **options).select_columns(list(kinds))
-        if without:
-            warn_of_names([reader.name(value) for value in data[template.label_column]], without, name)
-        encoded = data.map(encode, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
+            return data.map(encode_row, **options).select_columns(list(kinds))
+        encoded = data.map(encode_row, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
         reports.tell(encoded)
         return encoded.remove_columns(list(reports.columns))

@@ -14,7 +14,9 @@ from ..data.head_template import HeadTemplate
 from ..data.head_tokenization import HeadTokenizer, head_tokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from ..prompts.files import SavedPrompt
 from .batch_checks import Texts
+from .classifiers import tell_of_names
 from .head_reading import read
 from .own_heads import OwnHeads
 from .text_columns import TextColumns
@@ -39,6 +41,10 @@ class ClassificationPrompts(OwnHeads):
                 "input_ids (tokenizer(texts))."
             )
         return head_tokenizer(for_backbone(template, self.base_model.config), tokenizer)
+
+    def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
+        super()._check_saved(saved, ignore_mismatch)
+        tell_of_names(saved, self.base_model)
 
     def forward(
         self,

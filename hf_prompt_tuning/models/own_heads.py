@@ -63,8 +63,6 @@ class OwnHeads(TextRows):
     def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
         super()._check_saved(saved, ignore_mismatch)
         classifiers.check_labels_match(saved, self.base_model, self.task_type, ignore_mismatch)
-        if self.task_type != classifiers.QUESTION_ANS:
-            classifiers.tell_of_names(saved, self.base_model)
 
     def _check_call(self, texts: Texts, arguments: dict[str, Any]) -> None:
         super()._check_call(texts, arguments)

@@ -41,6 +41,8 @@ def describe_run(
             values[own] = json.dumps(given) if isinstance(given, dict) else given
     if getattr(args, "recipe", None) is not None:
         values["recipe"] = args.recipe
+    if getattr(args, "average_last", 0.0):
+        values["average_last"] = args.average_last
     model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}
     model.info.history = loss_history(state.log_history, name)
     if tokenizer is not None:

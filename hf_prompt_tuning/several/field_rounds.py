@@ -1,5 +1,6 @@
 """The rounds of a field: prompts for one task train together, and the worse half is dropped at set steps."""
 
+import copy
 import logging
 import math
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..data.chat_tokenization import RowTemplate
 from ..prompts.config import PromptTuningConfig
 from ..training.arguments import PromptTuningArguments
-from ..training.callbacks import DivergenceCallback, PromptAveragingCallback
+from ..training.callbacks import DivergenceCallback
 from ..training.recipes import AUTO
 from ..training.scorer import RowResults, Scorer
 from ..training.setup import kind_of
@@ -70,7 +71,8 @@ class FieldRounds(EnsembleTrainer):
         self._seed = args.seed
         callbacks = [*(callbacks or ()), FieldState()]
         if self.learns_from_all and "average_last" not in args.given:
-            callbacks.append(PromptAveragingCallback(AVERAGED))
+            args = copy.copy(args)
+            args.average_last = AVERAGED
         if not any(issubclass(kind_of(callback), DivergenceCallback) for callback in callbacks):
             # Rates that are too low or too high are in every field, and are dropped without a warning.
             callbacks.append(DivergenceCallback(max_norm=math.inf, min_move=0.0))

@@ -349,6 +349,7 @@ class TestFewRows:
         trainer.save_model()
         training = json.loads((tmp_path / "prompt_tuning.json").read_text())["training"]
         assert (training["rows_held_apart"], training["learned_from_later"]) == (6, True)
+        assert training["average_last"] == 0.5 and trainer.args.average_last == 0.5
 
     def test_many_rows_are_not_learned_from(self, tmp_path):
         many = [ROWS[i % 14] for i in range(500)]

@@ -53,6 +53,7 @@ def test_by_the_argument(tmp_path, tokenizer):
     trainer.save_model()
     loaded = load_prompt(tmp_path, backbone=trainer.model.get_base_model(), tokenizer=tokenizer)
     assert torch.equal(loaded.model.prompt, trainer.model.prompt)
+    assert loaded.model.info.training["average_last"] == 0.5
 
 
 @pytest.mark.parametrize("step", [4, 6, 7, 11, 12])
