@@ -3,10 +3,11 @@
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -111,8 +112,8 @@ class FieldRounds(EnsembleTrainer):
     @property
     def members(self) -> list[str]:
         """The names of the prompts that train."""
-        rounds = self._progress.rounds
-        return list(rounds[-1]["stay"]) if rounds else list(self.tasks)
+        rounds, failed = self._progress.rounds, {entry["prompt"] for entry in self._progress.failed}
+        return [name for name in (rounds[-1]["stay"] if rounds else self.tasks) if name not in failed]
 
     @property
     def cost(self) -> float:
@@ -120,11 +121,69 @@ class FieldRounds(EnsembleTrainer):
         return cost(len(self.tasks), self._rounds, self.args.max_steps)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Run an update step as `MultiPromptTrainer` does, without the rows of prompts that were dropped."""
-        # Here and not in the data loader, whose workers prepare batches before a round ends.
-        names = set(self.members)
-        batches = [rows_of_prompts(batch, names) for batch in inputs["micro_batches"]]
-        return super().training_step(model, {"micro_batches": batches}, *args, **kwargs)
+        """Run an update step as `MultiPromptTrainer` does, without the rows of prompts that were dropped.
+
+        If a loss or gradient is not finite, each prompt makes the step alone, and those that are not finite alone go.
+        """
+        before = self._losses.so_far()
+
+        def step(names: Collection[str]) -> Tensor:
+            # Here and not in the data loader, whose workers prepare batches before a round ends.
+            batches = [rows_of_prompts(batch, names) for batch in inputs["micro_batches"]]
+            batches = [batch for batch in batches if batch["adapter_names"]]
+            return super(FieldRounds, self).training_step(model, {"micro_batches": batches}, *args, **kwargs)
+
+        loss = step(set(self.members))
+        if self._is_finite(loss):
+            return loss
+        self._losses.go_back(*before)
+        return self._steps_alone(step)
+
+    def _is_finite(self, loss: Tensor) -> bool:
+        """Tell whether the loss and the gradients are finite. A gradient scaler (fp16) takes care of gradients."""
+        weights = self.prompts.values() if self.accelerator.scaler is None else ()
+        values = [loss, *(weight.grad for weight in weights if weight.grad is not None)]
+        return bool(torch.stack([torch.isfinite(value).all() for value in values]).all())
+
+    def _steps_alone(self, step: Callable[[Collection[str]], Tensor]) -> Tensor:
+        """Let each prompt make its step alone: NaN in one spoils all that share a packed row with it.
+
+        Return the mean loss of those that are finite. The others go, and keep the vectors that they had. Raise
+        FloatingPointError if there are no others.
+        """
+        weights, losses, gradients = self.prompts, [], {}
+        for name in self.members:
+            before = self._losses.so_far()
+            for weight in weights.values():
+                weight.grad = None
+            loss = step([name])
+            if self._is_finite(loss):
+                losses.append(loss)
+                gradients[name] = weights[name].grad
+            else:
+                self._losses.go_back(*before)
+                self._let_go(name, self.state.global_step + 1)
+        if not losses:
+            self._nothing_is_finite(self.state.global_step + 1)
+        for name, weight in weights.items():
+            weight.grad = gradients.get(name)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, DivergenceCallback):
+                callback.forget_step()
+        return torch.stack(losses).mean()
+
+    def _let_go(self, name: str, step: int) -> None:
+        logger.warning(
+            "At step %d the loss or gradient of %s is not finite; it goes, and the others train on.",
+            *(step, self._named(name)),
+        )
+        self._progress.failed.append({"prompt": name, "step": step})
+
+    def _nothing_is_finite(self, step: int) -> NoReturn:
+        raise FloatingPointError(
+            f"at step {step} no prompt of the field has a finite loss; look at the data, or use bf16 where the model "
+            "is in fp16."
+        )
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # A round ends before its step is saved, so that the checkpoint holds what the round decided.
@@ -135,20 +194,20 @@ class FieldRounds(EnsembleTrainer):
 
     def _end_round(self, end: Round) -> None:
         """Compare the prompts on the rows held apart, and drop all but the best (`best_first`)."""
-        names = self.members
         losses, results, _ = self._losses_apart()
+        names = self.members
         labelled = results.tokens > 0
         of_rows = {name: results.nll[labelled, i] for i, name in enumerate(names)}
         best = best_first(losses, of_rows, self._field.distances)
         stay = [name for name in names if name in best[: end.stay]]
         self._progress.rounds.append({"step": self.state.global_step, "losses": losses, "stay": stay})
         by_loss = set(order(losses)[: end.stay]) == set(stay)
+        told = [f"{self._named(name)} {losses[name]:.4g}" for name in best]
+        go, why = ", ".join(told[end.stay :]), "whose loss on the rows held apart is higher" if by_loss else NEARER
         logger.info(
-            "Round %d of %d, step %d of %d: %s stay; %s go, %s.",
+            "Round %d of %d, step %d of %d: %s stay; %s.",
             *(len(self._progress.rounds), len(self._rounds), self.state.global_step, self.args.max_steps),
-            ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[: end.stay]),
-            ", ".join(f"{self._named(name)} {losses[name]:.4g}" for name in best[end.stay :]),
-            "whose loss on the rows held apart is higher" if by_loss else NEARER,
+            *(", ".join(told[: end.stay]), f"{go} go, {why}" if go else "none goes"),
         )
 
     def _named(self, name: str) -> str:
@@ -159,17 +218,31 @@ class FieldRounds(EnsembleTrainer):
     def _losses_apart(self) -> tuple[dict[str, float], RowResults, Any]:
         """Return each member's loss on the rows held apart, and the rows' results and references.
 
-        Raise FloatingPointError if no loss is finite.
+        Members whose loss is not finite go. Raise FloatingPointError if there are no others.
         """
         scorer = self.make_scorer(max_new_tokens=None, compute_metrics=None)
         output = self._scored(scorer)
         losses = {name: float(metrics["loss"]) for name, metrics in scorer.of_members.items()}
-        if not torch.isfinite(torch.tensor(list(losses.values()))).any():
-            raise FloatingPointError(
-                f"at step {self.state.global_step} no prompt of the field has a finite loss on the rows held apart; "
-                "look at the data, or use bf16 where the model is in fp16."
-            )
-        return losses, output.predictions, output.label_ids
+        if all(map(math.isfinite, losses.values())):
+            return losses, output.predictions, output.label_ids
+        # NaN in one prompt spoils all that share a packed row with it: compare each alone.
+        outputs = {}
+        for name in losses:
+            with self._using(name):
+                outputs[name] = self._alone()
+        losses = {name: output.metrics["apart_loss"] for name, output in outputs.items()}
+        for name in [name for name, loss in losses.items() if not math.isfinite(loss)]:
+            self._let_go(name, self.state.global_step)
+        if not self.members:
+            self._nothing_is_finite(self.state.global_step)
+        of_members = [outputs[name].predictions for name in self.members]
+        results = {key: np.stack([of[key] for of in of_members], 1) for key in of_members[0] if key != "tokens"}
+        results = RowResults(results | {"tokens": of_members[0].tokens})
+        return {name: losses[name] for name in self.members}, results, output.label_ids
+
+    def _alone(self) -> Any:
+        """Return the output of the active prompt on the rows held apart."""
+        return self._scored(self.scorer_of_prompt(max_new_tokens=None, compute_metrics=None))
 
     def _scored(self, scorer: Scorer) -> Any:
         # A data loader draws a seed. Fork the random state, so that comparing does not change the run.

@@ -12,11 +12,17 @@ class FieldState(TrainerCallback, ExportableState):
     Attributes:
         rounds: of each, its `step`, the `losses` on the rows held apart by the prompts' names, and the names that
             `stay`.
+        failed: the `prompt` that was not finite, and the `step`, of each.
     """
 
     def __init__(self):
         self.rounds: list[dict[str, Any]] = []
+        self.failed: list[dict[str, Any]] = []
+
+    def forget(self) -> None:
+        """Forget all, for a run that begins. A checkpoint brings its own."""
+        self.rounds, self.failed = [], []
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint saves."""
-        return {"args": {}, "attributes": {"rounds": self.rounds}}
+        return {"args": {}, "attributes": {"rounds": self.rounds, "failed": self.failed}}

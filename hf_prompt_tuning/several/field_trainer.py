@@ -32,10 +32,11 @@ class FieldTrainer(FieldRounds):
     """Trainer of the recipe auto: find the learning rate and the start of a prompt in one run.
 
     A field of prompts trains together, with learning rates of 0.003 to 0.3 and two starts. At set steps the prompts
-    whose loss on rows held apart is in the worse half are dropped: they get no more rows, and no longer change. The
-    schedule of each spans the whole run. The last two train to the end. Then the better of the two is kept, or their
-    average or their vote where that is better on the rows held apart. Without evaluation data, and with fewer than 500
-    training rows, the last round leaves one prompt instead, which then learns from the rows held apart, too.
+    whose loss on rows held apart is in the worse half are dropped: they get no more rows, and no longer change. A
+    prompt whose loss or gradient is not finite goes at once. The schedule of each spans the whole run. The last two
+    train to the end. Then the better of the two is kept, or their average or their vote where that is better on the
+    rows held apart. Without evaluation data, and with fewer than 500 training rows, the last round leaves one prompt
+    instead, which then learns from the rows held apart, too.
 
     Before `train`, the trainer evaluates and saves as `EnsembleTrainer`. After it, it is the trainer of one prompt; or
     of an ensemble of two, if the vote won.
@@ -80,7 +81,7 @@ class FieldTrainer(FieldRounds):
         """
         if self.end is not None:
             raise PromptTuningError("the field has ended; make a new FieldTrainer, or train its prompt on as one.")
-        self._progress.rounds = []  # a checkpoint brings its own
+        self._progress.forget()
         steps, apart = self.args.max_steps, len(self._apart)
         logger.info(
             "The field has %d prompts; rounds end at the steps %s of %d. It costs %.2f ordinary runs. Prompts are "
@@ -94,14 +95,10 @@ class FieldTrainer(FieldRounds):
         output.metrics["recipe_cost"] = self.cost
         return output
 
-    def _alone(self) -> Any:
-        """Return the output of the active prompt on the rows held apart."""
-        return self._scored(self.scorer_of_prompt(max_new_tokens=None, compute_metrics=None))
-
     def _decide(self) -> None:
         """Keep the better of the two prompts that are left, or their average or vote (`FieldEnd`)."""
-        model, names = self.unwrapped, self.members
         losses, results, labels = self._losses_apart()
+        model, names = self.unwrapped, self.members
         prompt = order(losses)[0]
         model.set_adapter(prompt)
         kind, scores = "one", results.label_scores
@@ -186,6 +183,8 @@ class FieldTrainer(FieldRounds):
         record = {"recipe": AUTO, "field_prompts": len(self.tasks), "field_cost": round(self.cost, 4)}
         record |= {"rows_held_apart": len(self._apart), "of_the_training_rows": self._holds_training_rows}
         record["learned_from_later"] = self.learns_from_all
+        if failed := self._progress.failed:
+            record["field_failed"] = [entry["prompt"] for entry in failed]
         if self.end is not None:
             record["field_end"] = self.end.kind
         self.unwrapped.prompt_info[name].training |= record

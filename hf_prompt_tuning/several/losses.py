@@ -38,6 +38,14 @@ class PromptLosses:
         for name in names:
             self._steps[name] += 1
 
+    def so_far(self) -> tuple[Tensor, dict[str, int]]:
+        """Return what was added since the last log, for `go_back`."""
+        return self._totals, dict(self._steps)
+
+    def go_back(self, totals: Tensor, steps: dict[str, int]) -> None:
+        """Forget what was added after `so_far`, which returned these values."""
+        self._totals, self._steps = totals, dict(steps)
+
     def take_means(self) -> dict[str, float]:
         """Return the mean loss of each prompt that made a step since the last call."""
         totals = zip(self._totals.tolist(), self._steps.items(), strict=True)

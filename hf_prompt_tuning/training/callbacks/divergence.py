@@ -82,6 +82,10 @@ class DivergenceCallback(TrainerCallback):
         self._bad_step = torch.where(first, float(self._step), self._bad_step)
         self._bad_loss = torch.where(first, loss, self._bad_loss)
 
+    def forget_step(self) -> None:
+        """Forget what was not finite in this step, because it was computed again without that."""
+        self._bad_step = torch.where(self._bad_step == self._step, NEVER, self._bad_step)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Store the number of the step."""
         self._step = state.global_step + 1
