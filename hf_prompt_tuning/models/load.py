@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.template import PromptTemplate
+from ..data.template import PromptTemplate, sources_of
 from ..errors import PromptLoadError
 from ..hub.backbones import commit_of, load_backbone, load_tokenizer
 from ..hub.files import hub_id
@@ -58,7 +58,7 @@ def describe_parts(
     backbone, text = model.get_base_model(), "no template"
     if template is not None:
         targets = [template.target] if template.target else (template.label_words or {}).values()
-        text = f"{template.source!r} -> {' | '.join(targets)}"
+        text = f"{' + '.join(map(repr, sources_of(template)))} -> {' | '.join(targets)}"
     name = f" {backbone.name_or_path!r}" if backbone.name_or_path else ""
     coder = "no tokenizer" if tokenizer is None else type(tokenizer).__name__
     return f"{type(backbone).__name__}{name}, {text}, {coder}"

@@ -67,6 +67,7 @@ def write_card(
         "processor": info.data.get("processor"),
         "finds_answers": config.task_type == "QUESTION_ANS",
         "gives_features": config.task_type == "FEATURE_EXTRACTION",
+        "pair": getattr(info.template, "pair", None),
         "chats": isinstance(info.template, ChatTemplate),
         "classifies": info.template is not None and info.template.is_classification,
     }
