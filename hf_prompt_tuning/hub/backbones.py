@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
 from ..compat.transformers import GGUF, check_finds_gguf
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
@@ -50,6 +51,8 @@ AUTO_CLASSES = {
 HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5")
 """Encoder-decoders of which AutoModelForTextEncoding loads the encoder alone, and AutoModel both."""
+ENCODERS_ALONE = tuple(MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES[kind] for kind in ENCODERS_OF_PAIRS)
+"""Their classes."""
 ONE_AT_A_TIME = threading.Lock()
 """Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
 loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
@@ -104,6 +107,11 @@ def load_backbone(
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)
     return backbone, place
+
+
+def named_auto_class(task_type: str | None, architecture: str | None) -> Any:
+    """Return the Auto class that loads a backbone of a class's name for a task; without a task, a causal model's."""
+    return AutoModelForTextEncoding if architecture in ENCODERS_ALONE else AUTO_CLASSES[task_type or "CAUSAL_LM"]
 
 
 def _auto_class(task_type: str, name: str, origin: Mapping[str, Any]) -> Any:
