@@ -46,6 +46,10 @@ class DataArguments:
     source_template: str | None = HfArg(
         default=None, help='Source text, e.g. "Tweet text : {Tweet text} Label :". Default: that of --init_prompt.'
     )
+    pair_template: str | None = HfArg(
+        default=None,
+        help='With task_type SEQ_CLS, a second text, e.g. "{sentence2}", which the tokenizer joins to the source.',
+    )
     target_template: str | None = HfArg(default=None, help='Target of free text, e.g. "{summary}".')
     label_column: str | None = HfArg(default=None, help="Column of the labels, for classification.")
     label_words: str | None = HfArg(

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 TRAINED_HEADS = (SEQ_CLS, TOKEN_CLS)
 """The heads that the command trains."""
-OF_HEADS = ("words_column", "problem_type")
+OF_HEADS = ("pair_template", "words_column", "problem_type")
 """The arguments of data that are for heads."""
 WEIGHTS = ("class_weights", "pos_weight")
 """The arguments of training that are JSON, of which a config file may hold a list."""
@@ -54,7 +54,8 @@ def head_template(data: DataArguments, task_type: str, saved: Any) -> HeadTempla
     """
     kind = TagTemplate if task_type == TOKEN_CLS else ClassTemplate
     of_texts, of_words = {"source_template": "source", "max_source_length": "max_source_length"}, {}
-    of_texts["problem_type"], of_words["words_column"] = "problem_type", "words_column"
+    of_texts |= {"pair_template": "pair", "problem_type": "problem_type"}
+    of_words["words_column"] = "words_column"
     ours, others = (of_words, of_texts) if task_type == TOKEN_CLS else (of_texts, of_words)
     if given := [name for name in (*OF_WRITERS, *others) if getattr(data, name) is not None]:
         raise PromptTuningError(

@@ -47,6 +47,7 @@ class HeadTemplate:
     """Whether words of labels are ranked, which a head does not need."""
     target = chat = label_names = max_target_length = None
     label_words: Mapping[str, str] | None = None
+    pair: str | None = None
 
     @property
     @abstractmethod
@@ -139,7 +140,7 @@ def _check(template: HeadTemplate, *texts: str) -> None:
 
 @dataclass(frozen=True)
 class ClassTemplate(HeadTemplate):
-    """Template of rows for a sequence classifier: a source text, and a label, several labels or a number.
+    """Template of rows for a sequence classifier: one text or two, and a label, several labels or a number.
 
     Args:
         source: the source text, e.g. `"{message}"`; see `PromptTemplate`.
@@ -149,7 +150,10 @@ class ClassTemplate(HeadTemplate):
             data.
         problem_type: "regression", "single_label_classification" or "multi_label_classification". Default: as the
             column's type tells. Give "regression" for whole numbers, and for the texts of a csv file.
-        max_source_length: cut the source to this number of tokens, the longest field first. None never cuts it.
+        max_source_length: cut the source to this number of tokens, the longest field first. A pair is cut as the
+            tokenizer's `longest_first` does: at the end of the longer text, whatever is there. None never cuts it.
+        pair: a second text, e.g. `"{sentence2}"`. The tokenizer joins both by its special tokens and token types, as
+            `tokenizer(text, text_pair)` does. None for a single text.
 
     Raises:
         PromptTuningError: a brace is unpaired, or an argument is invalid.
@@ -160,14 +164,17 @@ class ClassTemplate(HeadTemplate):
     labels: Sequence[str] | None = None
     problem_type: str | None = None
     max_source_length: int | None = None
+    pair: str | None = None
 
     def __post_init__(self):
-        _check(self, "source")
-        self._text  # noqa: B018  (parses the source, so that an unpaired brace raises here)
+        _check(self, "source", *([] if self.pair is None else ["pair"]))
+        self._texts  # noqa: B018  (parses the sources, so that an unpaired brace raises here)
 
     @cached_property
-    def _text(self) -> PromptTemplate:
-        return PromptTemplate(self.source, target="", max_source_length=self.max_source_length)
+    def _texts(self) -> list[PromptTemplate]:
+        """What makes the text of a row, or both."""
+        sources = [self.source] if self.pair is None else [self.source, self.pair]
+        return [PromptTemplate(text, target="", max_source_length=self.max_source_length) for text in sources]
 
     @classmethod
     def of(cls, template: PromptTemplate) -> "ClassTemplate":
@@ -185,8 +192,8 @@ class ClassTemplate(HeadTemplate):
 
     @property
     def source_columns(self) -> list[str]:
-        """The columns that the source names, in order."""
-        return self._text.source_columns
+        """The columns that the source and the pair name, in order."""
+        return list(dict.fromkeys(name for text in self._texts for name in text.source_columns))
 
     @property
     def label_words(self) -> dict[str, str] | None:
@@ -195,15 +202,27 @@ class ClassTemplate(HeadTemplate):
 
     def source_text(self, row: Mapping[str, Any], longest_field: int | None = None) -> str:
         """Return the source text of a row, with each field cut to `longest_field` characters if it is given."""
-        return self._text.source_text(row, longest_field)
+        return self._texts[0].source_text(row, longest_field)
+
+    def texts(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the text of a row, or both of a pair. Raise PromptTuningError if one of them is empty."""
+        self.check_fields(row)
+        texts = [text.source_text(row) for text in self._texts]
+        if empty := [name for name, text in zip(("source", "pair"), texts, strict=False) if not text.strip()]:
+            raise PromptTuningError(
+                f"the {empty[0]} {getattr(self, empty[0])!r} is empty here; remove the row or fill it."
+            )
+        return texts
 
     def check_fields(self, row: Mapping[str, Any]) -> None:
-        """Raise PromptTuningError if every field of the source is missing: such a row has nothing to learn from."""
-        self._text.check_fields(row)
+        """Raise PromptTuningError if every field of a text is missing: such a row has nothing to learn from."""
+        for text in self._texts:
+            text.check_fields(row)
 
-    def shown(self, row: Mapping[str, Any]) -> str:
-        """Return a row's input for people, in a file of predictions."""
-        return self.source_text(row)
+    def shown(self, row: Mapping[str, Any]) -> str | dict[str, str]:
+        """Return a row's input for people, in a file of predictions: of a pair, as transformers' pipeline takes it."""
+        texts = [text.source_text(row) for text in self._texts]
+        return texts[0] if self.pair is None else dict(zip(("text", "text_pair"), texts, strict=True))
 
     def value(self, row: Mapping[str, Any], names: Sequence[str] = ()) -> int | float | list[float] | None:
         """Return what the head learns of a row: an index, a number, or 1 or 0 for each class; None if it is missing.

@@ -10,9 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import PromptTuningError, first_line
 from ..layouts.base import IGNORED
 from .class_names import MULTI, REGRESSION, SINGLE, names_of
+from .encoded_rows import TYPES_FEATURE
 from .head_template import ClassTemplate, HeadTemplate, TagTemplate
 from .row_reports import RowReports
-from .tokenization import PromptTokenizer
+from .text_pairs import TextPairs
+from .tokenization import Content, PromptTokenizer
 
 LABELS = {SINGLE: Value("int64"), REGRESSION: Value("float32"), MULTI: List(Value("float32"))}
 """The type of an encoded text's labels, by problem type."""
@@ -29,6 +31,8 @@ class HeadTokenizer(PromptTokenizer):
     takes: type = HeadTemplate
     template: HeadTemplate
     pictures = None  # a head reads texts alone
+    columns_beside: Sequence[str] = ()
+    """The columns of encoded rows, beside the ids, that the backbone reads: a number for each token."""
 
     def __init__(self, template: HeadTemplate, tokenizer: PreTrainedTokenizerBase):
         if not isinstance(template, self.takes):
@@ -69,6 +73,7 @@ class HeadTokenizer(PromptTokenizer):
         data = self._plain(data, name, require_target)
         names = names_of(data.features, self.template.label_column)
         kinds = {"input_ids": List(Value("int64")), "labels": self.label_type, "length": Value("int64")}
+        kinds |= dict.fromkeys(self.columns_beside, TYPES_FEATURE)
         return self._mapped(data, name, lambda row: self.encode(row, require_target, names), kinds)
 
     def _missing(self, row: Mapping[str, Any]) -> PromptTuningError:
@@ -81,11 +86,23 @@ class HeadTokenizer(PromptTokenizer):
 class ClassTokenizer(HeadTokenizer):
     """Turn texts into token ids, with the tokenizer's special tokens, and their label into what the head learns.
 
-    `labels` is an index (-100 for a row without a label), a float (NaN), or a float for each class (NaN).
+    `labels` is an index (-100 for a row without a label), a float (NaN), or a float for each class (NaN). Pairs of
+    texts also have `token_type_ids`, if the tokenizer gives them and the backbone reads them.
+
+    Args:
+        template: the template, whose classes are known.
+        tokenizer: the backbone's tokenizer.
+        token_types: how many token types the backbone tells apart.
     """
 
     takes = ClassTemplate
     template: ClassTemplate
+
+    def __init__(self, template: ClassTemplate, tokenizer: PreTrainedTokenizerBase, token_types: int = 0):
+        super().__init__(template, tokenizer)
+        limit = template.max_source_length
+        self.pairs = None if template.pair is None else TextPairs(tokenizer, token_types, limit)
+        self.columns_beside = () if self.pairs is None else self.pairs.columns_beside
 
     @property
     def label_type(self) -> Any:
@@ -95,18 +112,49 @@ class ClassTokenizer(HeadTokenizer):
     def _source_ids(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]
 
+    def _fitted(self, row: Mapping[str, Any]) -> tuple[str, list[int], bool]:
+        if self.pairs is None:
+            return super()._fitted(row)
+        inputs, was_cut = self.pairs.joined(*self.template.texts(row))
+        return self.tokenizer.decode(inputs["input_ids"]), inputs["input_ids"], was_cut
+
+    def read_content(self, content: Any) -> Content:
+        """Return the tokens of a row as a caller holds it, as `PromptTokenizer.read_content`.
+
+        Raise PromptTuningError also for a pair with token types, which ids alone do not tell.
+        """
+        if self.columns_beside:
+            raise PromptTuningError(
+                "the template has a pair, whose texts the backbone tells apart by token_type_ids, and ids alone do "
+                "not have them; call content_inputs, and give the model all that it returns."
+            )
+        return super().read_content(content)
+
+    def content_inputs(self, content: Any) -> dict[str, list[int]]:
+        """Return what the model reads of a row as a caller holds it: `input_ids`, of a pair also `token_type_ids`.
+
+        Errors are those of `read_content`.
+        """
+        return self._inputs(self.row_of(content))[0]
+
+    def _inputs(self, row: Mapping[str, Any]) -> tuple[dict[str, list[int]], bool]:
+        """Return what the model reads of a row, and whether it was cut."""
+        if self.pairs is not None:
+            return self.pairs.joined(*self.template.texts(row))
+        ids, was_cut = self.source_ids(row)
+        return {"input_ids": ids}, was_cut
+
     def encode(
         self, row: Mapping[str, Any], require_target: bool = True, reader: Sequence[str] | None = None
     ) -> dict[str, Any]:
         """Return the `input_ids`, `labels`, `length` and `was_cut` of one row, as `HeadTokenizer.encode`."""
-        ids, was_cut = self.source_ids(row)
+        inputs, was_cut = self._inputs(row)
         value = self.template.value(row, reader or ())
         if value is None and require_target:
             raise self._missing(row)
-        return {
-            "input_ids": ids,
+        return inputs | {
             "labels": self.without_label() if value is None else value,
-            "length": len(ids),
+            "length": len(inputs["input_ids"]),
             "was_cut": was_cut,
         }
 
@@ -116,8 +164,11 @@ class ClassTokenizer(HeadTokenizer):
         return {SINGLE: IGNORED, REGRESSION: nan, MULTI: [nan] * len(self.template.labels or ())}[kind]
 
     def readable(self, encoded: Mapping[str, Any], longest: int = 500) -> dict[str, str]:
-        """Return the `source` and `target` of an encoded row as texts, each cut to `longest` characters."""
-        text = self.tokenizer.decode(encoded["input_ids"], skip_special_tokens=True)
+        """Return the `source` and `target` of an encoded row as texts, each cut to `longest` characters.
+
+        Special tokens show where a pair's second text begins.
+        """
+        text = self.tokenizer.decode(encoded["input_ids"], skip_special_tokens=self.pairs is None)
         return {"source": text[:longest], "target": str(self.label_of(encoded["labels"]))[:longest]}
 
     def label_of(self, value: Any) -> Any:
@@ -201,7 +252,11 @@ class TagTokenizer(HeadTokenizer):
         return {"source": text[:longest], "target": tags[:longest]}
 
 
-def head_tokenizer(template: HeadTemplate, tokenizer: PreTrainedTokenizerBase) -> HeadTokenizer:
-    """Return what turns rows into token ids with a template of a classification head."""
-    kind = TagTokenizer if isinstance(template, TagTemplate) else ClassTokenizer
-    return kind(template, tokenizer)
+def head_tokenizer(template: HeadTemplate, tokenizer: PreTrainedTokenizerBase, token_types: int = 0) -> HeadTokenizer:
+    """Return what turns rows into token ids with a template of a classification head.
+
+    `token_types` is how many token types the backbone tells apart.
+    """
+    if isinstance(template, TagTemplate):
+        return TagTokenizer(template, tokenizer)
+    return ClassTokenizer(template, tokenizer, token_types)

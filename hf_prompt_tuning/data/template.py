@@ -235,6 +235,11 @@ class PromptTemplate:
         return replace(self, label_words=words, label_names=names)
 
 
+def sources_of(template: Any) -> list[str]:
+    """Return what a template's text is made of: its source, and of a classifier's pair the second one, too."""
+    return [source for source in (template.source, getattr(template, "pair", None)) if source is not None]
+
+
 @cache
 def parse(template: str) -> tuple[tuple[bool, str], ...]:
     """Return the pieces of a template: (True, column name) for a field, (False, text) for words.

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
 from ..compat.transformers import GGUF, check_finds_gguf
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
 from .errors import raise_fault
 from .files import HubFolder, Place, hub_id, named, open_tensors, read_whole
+from .missing_weights import READERS, check_whole
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe")
 """The extensions of config, tokenizer and chat template files."""
@@ -47,9 +49,10 @@ AUTO_CLASSES = {
     "QUESTION_ANS": AutoModelForQuestionAnswering,
     "FEATURE_EXTRACTION": AutoModel,
 }
-HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5")
 """Encoder-decoders of which AutoModelForTextEncoding loads the encoder alone, and AutoModel both."""
+ENCODERS_ALONE = tuple(MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES[kind] for kind in ENCODERS_OF_PAIRS)
+"""Their classes."""
 ONE_AT_A_TIME = threading.Lock()
 """Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
 loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
@@ -94,16 +97,22 @@ def load_backbone(
             task_type = "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"
         if head is not None:
             options |= head(AutoConfig.from_pretrained(name, **origin))
-        options |= {"tqdm_class": OnceMore} | ({"output_loading_info": True} if task_type in HEADS else {})
+        options |= {"tqdm_class": OnceMore} | ({"output_loading_info": True} if task_type in READERS else {})
         backbone = _auto_class(task_type, name, origin).from_pretrained(name, **options, **origin)
-    if task_type in HEADS:
+    if task_type in READERS:
         backbone, loading = backbone
         # Of sizes that differ, each entry is a name with both sizes.
-        _check_whole(backbone, [*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])], what)
+        keys = [*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])]
+        check_whole(backbone, keys, what)
     if gguf_file is not None:
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)
     return backbone, place
+
+
+def named_auto_class(task_type: str | None, architecture: str | None) -> Any:
+    """Return the Auto class that loads a backbone of a class's name for a task; without a task, a causal model's."""
+    return AutoModelForTextEncoding if architecture in ENCODERS_ALONE else AUTO_CLASSES[task_type or "CAUSAL_LM"]
 
 
 def _auto_class(task_type: str, name: str, origin: Mapping[str, Any]) -> Any:
@@ -112,21 +121,6 @@ def _auto_class(task_type: str, name: str, origin: Mapping[str, Any]) -> Any:
     if auto is AutoModel and AutoConfig.from_pretrained(name, **origin).model_type in ENCODERS_OF_PAIRS:
         return AutoModelForTextEncoding
     return auto
-
-
-def _check_whole(backbone: PreTrainedModel, missing: Iterable[str], what: str) -> None:
-    """Raise PromptLoadError if the base of a model with a head has weights that its files lack.
-
-    They would be other random numbers in each load. A head's own weights are saved with the prompt.
-    """
-    prefix = f"{backbone.base_model_prefix}."
-    lacking = sorted(name for name in missing if name.startswith(prefix))
-    if lacking:
-        raise PromptLoadError(
-            f"{what} could not be loaded: its files have no {lacking[0]}, which a {type(backbone).__name__} reads, so "
-            "that it would be random, and another in each load. Save the model once as it is loaded by its Auto class "
-            "(save_pretrained), and give that folder; or use another backbone."
-        )
 
 
 def load_tokenizer(

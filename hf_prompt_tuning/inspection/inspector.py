@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoding import encode_data
+from ..data.template import sources_of
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..layouts.sharing import of_all_parts
@@ -136,7 +137,7 @@ def _of_vectors(
         name=name,
         backbone=str(known.get("name_or_path") or known.get("architecture") or type(model.get_base_model()).__name__),
         width=vectors.shape[1],
-        source=None if template is None else template.source,
+        source=None if template is None else " + ".join(sources_of(template)),
         targets=[] if template is None else list((template.label_words or {}).values()) or [template.target or ""],
         started_as=start_in_words(info),
         place=info.place,

@@ -35,6 +35,11 @@ def takes(backbone: PreTrainedModel, argument: str) -> bool:
     return argument in inspect.signature(backbone.forward).parameters
 
 
+def token_types(backbone: PreTrainedModel) -> int:
+    """Return how many token types a model tells apart; 0 if it reads none."""
+    return getattr(backbone.config, "type_vocab_size", 0) if takes(backbone, "token_type_ids") else 0
+
+
 def is_recurrent(backbone: PreTrainedModel) -> bool:
     """Tell whether some layers pass a state from token to token."""
     return bool(backbone._is_stateful) or any(kind not in REACHES for kind in _layer_types(backbone))

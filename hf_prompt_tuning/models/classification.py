@@ -14,6 +14,7 @@ from ..data.head_template import HeadTemplate
 from ..data.head_tokenization import HeadTokenizer, head_tokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from ..layouts.traits import token_types
 from ..prompts.files import SavedPrompt
 from .batch_checks import Texts
 from .classifiers import tell_of_names
@@ -40,7 +41,8 @@ class ClassificationPrompts(OwnHeads):
                 "pipelines of this package are for language models. Give a ClassTemplate or a TagTemplate, or rows of "
                 "input_ids (tokenizer(texts))."
             )
-        return head_tokenizer(for_backbone(template, self.base_model.config), tokenizer)
+        backbone = self.base_model
+        return head_tokenizer(for_backbone(template, backbone.config), tokenizer, token_types(backbone))
 
     def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
         super()._check_saved(saved, ignore_mismatch)

@@ -152,7 +152,7 @@ def description(backbone: PreTrainedModel, task_type: str, is_trained: bool) -> 
     answers are the two that it has scores of, whatever the backbone's config says.
     """
     config = backbone.config
-    pooler = pooler_sample(backbone)
+    pooler = pooler_sample(backbone) if task_type == SEQ_CLS else None  # other heads read none
     labels = ANSWER if task_type == QUESTION_ANS else config.id2label
     return ({} if pooler is None else {"pooler": pooler}) | {
         "id2label": {str(index): str(label) for index, label in sorted(labels.items())},
@@ -162,27 +162,31 @@ def description(backbone: PreTrainedModel, task_type: str, is_trained: bool) -> 
 
 
 def pooler_sample(backbone: PreTrainedModel) -> list[float] | None:
-    """Return some numbers of the pooler that a head reads; None if it reads none, or its weights are quantized.
+    """Return some numbers of a base model's pooler; None if it has none, or its weights are quantized.
 
     The pooler belongs to the base model, so it is not saved with a prompt. transformers draws it anew in each load of
     files that lack it, which a comparison of embeddings does not show.
     """
     weight = next(iter(getattr(getattr(backbone.base_model, "pooler", None), "parameters", list)()), None)
-    if classification_task(backbone) != SEQ_CLS or weight is None or not weight.is_floating_point() or weight.is_meta:
+    if weight is None or not weight.is_floating_point() or weight.is_meta:
         return None
     row = weight[len(weight) // 2].detach().flatten()[:POOLER_NUMBERS]
     return row.float().cpu().tolist()
 
 
-def _check_pooler(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mismatch: bool) -> None:
-    """Raise PromptMismatchError if a backbone has another pooler than the one that a saved head was trained behind."""
-    there = None if saved.info is None else saved.info.classifier.get("pooler")
+def is_other_pooler(there: list[float] | None, backbone: PreTrainedModel) -> bool:
+    """Tell whether a backbone has another pooler than one of which some numbers were recorded."""
     here = pooler_sample(backbone)
     if there is None or here is None:
-        return
+        return False
     # Other dtypes round the numbers. A pooler that was drawn anew has others.
     tolerance = POOLER_TOLERANCE * max(map(abs, there), default=0.0)
-    if len(there) == len(here) and all(abs(a - b) <= tolerance for a, b in zip(there, here, strict=True)):
+    return len(there) != len(here) or any(abs(a - b) > tolerance for a, b in zip(there, here, strict=True))
+
+
+def _check_pooler(saved: SavedPrompt, backbone: PreTrainedModel, ignore_mismatch: bool) -> None:
+    """Raise PromptMismatchError if a backbone has another pooler than the one that a saved head was trained behind."""
+    if not is_other_pooler(None if saved.info is None else saved.info.classifier.get("pooler"), backbone):
         return
     message = (
         f"the backbone's pooler, which its head reads, has other weights than the one that {saved.source} was trained "

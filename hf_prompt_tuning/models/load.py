@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.template import PromptTemplate
+from ..data.template import PromptTemplate, sources_of
 from ..errors import PromptLoadError
-from ..hub.backbones import commit_of, load_backbone, load_tokenizer
+from ..hub.backbones import commit_of, load_backbone, load_tokenizer, named_auto_class
 from ..hub.files import hub_id
 from ..prompts.files import SavedPrompt, read_prompt
 from .backbone import check_backbone
-from .classifiers import label_options
+from .classifiers import QUESTION_ANS, label_options
 from .model_classes import MODEL_CLASSES, PromptTuningModel
 from .soft_prompts import SoftPrompts
 
@@ -58,7 +58,7 @@ def describe_parts(
     backbone, text = model.get_base_model(), "no template"
     if template is not None:
         targets = [template.target] if template.target else (template.label_words or {}).values()
-        text = f"{template.source!r} -> {' | '.join(targets)}"
+        text = f"{' + '.join(map(repr, sources_of(template)))} -> {' | '.join(targets)}"
     name = f" {backbone.name_or_path!r}" if backbone.name_or_path else ""
     coder = "no tokenizer" if tokenizer is None else type(tokenizer).__name__
     return f"{type(backbone).__name__}{name}, {text}, {coder}"
@@ -156,7 +156,7 @@ def _backbone_and_tokenizer(
         if hub_id(backbone) is None:
             fault = f"names {backbone!r:.80}, which is not a Hub id" if backbone else "does not name its backbone"
             raise PromptLoadError(
-                f"{saved.source} {fault}; load the backbone and give it as backbone=…, on the command line --backbone."
+                f"{saved.source} {fault}; {_how_to_load(saved)} as backbone=…, on the command line --backbone."
             )
     name, advice = str(backbone), "Load it yourself and give it as backbone=…."
     if options.get("use_safetensors") is None:
@@ -171,6 +171,17 @@ def _backbone_and_tokenizer(
     if tokenizer is None:
         tokenizer = load_tokenizer(name, place, hub, "Give it as tokenizer=….", options.get("gguf_file"))
     return backbone, tokenizer
+
+
+def _how_to_load(saved: SavedPrompt) -> str:
+    """Return in words with which call a prompt's backbone is loaded, with the number of labels of a classifier."""
+    info, task = saved.info, saved.config.task_type
+    if info is not None and info.data.get("processor"):
+        return "load the backbone with AutoModelForImageTextToText.from_pretrained(…) and give it"
+    labels = {} if info is None or task == QUESTION_ANS else info.classifier.get("id2label", {})
+    kind = named_auto_class(task, saved.backbone.get("architecture"))
+    options = f", num_labels={len(labels)}" if labels else ""
+    return f"load the backbone with {kind.__name__}.from_pretrained(…{options}) and give it, or its folder,"
 
 
 def _tokenizer_here(backbone: PreTrainedModel, token: str | bool | None) -> PreTrainedTokenizerBase | None:

@@ -9,7 +9,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.chat_template import ChatTemplate
-from ..hub.backbones import AUTO_CLASSES
+from ..hub.backbones import named_auto_class
 from ..hub.files import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
@@ -62,11 +62,12 @@ def write_card(
         "where": f"{repo_id!r}, subfolder={subfolder!r}" if repo_id and subfolder else repr(repo_id or "."),
         "peft_agrees": peft_agrees,
         "causal": config.task_type in (None, "CAUSAL_LM"),
-        "auto_class": AUTO_CLASSES[config.task_type or "CAUSAL_LM"].__name__,
+        "auto_class": named_auto_class(config.task_type, info.backbone.get("architecture")).__name__,
         "tags_tokens": config.task_type == "TOKEN_CLS",
         "processor": info.data.get("processor"),
         "finds_answers": config.task_type == "QUESTION_ANS",
         "gives_features": config.task_type == "FEATURE_EXTRACTION",
+        "pair": getattr(info.template, "pair", None),
         "chats": isinstance(info.template, ChatTemplate),
         "classifies": info.template is not None and info.template.is_classification,
     }

@@ -40,7 +40,8 @@ class PromptInfo:
         template: the template of the training data; None if it was trained on token ids only.
         example: one row of the training data as `source` and `target`.
         initialization: how the vectors were initialised.
-        backbone: the backbone that it was trained on: `name_or_path`, `revision`, and its fingerprint.
+        backbone: the backbone that it was trained on: `name_or_path`, `revision`, and its fingerprint; of a base model
+            also some numbers of its `pooler`.
         data: the training data, as far as it is known: `dataset`, `training_rows`, …
         training: the training hyperparameters.
         versions: the versions of the packages that trained it.
@@ -331,6 +332,7 @@ def _backbone(name: str, value: Any) -> None:
     _scalars(name, {key: item for key, item in value.items() if key != "embedding"})
     for key in ("name_or_path", "revision", "architecture"):
         _expect(isinstance(value.get(key), str | None), f"{name}.{key}", value.get(key), "a text")
+    _matrix(f"{name}.pooler", [value.get("pooler") or []])
     embedding = value.get("embedding")
     if embedding is not None:
         name = f"{name}.embedding"

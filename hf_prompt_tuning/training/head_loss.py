@@ -148,10 +148,12 @@ def _check_kind(kind: str, args: TrainingArguments, weights: Mapping[str, Any]) 
     }
     if given := [name for name, is_wrong in wrong.items() if is_wrong]:
         need = MULTI if given[0] == "pos_weight" else SINGLE
-        other = " Give pos_weight." if given[0] == "class_weights" and kind == MULTI else ""
+        instead = {
+            ("class_weights", MULTI): "give pos_weight in its place, which weighs the labels that a row has",
+            ("pos_weight", SINGLE): "give class_weights in its place, which weighs each row by its label",
+        }.get((given[0], kind), "leave it out")
         raise PromptTuningError(
-            f"{given[0]} is given, which is for the problem type {need}, and that of the labels is {kind}; leave it "
-            f"out.{other}"
+            f"{given[0]} is given, which is for the problem type {need}, and that of the labels is {kind}; {instead}."
         )
 
 

@@ -1,17 +1,15 @@
 """Turn a trainer's data into rows for a classification head, and check them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from datasets import Dataset
 
-from ..data.backbone_classes import for_backbone
 from ..data.class_names import REGRESSION
 from ..data.encoded_rows import columns_of
 from ..data.encoding import check_dataset, check_kind, encode_data, vocabulary_of
 from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate
-from ..data.head_tokenization import head_tokenizer
 from ..data.template import PromptTemplate
 from ..data.tokenization import origin
 from ..errors import PromptTuningError
@@ -65,8 +63,9 @@ class HeadRows(RowEncoder):
     ) -> "HeadRows":
         """Return what encodes rows behind the active prompt of a model with a head."""
         config = model.base_model.config
-        template = None if template is None else for_backbone(template, config)
-        encoder = None if template is None else head_tokenizer(template, tokenizer)
+        encoder = None if template is None else model.row_encoder(tokenizer, template)
+        if encoder is not None:
+            columns = replace(columns, made=tuple(encoder.columns_beside))
         pads = PadWarning.of(model.base_model, tokenizer)
         return cls(
             encoder,

@@ -20,7 +20,7 @@ from ..data.encoded_rows import PICTURES, TYPES
 from ..data.encoding import check_kind, text_rows, with_label_words
 from ..data.head_collator import DataCollatorForHeads
 from ..data.head_template import HeadTemplate
-from ..data.template import PromptTemplate
+from ..data.template import PromptTemplate, sources_of
 from ..errors import PromptTuningError
 from ..layouts import check_layout_name
 from ..models.classifiers import SEQ_CLS, TOKEN_CLS, classification_task
@@ -170,15 +170,14 @@ def check_options(
 def warn_of_template(own: PromptTemplate | None, template: PromptTemplate | None) -> None:
     """Warn if the given template replaces a different template of the prompt."""
     if own is not None and template is not None and parts(own) != parts(template):
-        change = (
-            f"with the source {own.source!r}, is replaced by the one that the trainer is given, {template.source!r}"
-        )
+        before, after = (" + ".join(map(repr, sources_of(each))) for each in (own, template))
+        change = f"with the source {before}, is replaced by the one that the trainer is given, {after}"
         logger.warning(f"The prompt's template, {change}.")
 
 
 def parts(template: PromptTemplate) -> tuple[Any, ...]:
     """Return the parts of a template except its label words, which may come from the data."""
-    return template.source, template.target, template.label_column
+    return *sources_of(template), template.target, template.label_column
 
 
 def check_trains(model: Any, names: Sequence[str]) -> None:
@@ -281,6 +280,7 @@ def leave_loss_to_the_model(trainer: Trainer) -> None:
         # Keep only the columns that the collator reads. Rows of token ids keep more (a sampler may need `length`).
         trainer._signature_columns = ["input_ids", "attention_mask", "labels", "label"]
         trainer._signature_columns += [PICTURES, *TYPES] if trainer.rows.sees else []
+        trainer._signature_columns += trainer.rows.columns.made
     if trainer.teaching is not None:
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns += trainer.teaching.columns

@@ -45,12 +45,14 @@ class ColumnCheck:
         removes: whether unused columns are removed (`remove_unused_columns`).
         batched: whether the collator is this package's. It batches every column and cannot create labels.
         alone: whether only one prompt trains; batches of several prompts hold only text.
+        made: columns beside texts that the template makes, so that rows which it has encoded may have them.
     """
 
     backbone: nn.Module
     removes: bool
     batched: bool
     alone: bool
+    made: tuple[str, ...] = ()
 
     @classmethod
     def of_run(cls, backbone: nn.Module, args: Any, collator: Any, alone: bool) -> "ColumnCheck":
@@ -79,7 +81,7 @@ class ColumnCheck:
                 )
         elif "input_ids" in columns:
             self._check_token_ids(columns, first, name)
-            read = [c for c in self._read(columns) if not is_ours(c)]
+            read = [c for c in self._read(columns) if not is_ours(c) and c not in self.made]
             if read and (template is not None or not self.alone):
                 raise PromptTuningError(
                     f"the {name} data has the column {read[0]!r}, which {self._named} reads; rows with a template, "

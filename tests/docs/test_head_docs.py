@@ -14,8 +14,13 @@ from hf_prompt_tuning.cli import train
 from tests.shared.classifiers import tiny_base_model, tiny_classifier, tokenizer_with_cls
 from tests.shared.doc_pages import run
 from tests.shared.repository import ROOT
+from tests.shared.text_pairs import pair_tokenizer
 
 PAGE = "how-to/classification-head.md"
+PAIRS = [
+    {"sentence1": "never came", "sentence2": "the parcel came", "label": "praise"},
+    {"sentence1": "thank you", "sentence2": "great help", "label": "complaint"},
+]
 ROWS = [
     {"message": "never came", "label": "complaint"},
     {"message": "thank you", "label": "praise"},
@@ -34,9 +39,10 @@ def test_the_code(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hf_prompt_tuning.PromptTuningArguments", here(PromptTuningArguments))
     backbone = tiny_classifier("bert", num_labels=2, id2label={0: "praise", 1: "complaint"})
     before = backbone.classifier.weight.clone()
-    names = {"backbone": backbone, "tokenizer": tokenizer_with_cls(), "torch": torch}
+    names = {"backbone": backbone, "tokenizer": pair_tokenizer(), "torch": torch, "pairs": PAIRS}
     names = run(PAGE, names | {"data": {"train": ROWS, "test": ROWS}})
-    assert {*capsys.readouterr().out.split()[-2:]} <= {"praise", "complaint"}
+    printed = capsys.readouterr().out
+    assert {*printed.split()[-2:]} <= {"praise", "complaint"} and "{'label': " in printed
     trained = names["model"].prompt_encoder["default"].classifier["classifier"].weight
     assert not trained.equal(before) and backbone.classifier.weight.equal(before)
     assert names["template"].labels == ["praise", "complaint"]
@@ -77,12 +83,12 @@ def commands():
 
 def test_the_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, rows in (("train", ROWS), ("test", ROWS), ("tagged", TAGGED)):
+    for name, rows in (("train", ROWS), ("test", ROWS), ("tagged", TAGGED), ("pairs", PAIRS)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny_classifier("bert").base_model.save_pretrained("MODEL")
-    tokenizer_with_cls().save_pretrained("MODEL")
+    pair_tokenizer().save_pretrained("MODEL")
     found = commands()
-    assert len(found) == 2 and all(words[0] == "train" for words in found)
+    assert len(found) == 3 and all(words[0] == "train" for words in found)
     for words in found:
         monkeypatch.setattr(sys, "argv", [*words, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"])
         train.main()
@@ -90,3 +96,7 @@ def test_the_commands(tmp_path, monkeypatch):
     assert [row["reference"] for row in texts] == [row["label"] for row in ROWS]
     tags = [json.loads(line) for line in (tmp_path / "outputs/tags/predictions.jsonl").read_text().splitlines()]
     assert [len(row["prediction"]) for row in tags] == [3, 2]
+    pairs = [json.loads(line) for line in (tmp_path / "outputs/pairs/predictions.jsonl").read_text().splitlines()]
+    assert [row["input"] for row in pairs] == [
+        {"text": row["sentence1"], "text_pair": row["sentence2"]} for row in PAIRS
+    ]

@@ -96,7 +96,9 @@ def test_what_loading_a_prompt_refuses(tmp_path):
     model = tiny_prompt_model("llama", num_virtual_tokens=3)
     model.save_pretrained(tmp_path / "p")
     with pytest.raises(
-        PromptTuningError, match="does not name its backbone; load the backbone and give it as backbone="
+        PromptTuningError,
+        match=r"does not name its backbone; load the backbone with AutoModelForCausalLM.from_pretrained\(…\) and give "
+        "it, or its folder, as backbone=",
     ):
         load_prompt(tmp_path / "p")
     with pytest.raises(PromptTuningError, match="dtype is given for a backbone that is loaded already"):

@@ -7,12 +7,13 @@ import sys
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, BertConfig
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, BertConfig, BertTokenizer, pipeline
 
 from hf_prompt_tuning import PromptTuningError, load_prompt
 from tests.shared.classifiers import BERT_LIKE, tiny_classifier, tokenizer_with_cls
 from tests.shared.head_runs import NAMES, SEVERAL, TAGS, TEXTS, head_of, require_same, rows_of
 from tests.shared.repository import ROOT
+from tests.shared.text_pairs import PAIRS, pair_rows
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +189,45 @@ def test_a_backbone_whose_base_is_not_whole_is_refused(tmp_path, monkeypatch):
     with pytest.raises(PromptTuningError, match=r"have no bert.pooler.dense.bias, which a BertForSequenceClass"):
         run(monkeypatch, tmp_path, **values_of(tmp_path / "backbone", tmp_path, "single"))
     run(monkeypatch, tmp_path, **values_of(tmp_path / "backbone", tmp_path, "tags"))  # which read no pooler
+
+
+def test_pairs_of_texts(tmp_path, monkeypatch):
+    """The command trains them, records the pair, writes predictions of it, and goes on from the saved prompt."""
+    config = AutoConfig.for_model("bert", bos_token_id=1, eos_token_id=2, pad_token_id=0, **BERT_LIKE)
+    AutoModelForPreTraining.from_config(config).save_pretrained(tmp_path / "backbone")
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *sorted({*" ".join(map(" ".join, PAIRS)).split()})]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    values = values_of(tmp_path / "backbone", tmp_path, "single", source_template="{premise}")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pair_rows()))
+    values |= {"pair_template": "{hypothesis}", "prompt_position": "after_bos"}
+    out = run(monkeypatch, tmp_path, **values)
+    described = json.loads((out / "prompt_tuning.json").read_text())
+    assert described["template"]["pair"] == "{hypothesis}" and described["template"]["max_source_length"] == 512
+    records = records_of(out)
+    assert [record["input"] for record in records] == [{"text": text, "text_pair": pair} for text, pair in PAIRS]
+    model, tokenizer, _ = load_prompt(out, backbone=tmp_path / "backbone")
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+    for record in records:
+        inputs = tokenizer(record["input"]["text"], record["input"]["text_pair"], return_tensors="pt")
+        assert inputs["token_type_ids"].max() == 1
+        assert list(record["scores"].values()) == pytest.approx(model(**inputs).logits[0].tolist(), abs=1e-4)
+        assert classify(record["input"])["label"] == record["prediction"]
+    kept = {"model_name_or_path", "validation_file", "use_cpu", "report_to", "disable_tqdm", "task_type"}
+    again = {name: value for name, value in values.items() if name in kept}
+    again |= {"init_prompt": str(out), "output_dir": str(tmp_path / "second" / "out"), "do_train": False}
+    found = run(monkeypatch, tmp_path / "second", **again)
+    first, second = (json.loads((folder / "eval_results.json").read_text()) for folder in (out, found))
+    assert second["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
+    for changes, message in (
+        ({"pair_template": "{other}"}, "the template's column 'other' is no column of the training data"),
+        ({"pair_template": ""}, "pair is ''; give a text"),
+        ({"source_template": None}, "source_template is not given; with task_type SEQ_CLS rows need"),
+        ({"task_type": "CAUSAL_LM", "label_words": {"no": "no"}}, "pair_template is given, and is for a classif"),
+        (
+            {"task_type": "TOKEN_CLS", "source_template": None, "words_column": "premise"},
+            "pair_template is given, and task_type is TOKEN_CLS",
+        ),
+    ):
+        with pytest.raises(PromptTuningError, match=message):
+            run(monkeypatch, tmp_path, **values | changes)

@@ -1,11 +1,15 @@
 """Prompts in front of base models: training, saving, loading, and refusals."""
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModel, pipeline
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, pipeline
 
 from hf_prompt_tuning import (
+    PromptLoadError,
     PromptMismatchError,
     PromptTuningConfig,
     PromptTuningError,
@@ -98,3 +102,79 @@ def test_what_is_refused(tmp_path):
     model.save_pretrained(tmp_path / "saved")
     with pytest.raises(PromptMismatchError, match="is a prompt of task type FEATURE_EXTRACTION"):
         load_prompt(tmp_path / "saved", backbone=tiny_classifier("bert"))
+
+
+def without_pooler(folder, name="bert"):
+    """A folder of a masked language model, which has no pooler."""
+    AutoModelForMaskedLM.from_config(tiny_classifier(name).config).save_pretrained(folder)
+    tokenizer_with_cls().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "mpnet"])
+def test_files_without_a_pooler_give_none(name, tmp_path, caplog):
+    """transformers draws one in each load, by which a prompt would give other embeddings each time."""
+    folder = without_pooler(tmp_path / "backbone", name)
+    model = with_prompt(AutoModel.from_pretrained(folder)).eval()
+    assert model(input_ids=IDS).pooler_output is not None
+    model.save_pretrained(tmp_path / "prompt")
+    loaded = load_prompt(tmp_path / "prompt", backbone=folder).model
+    assert f"The files of the backbone '{folder}' have no pooler" in caplog.text
+    assert "pooler_output is None" in caplog.text and "trained behind" not in caplog.text
+    with torch.no_grad():
+        outputs = loaded(input_ids=IDS)
+        expected = model(input_ids=IDS).last_hidden_state
+    assert outputs.pooler_output is None and len(loaded(input_ids=IDS, return_dict=False)) == 1
+    assert torch.equal(outputs.last_hidden_state, expected)
+
+
+def test_another_pooler_than_the_prompts_own_gives_none(tmp_path, caplog):
+    """The user's own loads of files without a pooler have another one each."""
+    folder = without_pooler(tmp_path / "backbone")
+    first, second = (AutoModel.from_pretrained(folder) for _ in range(2))
+    assert not torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)
+    model = with_prompt(first).eval()
+    model.save_pretrained(tmp_path / "prompt")
+    with torch.no_grad():
+        expected = model(input_ids=IDS)
+        again = load_prompt(tmp_path / "prompt", backbone=first).model(input_ids=IDS)
+        assert torch.equal(again.pooler_output, expected.pooler_output)
+        assert "pooler has other weights" not in caplog.text
+        other = load_prompt(tmp_path / "prompt", backbone=second).model
+        outputs = other(input_ids=IDS)
+        assert outputs.pooler_output is None and "pooler_output" not in outputs
+        assert torch.equal(outputs.last_hidden_state, expected.last_hidden_state)
+        # The backbone alone, and a new prompt, have the pooler that is there.
+        assert other(input_ids=IDS, adapter_names="__base__").pooler_output is not None
+        config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM")
+        other.add_adapter("new", config)
+        assert other(input_ids=IDS, adapter_names="new").pooler_output is not None
+        other.load_adapter(tmp_path / "prompt", "also")
+        assert other(input_ids=IDS, adapter_names="also").pooler_output is None
+    assert f"The backbone's pooler has other weights than the one that {tmp_path / 'prompt'} was tr" in caplog.text
+    # Rounding to another dtype is no other pooler.
+    half = load_prompt(tmp_path / "prompt", backbone=first.to(torch.bfloat16), ignore_mismatch=True).model
+    assert half(input_ids=IDS).pooler_output is not None
+
+
+def test_files_that_lack_more_than_a_pooler_are_refused(tmp_path):
+    with_prompt(tiny_base_model("bert")).save_pretrained(tmp_path / "prompt")
+    folder = without_pooler(tmp_path / "backbone")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: weight for name, weight in weights.items() if "layer.1.output.dense" not in name},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(PromptLoadError, match=r"its files have no encoder.layer.1.output.dense.bias, which a BertMod"):
+        load_prompt(tmp_path / "prompt", backbone=folder)
+
+
+def test_damaged_numbers_of_a_pooler_are_refused(tmp_path):
+    with_prompt(tiny_base_model("bert")).save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "prompt_tuning.json").read_text())
+    assert len(described["backbone"]["pooler"]) == 8
+    described["backbone"]["pooler"][3] = "a"
+    (tmp_path / "prompt_tuning.json").write_text(json.dumps(described))
+    with pytest.raises(PromptLoadError, match=r"backbone.pooler holds 'a', not a number"):
+        load_prompt(tmp_path, backbone=tiny_base_model("bert"))

@@ -310,11 +310,17 @@ def test_weights_that_are_refused(tmp_path):
         ("single", {"class_weights": [1, 2, -1]}, "give 'balanced', or a number, 0 or more"),
         ("single", {"class_weights": [0, 0, 0]}, "with which no label counts"),
         ("single", {"class_weights": "often"}, "class_weights is 'often', neither 'balanced' nor JSON"),
-        ("single", {"pos_weight": [1, 1, 1]}, "pos_weight is given, which is for the problem type multi_label"),
+        (
+            "single",
+            {"pos_weight": [1, 1, 1]},
+            "pos_weight is given, which is for the problem type multi_label_classification, and that of the labels is "
+            "single_label_classification; give class_weights in its place, which weighs each row by its label",
+        ),
+        ("numbers", {"pos_weight": [1]}, "that of the labels is regression; leave it out"),
         (
             "several",
             {"class_weights": [1, 1, 1]},
-            "class_weights is given, which is for .*; leave it out. Give pos_we",
+            "class_weights is given, which is for .*; give pos_weight in its place, which weighs the labels that",
         ),
         ("numbers", {"class_weights": [1]}, "class_weights is given, which is for the problem type single_label"),
         ("numbers", {"label_smoothing_factor": 0.1}, "label_smoothing_factor is given, which is for"),
