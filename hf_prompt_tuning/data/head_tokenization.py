@@ -13,6 +13,7 @@ from .class_names import MULTI, REGRESSION, SINGLE, names_of
 from .encoded_rows import TYPES_FEATURE
 from .head_template import ClassTemplate, HeadTemplate, TagTemplate
 from .row_reports import RowReports
+from .rows import row_columns
 from .text_pairs import TextPairs
 from .tokenization import Content, PromptTokenizer
 
@@ -135,7 +136,7 @@ class ClassTokenizer(HeadTokenizer):
 
         Errors are those of `read_content`.
         """
-        return self._inputs(self.row_of(content))[0]
+        return self._inputs(row_columns(content, self.template.source_columns))[0]
 
     def _inputs(self, row: Mapping[str, Any]) -> tuple[dict[str, list[int]], bool]:
         """Return what the model reads of a row, and whether it was cut."""

@@ -39,7 +39,7 @@ def column_names(columns: Sequence[str]) -> str:
 def row_columns(content: Any, columns: Sequence[str]) -> Mapping[str, Any]:
     """Return a row as a dict of the columns that the template's source names. A text is the value of the one column.
 
-    Raise PromptTuningError if it is a chat, a text for several columns, or neither a dict nor a text.
+    Raise PromptTuningError if it is a chat, a text for several columns, neither a dict nor a text, or lacks a column.
     """
     needed = column_names(columns)
     content = series_row(content, columns)
@@ -60,5 +60,9 @@ def row_columns(content: Any, columns: Sequence[str]) -> Mapping[str, Any]:
         text = ", or a text" if len(columns) == 1 else ""
         raise PromptTuningError(
             f"inputs hold a row that is a {type(content).__name__}; give a dict of {needed}{text}."
+        )
+    if missing := [name for name in columns if name not in content]:
+        raise PromptTuningError(
+            f"the template's field {{{missing[0]}}} is not in the row, which has {column_names([*content])}."
         )
     return content

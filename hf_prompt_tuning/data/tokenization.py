@@ -20,7 +20,7 @@ from .files import ORIGIN
 from .heads import leading_ids
 from .labels import LabelReader, warn_of_names
 from .row_reports import RowReports
-from .rows import column_names, row_columns
+from .rows import row_columns
 from .template import PromptTemplate
 
 LONG = 16
@@ -194,21 +194,8 @@ class PromptTokenizer:
         The row is a dict of columns, or the text of the one column. Raise PromptTuningError if it is neither, or lacks
         a column; or as `source_ids` does.
         """
-        text, ids, _ = self._fitted(self.row_of(content))
+        text, ids, _ = self._fitted(row_columns(content, self.template.source_columns))
         return Content(ids, self._unwritten(text))
-
-    def row_of(self, content: Any) -> Mapping[str, Any]:
-        """Return a row as a caller holds it, a dict or the text of the one column, as a dict of columns.
-
-        Raise PromptTuningError if it is neither, or lacks a column that the source names.
-        """
-        columns = self.template.source_columns
-        row = row_columns(content, columns)
-        if missing := [name for name in columns if name not in row]:
-            raise PromptTuningError(
-                f"the template's field {{{missing[0]}}} is not in the row, which has {column_names(row)}."
-            )
-        return row
 
     def _unwritten(self, text: str) -> str | None:
         """Return in words what a chat template leaves out of a source that is told as a chat, or None."""
