@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset, Image, IterableDataset, LargeList, List
+from datasets import Dataset, Image, IterableDataset, List
 from PIL import Image as Pillow
 from torch import Tensor
 from transformers import ProcessorMixin
@@ -19,8 +19,10 @@ from ..compat.transformers import picture_token
 from ..errors import PromptTuningError, first_line
 from .chat_template import ChatTemplate
 from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
+from .picture_columns import picture_columns, undecoded
 from .picture_parts import picture_part
-from .template import PICTURE_KEYS, PromptTemplate, parse
+from .picture_values import pictures_in
+from .template import PromptTemplate, parse
 
 logger = logging.getLogger(__name__)
 
@@ -108,21 +110,14 @@ class PictureProcessor:
 
         Warn if none of its columns has pictures.
         """
-        columns = {}
-        for name, feature in (data.features or {}).items():
-            if isinstance(feature, Image):
-                columns[name] = Image(decode=False)
-            elif isinstance(feature, List | LargeList) and isinstance(feature.feature, Image):
-                columns[name] = List(Image(decode=False))
-        for name, feature in columns.items():
-            data = data.cast_column(name, feature)
+        columns, data = picture_columns(data.features), undecoded(data)
         if data.features and not columns:
             logger.warning(
                 "%s reads pictures, and no column of the data has any (%s). If one names files, cast it: "
                 'data.cast_column("…", datasets.Image()).',
                 *(self.name, ", ".join(data.features)),
             )
-        self._columns |= columns.keys()
+        self._columns |= set(columns)
         return data
 
     def placed(self, row: Mapping[str, Any], template: PromptTemplate | ChatTemplate) -> Placed:
@@ -243,17 +238,6 @@ def _with_parts(message: Any, change: Any) -> Any:
     if not isinstance(content, list | tuple):
         return message
     return {**message, "content": [change(part) for part in content]}
-
-
-def pictures_in(value: Any) -> list[Any]:
-    """Return the pictures of a column's value: one or several, as Pillow's or as datasets has them; else none."""
-    if _is_picture(value):
-        return [value]
-    return list(value) if isinstance(value, list | tuple) and value and all(map(_is_picture, value)) else []
-
-
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, Pillow.Image) or (isinstance(value, Mapping) and value.keys() == PICTURE_KEYS)
 
 
 def opened(value: Any, where: str) -> Pillow.Image:

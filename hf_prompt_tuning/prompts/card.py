@@ -9,7 +9,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.chat_template import ChatTemplate
-from ..hub.backbones import AUTO_CLASSES
+from ..hub.auto_classes import AUTO_CLASSES
 from ..hub.files import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
