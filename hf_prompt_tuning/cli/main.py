@@ -29,7 +29,7 @@ from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
 from .head_arguments import TRAINED_HEADS, head_options
 from .head_predictions import head_records, write_records
-from .pictures import processing_class
+from .pictures import check_not_of_gguf, processing_class
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def load_backbone(
         raise PromptTuningError(
             f"task_type is {args.task_type!r}; give CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS, or leave it out."
         )
+    check_not_of_gguf(pictures, args.gguf_file)
     name, hub = args.model_name_or_path, {"revision": args.model_revision, "token": args.token}
     advice, gguf = "Check its name, its revision and your access to it.", args.gguf_file
     options = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}

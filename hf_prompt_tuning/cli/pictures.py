@@ -1,7 +1,7 @@
 """What the command does for rows with pictures: their columns, the template's limit, and the backbone's processor."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def for_pictures(
 
 
 def processing_class(
-    backbone: PreTrainedModel, pictures: list[str], template: Any, *place: Any, gguf_file: str | None
+    backbone: PreTrainedModel, pictures: Sequence[str], template: Any, *place: Any, gguf_file: str | None
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
     """Return the backbone's processor if rows have `pictures`, in columns of these names; else its tokenizer.
 
@@ -83,16 +83,21 @@ def processing_class(
             name,
         )
         return _with_chat_template(tokenizer, template, place)
-    fault = None
-    if gguf_file is not None:
-        fault = f"gguf_file is {gguf_file!r}, from which texts alone are read"
-    elif not sees:
-        fault = f"the backbone is a {name}, which reads texts alone"
-    elif (processor := load_processor(*place)) is None:
-        fault = f"the backbone, a {name}, has no processor in its files"
-    else:
-        return processor
-    raise PromptTuningError(
+    if not sees:
+        raise _unread(pictures, f"the backbone is a {name}, which reads texts alone")
+    if (processor := load_processor(*place)) is None:
+        raise _unread(pictures, f"the backbone, a {name}, has no processor in its files")
+    return processor
+
+
+def check_not_of_gguf(pictures: Sequence[str], gguf_file: str | None) -> None:
+    """Raise PromptTuningError if rows have pictures, and the backbone is to be read from a GGUF file."""
+    if pictures and gguf_file is not None:
+        raise _unread(pictures, f"gguf_file is {gguf_file!r}, from which no part that sees is read")
+
+
+def _unread(pictures: Sequence[str], fault: str) -> PromptTuningError:
+    return PromptTuningError(
         f"the column {pictures[0]!r} has pictures, and {fault}; give a backbone that sees, with its processor "
         "(AutoModelForImageTextToText, AutoProcessor), or leave the column out of the template."
     )

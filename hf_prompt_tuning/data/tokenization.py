@@ -1,19 +1,20 @@
 """Tokenize rows: cut the source, start the target after it, and end the target with EOS."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset, Features, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from .chat_format import ChatFormat
 from .chat_rendering import ChatRenderer
 from .chat_targets import answer_ids
+from .contents import Content, model_inputs
 from .continuation import continuation_ids
 from .encoded_rows import FEATURES, columns_of
 from .files import ORIGIN
@@ -33,18 +34,6 @@ Tokenizing takes seconds per megabyte.
 def origin(row: Mapping[str, Any]) -> str:
     """Return the origin of a row in parentheses, or "" if it is unknown."""
     return f" ({row[ORIGIN]})" if row.get(ORIGIN) else ""
-
-
-class Content(NamedTuple):
-    """A row that is to be answered.
-
-    Attributes:
-        ids: its tokens.
-        unwritten: in words, the first part of a chat that the chat template left out; None if all is there.
-    """
-
-    ids: list[int]
-    unwritten: str | None
 
 
 class PromptTokenizer:
@@ -200,8 +189,24 @@ class PromptTokenizer:
             raise PromptTuningError(
                 f"the template's field {{{missing[0]}}} is not in the row, which has {column_names(row)}."
             )
-        text, ids, _ = self._fitted(row)
-        return Content(ids, self._unwritten(text))
+        if self.pictures is None:
+            text, ids, _ = self._fitted(row)
+            return Content(ids, self._unwritten(text))
+        placed = self.pictures.placed(row, self.template)
+        text, ids, _ = self._fitted(placed.row)
+        return Content(ids, self._unwritten(text), self.pictures.columns(ids, placed))
+
+    def inputs(self, rows: Iterable[Any]) -> BatchEncoding:
+        """Return what the model takes of rows, as `read_content` takes them, to answer them.
+
+        Returns `input_ids` and `attention_mask`, [B, T] long, padded at the tokenizer's side, and with a processor
+        what it makes of the rows' pictures. Errors are those of `read_content`.
+        """
+        return self.inputs_of([self.read_content(row) for row in rows])
+
+    def inputs_of(self, contents: Sequence[Content]) -> BatchEncoding:
+        """Return what `inputs` does of rows that `read_content` has read."""
+        return model_inputs(contents, self.tokenizer, self.pictures)
 
     def _unwritten(self, text: str) -> str | None:
         """Return in words what a chat template leaves out of a source that is told as a chat, or None."""

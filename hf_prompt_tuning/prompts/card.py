@@ -65,6 +65,7 @@ def write_card(
         "auto_class": AUTO_CLASSES[config.task_type or "CAUSAL_LM"].__name__,
         "tags_tokens": config.task_type == "TOKEN_CLS",
         "processor": info.data.get("processor"),
+        "picture_columns": str(info.data.get("picture_columns") or "").split(", "),
         "finds_answers": config.task_type == "QUESTION_ANS",
         "gives_features": config.task_type == "FEATURE_EXTRACTION",
         "chats": isinstance(info.template, ChatTemplate),

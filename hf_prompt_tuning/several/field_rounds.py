@@ -48,6 +48,7 @@ class FieldRounds(EnsembleTrainer):
     """
 
     finds_settings = True
+    drops_prompts = True
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class FieldRounds(EnsembleTrainer):
         """Run an update step as `MultiPromptTrainer` does, without the rows of prompts that were dropped."""
         # Here and not in the data loader, whose workers prepare batches before a round ends.
         names = set(self.members)
-        batches = [rows_of_prompts(batch, names) for batch in inputs["micro_batches"]]
+        batches = [rows_of_prompts(batch, names, self.data_collator) for batch in inputs["micro_batches"]]
         return super().training_step(model, {"micro_batches": batches}, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
