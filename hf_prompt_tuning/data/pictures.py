@@ -20,7 +20,7 @@ from ..errors import PromptTuningError, first_line
 from .chat_template import ChatTemplate
 from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
 from .picture_columns import picture_columns, undecoded
-from .picture_parts import picture_part
+from .picture_parts import is_place, picture_part
 from .picture_values import pictures_in
 from .template import PromptTemplate, parse
 
@@ -189,13 +189,8 @@ class PictureProcessor:
         taken, texts = [], []
 
         def with_text(part: Any) -> Any:
-            if not isinstance(part, Mapping) or part.get("type") != "image":
+            if not is_place(part, len(taken)):
                 return part
-            if own := [key for key, value in part.items() if value is not None and key not in ("type", "text")]:
-                raise PromptTuningError(
-                    f"a part of a message has its picture as {own[0]!r}; put pictures in the column 'images', in the "
-                    'order of their parts, which are {"type": "image"}.'
-                )
             taken.append(next(waiting, None))
             texts.append("" if taken[-1] is None else self._written(taken[-1], f"{{{column}}}"))
             return picture_part(self.token, texts[-1])

@@ -231,6 +231,30 @@ def test_a_run_resumes(files):
     assert [log["loss"] for log in again if "loss" in log] == [log["loss"] for log in losses if "loss" in log]
 
 
+def test_several_tasks_and_an_ensemble(files):
+    """Tasks with pictures and without, each with its files and predictions; and prompts that vote."""
+    write(files / "words.jsonl", [{"question": row["question"], "label": row["label"]} for row in ROWS])
+    words = {"train_file": str(files / "words.jsonl"), "validation_file": str(files / "words.jsonl")}
+    own = ("source_template", "image_columns", "train_file", "validation_file")
+    config = yaml.safe_load((files / "config.yaml").read_text())
+    tasks = [
+        {"name": "seen"} | {name: config[name] for name in own},
+        {"name": "read", "source_template": "{question} Answer :"} | words,
+    ]
+    out = run(files, **dict.fromkeys(own) | {"tasks": tasks, "num_train_epochs": 1})
+    assert [record["input"] for record in records(out / "seen")][0] == "Seen : [dog.png] a small dog ? Answer :"
+    assert [record["input"] for record in records(out / "read")][0] == "a small dog ? Answer :"
+    infos = [json.loads((out / name / "prompt_tuning.json").read_text()) for name in ("seen", "read")]
+    assert [info["template"]["max_source_length"] for info in infos] == [None, 512]
+    assert [info["data"].get("picture_columns") for info in infos] == ["picture", None]
+    voted = run(files, "--num_prompts", 2, "--output_dir", files / "voted", num_train_epochs=1).parent / "voted"
+    first = records(voted)[0]
+    assert first["input"] == "Seen : [dog.png] a small dog ? Answer :" and set(first["votes"]) == {
+        "prompt_1",
+        "prompt_2",
+    }
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -157,6 +157,23 @@ def test_chats_with_pictures(name, tmp_path):
         assert answer == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+def test_parts_with_an_index(tmp_path):
+    """As data sets of llava's format write them: each part has an index, and keys that others have."""
+    keys = {"index": None, "text": None}
+
+    def numbered(content):
+        numbers = iter(range(9))
+        return [keys | part | ({"index": next(numbers)} if part["type"] == "image" else {}) for part in content]
+
+    turns = CHATS[0]["messages"][:2]
+    both = [IMAGE, IMAGE, text("a small dog ?")]
+    rows = [[{"role": "user", "content": content}, turns[1]] for content in (both, numbered(both))]
+    data = [{"messages": messages, "images": CHATS[0]["images"]} for messages in rows]
+    trainer, _ = trainer_of("idefics3", tmp_path, data, ChatTemplate())
+    first, second = (trainer.train_dataset[i] for i in (0, 1))
+    assert first["input_ids"] == second["input_ids"] and first["labels"] == second["labels"]
+
+
 def test_a_template_with_markers_and_pictures(tmp_path):
     """What the template marks as the assistant's stands further behind, by what is written for pictures before it."""
     marked = (
@@ -256,6 +273,18 @@ def chat(content, **columns):
             r"the columns 'image', 'images' have pictures, .* call '\w+' so, or remove it",
         ),
         (chat([IMAGE | {"url": "x"}, text("a")]), ChatTemplate(), "has its picture as 'url'; put pictures in the col"),
+        (
+            chat([{"type": "image_url", "image_url": {"url": "x"}}, text("a")], images=[picture(8, 8)]),
+            ChatTemplate(),
+            r"its picture as 'image_url'; put pictures in the column 'images', .* \{\"type\": \"image\"\}",
+        ),
+        (chat([{"type": "input_image"}, text("a")]), ChatTemplate(), "has its picture as 'input_image'; put pictures"),
+        (
+            chat([IMAGE | {"index": 1}, text("a")], images=[picture(8, 8)]),
+            ChatTemplate(),
+            "a picture's part has the index 1, and is number 0 of the row",
+        ),
+        (chat([IMAGE, text("a")], images=["dog.png"]), ChatTemplate(), "'images' holds .'dog.png'., and not pictures"),
         (chat([IMAGE, text("<image>")], image=picture(8, 8)), ChatTemplate(), "has 1 pictures, .* writes 2 times"),
         (
             chat([IMAGE, text("a")], image=picture(8, 8)),
@@ -288,8 +317,6 @@ def test_where_pictures_are_not_read_a_processor_is_refused(tmp_path):
         tiny_prompt_model("llama").row_encoder(processor, TEMPLATE)
     model = tiny_prompt_model("", backbone=backbone)
     model.info.template = TEMPLATE
-    with pytest.raises(PromptTuningError, match="Idefics3Processor, and these pipelines read texts alone"):
-        PromptClassificationPipeline(model, processor)
     reader = PromptClassificationPipeline(model, processor.tokenizer)
     with pytest.raises(PromptTuningError, match=r"\{image\} is a Image .*, and a template takes texts"):
         reader(ROWS[0])
