@@ -242,8 +242,8 @@ def test_several_tasks_and_an_ensemble(files):
         {"name": "read", "source_template": "{question} Answer :"} | words,
     ]
     out = run(files, **dict.fromkeys(own) | {"tasks": tasks, "num_train_epochs": 1})
-    assert [record["input"] for record in records(out / "seen")][0] == "Seen : [dog.png] a small dog ? Answer :"
-    assert [record["input"] for record in records(out / "read")][0] == "a small dog ? Answer :"
+    assert records(out / "seen")[0]["input"] == "Seen : [dog.png] a small dog ? Answer :"
+    assert records(out / "read")[0]["input"] == "a small dog ? Answer :"
     infos = [json.loads((out / name / "prompt_tuning.json").read_text()) for name in ("seen", "read")]
     assert [info["template"]["max_source_length"] for info in infos] == [None, 512]
     assert [info["data"].get("picture_columns") for info in infos] == ["picture", None]
