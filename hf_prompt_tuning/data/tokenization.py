@@ -1,7 +1,7 @@
 """Tokenize rows: cut the source, start the target after it, and end the target with EOS."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import Any
@@ -202,11 +202,7 @@ class PromptTokenizer:
         Returns `input_ids` and `attention_mask`, [B, T] long, padded at the tokenizer's side, and with a processor
         what it makes of the rows' pictures. Errors are those of `read_content`.
         """
-        return self.inputs_of([self.read_content(row) for row in rows])
-
-    def inputs_of(self, contents: Sequence[Content]) -> BatchEncoding:
-        """Return what `inputs` does of rows that `read_content` has read."""
-        return model_inputs(contents, self.tokenizer, self.pictures)
+        return model_inputs([self.read_content(row) for row in rows], self.tokenizer, self.pictures)
 
     def _unwritten(self, text: str) -> str | None:
         """Return in words what a chat template leaves out of a source that is told as a chat, or None."""

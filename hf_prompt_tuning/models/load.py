@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..data.processors import is_processor, own_chat_template, tokenizer_in
+from ..data.processors import own_chat_template
 from ..data.template import PromptTemplate
 from ..errors import PromptLoadError
 from ..hub.auto_classes import reads_pictures
@@ -98,8 +98,7 @@ def load_prompt(
         device_map: the backbone's devices, as in `from_pretrained`.
         backbone: in place of the one that the prompt names: a loaded model (then only the prompt is downloaded), or
             the folder or Hub id of a model.
-        tokenizer: in place of the backbone's; copied, with a warning, if its chat template is not the prompt's. Its
-            processor, too, for rows with pictures.
+        tokenizer: in place of the backbone's, or its processor; copied, with a warning, if its chat template differs.
         is_trainable: make the prompt trainable.
         ignore_mismatch: warn about another backbone than the prompt was trained on, instead of raising an error.
         cache_dir: as in `from_pretrained`.
@@ -117,13 +116,20 @@ def load_prompt(
         check_backbone(backbone)
     again = options.get("force_download")
     saved = read_prompt(prompt, revision=revision, subfolder=subfolder, force_download=again, **hub)
-    given = tokenizer
+    is_given = tokenizer is not None
     backbone, tokenizer = _backbone_and_tokenizer(saved, backbone, tokenizer, hub, options)
     cls = MODEL_CLASSES[check_backbone(backbone)]
-    model = cls.from_pretrained(backbone, saved, "default", is_trainable, ignore_mismatch, tokenizer_in(tokenizer))
-    tokenizer = _with_chat_template(tokenizer, model.info.template, given is not None)
-    processor = tokenizer if is_processor(tokenizer) else None
-    return LoadedPrompt(model, tokenizer_in(tokenizer), model.info.template, saved.source, processor)
+    model = cls.from_pretrained(backbone, saved, "default", is_trainable, ignore_mismatch, _tokenizer_of(tokenizer))
+    tokenizer = _with_chat_template(tokenizer, model.info.template, is_given)
+    return LoadedPrompt(model, _tokenizer_of(tokenizer), model.info.template, saved.source, _processor_of(tokenizer))
+
+
+def _processor_of(tokenizer: Coder | None) -> ProcessorMixin | None:
+    return tokenizer if isinstance(tokenizer, ProcessorMixin) else None
+
+
+def _tokenizer_of(tokenizer: Coder | None) -> PreTrainedTokenizerBase | None:
+    return tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
 
 
 def _with_chat_template(tokenizer: Coder | None, template: Any, is_given: bool) -> Coder | None:
@@ -133,14 +139,14 @@ def _with_chat_template(tokenizer: Coder | None, template: Any, is_given: bool) 
         return tokenizer
     if is_given:
         own = own_chat_template(tokenizer)
-        if chat.chat_template == (tokenizer_in(tokenizer).chat_template if own is None else own):
+        if chat.chat_template == (_tokenizer_of(tokenizer).chat_template if own is None else own):
             return tokenizer
         logger.warning(
             "The prompt was trained with another chat template than that of the tokenizer given. Use the tokenizer "
             "that is returned, a copy with the prompt's: apply_chat_template of yours writes other tokens."
         )
         tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = tokenizer_in(tokenizer).chat_template = chat.chat_template
+    tokenizer.chat_template = _tokenizer_of(tokenizer).chat_template = chat.chat_template
     return tokenizer
 
 

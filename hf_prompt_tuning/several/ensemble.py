@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import RowTemplate
-from ..data.contents import Content
+from ..data.contents import Content, model_inputs
 from ..data.processors import tokenizer_in
 from ..data.rows import column_names, series_row, table_rows
 from ..data.unwritten import UnwrittenWarning
@@ -103,7 +103,8 @@ class PromptEnsemble:
         return content
 
     def _batch(self, contents: list[Content]) -> dict[str, Any]:
-        batch = dict(self._encoder.inputs_of(contents).to(self.model.device))
+        inputs = model_inputs(contents, self.tokenizer, self._encoder.pictures)
+        batch = dict(inputs.to(self.model.device))
         return batch | {"labels": torch.full_like(batch["input_ids"], IGNORED)}  # no row is more than a source
 
     def _ranked(self, batch: dict[str, Any]) -> np.ndarray:
