@@ -15,6 +15,7 @@ from transformers import set_seed
 from hf_prompt_tuning import EnsembleTrainer, FieldTrainer, PromptTuningTrainer, get_prompt_tuning_model
 from hf_prompt_tuning.cli.arguments import Arguments, parse_arguments
 from hf_prompt_tuning.cli.main import load_backbone, report, run, save_predictions, set_up_logging, warn_if_unlearned
+from hf_prompt_tuning.cli.pictures import for_pictures
 from hf_prompt_tuning.cli.splits import load_splits, load_transfer
 from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
 from hf_prompt_tuning.training.push_arguments import check_hub
@@ -44,7 +45,9 @@ def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) ->
     """Load the frozen backbone, put a new prompt in front of it, and return the trainer of the prompt."""
     args, prompt, model = arguments.training, arguments.prompt, arguments.model
     set_seed(args.seed)
-    backbone, tokenizer = load_backbone(model, template)
+    # Of rows with pictures, the backbone's processor in place of its tokenizer.
+    template, pictures = for_pictures(template, splits, arguments.data)
+    backbone, tokenizer = load_backbone(model, template, pictures)
     options = {
         "args": args,
         "train_dataset": splits.get("train") if args.do_train else None,

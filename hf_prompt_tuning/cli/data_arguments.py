@@ -24,7 +24,7 @@ class DataArguments:
     dataset_revision: str | None = HfArg(
         default=None, help="Revision of the data set. For one that is a script: refs/convert/parquet."
     )
-    train_file: str | None = HfArg(default=None, help="Training rows: a csv, tsv, json, jsonl or parquet file.")
+    train_file: str | None = HfArg(default=None, help="Training rows: a csv, tsv, json, jsonl, parquet or arrow file.")
     validation_file: str | None = HfArg(default=None, help="Validation rows.")
     test_file: str | None = HfArg(default=None, help="Test rows, for --do_predict.")
     transfer_file: list[str] | None = HfArg(
@@ -38,6 +38,11 @@ class DataArguments:
         metadata={"action": "extend"},
     )
     column_names: list[str] | None = HfArg(default=None, help="Columns of csv and tsv files without a header line.")
+    image_columns: list[str] | None = HfArg(
+        default=None,
+        help="Columns of pictures: names of their files, absolute or relative to the data's folder, or bytes. Columns "
+        "that the datasets library has as pictures need no mention.",
+    )
     validation_split_percentage: int | None = HfArg(
         default=None, help="Percentage of the training rows to use for validation, if there are no validation rows."
     )

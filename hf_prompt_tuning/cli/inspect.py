@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--gguf_file", help="GGUF file to load the backbone from")
     flags.add_argument("--dtype", help="float32, bfloat16 or float16 for the backbone (default: its own)")
     flags.add_argument("--ignore_mismatch", action="store_true", help="accept another backbone than the prompt's")
-    flags.add_argument("--data", help="rows with the template's columns: a csv, tsv, json, jsonl or parquet file")
+    flags.add_argument("--data", help="rows with the template's columns: csv, tsv, json, jsonl, parquet or arrow")
     flags.add_argument("--column_names", nargs="+", help="columns of a csv or tsv file without a header line")
     flags.add_argument("--max_rows", type=int, default=100, help="number of rows to sample (default: 100)")
     flags.add_argument("--words", type=int, default=5, help="number of nearest words for each position (default: 5)")

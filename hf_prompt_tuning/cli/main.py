@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import transformers
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.trainer_utils import PredictionOutput
 
 from ..data.head_template import HeadTemplate
+from ..data.picture_columns import undecoded
+from ..data.shown_pictures import shown
 from ..errors import CheckpointSaveError, PromptTuningError
 from ..hub import backbones
 from ..several.ensemble_trainer import EnsembleTrainer
@@ -27,6 +29,7 @@ from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
 from .head_arguments import TRAINED_HEADS, head_options
 from .head_predictions import head_records, write_records
+from .pictures import check_not_of_gguf, processing_class
 
 logger = logging.getLogger(__name__)
 
@@ -51,22 +54,26 @@ def set_up_logging(args: PromptTuningArguments) -> None:
         )
 
 
-def load_backbone(args: ModelArguments, template: Any = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the backbone and its tokenizer, with a head for the template's classes if the task type is of heads.
+def load_backbone(
+    args: ModelArguments, template: Any = None, pictures: Sequence[str] = ()
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | ProcessorMixin]:
+    """Load the backbone, with a head for the template's classes if the task type is of heads, and its tokenizer.
 
-    Raise PromptTuningError if that fails, or the task type is invalid.
+    If the template reads columns of `pictures`, load its processor in place of the tokenizer. Raise PromptTuningError
+    if that fails, or the task type is invalid.
     """
     if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", *TRAINED_HEADS):
         raise PromptTuningError(
             f"task_type is {args.task_type!r}; give CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS, or leave it out."
         )
+    check_not_of_gguf(pictures, args.gguf_file)
     name, hub = args.model_name_or_path, {"revision": args.model_revision, "token": args.token}
     advice, gguf = "Check its name, its revision and your access to it.", args.gguf_file
     options = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
     if isinstance(template, HeadTemplate):
         options["head"] = partial(head_options, template, task_type=args.task_type)
     backbone, place = backbones.load_backbone(name, args.task_type, hub, advice, gguf_file=gguf, **options)
-    return backbone, backbones.load_tokenizer(name, place, hub, advice, gguf)
+    return backbone, processing_class(backbone, pictures, template, name, place, hub, advice, gguf_file=gguf)
 
 
 def report(trainer: PromptTuningTrainer, split: str, metrics: dict[str, Any]) -> None:
@@ -99,12 +106,13 @@ def save_predictions(
         write_records(file, head_records(trainer.rows.tokenizer, output, data))
         return file
     # A field ends with one prompt, unless its vote is better.
+    data = undecoded(data)
     members = trainer.members if isinstance(trainer, EnsembleTrainer) and len(trainer.members) > 1 else []
     words = [info.template.label_words[label] for label in info.template.labels]
     with file.open("w", encoding="utf-8") as lines:
         rows = enumerate(zip(data, output.predictions, output.label_ids, strict=True))
         for number, (row, predicted, reference) in rows:
-            record: dict[str, Any] = {"row": number, "input": info.template.shown(row)}
+            record: dict[str, Any] = {"row": number, "input": shown(info.template, row)}
             if members:
                 record |= label_record(info.template, members, predicted) if words else text_record(members, predicted)
             elif words:

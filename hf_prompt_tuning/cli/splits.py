@@ -13,6 +13,7 @@ from ..data.labels import check_label_column
 from ..errors import PromptTuningError
 from ..hub.errors import words
 from .data_arguments import DataArguments
+from .pictures import pictures_of_file, pictures_of_split
 
 
 def split_names(
@@ -43,10 +44,12 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
             )
         except Exception as error:  # see split_names
             raise _not_loaded(args.dataset_name, error) from error
+        splits = DatasetDict({name: pictures_of_split(data, args, name) for name, data in splits.items()})
     for split in ("train", "validation", "test"):
         file = getattr(args, f"{split}_file")
         if file is not None:
-            splits[split] = _with_origin(read_file(file, args.column_names, token), file)
+            data = pictures_of_file(read_file(file, args.column_names, token), args, file)
+            splits[split] = _with_origin(data, file)
     if not splits:
         raise PromptTuningError("there is no data; give train_file, validation_file, test_file or dataset_name.")
     percentage = args.validation_split_percentage
@@ -89,10 +92,11 @@ def load_transfer(args: DataArguments, template: RowTemplate, token: str | None 
                 f"({', '.join(files) or 'which is not given'})."
             )
         renamed[parts[1]][parts[2]] = parts[3]
-    return {
-        name: _with_origin(_for_template(read_file(file, None, token), name, renamed[name], template), file)
-        for name, file in files.items()
-    }
+    transfer = {}
+    for name, file in files.items():
+        data = _for_template(read_file(file, None, token), name, renamed[name], template)
+        transfer[name] = _with_origin(pictures_of_file(data, args, file), file)
+    return transfer
 
 
 def _for_template(data: Dataset, name: str, columns: dict[str, str], template: RowTemplate) -> Dataset:

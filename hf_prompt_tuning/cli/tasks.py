@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from ..data.chat_tokenization import RowTemplate
 from ..errors import PromptTuningError
 from ..prompts.config import check_name
 from ..several.task import OF_TRAINING, PromptTask
@@ -26,6 +27,7 @@ from .arguments import (
 from .data_arguments import DataArguments
 from .head_arguments import check_for_one_prompt
 from .main import load_backbone, report, save_predictions, set_up_logging, warn_if_unlearned
+from .pictures import for_pictures
 from .splits import load_splits
 from .teacher_arguments import OF_TEACHER
 
@@ -91,8 +93,13 @@ def train_tasks(config: TasksConfig) -> None:
     set_up_logging(args)
     check_hub(args)
     splits = {name: load_splits(task.data, args.seed, config.model.token) for name, task in arguments.items()}
-    backbone, tokenizer = load_backbone(config.model)
-    tasks = [_task(name, splits[name], arguments[name], args) for name in arguments]
+    templates, pictures = {}, []
+    for name, task in arguments.items():
+        template = task.template().with_label_words(splits[name].get("train"), splits[name].get("validation"))
+        templates[name], columns = for_pictures(template, splits[name], task.data)
+        pictures += columns
+    backbone, tokenizer = load_backbone(config.model, pictures=pictures)
+    tasks = [_task(name, splits[name], arguments[name], templates[name], args) for name in arguments]
     trainer = MultiPromptTrainer(backbone, args, tasks, tokenizer)
     for name, task in arguments.items():
         trainer.model.prompt_info[name].data |= task.data.described()
@@ -116,7 +123,9 @@ def train_tasks(config: TasksConfig) -> None:
             save_predictions(trainer, output, tests[name], name)
 
 
-def _task(name: str, splits: DatasetDict, arguments: Arguments, of_run: PromptTuningArguments) -> PromptTask:
+def _task(
+    name: str, splits: DatasetDict, arguments: Arguments, template: RowTemplate, of_run: PromptTuningArguments
+) -> PromptTask:
     model, prompt, training = arguments.model, arguments.prompt, arguments.training
     train, validation = splits.get("train"), splits.get("validation")
     by_steps = training.max_steps > 0
@@ -125,7 +134,7 @@ def _task(name: str, splits: DatasetDict, arguments: Arguments, of_run: PromptTu
         prompt.config(model.task_type, model.token),
         train if of_run.do_train else None,
         validation if of_run.do_eval else None,
-        arguments.template().with_label_words(train, validation),
+        template,
         learning_rate=training.learning_rate,
         num_train_epochs=None if by_steps else training.num_train_epochs,
         max_steps=training.max_steps if by_steps else None,

@@ -14,6 +14,7 @@ from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from .chat_targets import last_run, tokens, with_targets
 from .chat_template import ChatTemplate
+from .contents import Content
 from .conversation import Conversation
 from .labels import LabelReader
 from .messages import ASSISTANT, read_messages
@@ -21,7 +22,7 @@ from .processors import is_processor, own_chat_template
 from .roles import check_roles
 from .rows import series_row
 from .template import PromptTemplate
-from .tokenization import Content, PromptTokenizer
+from .tokenization import PromptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,19 @@ class ChatTokenizer(PromptTokenizer):
         """
         column = self.template.messages_column
         content = series_row(content, [column])
+        if self.pictures is not None and not isinstance(content, str):
+            return self._read_seen(content if isinstance(content, Mapping) else {column: content}, content)
+        return self._read_text(content)
+
+    def _read_seen(self, row: Mapping[str, Any], content: Any) -> Content:
+        """Return what `read_content` does, with the pictures of a row."""
+        placed = self.pictures.placed(row, self.template)
+        column = self.template.messages_column
+        found = self._read_text(placed.row if isinstance(content, Mapping) else placed.row[column])
+        return found._replace(columns=self.pictures.columns(found.ids, placed))
+
+    def _read_text(self, content: Any) -> Content:
+        column = self.template.messages_column
         if isinstance(content, Mapping) and column in content:
             question, _ = self.question(content)
             return self._content(question, self.chats.text(question, generation_prompt=True))

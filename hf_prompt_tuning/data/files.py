@@ -1,9 +1,9 @@
-"""Read the rows of csv, tsv, json, jsonl and parquet files. Errors name the file and the row."""
+"""Read the rows of csv, tsv, json, jsonl, parquet and arrow files. Errors name the file and the row."""
 
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,8 @@ from ..hub.errors import words
 from .message_content import of_one_kind
 
 csv.field_size_limit(2**31 - 1)  # Some documents are longer than Python's default limit of 128 KB.
-READERS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+COLUMNAR = (".parquet", ".arrow")
+READERS = (".csv", ".tsv", ".json", ".jsonl", *COLUMNAR)
 ORIGIN = "__origin__"
 """The column that names the origin of a row ("row 3 of train.csv")."""
 URL = "hf://"
@@ -29,7 +30,7 @@ CHUNK = 10_000
 
 
 def read_file(file: str | Path, column_names: list[str] | None = None, token: str | None = None) -> Dataset:
-    """Return the rows of a csv, tsv, json, jsonl or parquet file.
+    """Return the rows of a csv, tsv, json, jsonl, parquet or arrow file.
 
     Values are not converted. Every value of a csv or tsv file is text ("007", "NA" and "null" too). A date in a json
     file stays text. Quotation marks in a tsv file are part of the text, as in most tsv files: otherwise an unpaired
@@ -58,7 +59,7 @@ def read_file(file: str | Path, column_names: list[str] | None = None, token: st
             f"column_names are for csv and tsv files, and the data file is {str(file)!r}; leave them out."
         )
     else:
-        data = _parquet(path) if suffix == ".parquet" else _dataset(path, _json_rows(path))
+        data = _columnar(path, suffix) if suffix in COLUMNAR else _dataset(path, _json_rows(path))
     if len(data) == 0:
         raise PromptTuningError(f"the data file {str(file)!r} has no rows; give one with rows, or leave it out.")
     return data
@@ -259,25 +260,36 @@ def _items(text: str) -> Iterator[str]:
         yield ""
 
 
-def _parquet(path: Path) -> Dataset:
-    """Return the rows of a parquet file. Check its texts first, because a reader does not check their UTF-8."""
+def _columnar(path: Path, kind: str) -> Dataset:
+    """Return the rows of a parquet file, or of an arrow file as the datasets library writes it.
+
+    Check its texts, because a reader does not check their UTF-8.
+    """
     try:
-        before = 0
+        if kind == ".arrow":
+            data = Dataset.from_file(str(path))
+            _check_texts(path, data.data.to_batches(CHUNK))
+            return data
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(CHUNK):
-                _check_texts(path, batch, before)
-                before += batch.num_rows
+            _check_texts(path, file.iter_batches(CHUNK))
         return load_dataset("parquet", data_files={"data": str(path)}, split="data")
     except PromptTuningError:
         raise
     except Exception as error:  # pyarrow and datasets each raise their own errors
         cause = first_line(error.__cause__ or error)
         raise PromptTuningError(
-            f"the data file {str(path)!r} cannot be read as parquet: {cause} Write the file again."
+            f"the data file {str(path)!r} cannot be read as {kind[1:]}: {cause} Write the file again."
         ) from error
 
 
-def _check_texts(path: Path, batch: pa.RecordBatch, before: int) -> None:
+def _check_texts(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    before = 0
+    for batch in batches:
+        _check_batch(path, batch, before)
+        before += batch.num_rows
+
+
+def _check_batch(path: Path, batch: pa.RecordBatch, before: int) -> None:
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid:

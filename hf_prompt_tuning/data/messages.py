@@ -114,7 +114,8 @@ def _content(content: Any, where: str) -> Content:
         if not is_text_part(part) and not is_picture_part(part):
             raise PromptTuningError(
                 f"{where} has the content {part!r:.80}; a prompt is tuned on text: give a text, or a list of "
-                '{"type": "text", "text": …}. Pictures are read with a processor as the trainer\'s processing_class.'
+                '{"type": "text", "text": …}. Pictures are read with a processor as the trainer\'s processing_class, '
+                'from the column "images", and their parts are {"type": "image"}.'
             )
     if has_pictures(parts):
         return [part if is_picture_part(part) else text_part(part["text"]) for part in parts]

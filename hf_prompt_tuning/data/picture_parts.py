@@ -13,6 +13,8 @@ from ..errors import PromptTuningError
 
 TOKEN, WRITTEN = "picture_token", "picture_written"
 """The keys of a picture's part: the template's token for it, and what stands in its place."""
+OTHER_TYPES = ("image_url", "input_image")
+"""What other APIs call a part that is a picture."""
 
 
 def picture_part(token: str, written: str) -> dict[str, str]:
@@ -23,6 +25,28 @@ def picture_part(token: str, written: str) -> dict[str, str]:
 def is_picture_part(part: Any) -> bool:
     """Tell whether a part is a picture of which a processor has told what is written."""
     return isinstance(part, Mapping) and WRITTEN in part
+
+
+def is_place(part: Any, number: int) -> bool:
+    """Tell whether a part of a message is the place of a picture, of the row's picture `number`, from 0.
+
+    Raise PromptTuningError if it has its picture in itself, as other APIs write it, or the index of another picture.
+    """
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in ("image", *OTHER_TYPES):
+        return False
+    own = [key for key, value in part.items() if value is not None and key not in ("type", "text", "index")]
+    if own or kind in OTHER_TYPES:
+        raise PromptTuningError(
+            f"a part of a message has its picture as {(own[0] if own else kind)!r}; put pictures in the column "
+            '\'images\', in the order of their parts, and write each part as {"type": "image"}.'
+        )
+    if part.get("index") not in (None, number):
+        raise PromptTuningError(
+            f"a picture's part has the index {part['index']!r:.80}, and is number {number} of the row, from 0; put "
+            "pictures in the order of their parts, and leave the index out."
+        )
+    return True
 
 
 def has_pictures(content: Any) -> bool:

@@ -6,11 +6,11 @@ batch, because their pixels would fill the memory. They are kept as they are in 
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset, Image, IterableDataset, LargeList, List
+from datasets import Dataset, Image, IterableDataset, List
 from PIL import Image as Pillow
 from torch import Tensor
 from transformers import ProcessorMixin
@@ -19,13 +19,19 @@ from ..compat.transformers import picture_token
 from ..errors import PromptTuningError, first_line
 from .chat_template import ChatTemplate
 from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
-from .picture_parts import picture_part
-from .template import PICTURE_KEYS, PromptTemplate, parse
+from .picture_columns import picture_columns, undecoded
+from .picture_parts import is_place, picture_part
+from .picture_values import pictures_in
+from .template import PromptTemplate, parse
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("images", "image")
 """Columns of pictures beside a conversation's messages, which have their places."""
+
+
+OPEN = "open a file by PIL.Image.open, and cast a column of file names: data.cast_column(…, datasets.Image())."
+"""What to do with names of files."""
 
 
 class Placed(NamedTuple):
@@ -63,7 +69,7 @@ class PictureProcessor:
 
     def __init__(self, processor: ProcessorMixin):
         self._processor, self.name = processor, type(processor).__name__
-        self._columns: set[str] = set()
+        self._columns: dict[str, None] = {}
         self.token = picture_token(processor)
         if not isinstance(self.token, str) or getattr(processor, "image_processor", None) is None:
             raise PromptTuningError(
@@ -80,6 +86,15 @@ class PictureProcessor:
             for name in self.type_columns
         }
         self.features = {PICTURES: List(Image()), **dict.fromkeys(self.type_columns, TYPES_FEATURE)}
+
+    @property
+    def columns_read(self) -> list[str]:
+        """The columns of pictures in the data that were encoded, here or in training (`know`)."""
+        return list(self._columns)
+
+    def know(self, columns: Iterable[str]) -> None:
+        """Note columns of pictures, so that a name of a file in one is not read as text."""
+        self._columns |= dict.fromkeys(columns)
 
     def _run(self, picture: Pillow.Image) -> tuple[Mapping[str, Any], str]:
         """Return what the processor makes of one picture, and the text that it writes for it."""
@@ -108,21 +123,14 @@ class PictureProcessor:
 
         Warn if none of its columns has pictures.
         """
-        columns = {}
-        for name, feature in (data.features or {}).items():
-            if isinstance(feature, Image):
-                columns[name] = Image(decode=False)
-            elif isinstance(feature, List | LargeList) and isinstance(feature.feature, Image):
-                columns[name] = List(Image(decode=False))
-        for name, feature in columns.items():
-            data = data.cast_column(name, feature)
+        columns, data = picture_columns(data.features), undecoded(data)
+        self.know(columns)
         if data.features and not columns:
             logger.warning(
                 "%s reads pictures, and no column of the data has any (%s). If one names files, cast it: "
                 'data.cast_column("…", datasets.Image()).',
                 *(self.name, ", ".join(data.features)),
             )
-        self._columns |= columns.keys()
         return data
 
     def placed(self, row: Mapping[str, Any], template: PromptTemplate | ChatTemplate) -> Placed:
@@ -155,12 +163,17 @@ class PictureProcessor:
                 f"{{{places[0]}}} has pictures, and the template tells the row as a chat; give rows of messages with "
                 "parts of the type 'image', and a ChatTemplate."
             )
+        for name in places_of_names(row, [name for name in template.source_columns if name in self._columns]):
+            raise PromptTuningError(f"{{{name}}} is {row[name]!r:.200}, and this column has pictures; {OPEN}")
         # A row without a picture, in a column that has some.
-        row = {name: "" if name in self._columns and not value else value for name, value in row.items()}
+        row = {name: "" if self._is_empty(name, value) else value for name, value in row.items()}
         texts = {name: [self._written(picture, f"{{{name}}}") for picture in seen[name]] for name in set(places)}
         pictures = [picture for name in places for picture in seen[name]]
         joined = {name: "".join(written) for name, written in texts.items()}
         return Placed({**row, **joined}, pictures, [text for name in places for text in texts[name]])
+
+    def _is_empty(self, name: str, value: Any) -> bool:
+        return not value if name in self._columns else isinstance(value, list | tuple) and not value
 
     def _in_chat(self, row: Mapping[str, Any], template: ChatTemplate) -> Placed:
         seen = {name: found for name, value in row.items() if (found := pictures_in(value))}
@@ -169,18 +182,15 @@ class PictureProcessor:
                 f"the columns {', '.join(map(repr, seen))} have pictures, and those of a conversation are in one, "
                 f"'images' or 'image'; call {lost[0]!r} so, or remove it."
             )
+        for name in places_of_names(row, COLUMNS):
+            raise PromptTuningError(f"the column {name!r} holds {row[name]!r:.200}, and not pictures; {OPEN}")
         column = next(iter(seen), COLUMNS[0])
         waiting = iter(seen.get(column, ()))
         taken, texts = [], []
 
         def with_text(part: Any) -> Any:
-            if not isinstance(part, Mapping) or part.get("type") != "image":
+            if not is_place(part, len(taken)):
                 return part
-            if own := [key for key, value in part.items() if value is not None and key not in ("type", "text")]:
-                raise PromptTuningError(
-                    f"a part of a message has its picture as {own[0]!r}; put pictures in the column 'images', in the "
-                    'order of their parts, which are {"type": "image"}.'
-                )
             taken.append(next(waiting, None))
             texts.append("" if taken[-1] is None else self._written(taken[-1], f"{{{column}}}"))
             return picture_part(self.token, texts[-1])
@@ -245,15 +255,11 @@ def _with_parts(message: Any, change: Any) -> Any:
     return {**message, "content": [change(part) for part in content]}
 
 
-def pictures_in(value: Any) -> list[Any]:
-    """Return the pictures of a column's value: one or several, as Pillow's or as datasets has them; else none."""
-    if _is_picture(value):
-        return [value]
-    return list(value) if isinstance(value, list | tuple) and value and all(map(_is_picture, value)) else []
-
-
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, Pillow.Image) or (isinstance(value, Mapping) and value.keys() == PICTURE_KEYS)
+def places_of_names(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    """Return those columns of pictures in which a row has texts, names of files perhaps."""
+    values = {name: row.get(name) for name in columns}
+    firsts = {name: value[0] if isinstance(value, list | tuple) and value else value for name, value in values.items()}
+    return [name for name, first in firsts.items() if isinstance(first, str) and first]
 
 
 def opened(value: Any, where: str) -> Pillow.Image:

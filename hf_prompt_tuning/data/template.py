@@ -24,6 +24,7 @@ from .labels import (
     words_by_number,
     words_of_values,
 )
+from .picture_values import pictures_in
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ NOT_A_COLUMN = re.compile(r"\.__|\[|\]|![rsa]\b|:[^ ]*$")
 
 TEXTS = (str, Number, date, time, timedelta)
 """The types that a field's value may have (a `datetime` is a `date`)."""
-PICTURE_KEYS = {"bytes", "path"}
-"""The keys of a picture as datasets has it."""
 
 
 @dataclass(frozen=True)
@@ -283,12 +282,9 @@ def fill(template: str, row: Mapping[str, Any], longest_field: int | None = None
         if is_missing(value):
             continue
         if not isinstance(value, TEXTS):
-            sees = type(value).__module__.startswith("PIL.") or (
-                isinstance(value, Mapping) and {*value} == PICTURE_KEYS
-            )
             advice = (
                 "Pictures are read with the backbone's processor as the trainer's processing_class."
-                if sees
+                if pictures_in(value)
                 else "Make it one of these in the data."
             )
             raise PromptTuningError(

@@ -1,19 +1,20 @@
 """Tokenize rows: cut the source, start the target after it, and end the target with EOS."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset, Features, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from .chat_format import ChatFormat
 from .chat_rendering import ChatRenderer
 from .chat_targets import answer_ids
+from .contents import Content, model_inputs
 from .continuation import continuation_ids
 from .encoded_rows import FEATURES, columns_of
 from .files import ORIGIN
@@ -33,18 +34,6 @@ Tokenizing takes seconds per megabyte.
 def origin(row: Mapping[str, Any]) -> str:
     """Return the origin of a row in parentheses, or "" if it is unknown."""
     return f" ({row[ORIGIN]})" if row.get(ORIGIN) else ""
-
-
-class Content(NamedTuple):
-    """A row that is to be answered.
-
-    Attributes:
-        ids: its tokens.
-        unwritten: in words, the first part of a chat that the chat template left out; None if all is there.
-    """
-
-    ids: list[int]
-    unwritten: str | None
 
 
 class PromptTokenizer:
@@ -194,8 +183,21 @@ class PromptTokenizer:
         The row is a dict of columns, or the text of the one column. Raise PromptTuningError if it is neither, or lacks
         a column; or as `source_ids` does.
         """
-        text, ids, _ = self._fitted(row_columns(content, self.template.source_columns))
-        return Content(ids, self._unwritten(text))
+        row = row_columns(content, self.template.source_columns)
+        if self.pictures is None:
+            text, ids, _ = self._fitted(row)
+            return Content(ids, self._unwritten(text))
+        placed = self.pictures.placed(row, self.template)
+        text, ids, _ = self._fitted(placed.row)
+        return Content(ids, self._unwritten(text), self.pictures.columns(ids, placed))
+
+    def inputs(self, rows: Iterable[Any]) -> BatchEncoding:
+        """Return what the model takes of rows, as `read_content` takes them, to answer them.
+
+        Returns `input_ids` and `attention_mask`, [B, T] long, padded at the tokenizer's side, and with a processor
+        what it makes of the rows' pictures. Errors are those of `read_content`.
+        """
+        return model_inputs([self.read_content(row) for row in rows], self.tokenizer, self.pictures)
 
     def _unwritten(self, text: str) -> str | None:
         """Return in words what a chat template leaves out of a source that is told as a chat, or None."""

@@ -14,22 +14,17 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTextEncoding,
-    AutoModelForTokenClassification,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
 from ..compat.transformers import GGUF, check_finds_gguf
 from ..errors import HubUnavailableError, PromptLoadError, PromptTuningError, first_line
+from .auto_classes import auto_class
 from .errors import raise_fault
 from .files import HubFolder, Place, hub_id, named, open_tensors, read_whole
 from .missing_weights import READERS, check_whole
@@ -39,20 +34,10 @@ SMALL = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".b
 WEIGHTS = re.compile(r"model[^/]*\.safetensors")
 MODEL_FILES, TOKENIZER_FILES = ("config.json", "generation_config.json"), ("tokenizer_config.json", "tokenizer.json")
 """Files that transformers tries to load. It continues without them if they are missing."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Such files of a processor."""
 COMPARED = 8
 """How many numbers of each tensor are compared to recognise a backbone's weights."""
-AUTO_CLASSES = {
-    "CAUSAL_LM": AutoModelForCausalLM,
-    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
-    "SEQ_CLS": AutoModelForSequenceClassification,
-    "TOKEN_CLS": AutoModelForTokenClassification,
-    "QUESTION_ANS": AutoModelForQuestionAnswering,
-    "FEATURE_EXTRACTION": AutoModel,
-}
-ENCODERS_OF_PAIRS = ("t5", "mt5", "umt5")
-"""Encoder-decoders of which AutoModelForTextEncoding loads the encoder alone, and AutoModel both."""
-ENCODERS_ALONE = tuple(MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES[kind] for kind in ENCODERS_OF_PAIRS)
-"""Their classes."""
 ONE_AT_A_TIME = threading.Lock()
 """Held while a backbone is loaded. transformers replaces `PreTrainedModel.tie_weights` for the whole process while it
 loads a model, and two loads at once can leave the replacement behind: no later model would tie its weights."""
@@ -92,13 +77,13 @@ def load_backbone(
     origin = _origin(place, gguf_file, hub)
     options = {"dtype": "auto"} | {option: value for option, value in options.items() if value is not None}
     with _readable(what, advice), ONE_AT_A_TIME:
+        config = AutoConfig.from_pretrained(name, **origin)
         if task_type is None:
-            is_seq2seq = AutoConfig.from_pretrained(name, **origin).is_encoder_decoder
-            task_type = "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"
+            task_type = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
         if head is not None:
-            options |= head(AutoConfig.from_pretrained(name, **origin))
+            options |= head(config)
         options |= {"tqdm_class": OnceMore} | ({"output_loading_info": True} if task_type in READERS else {})
-        backbone = _auto_class(task_type, name, origin).from_pretrained(name, **options, **origin)
+        backbone = auto_class(task_type, config).from_pretrained(name, **options, **origin)
     if task_type in READERS:
         backbone, loading = backbone
         # Of sizes that differ, each entry is a name with both sizes.
@@ -108,19 +93,6 @@ def load_backbone(
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)
     return backbone, place
-
-
-def named_auto_class(task_type: str | None, architecture: str | None) -> Any:
-    """Return the Auto class that loads a backbone of a class's name for a task; without a task, a causal model's."""
-    return AutoModelForTextEncoding if architecture in ENCODERS_ALONE else AUTO_CLASSES[task_type or "CAUSAL_LM"]
-
-
-def _auto_class(task_type: str, name: str, origin: Mapping[str, Any]) -> Any:
-    """Return the Auto class that loads a backbone for a task."""
-    auto = AUTO_CLASSES[task_type]
-    if auto is AutoModel and AutoConfig.from_pretrained(name, **origin).model_type in ENCODERS_OF_PAIRS:
-        return AutoModelForTextEncoding
-    return auto
 
 
 def load_tokenizer(
@@ -140,6 +112,16 @@ def load_tokenizer(
         must_be_known(place, TOKENIZER_FILES)
     with _readable(f"the tokenizer of {name!r}", advice):
         return AutoTokenizer.from_pretrained(name, **options | _origin(place, gguf_file, hub))
+
+
+def load_processor(
+    name: str, place: HubFolder | None, hub: Mapping[str, Any], advice: str, **options: Any
+) -> ProcessorMixin | None:
+    """Load the processor of a backbone that sees as `load_tokenizer` loads a tokenizer; None if it has none."""
+    must_be_known(place, PROCESSOR_FILES)
+    with _readable(f"the processor of {name!r}", advice):
+        processor = AutoProcessor.from_pretrained(name, **options | _origin(place, None, hub))
+    return processor if isinstance(processor, ProcessorMixin) else None
 
 
 def _origin(place: HubFolder | None, gguf_file: str | None, hub: Mapping[str, Any]) -> dict[str, Any]:

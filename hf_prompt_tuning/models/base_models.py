@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import PromptTuningError
-from ..hub.backbones import ENCODERS_OF_PAIRS
+from ..hub.auto_classes import ENCODERS_OF_PAIRS
 from .classifiers import ENCODERS, GENERIC, is_plain
 
 FEATURES = "FEATURE_EXTRACTION"

@@ -3,6 +3,7 @@
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.chat_tokenization import with_own_chat_template
 from ..data.processors import tokenizer_in
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
@@ -66,7 +67,7 @@ def _completed(
     config: PeftPromptTuningConfig, tokenizer: PreTrainedTokenizerBase | None, template: PromptTemplate | None
 ) -> PromptTuningConfig:
     """Return our config, with the tokenizer and label words that an initialisation may need."""
-    config = PromptTuningConfig.from_peft(config)
+    config, template = PromptTuningConfig.from_peft(config), with_own_chat_template(template, tokenizer)
     config.tokenizer = tokenizer_in(tokenizer if tokenizer is not None else config.tokenizer)
     config.chat = config.chat or getattr(template, "chat", None)
     if config.prompt_position == "system" and template is not None and config.chat is None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..data.processors import own_chat_template
 from ..data.template import PromptTemplate, sources_of
 from ..errors import PromptLoadError
-from ..hub.backbones import commit_of, load_backbone, load_tokenizer, named_auto_class
+from ..hub.auto_classes import named_auto_class, reads_pictures
+from ..hub.backbones import commit_of, load_backbone, load_processor, load_tokenizer
 from ..hub.files import hub_id
 from ..prompts.files import SavedPrompt, read_prompt
 from .backbone import check_backbone
@@ -20,6 +22,9 @@ from .model_classes import MODEL_CLASSES, PromptTuningModel
 from .soft_prompts import SoftPrompts
 
 logger = logging.getLogger(__name__)
+
+Coder = PreTrainedTokenizerBase | ProcessorMixin
+ADVICE = "Give it as tokenizer=…."
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,12 +38,15 @@ class LoadedPrompt:
             machine.
         template: turns a row into text; None if the prompt has none.
         source: the prompt's Hub id or folder.
+        processor: the backbone's, of a prompt that was trained with one, or the one given, with the chat template as
+            the tokenizer; None for texts alone, or if it could not be loaded.
     """
 
     model: PromptTuningModel
     tokenizer: PreTrainedTokenizerBase | None
     template: PromptTemplate | None
     source: str
+    processor: ProcessorMixin | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.tokenizer, self.template))
@@ -90,7 +98,7 @@ def load_prompt(
         device_map: the backbone's devices, as in `from_pretrained`.
         backbone: in place of the one that the prompt names: a loaded model (then only the prompt is downloaded), or
             the folder or Hub id of a model.
-        tokenizer: in place of the backbone's; copied, with a warning, if its chat template is not the prompt's.
+        tokenizer: in place of the backbone's, or its processor; copied, with a warning, if its chat template differs.
         is_trainable: make the prompt trainable.
         ignore_mismatch: warn about another backbone than the prompt was trained on, instead of raising an error.
         cache_dir: as in `from_pretrained`.
@@ -108,28 +116,37 @@ def load_prompt(
         check_backbone(backbone)
     again = options.get("force_download")
     saved = read_prompt(prompt, revision=revision, subfolder=subfolder, force_download=again, **hub)
-    given = tokenizer
+    is_given = tokenizer is not None
     backbone, tokenizer = _backbone_and_tokenizer(saved, backbone, tokenizer, hub, options)
     cls = MODEL_CLASSES[check_backbone(backbone)]
-    model = cls.from_pretrained(backbone, saved, "default", is_trainable, ignore_mismatch, tokenizer)
-    tokenizer = _with_chat_template(tokenizer, model.info.template, given is not None)
-    return LoadedPrompt(model, tokenizer, model.info.template, saved.source)
+    model = cls.from_pretrained(backbone, saved, "default", is_trainable, ignore_mismatch, _tokenizer_of(tokenizer))
+    tokenizer = _with_chat_template(tokenizer, model.info.template, is_given)
+    return LoadedPrompt(model, _tokenizer_of(tokenizer), model.info.template, saved.source, _processor_of(tokenizer))
 
 
-def _with_chat_template(
-    tokenizer: PreTrainedTokenizerBase | None, template: Any, is_given: bool
-) -> PreTrainedTokenizerBase | None:
-    """Return a tokenizer whose chat template is that of a prompt's template: a copy if the caller gave it."""
+def _processor_of(tokenizer: Coder | None) -> ProcessorMixin | None:
+    return tokenizer if isinstance(tokenizer, ProcessorMixin) else None
+
+
+def _tokenizer_of(tokenizer: Coder | None) -> PreTrainedTokenizerBase | None:
+    return tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
+
+
+def _with_chat_template(tokenizer: Coder | None, template: Any, is_given: bool) -> Coder | None:
+    """Return a tokenizer, or processor, whose chat template is that of a prompt's: a copy if the caller gave it."""
     chat = getattr(template, "chat", None)
-    if tokenizer is None or chat is None or chat.chat_template in (None, tokenizer.chat_template):
+    if tokenizer is None or chat is None or chat.chat_template is None:
         return tokenizer
     if is_given:
+        own = own_chat_template(tokenizer)
+        if chat.chat_template == (_tokenizer_of(tokenizer).chat_template if own is None else own):
+            return tokenizer
         logger.warning(
             "The prompt was trained with another chat template than that of the tokenizer given. Use the tokenizer "
             "that is returned, a copy with the prompt's: apply_chat_template of yours writes other tokens."
         )
         tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = chat.chat_template
+    tokenizer.chat_template = _tokenizer_of(tokenizer).chat_template = chat.chat_template
     return tokenizer
 
 
@@ -139,8 +156,8 @@ def _backbone_and_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None,
     hub: dict[str, Any],
     options: dict[str, Any],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Return the backbone and its tokenizer: the caller's, or those that the prompt names.
+) -> tuple[PreTrainedModel, Coder | None]:
+    """Return the backbone, and its tokenizer or processor: the caller's, or those that the prompt names.
 
     Arguments are those of `load_prompt`; `hub` and `options` are for `load_backbone`.
     """
@@ -149,7 +166,7 @@ def _backbone_and_tokenizer(
             name = next(iter(options))
             raise PromptLoadError(f"{name} is given for a backbone that is loaded already; leave it out.")
         _compare_commits(saved, backbone)
-        return backbone, tokenizer if tokenizer is not None else _tokenizer_here(backbone, hub["token"])
+        return backbone, tokenizer if tokenizer is not None else _tokenizer_here(saved, backbone, hub["token"])
     is_named_by_prompt = backbone is None
     if is_named_by_prompt:  # by its Hub id: the prompt is untrusted, so that it may not name a local folder
         backbone, hub = saved.backbone.get("name_or_path"), hub | {"revision": saved.backbone["revision"]}
@@ -169,7 +186,7 @@ def _backbone_and_tokenizer(
     if not is_named_by_prompt:
         _compare_commits(saved, backbone)
     if tokenizer is None:
-        tokenizer = load_tokenizer(name, place, hub, "Give it as tokenizer=….", options.get("gguf_file"))
+        tokenizer = _coder(saved, backbone, name, place, hub, options.get("gguf_file"))
     return backbone, tokenizer
 
 
@@ -184,14 +201,29 @@ def _how_to_load(saved: SavedPrompt) -> str:
     return f"load the backbone with {kind.__name__}.from_pretrained(…{options}) and give it, or its folder,"
 
 
-def _tokenizer_here(backbone: PreTrainedModel, token: str | bool | None) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer of a loaded backbone, None if it is not on this machine."""
+def _coder(saved: SavedPrompt, backbone: PreTrainedModel, *place: Any) -> Coder:
+    """Return the tokenizer of a backbone; of a prompt that was trained with a processor, this one if there is one.
+
+    `place` are the arguments of `load_tokenizer` but the advice.
+    """
+    *place, gguf_file = place
+    if gguf_file is None and saved.info is not None and saved.info.data.get("processor"):
+        try:
+            if reads_pictures(backbone.config) and (found := load_processor(*place, ADVICE)) is not None:
+                return found
+        except PromptLoadError as error:
+            logger.warning("The prompt was trained with pictures, and here it reads texts alone: %s", error)
+    return load_tokenizer(*place, ADVICE, gguf_file)
+
+
+def _tokenizer_here(saved: SavedPrompt, backbone: PreTrainedModel, token: str | bool | None) -> Coder | None:
+    """Return the tokenizer, or processor, of a loaded backbone, None if it is not on this machine."""
     name = backbone.name_or_path
     if not name:
         return None
     hub = {"token": token, "local_files_only": True, "revision": commit_of(backbone)}
     try:
-        return load_tokenizer(name, None, hub, "Give it as tokenizer=….")
+        return _coder(saved, backbone, name, None, hub, None)
     except PromptLoadError:
         logger.info("The tokenizer of %s is not on this machine; give load_prompt yours as tokenizer=….", name)
         return None

@@ -94,7 +94,10 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
         template = self.prompt_info[name].template if template is None else template
         template = with_own_chat_template(template, tokenizer)
         always_system = needs_system_turn(config.prompt_position, template.chat, tokenizer_in(tokenizer), config.head)
-        return row_tokenizer(template, tokenizer, self.config.is_encoder_decoder, always_system)
+        encoder = row_tokenizer(template, tokenizer, self.config.is_encoder_decoder, always_system)
+        if encoder.pictures is not None and (known := self.prompt_info[name].data.get("picture_columns")):
+            encoder.pictures.know(str(known).split(", "))
+        return encoder
 
     def puts_pictures_in(self, names: Sequence[str]) -> bool:
         """Tell whether the arguments of these names are pictures and token types that every kind of call takes."""

@@ -9,7 +9,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.chat_template import ChatTemplate
-from ..hub.backbones import named_auto_class
+from ..hub.auto_classes import named_auto_class
 from ..hub.files import hub_id
 from .config import PromptTuningConfig
 from .ensemble_info import EnsembleInfo
@@ -65,6 +65,7 @@ def write_card(
         "auto_class": named_auto_class(config.task_type, info.backbone.get("architecture")).__name__,
         "tags_tokens": config.task_type == "TOKEN_CLS",
         "processor": info.data.get("processor"),
+        "picture_columns": str(info.data.get("picture_columns") or "").split(", "),
         "finds_answers": config.task_type == "QUESTION_ANS",
         "gives_features": config.task_type == "FEATURE_EXTRACTION",
         "pair": getattr(info.template, "pair", None),

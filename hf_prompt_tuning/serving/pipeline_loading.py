@@ -52,11 +52,16 @@ class NamedPrompt:
         except Exception as error:  # whatever the error is, transformers must not try another class
             return cls(None, error)
 
-    def taken(self, tokenizer: Any) -> "tuple[SoftPrompts, Any]":
-        """Return the model, and the given tokenizer or else the prompt's; raise the stored error, if any."""
+    def taken(self, tokenizer: Any, processor: Any) -> "tuple[SoftPrompts, Any, Any]":
+        """Return the model, with the tokenizer and the processor: those given, or else the prompt's.
+
+        Raise the stored error, if any.
+        """
         if self._error is not None:
             raise self._error
-        return self._loaded.model, self._loaded.tokenizer if tokenizer is None else tokenizer
+        if tokenizer is None and processor is None:
+            return self._loaded.model, self._loaded.tokenizer, self._loaded.processor
+        return self._loaded.model, tokenizer, processor
 
 
 class Configs(AutoConfig):

@@ -16,6 +16,7 @@ from transformers import Pipeline, PreTrainedTokenizerBase
 
 from ..data.chat_template import ChatTemplate
 from ..data.chat_tokenization import RowTemplate
+from ..data.encoded_rows import TYPES
 from ..data.message_content import joined
 from ..data.messages import ASSISTANT, FUNCTION_CALL, is_chat, read_messages
 from ..data.processors import is_processor
@@ -40,12 +41,14 @@ class _Row:
         adapter_name: its prompt.
         number: counted from 1; None for the only input.
         unwritten: in words, what the chat template left out of it.
+        pictures: its pictures.
     """
 
     content: Any
     adapter_name: str
     number: int | None = None
     unwritten: str | None = None
+    pictures: Sequence[Any] = ()
 
 
 class PromptPipeline(Pipeline):
@@ -54,6 +57,7 @@ class PromptPipeline(Pipeline):
     Args:
         model: a prompt's Hub id or folder (in `pipeline(…)`), or a prompt-tuning model (then pass `tokenizer`).
         tokenizer: the backbone's tokenizer.
+        processor: the backbone's processor, for rows with pictures; default that of a prompt given by its name.
         **kwargs: as in transformers' `Pipeline`.
 
     Raises:
@@ -65,20 +69,19 @@ class PromptPipeline(Pipeline):
     _pipeline_calls_generate = False
     classifies: bool
 
-    def __init__(self, model: SoftPrompts | NamedPrompt, tokenizer: Any = None, **kwargs: Any):
+    def __init__(self, model: SoftPrompts | NamedPrompt, tokenizer: Any = None, processor: Any = None, **kwargs: Any):
         if isinstance(model, NamedPrompt):
-            model, tokenizer = model.taken(tokenizer)
+            model, tokenizer, processor = model.taken(tokenizer, processor)
         if not isinstance(model, SoftPrompts):
             raise PromptTuningError(
                 f"model is a {type(model).__name__}; give a prompt's Hub id or folder, or a model from load_prompt."
             )
         if is_processor(tokenizer):
-            raise PromptTuningError(
-                f"tokenizer is a {type(tokenizer).__name__}, and these pipelines read texts alone; give its "
-                "tokenizer, or call the model's generate with what the processor makes of pictures."
-            )
+            tokenizer, processor = None, tokenizer
+        if tokenizer is None and processor is not None:
+            tokenizer = processor.tokenizer
         self._coders: dict[str, PromptTokenizer] = {}
-        super().__init__(model=model, tokenizer=_padding(tokenizer), **kwargs)
+        super().__init__(model=model, tokenizer=_padding(tokenizer), processor=processor, **kwargs)
         self._coder(model.active_adapter)
 
     def __call__(self, inputs: Any, adapter_names: str | Sequence[str] | None = None, **kwargs: Any) -> Any:
@@ -152,7 +155,7 @@ class PromptPipeline(Pipeline):
             template = self.model.prompt_info[name].template
             if template is None or template.is_classification != self.classifies:
                 raise self._unfit(name, template)
-            self._coders[name] = self.model.row_encoder(self.tokenizer, template, name)
+            self._coders[name] = self.model.row_encoder(self.processor or self.tokenizer, template, name)
         return self._coders[name]
 
     def _unfit(self, name: str, template: RowTemplate | None) -> PromptTuningError:
@@ -169,16 +172,30 @@ class PromptPipeline(Pipeline):
         )
 
     def preprocess(self, row: _Row) -> dict[str, Any]:
-        """Return `input_ids`, `attention_mask` [1, T], `row`, `which` [1], its prompt's index in `prompt_info`."""
+        """Return `input_ids`, `attention_mask` [1, T], `row`, `which` [1], its prompt's index in `prompt_info`.
+
+        With a processor also the types of tokens, [1, T], if the backbone has any.
+        """
         try:
             content = self._coder(row.adapter_name).read_content(row.content)
         except PromptTuningError as error:
             if row.number is None:
                 raise
             raise PromptTuningError(f"row {row.number}: {error}") from error
-        row, ids = dataclasses.replace(row, unwritten=content.unwritten), torch.tensor([content.ids])
+        row = dataclasses.replace(row, unwritten=content.unwritten, pictures=content.pictures)
+        ids, types = torch.tensor([content.ids]), {name: torch.tensor([v]) for name, v in content.types.items()}
         which = torch.tensor([list(self.model.prompt_info).index(row.adapter_name)])
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "which": which, "row": row}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **types, "which": which, "row": row}
+
+    def _texts(self, batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+        """Return what the model takes of some rows of a batch: texts, and what the processor makes of pictures."""
+        texts = {name: batch[name][rows] for name in ("input_ids", "attention_mask", *TYPES) if name in batch}
+        reader = self._coder(self.model.active_adapter).pictures
+        if reader is None:
+            return texts
+        given = batch["row"] if isinstance(batch["row"], list) else [batch["row"]]
+        pixels = reader.pixels([given[row].pictures for row in rows])
+        return texts | {name: values.to(self.device) for name, values in pixels.items()}
 
     def _names(self, batch: Mapping[str, Tensor]) -> list[str]:
         """Return the prompt's name for each row."""
@@ -240,8 +257,7 @@ class PromptClassificationPipeline(PromptPipeline):
         for candidates, rows in by_labels.items():
             search = None if top_k is None else LabelSearch(top_k, temperatures=temperatures[rows])
             scores[rows, : len(candidates)] = self.model(
-                input_ids=ids[rows],
-                attention_mask=batch["attention_mask"][rows],
+                **self._texts(batch, rows),
                 candidates=candidates,
                 adapter_names=[names[row] for row in rows],
                 search=search,
@@ -297,8 +313,7 @@ class PromptGenerationPipeline(PromptPipeline):
             passes.setdefault((limit, *self._coder(name).end_ids), []).append(row)
         for (limit, *end_ids), rows in passes.items():
             sequences = self.model.generate(
-                input_ids=batch["input_ids"][rows],
-                attention_mask=batch["attention_mask"][rows],
+                **self._texts(batch, rows),
                 adapter_names=[names[row] for row in rows],
                 **generate_options(settings, limit, self.tokenizer, model_config, end_ids),
             )

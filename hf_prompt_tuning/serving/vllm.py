@@ -120,9 +120,9 @@ class VllmPrompt:
         A row has the template's columns. With a template for conversations it may be a list of messages. A warning
         tells once if the chat template leaves something out of a row.
         """
-        ids, unwritten = self.coder.read_content(row)
-        self._warning.see(None, unwritten)
-        return torch.cat([self.prompt, self.embedding[without_head(ids, self.head)]])
+        content = self.coder.read_content(row)
+        self._warning.see(None, content.unwritten)
+        return torch.cat([self.prompt, self.embedding[without_head(content.ids, self.head)]])
 
     def payload(self, row: Any) -> str:
         """Return the value of a request's `prompt_embeds`: the saved tensor in base64."""

@@ -19,10 +19,13 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments
 
+from ..data.encoded_rows import PICTURES, TYPES
 from ..layouts.base import IGNORED
 from .streams import Stream
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
+ROWS = "rows"
+"""The key of a batch with pictures under which its rows are as they were before the collator."""
 
 
 class MixedBatches:
@@ -33,11 +36,15 @@ class MixedBatches:
     - `input_ids`, `attention_mask`, `labels` from the collator;
     - `adapter_names`, the prompt of each row;
     - `items` [B] int64, the number of labelled tokens that the row's prompt has in the whole step.
+
+    With rows with pictures, it has what the collator makes of these, and the types of tokens. With `keeps_rows` it
+    then has the rows, too (`ROWS`): what is made of pictures is not one a row, so that `rows_of_prompts` needs them.
     """
 
-    def __init__(self, streams: Sequence[Stream], collator: Callable):
+    def __init__(self, streams: Sequence[Stream], collator: Callable, keeps_rows: bool = False):
         self.streams = streams
         self.collator = collator
+        self.keeps_rows = keeps_rows
 
     def __len__(self) -> int:
         return max(len(stream.steps) for stream in self.streams)
@@ -57,21 +64,37 @@ class MixedBatches:
 
     @staticmethod
     def _feature(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: torch.as_tensor(row[name]) for name in COLUMNS if name in row}
+        sees = PICTURES in row
+        names = (*COLUMNS, *TYPES) if sees else COLUMNS
+        feature = {name: torch.as_tensor(row[name]) for name in names if name in row}
+        return feature | ({PICTURES: row[PICTURES]} if sees else {})
 
     def _batch(self, pairs: list[tuple[str, dict[str, Any]]], items: dict[str, int]) -> dict[str, Any]:
-        batch = self.collator([feature for _, feature in pairs])
+        features = [feature for _, feature in pairs]
+        for name in {name for feature in features for name in feature if name in TYPES}:
+            for feature in features:  # rows of token ids are texts
+                feature.setdefault(name, torch.zeros_like(feature["input_ids"]))
         names = [name for name, _ in pairs]
-        return batch | {"adapter_names": names, "items": torch.tensor([items[name] for name in names])}
+        batch = self.collator(features)
+        batch |= {"adapter_names": names, "items": torch.tensor([items[name] for name in names])}
+        keeps = self.keeps_rows and any(PICTURES in feature for feature in features)
+        return batch | ({ROWS: features} if keeps else {})
 
 
-def rows_of_prompts(batch: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return only the rows of a batch (of `MixedBatches`) that belong to the prompts with these names."""
+def rows_of_prompts(batch: dict[str, Any], names: Collection[str], collator: Callable) -> dict[str, Any]:
+    """Return only the rows of a batch (of `MixedBatches`) that belong to the prompts with these names.
+
+    Rows with pictures are collated anew.
+    """
+    batch = dict(batch)
+    features = batch.pop(ROWS, None)
     rows = [row for row, name in enumerate(batch["adapter_names"]) if name in names]
     if len(rows) == len(batch["adapter_names"]):
         return batch
-    kept = {name: value[rows] for name, value in batch.items() if name != "adapter_names"}
-    return kept | {"adapter_names": [batch["adapter_names"][row] for row in rows]}
+    own = {"adapter_names": [batch["adapter_names"][row] for row in rows], "items": batch["items"][rows]}
+    if features is not None:
+        return collator([features[row] for row in rows]) | own
+    return {name: value[rows] for name, value in batch.items() if name not in own} | own
 
 
 class EpochSteps(Sampler):
@@ -95,9 +118,11 @@ class EpochSteps(Sampler):
         return iter([step] for step in range(first, min(first + self.per_epoch, self.steps)))
 
 
-def mixed_dataloader(streams: Sequence[Stream], collator: Callable, args: TrainingArguments) -> DataLoader:
+def mixed_dataloader(
+    streams: Sequence[Stream], collator: Callable, args: TrainingArguments, keeps_rows: bool = False
+) -> DataLoader:
     """Return a data loader, with the options of `args`, whose batches are update steps; `set_epoch` sets the epoch."""
-    batches = MixedBatches(streams, collator)
+    batches = MixedBatches(streams, collator, keeps_rows)
     sampler = EpochSteps(len(batches), max(stream.steps_per_epoch for stream in streams))
     loader = DataLoader(
         batches,

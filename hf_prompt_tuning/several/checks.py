@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.processors import is_processor
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.files import WEIGHTS_FILE
@@ -32,15 +31,6 @@ def check_arguments(args: PromptTuningArguments) -> None:
         raise PromptTuningError(
             "load_best_model_at_end, early_stopping_patience and save_strategy best ask for one best step, and each "
             "of several prompts has its own. Leave them out, and choose from the checkpoints."
-        )
-
-
-def check_reads_texts(processing_class: Any) -> None:
-    """Raise PromptTuningError for a processor: batches of several prompts hold texts alone."""
-    if is_processor(processing_class):
-        raise PromptTuningError(
-            f"processing_class is a {type(processing_class).__name__}, and batches of several prompts hold texts "
-            "alone in training; give its tokenizer, or train each prompt in a run of its own."
         )
 
 

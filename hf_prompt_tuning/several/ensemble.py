@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import RowTemplate
-from ..data.collator import DataCollatorForPromptTuning
+from ..data.contents import Content, model_inputs
+from ..data.processors import tokenizer_in
 from ..data.rows import column_names, series_row, table_rows
 from ..data.unwritten import UnwrittenWarning
 from ..errors import PromptLoadError, PromptTuningError
@@ -29,7 +31,7 @@ class PromptEnsemble:
     Args:
         model: a model that has all member prompts.
         members: names of the member prompts.
-        tokenizer: the backbone's tokenizer.
+        tokenizer: the backbone's tokenizer; for rows with pictures, its processor.
         template: the template that all members were trained with.
 
     Raises:
@@ -41,10 +43,9 @@ class PromptEnsemble:
     ):
         self.model = model
         self.members = list(members)
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer_in(tokenizer)
         self.template = template
         self._encoder = encoder_for_members(model, self.members, tokenizer, template)
-        self._collator = DataCollatorForPromptTuning(tokenizer)
 
     def __repr__(self) -> str:
         described = describe_parts(self.model, self.tokenizer, self.template)
@@ -65,10 +66,10 @@ class PromptEnsemble:
         Raises:
             PromptTuningError: `rows` is a single row, or a row lacks a column of the template or has no text.
         """
-        features = self._features(rows)
+        contents = self._contents(rows)
         records: list[dict[str, Any]] = []
-        for start in range(0, len(features), batch_size):
-            batch = self._batch(features[start : start + batch_size])
+        for start in range(0, len(contents), batch_size):
+            batch = self._batch(contents[start : start + batch_size])
             if self.template.is_classification:
                 records += [label_record(self.template, self.members, scores) for scores in self._ranked(batch)]
             else:
@@ -80,9 +81,9 @@ class PromptEnsemble:
 
         Rows and errors are as in `predict`.
         """
-        return self._ranked(self._batch(self._features(rows)))
+        return self._ranked(self._batch(self._contents(rows)))
 
-    def _features(self, rows: Any) -> list[dict[str, Any]]:
+    def _contents(self, rows: Any) -> list[Content]:
         """Return the token ids of each row's source. Targets in the rows are ignored."""
         columns = self.template.source_columns
         table = series_row(table_rows(rows), columns)
@@ -91,18 +92,20 @@ class PromptEnsemble:
                 f"rows is a {type(rows).__name__}; give a list of rows, each a dict of {column_names(columns)}."
             )
         warning = UnwrittenWarning("the rows hold")
-        return [self._feature(row, number, warning) for number, row in enumerate(table, start=1)]
+        return [self._content(row, number, warning) for number, row in enumerate(table, start=1)]
 
-    def _feature(self, row: Any, number: int, warning: UnwrittenWarning) -> dict[str, Any]:
+    def _content(self, row: Any, number: int, warning: UnwrittenWarning) -> Content:
         try:
-            ids, unwritten = self._encoder.read_content(row)
+            content = self._encoder.read_content(row)
         except PromptTuningError as error:
             raise PromptTuningError(f"row {number}: {error}") from error
-        warning.see(number, unwritten)
-        return {"input_ids": ids, "labels": [IGNORED] * len(ids)}
+        warning.see(number, content.unwritten)
+        return content
 
-    def _batch(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        return {name: value.to(self.model.device) for name, value in self._collator(features).items()}
+    def _batch(self, contents: list[Content]) -> dict[str, Any]:
+        inputs = model_inputs(contents, self.tokenizer, self._encoder.pictures)
+        batch = dict(inputs.to(self.model.device))
+        return batch | {"labels": torch.full_like(batch["input_ids"], IGNORED)}  # no row is more than a source
 
     def _ranked(self, batch: dict[str, Any]) -> np.ndarray:
         ids, seq2seq = self._encoder.label_token_ids, self._encoder.is_encoder_decoder
@@ -142,7 +145,7 @@ def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:
         if loaded.model.prompt_info[name].template != loaded.template:
             raise PromptLoadError(f"{prompt}: the prompts {info.best!r} and {name!r} have different templates.")
     place.remember()
-    return PromptEnsemble(loaded.model, info.members, loaded.tokenizer, loaded.template)
+    return PromptEnsemble(loaded.model, info.members, loaded.processor or loaded.tokenizer, loaded.template)
 
 
 def _described(place: Place, prompt: str | Path) -> EnsembleInfo:

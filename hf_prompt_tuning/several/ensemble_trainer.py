@@ -24,7 +24,7 @@ from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
-from .checks import check_prompts, check_reads_texts
+from .checks import check_prompts
 from .task import PromptTask, model_with_prompts
 from .trainer import MultiPromptTrainer
 from .voting import encoder_for_members
@@ -61,7 +61,6 @@ class EnsembleTrainer(MultiPromptTrainer):
         template: RowTemplate | None = None,
         **kwargs: Any,
     ):
-        check_reads_texts(processing_class)
         check_kind(train_dataset, "training")
         check_kind(eval_dataset, "evaluation", may_be_several=True)  # a dict is refused below
         if len(members) < 2:
@@ -82,6 +81,8 @@ class EnsembleTrainer(MultiPromptTrainer):
         # Tokenize once for all members.
         train = encode(train_dataset, "training", require_target=True)
         data = self.divided(train, encode(eval_dataset, "evaluation", require_target=False))
+        for member in members:  # each run gets encoded rows, which do not tell what their pictures were called
+            encode.describe(model.prompt_info[member.name], None)
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
         self._description = EnsembleInfo(self.members, best=self.members[0])
         self._refuse_twins()

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -49,6 +49,7 @@ class FieldRounds(EnsembleTrainer):
     """
 
     finds_settings = True
+    drops_prompts = True
 
     def __init__(
         self,
@@ -127,10 +128,10 @@ class FieldRounds(EnsembleTrainer):
         """
         before = self._losses.so_far()
 
-        def step(names: Collection[str]) -> Tensor:
+        def step(names: set[str]) -> Tensor:
             # Here and not in the data loader, whose workers prepare batches before a round ends.
-            batches = [rows_of_prompts(batch, names) for batch in inputs["micro_batches"]]
-            batches = [batch for batch in batches if batch["adapter_names"]]
+            batches = [batch for batch in inputs["micro_batches"] if not names.isdisjoint(batch["adapter_names"])]
+            batches = [rows_of_prompts(batch, names, self.data_collator) for batch in batches]
             return super(FieldRounds, self).training_step(model, {"micro_batches": batches}, *args, **kwargs)
 
         loss = step(set(self.members))
@@ -145,7 +146,7 @@ class FieldRounds(EnsembleTrainer):
         values = [loss, *(weight.grad for weight in weights if weight.grad is not None)]
         return bool(torch.stack([torch.isfinite(value).all() for value in values]).all())
 
-    def _steps_alone(self, step: Callable[[Collection[str]], Tensor]) -> Tensor:
+    def _steps_alone(self, step: Callable[[set[str]], Tensor]) -> Tensor:
         """Let each prompt make its step alone: NaN in one spoils all that share a packed row with it.
 
         Return the mean loss of those that are finite. The others go, and keep the vectors that they had. Raise
@@ -156,7 +157,7 @@ class FieldRounds(EnsembleTrainer):
             before = self._losses.so_far()
             for weight in weights.values():
                 weight.grad = None
-            loss = step([name])
+            loss = step({name})
             if self._is_finite(loss):
                 losses.append(loss)
                 gradients[name] = weights[name].grad

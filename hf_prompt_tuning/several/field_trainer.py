@@ -47,7 +47,7 @@ class FieldTrainer(FieldRounds):
         prompt_config: the prompt's own start, its length and its place; default 20 words drawn from the vocabulary.
         train_dataset: rows of raw columns.
         eval_dataset: the rows held apart; default a part of the training rows (`rows_apart`).
-        processing_class: the tokenizer.
+        processing_class: the tokenizer; for rows with pictures, the processor.
         template: turns a row into text.
         **kwargs: as in `PromptTuningTrainer`.
 

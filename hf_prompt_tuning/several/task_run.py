@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.chat_tokenization import with_own_chat_template
 from ..data.encoding import check_kind, with_label_words
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
@@ -70,4 +71,5 @@ def with_template(task: PromptTask, model: Any, tokenizer: PreTrainedTokenizerBa
         raise PromptTuningError(
             f"the task {task.name!r} has a template, and processing_class is None; give the backbone's tokenizer."
         )
-    return replace(task, template=with_label_words(template, task.train_dataset, task.eval_dataset))
+    template = with_label_words(template, task.train_dataset, task.eval_dataset)
+    return replace(task, template=with_own_chat_template(template, tokenizer))

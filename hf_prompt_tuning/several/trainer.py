@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from ..data.encoded_rows import PICTURES, TYPES
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
 from ..models.model_classes import check_writes_text
@@ -31,7 +32,6 @@ from .checks import (
     check_checkpoint,
     check_options,
     check_prompts,
-    check_reads_texts,
 )
 from .losses import PromptLosses
 from .schedule import joint_schedule
@@ -57,6 +57,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
         PromptTuningError: the model, a task or an argument is invalid.
     """
 
+    drops_prompts = False
+    """Whether the rows of some prompts are taken out of batches in training."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -67,7 +70,6 @@ class MultiPromptTrainer(PromptTuningTrainer):
     ):
         # Change a copy: the number of steps is computed here, and `training_step` loops over the micro-batches itself.
         args = copy.copy(args if args is not None else PromptTuningArguments(output_dir="trainer_output"))
-        check_reads_texts(processing_class)
         check_arguments(args)
         check_names(tasks)
         check_writes_text(model)
@@ -86,6 +88,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
         model.set_adapter(tasks[0].name)
         super().__init__(model, args, processing_class=processing_class, template=tasks[0].template, **kwargs)
         self._losses = PromptLosses(self.tasks)
+        if any(run.rows.sees for run in runs):
+            self._set_signature_columns_if_needed()
+            self._signature_columns = list(dict.fromkeys([*self._signature_columns, PICTURES, *TYPES]))
         for name, run in self._runs.items():
             run.rows.describe(self.model.prompt_info[name], run.task.train_dataset)
 
@@ -125,7 +130,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         if len(self._streams) < len(self.tasks):
             without = next(name for name, task in self.tasks.items() if task.train_dataset is None)
             raise PromptTuningError(f"the task {without!r} has no training data; give it some, or leave the task out.")
-        return mixed_dataloader(self._streams, self.data_collator, self.args)
+        return mixed_dataloader(self._streams, self.data_collator, self.args, self.drops_prompts)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         # Each micro-batch counts its own labels. What an earlier run of this process left in Accelerate's state (that

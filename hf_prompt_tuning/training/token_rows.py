@@ -221,7 +221,10 @@ class RowEncoder:
         They are recorded once and not in each save, so that a user who may not publish a row can remove it.
         """
         if self.sees:
-            info.data["processor"] = self.tokenizer.pictures.name
+            pictures = self.tokenizer.pictures
+            info.data["processor"] = pictures.name
+            if pictures.columns_read:
+                info.data["picture_columns"] = ", ".join(pictures.columns_read)
         if self.tokenizer is not None:
             info.template = self.tokenizer.template
             if isinstance(data, Dataset):

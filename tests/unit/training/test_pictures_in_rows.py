@@ -10,10 +10,7 @@ from torch.nn.functional import cross_entropy
 from hf_prompt_tuning import (
     ChatFormat,
     ChatTemplate,
-    EnsembleTrainer,
-    MultiPromptTrainer,
     PromptClassificationPipeline,
-    PromptTask,
     PromptTemplate,
     PromptTuningConfig,
     PromptTuningError,
@@ -151,13 +148,30 @@ def test_chats_with_pictures(name, tmp_path):
     torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-4)
     if name == "idefics3":
         trainer.save_model()
-        check_card(tmp_path / "README.md", trainer, processor, "<|im_start|>User:<image>what ?")
+        check_card(tmp_path / "README.md", processor, "images")
     answers = trainer.predict(CHATS).predictions
     for chat, answer in zip(CHATS, answers, strict=True):
         asked = processor.apply_chat_template(chat["messages"][:-1], tokenize=False, add_generation_prompt=True)
         source = seen_alone(processor, asked, chat["images"], add_special_tokens=False)
         ids = greedy_by_hand(backbone, vectors, source, 9)
         assert answer == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_parts_with_an_index(tmp_path):
+    """As data sets of llava's format write them: each part has an index, and keys that others have."""
+    keys = {"index": None, "text": None}
+
+    def numbered(content):
+        numbers = iter(range(9))
+        return [keys | part | ({"index": next(numbers)} if part["type"] == "image" else {}) for part in content]
+
+    turns = CHATS[0]["messages"][:2]
+    both = [IMAGE, IMAGE, text("a small dog ?")]
+    rows = [[{"role": "user", "content": content}, turns[1]] for content in (both, numbered(both))]
+    data = [{"messages": messages, "images": CHATS[0]["images"]} for messages in rows]
+    trainer, _ = trainer_of("idefics3", tmp_path, data, ChatTemplate())
+    first, second = (trainer.train_dataset[i] for i in (0, 1))
+    assert first["input_ids"] == second["input_ids"] and first["labels"] == second["labels"]
 
 
 def test_a_template_with_markers_and_pictures(tmp_path):
@@ -175,15 +189,17 @@ def test_a_template_with_markers_and_pictures(tmp_path):
     assert processor.tokenizer.decode(labels[labels >= 0]) == "great help<end_of_utterance>thank you<end_of_utterance>"
 
 
-def check_card(card, trainer, processor, text):
-    """The card names the processor, and its code runs with a backbone, a processor and a row."""
+def check_card(card, processor, columns):
+    """The card names the processor, and its code runs with a backbone, its processor, and a file of a picture."""
     words = card.read_text()
     assert "pipeline_tag: image-text-to-text" in words
     assert "| processor | Idefics3Processor |" in words and "With PEFT alone" not in words
+    assert f"| picture columns | {columns} |" in words
     code = re.search(r"## Use\n\n```python\n(.*?)^```", words, re.DOTALL | re.MULTILINE)[1]
     code = re.sub(r"load_prompt\([^,]*,", f"load_prompt({str(card.parent)!r},", code)
-    names = {"backbone": seeing_model("idefics3", processor), "processor": processor, "text": text}
-    exec(code, names | {"pictures": [picture(20, 30)]})
+    picture(20, 30).save(card.parent / "picture.png")
+    code = code.replace("picture.png", str(card.parent / "picture.png"))
+    exec(code, {"backbone": seeing_model("idefics3", processor), "processor": processor})
 
 
 def test_a_run_resumes_and_the_prompt_loads(tmp_path):
@@ -201,7 +217,7 @@ def test_a_run_resumes_and_the_prompt_loads(tmp_path):
         expected = whole.model(**{k: v for k, v in batch.items() if k != "label"}).logits
         found = loaded.model(**{k: v for k, v in batch.items() if k != "label"}).logits
     torch.testing.assert_close(found, expected)
-    check_card(tmp_path / "saved" / "README.md", whole, processor, "Seen : <image> a dog ? Answer :")
+    check_card(tmp_path / "saved" / "README.md", processor, "image")
     encoder = loaded.model.row_encoder(processor, loaded.template)
     assert encoder.encode_dataset(rows, "other")[0] == whole.train_dataset[0]
 
@@ -257,6 +273,18 @@ def chat(content, **columns):
             r"the columns 'image', 'images' have pictures, .* call '\w+' so, or remove it",
         ),
         (chat([IMAGE | {"url": "x"}, text("a")]), ChatTemplate(), "has its picture as 'url'; put pictures in the col"),
+        (
+            chat([{"type": "image_url", "image_url": {"url": "x"}}, text("a")], images=[picture(8, 8)]),
+            ChatTemplate(),
+            r"its picture as 'image_url'; put pictures in the column 'images', .* \{\"type\": \"image\"\}",
+        ),
+        (chat([{"type": "input_image"}, text("a")]), ChatTemplate(), "has its picture as 'input_image'; put pictures"),
+        (
+            chat([IMAGE | {"index": 1}, text("a")], images=[picture(8, 8)]),
+            ChatTemplate(),
+            "a picture's part has the index 1, and is number 0 of the row",
+        ),
+        (chat([IMAGE, text("a")], images=["dog.png"]), ChatTemplate(), "'images' holds .'dog.png'., and not pictures"),
         (chat([IMAGE, text("<image>")], image=picture(8, 8)), ChatTemplate(), "has 1 pictures, .* writes 2 times"),
         (
             chat([IMAGE, text("a")], image=picture(8, 8)),
@@ -274,11 +302,6 @@ def test_where_pictures_are_not_read_a_processor_is_refused(tmp_path):
     processor = tiny_processor("idefics3")
     backbone, args = seeing_model("idefics3", processor), arguments(tmp_path)
     config = PromptTuningConfig(num_virtual_tokens=2)
-    tasks = [PromptTask(name, config, ROWS, template=TEMPLATE) for name in ("a", "b")]
-    with pytest.raises(PromptTuningError, match="Idefics3Processor, and batches of several prompts hold texts alone"):
-        MultiPromptTrainer(backbone, args, tasks, processor)
-    with pytest.raises(PromptTuningError, match="Idefics3Processor, and batches of several prompts hold texts alone"):
-        EnsembleTrainer(backbone, args, tasks, ROWS, ROWS, processor, TEMPLATE)
     teacher = Teacher("Be kind.")
     with pytest.raises(PromptTuningError, match="Idefics3Processor, and a teacher reads texts alone"):
         PromptTuningTrainer(
@@ -294,8 +317,6 @@ def test_where_pictures_are_not_read_a_processor_is_refused(tmp_path):
         tiny_prompt_model("llama").row_encoder(processor, TEMPLATE)
     model = tiny_prompt_model("", backbone=backbone)
     model.info.template = TEMPLATE
-    with pytest.raises(PromptTuningError, match="Idefics3Processor, and these pipelines read texts alone"):
-        PromptClassificationPipeline(model, processor)
     reader = PromptClassificationPipeline(model, processor.tokenizer)
     with pytest.raises(PromptTuningError, match=r"\{image\} is a Image .*, and a template takes texts"):
         reader(ROWS[0])
