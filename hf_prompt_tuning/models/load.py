@@ -172,9 +172,7 @@ def _backbone_and_tokenizer(
         backbone, hub = saved.backbone.get("name_or_path"), hub | {"revision": saved.backbone["revision"]}
         if hub_id(backbone) is None:
             fault = f"names {backbone!r:.80}, which is not a Hub id" if backbone else "does not name its backbone"
-            raise PromptLoadError(
-                f"{saved.source} {fault}; {_how_to_load(saved)} as backbone=…, on the command line --backbone."
-            )
+            raise PromptLoadError(f"{saved.source} {fault}; {_how_to_load(saved)}, on the command line --backbone.")
     name, advice = str(backbone), "Load it yourself and give it as backbone=…."
     if options.get("use_safetensors") is None:
         options["use_safetensors"] = True
@@ -194,11 +192,11 @@ def _how_to_load(saved: SavedPrompt) -> str:
     """Return in words with which call a prompt's backbone is loaded, with the number of labels of a classifier."""
     info, task = saved.info, saved.config.task_type
     if info is not None and info.data.get("processor"):
-        return "load the backbone with AutoModelForImageTextToText.from_pretrained(…) and give it"
+        return "load the backbone with AutoModelForImageTextToText.from_pretrained(…) and give it as backbone=…"
     labels = {} if info is None or task == QUESTION_ANS else info.classifier.get("id2label", {})
     kind = named_auto_class(task, saved.backbone.get("architecture"))
-    options = f", num_labels={len(labels)}" if labels else ""
-    return f"load the backbone with {kind.__name__}.from_pretrained(…{options}) and give it, or its folder,"
+    call = f"{kind.__name__}.from_pretrained(…{f', num_labels={len(labels)}' if labels else ''})"
+    return f"load the backbone with {call} and give it as backbone=…, or its folder"
 
 
 def _coder(saved: SavedPrompt, backbone: PreTrainedModel, *place: Any) -> Coder:

@@ -98,7 +98,7 @@ def test_what_loading_a_prompt_refuses(tmp_path):
     with pytest.raises(
         PromptTuningError,
         match=r"does not name its backbone; load the backbone with AutoModelForCausalLM.from_pretrained\(…\) and give "
-        "it, or its folder, as backbone=",
+        "it as backbone=…, or its folder, on the command line --backbone.",
     ):
         load_prompt(tmp_path / "p")
     with pytest.raises(PromptTuningError, match="dtype is given for a backbone that is loaded already"):

@@ -37,7 +37,7 @@ def test_the_auto_class_is_named(name, task_type, tmp_path):
     model, call = prompt_of_folder(name, task_type, tmp_path), CALLS[name, task_type]
     with pytest.raises(PromptLoadError) as error:
         load_prompt(tmp_path / "prompt")
-    said = f"load the backbone with {call} and give it, or its folder, as backbone=…, on the command line --backbone."
+    said = f"load the backbone with {call} and give it as backbone=…, or its folder, on the command line --backbone."
     assert said in str(error.value) and "does not name its backbone" in str(error.value)
     kind, _, labels = re.fullmatch(r"(\w+)\.from_pretrained\(…(, num_labels=(\d))?\)", call).groups()
     options = {} if labels is None else {"num_labels": int(labels)}
