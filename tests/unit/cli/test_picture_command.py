@@ -29,8 +29,8 @@ ROWS = [
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbone")
-    processor = tiny_processor("smolvlm")
-    seeing_model("smolvlm", processor).save_pretrained(folder)
+    processor = tiny_processor("llava")
+    seeing_model("llava", processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
@@ -103,9 +103,9 @@ def test_the_command_learns_what_the_trainer_does(files, backbone):
     done = command("run_prompt_tuning.py", files / "config.yaml")
     assert done.returncode == 0, done.stderr
     assert "reads pictures, and" not in done.stderr
-    processor = tiny_processor("smolvlm")
+    processor = tiny_processor("llava")
     trainer = PromptTuningTrainer(
-        seeing_model("smolvlm", processor),
+        seeing_model("llava", processor),
         train.parse_arguments([str(files / "config.yaml"), "--output_dir", str(files / "other")]).training,
         train_dataset=opened(files),
         eval_dataset=opened(files),
@@ -115,7 +115,7 @@ def test_the_command_learns_what_the_trainer_does(files, backbone):
     )
     trainer.train()
     loaded = load_prompt(files / "out", backbone=backbone)
-    assert type(loaded.processor).__name__ == "Idefics3Processor"
+    assert type(loaded.processor).__name__ == "LlavaProcessor"
     torch.testing.assert_close(loaded.model.prompt.detach(), trainer.model.prompt.detach())
     assert results(files / "out")["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
     found = records(files / "out")
@@ -133,7 +133,7 @@ def test_the_command_learns_what_the_trainer_does(files, backbone):
     code = re.search(r"## Use\n\n```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)[1]
     code = code.replace("load_prompt('.'", f"load_prompt({str(files / 'out')!r}")
     code = code.replace("picture.png", str(files / "pictures/dog.png"))
-    exec(code, {"backbone": seeing_model("smolvlm", processor), "processor": processor})
+    exec(code, {"backbone": seeing_model("llava", processor), "processor": processor})
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet", "bytes", "arrow", "folder", "absolute"])
@@ -211,8 +211,8 @@ def test_texts_alone(files, caplog):
     write(files / "rows.jsonl", [{"question": row["question"], "label": row["label"]} for row in ROWS])
     values = {"image_columns": None, "source_template": "{question} Answer :", "num_train_epochs": 1}
     out = run(files, **values)
-    assert "Idefics3" not in (out / "README.md").read_text()
-    assert "SmolVLMForConditionalGeneration reads pictures, and the template names no column" in caplog.text
+    assert "| processor |" not in (out / "README.md").read_text()
+    assert "LlavaForConditionalGeneration reads pictures, and the template names no column" in caplog.text
     info = json.loads((out / "prompt_tuning.json").read_text())
     assert info["template"]["max_source_length"] == 512 and "processor" not in info["data"]
     assert load_prompt(out, backbone=yaml.safe_load((files / "config.yaml").read_text())["model_name_or_path"])

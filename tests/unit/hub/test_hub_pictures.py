@@ -23,8 +23,8 @@ ROWS = [
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repositories")
-    processor = tiny_processor("idefics3")
-    backbone = seeing_model("idefics3", processor)
+    processor = tiny_processor("llava")
+    backbone = seeing_model("llava", processor)
     backbone.save_pretrained(folder / "backbone")
     processor.save_pretrained(folder / "backbone")
     config = PromptTuningConfig(
@@ -53,8 +53,8 @@ def test_a_name_is_enough(repositories, monkeypatch, tmp_path):
             hub.put(repo_id, contained)
         for options in ({}, {"local_files_only": True}):
             loaded = load_prompt(ID, **options)
-            assert type(loaded.model.get_base_model()).__name__ == "Idefics3ForConditionalGeneration"
-            assert type(loaded.processor).__name__ == "Idefics3Processor"
+            assert type(loaded.model.get_base_model()).__name__ == "LlavaForConditionalGeneration"
+            assert type(loaded.processor).__name__ == "LlavaProcessor"
             coder = loaded.model.row_encoder(loaded.processor, loaded.template)
             with torch.no_grad():
                 found = loaded.model(**coder.inputs(ROWS), candidates=coder.label_token_ids).scores
