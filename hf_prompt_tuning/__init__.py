@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from .serving.registration import register_pipelines
 
 if TYPE_CHECKING:
+    from .data.answer_collator import DataCollatorForAnswers
+    from .data.answer_template import AnswerTemplate
+    from .data.answer_windows import AnswerTokenizer
     from .data.chat_format import ChatFormat
     from .data.chat_template import ChatTemplate
     from .data.chat_tokenization import ChatTokenizer
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from .inspection.inspector import inspect_prompt
     from .inspection.results import Inspection
     from .layouts.label_search import LabelSearch
+    from .models.answer_spans import Answer
     from .models.causal_lm import PromptTuningModelForCausalLM
     from .models.create import get_prompt_tuning_model
     from .models.feature_extraction import PromptTuningModelForFeatureExtraction
@@ -68,6 +72,9 @@ __version__ = "0.1.0"
 
 # The same names as in the imports above, for use at run time. A test checks that both lists agree.
 _NAMES_OF = {
+    ".data.answer_collator": "DataCollatorForAnswers",
+    ".data.answer_template": "AnswerTemplate",
+    ".data.answer_windows": "AnswerTokenizer",
     ".data.chat_format": "ChatFormat",
     ".data.chat_template": "ChatTemplate",
     ".data.chat_tokenization": "ChatTokenizer",
@@ -81,6 +88,7 @@ _NAMES_OF = {
     ".inspection.inspector": "inspect_prompt",
     ".inspection.results": "Inspection",
     ".layouts.label_search": "LabelSearch",
+    ".models.answer_spans": "Answer",
     ".models.causal_lm": "PromptTuningModelForCausalLM",
     ".models.create": "get_prompt_tuning_model",
     ".models.feature_extraction": "PromptTuningModelForFeatureExtraction",

@@ -43,7 +43,7 @@ class ModelArguments:
     task_type: str | None = HfArg(
         default=None,
         help="CAUSAL_LM or SEQ_2_SEQ_LM, default read from the backbone's config; SEQ_CLS or TOKEN_CLS for a "
-        "classification head.",
+        "classification head, QUESTION_ANS for one that finds answers.",
     )
     token: str | None = HfArg(default=None, help="Hub token for private repositories.")
 
@@ -131,11 +131,11 @@ class Arguments(NamedTuple):
         if (self.data.source_template or self.data.words_column) is None and self.prompt.init_prompt is not None:
             saved = self.prompt.saved_template(self.model.token)
         if task_type in TRAINED_HEADS:
-            return head_template(self.data, task_type, saved)
+            return head_template(self.data, task_type, saved, self.training.do_train)
         check_no_head(self.data)
         if isinstance(saved, HeadTemplate):
             raise PromptTuningError(
-                "init_prompt is a prompt with a classification head; give task_type, SEQ_CLS or TOKEN_CLS, or a "
+                f"init_prompt is a prompt with a head; give task_type, one of {', '.join(TRAINED_HEADS)}, or a "
                 "source_template."
             )
         return self.data.template(saved)

@@ -68,6 +68,22 @@ class DataArguments:
         help="With task_type SEQ_CLS: regression, single_label_classification or multi_label_classification. Default: "
         "as the type of the label column tells.",
     )
+    question_column: str | None = HfArg(
+        default=None, help="With task_type QUESTION_ANS, the column of the questions. Default: question."
+    )
+    context_column: str | None = HfArg(
+        default=None, help="The column of the texts that have the answers. Default: context."
+    )
+    answers_column: str | None = HfArg(
+        default=None,
+        help='The column of the answers, {"text": […], "answer_start": […]} as in SQuAD, empty lists for none. '
+        "Default: answers.",
+    )
+    stride: int | None = HfArg(
+        default=None,
+        help="Tokens that two windows of a long context share. Default: 128, or a third of a window if that is less.",
+    )
+    longest_answer: int | None = HfArg(default=None, help="Tokens of an answer that is found, at most. Default: 30.")
     messages_column: str | None = HfArg(
         default=None, help="Column of conversations, e.g. messages, in place of source_template."
     )
@@ -91,7 +107,8 @@ class DataArguments:
     )
     max_source_length: int | None = HfArg(
         default=None,
-        help="Cut longer sources to so many tokens, chats by whole turns from the front. Default: 512.",
+        help="Cut longer sources to so many tokens, chats by whole turns from the front. Default: 512. With task_type "
+        "QUESTION_ANS, the tokens of a window; default: 384, or the positions that the backbone has.",
     )
     max_target_length: int | None = HfArg(
         default=None, help="Refuse longer targets, and generate at most so many tokens."

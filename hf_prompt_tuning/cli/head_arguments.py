@@ -7,19 +7,29 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..data.answer_template import AnswerTemplate
 from ..data.backbone_classes import classes_of_backbone, for_backbone
 from ..data.class_names import REGRESSION
 from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate
 from ..errors import PromptTuningError
-from ..models.classifiers import CLASS_NAMES, SEQ_CLS, TOKEN_CLS
+from ..models.classifiers import ANSWER, CLASS_NAMES, QUESTION_ANS, SEQ_CLS, TOKEN_CLS
 from .data_arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
-TRAINED_HEADS = (SEQ_CLS, TOKEN_CLS)
-"""The heads that the command trains."""
-OF_HEADS = ("pair_template", "words_column", "problem_type")
-"""The arguments of data that are for heads."""
+FIELDS = {
+    SEQ_CLS: {"source_template": "source", "pair_template": "pair", "max_source_length": "max_source_length"}
+    | {"problem_type": "problem_type"},
+    TOKEN_CLS: {"words_column": "words_column"},
+    QUESTION_ANS: {name: name for name in ("question_column", "context_column", "answers_column", "stride")}
+    | {"max_source_length": "max_length", "longest_answer": "longest_answer"},
+}
+"""The heads that the command trains, and the arguments of data for each: the names of the template's fields."""
+TRAINED_HEADS = tuple(FIELDS)
+KINDS = {SEQ_CLS: ClassTemplate, TOKEN_CLS: TagTemplate, QUESTION_ANS: AnswerTemplate}
+NEEDED = {SEQ_CLS: ("label_column", "source_template"), TOKEN_CLS: ("label_column", "words_column"), QUESTION_ANS: ()}
+OF_HEADS = ("pair_template", "words_column", "problem_type", *(name for name in FIELDS[QUESTION_ANS] if name != "max_source_length"))
+"""The arguments of data that are for heads alone."""
 WEIGHTS = ("class_weights", "pos_weight")
 """The arguments of training that are JSON, of which a config file may hold a list."""
 OF_WRITERS = (
@@ -33,8 +43,8 @@ def check_for_one_prompt(task_type: str | None, given: Collection[str], of_other
     """Raise PromptTuningError if arguments of ensembles, teachers or recipe auto are given for a head."""
     if task_type in TRAINED_HEADS and (wrong := [name for name in of_others if name in given]):
         raise PromptTuningError(
-            f"{wrong[0]} is given, and task_type is {task_type}; a classification head learns labels with one prompt: "
-            "leave it out."
+            f"{wrong[0]} is given, and task_type is {task_type}; a classification head, or one for answers, learns "
+            "with one prompt: leave it out."
         )
 
 
@@ -42,35 +52,35 @@ def check_no_head(data: DataArguments) -> None:
     """Raise PromptTuningError if an argument of heads is given for a language model."""
     if given := [name for name in OF_HEADS if getattr(data, name) is not None]:
         raise PromptTuningError(
-            f"{given[0]} is given, and is for a classification head; give task_type, SEQ_CLS or TOKEN_CLS, or leave "
-            "it out."
+            f"{given[0]} is given, and is for a classification head or for answers; give task_type, one of "
+            f"{', '.join(TRAINED_HEADS)}, or leave it out."
         )
 
 
-def head_template(data: DataArguments, task_type: str, saved: Any) -> HeadTemplate:
+def head_template(data: DataArguments, task_type: str, saved: Any, trains: bool) -> HeadTemplate:
     """Return the template that the arguments describe. They replace the values of a saved one, if given.
 
-    Raise PromptTuningError if one is missing, or is for another kind of backbone.
+    If the run `trains`, its rows may be the first that have no answer. Raise PromptTuningError if an argument is
+    missing, or is for another kind of backbone.
     """
-    kind = TagTemplate if task_type == TOKEN_CLS else ClassTemplate
-    of_texts, of_words = {"source_template": "source", "max_source_length": "max_source_length"}, {}
-    of_texts |= {"pair_template": "pair", "problem_type": "problem_type"}
-    of_words["words_column"] = "words_column"
-    ours, others = (of_words, of_texts) if task_type == TOKEN_CLS else (of_texts, of_words)
+    ours, kind, needed = FIELDS[task_type], KINDS[task_type], NEEDED[task_type]
+    others = [name for fields in FIELDS.values() for name in fields if name not in ours]
+    labels = {} if task_type == QUESTION_ANS else {"label_column": "label_column"}
+    others += [] if labels else ["label_column"]
     if given := [name for name in (*OF_WRITERS, *others) if getattr(data, name) is not None]:
         raise PromptTuningError(
             f"{given[0]} is given, and task_type is {task_type}, whose rows have {' and '.join(ours)}; leave it out."
         )
-    names = {"label_column": "label_column"} | ours
-    values = {to: getattr(data, name) for name, to in names.items() if getattr(data, name) is not None}
+    values = {to: getattr(data, name) for name, to in (labels | ours).items() if getattr(data, name) is not None}
     if saved is not None:
         if not isinstance(saved, kind):
             raise PromptTuningError(
                 f"the template of init_prompt is a {type(saved).__name__}, and task_type is {task_type}; give "
-                f"{' and '.join(names)}."
+                f"{' and '.join(labels | ours)}."
             )
+        if trains and task_type == QUESTION_ANS and not saved.no_answers:
+            values["no_answers"] = None
         return replace(saved, **values)
-    needed = ["label_column", "words_column" if task_type == TOKEN_CLS else "source_template"]
     if missing := [name for name in needed if getattr(data, name) is None]:
         raise PromptTuningError(
             f"{missing[0]} is not given; with task_type {task_type} rows need {' and '.join(needed)}."
@@ -84,6 +94,9 @@ def head_options(template: HeadTemplate, config: PreTrainedConfig, task_type: st
     A backbone whose head is trained already keeps it; one without names of its classes only if it has as many. Raise
     PromptTuningError if named ones are others.
     """
+    if task_type == QUESTION_ANS:
+        # A head for answers has two outputs. Files of another task may have another number.
+        return {} if config.num_labels == len(ANSWER) else {"num_labels": len(ANSWER)}
     kind, labels = template.problem_type, template.labels
     count = 1 if kind == REGRESSION else len(labels)
     if any(name in CLASS_NAMES[task_type] for name in config.architectures or ()):

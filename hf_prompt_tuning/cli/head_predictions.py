@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
+from ..data.answer_template import AnswerTemplate
 from ..data.class_names import MULTI, REGRESSION
 from ..data.head_template import TagTemplate
 from ..data.head_tokenization import HeadTokenizer
@@ -38,6 +39,17 @@ def head_records(encoder: HeadTokenizer, output: PredictionOutput, data: Dataset
             record["scores"] = dict(zip(template.labels, map(float, logits), strict=True))
             record["reference"] = encoder.label_of(label)
         yield record
+
+
+def answer_records(template: AnswerTemplate, output: PredictionOutput, data: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield each row's number, question, answer with its start and score, and the texts that are right.
+
+    An answer is an empty text, and its start null, if the context has none. A reference is null where it is not known.
+    """
+    rows = enumerate(zip(data, output.predictions, output.label_ids, strict=True))
+    for number, (row, answer, references) in rows:
+        record = {"row": number, "input": template.shown(row), "prediction": answer.text}
+        yield record | {"start": answer.start, "score": answer.score, "reference": references}
 
 
 def write_records(file: Path, records: Iterator[dict[str, Any]]) -> None:

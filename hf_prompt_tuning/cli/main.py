@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.trainer_utils import PredictionOutput
 
+from ..data.answer_template import AnswerTemplate
 from ..data.head_template import HeadTemplate
 from ..data.picture_columns import undecoded
 from ..data.shown_pictures import shown
@@ -28,7 +29,7 @@ from ..training.learned import nothing_learned
 from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
 from .head_arguments import TRAINED_HEADS, head_options
-from .head_predictions import head_records, write_records
+from .head_predictions import answer_records, head_records, write_records
 from .pictures import check_not_of_gguf, processing_class
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ def load_backbone(
     """
     if args.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", *TRAINED_HEADS):
         raise PromptTuningError(
-            f"task_type is {args.task_type!r}; give CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or TOKEN_CLS, or leave it out."
+            f"task_type is {args.task_type!r}; give CAUSAL_LM, SEQ_2_SEQ_LM, {', '.join(TRAINED_HEADS)}, or leave it "
+            "out."
         )
     check_not_of_gguf(pictures, args.gguf_file)
     name, hub = args.model_name_or_path, {"revision": args.model_revision, "token": args.token}
@@ -103,7 +105,13 @@ def save_predictions(
     info = trainer.model.info if task is None else trainer.model.prompt_info[task]
     file = Path(trainer.args.output_dir, task or "", "predictions.jsonl")
     if isinstance(info.template, HeadTemplate):
-        write_records(file, head_records(trainer.rows.tokenizer, output, data))
+        is_answered = isinstance(info.template, AnswerTemplate)
+        records = (
+            answer_records(info.template, output, data)
+            if is_answered
+            else head_records(trainer.rows.tokenizer, output, data)
+        )
+        write_records(file, records)
         return file
     # A field ends with one prompt, unless its vote is better.
     data = undecoded(data)

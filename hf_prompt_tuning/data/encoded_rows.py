@@ -20,6 +20,9 @@ TYPES = ("token_type_ids", "mm_token_type_ids")
 
 TYPES_FEATURE = List(Value("int64"))
 
+ROW = "window_row"
+"""The column of an encoded window that has the number of its row, if long rows are cut into windows."""
+
 TEACHER = re.compile(r"teacher_(\d+)_(input_ids|labels)")
 """Columns of a row as a teacher reads it, for each teacher."""
 
@@ -58,3 +61,8 @@ def count_padded(data: Dataset, pad: int, may_be_text: bool) -> int:
     pads = [pad] * (2 if may_be_text else 1)
     size = len(pads)
     return sum(list(ids[:size]) == pads or list(ids[-size:]) == pads for ids in data["input_ids"])
+
+
+def count_rows(data: Dataset) -> int:
+    """Return how many rows of the caller are encoded in a dataset, of which each may have several windows."""
+    return len(data) if ROW not in data.column_names else max(data.with_format(None)[ROW], default=-1) + 1

@@ -84,6 +84,14 @@ class HeadTokenizer(PromptTokenizer):
         )
 
 
+def check_is_fast(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Raise PromptTuningError if a tokenizer is a slow one, which does not tell `what`."""
+    if not tokenizer.is_fast:
+        raise PromptTuningError(
+            f"the tokenizer is a {type(tokenizer).__name__}, which does not tell {what}; load it with use_fast=True."
+        )
+
+
 class ClassTokenizer(HeadTokenizer):
     """Turn texts into token ids, with the tokenizer's special tokens, and their label into what the head learns.
 
@@ -194,11 +202,7 @@ class TagTokenizer(HeadTokenizer):
 
     def __init__(self, template: TagTemplate, tokenizer: PreTrainedTokenizerBase):
         super().__init__(template, tokenizer)
-        if not tokenizer.is_fast:
-            raise PromptTuningError(
-                f"the tokenizer is a {type(tokenizer).__name__}, which does not tell which tokens are of which word; "
-                "load it with use_fast=True."
-            )
+        check_is_fast(tokenizer, "which tokens are of which word")
 
     @property
     def label_type(self) -> Any:

@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModelForQuestionAnswering
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
+from ..data.answer_collator import IN_CONTEXT, DataCollatorForAnswers
+from ..data.answer_template import AnswerTemplate
+from ..data.answer_windows import AnswerTokenizer
+from ..errors import PromptTuningError
+from ..layouts.traits import takes
+from .answer_spans import Answer, answers_of_rows, best_spans
 from .answers import answer_loss, checked_answers
 from .batch_checks import Texts
 from .classifiers import QUESTION_ANS
@@ -25,6 +33,78 @@ class PromptTuningModelForQuestionAnswering(OwnHeads, HeadOutsideBackbone, PeftM
     """
 
     task_type = QUESTION_ANS
+
+    def row_encoder(
+        self, tokenizer: PreTrainedTokenizerBase, template: AnswerTemplate | None = None, name: str | None = None
+    ) -> AnswerTokenizer:
+        """Return what turns questions and contexts into windows, with a template, default that of the prompt `name`.
+
+        A prompt without a template has the default one. Raise PromptTuningError if it is for another task, its
+        windows do not fit behind the prompt, or the tokenizer is a slow one.
+        """
+        name = name or self.active_adapter
+        template = self.prompt_info[name].template if template is None else template
+        template = AnswerTemplate() if template is None else template
+        if not isinstance(template, AnswerTemplate):
+            raise PromptTuningError(
+                f"template is a {type(template).__name__}, and the backbone's head finds answers; give an "
+                "AnswerTemplate."
+            )
+        room, backbone = self.room(name), self.base_model
+        room = None if room is None else room + len(self.peft_config[name].head)  # with which each row begins
+        # A tokenizer may write types that a backbone has no embeddings of.
+        has_types = getattr(backbone.config, "type_vocab_size", 0) > 1
+        with_types = has_types and takes(backbone.base_model, "token_type_ids")
+        return AnswerTokenizer(template.behind_prompt(room), tokenizer, with_types)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        question: str | Sequence[str],
+        context: str | Sequence[str],
+        template: AnswerTemplate | None = None,
+        batch_size: int = 8,
+    ) -> Answer | list[Answer]:
+        """Find the answer to a question in a text, or to each of several questions in its own text.
+
+        Args:
+            tokenizer: the backbone's, a fast one.
+            question, context: two texts, or two lists of as many texts.
+            template: default that of the active prompt.
+            batch_size: how many windows are read at once.
+
+        Returns:
+            An `Answer` of `text`, `start` and `score`, or a list of them in the order of the questions.
+
+        Raises:
+            PromptTuningError: question and context are neither two texts nor lists of as many, or as `row_encoder`.
+        """
+        one = isinstance(question, str) and isinstance(context, str)
+        questions, contexts = ([question], [context]) if one else (question, context)
+        if not all(isinstance(texts, list | tuple) for texts in (questions, contexts)):
+            raise PromptTuningError("question and context are a text and a list; give two texts, or two lists.")
+        if len(questions) != len(contexts):
+            raise PromptTuningError(
+                f"there are {len(questions)} questions and {len(contexts)} contexts; give each question its context."
+            )
+        encoder, collate = self.row_encoder(tokenizer, template), DataCollatorForAnswers(tokenizer)
+        columns, windows = encoder.template.source_columns, []
+        for number, texts in enumerate(zip(questions, contexts, strict=True)):
+            try:
+                windows += encoder.encode(dict(zip(columns, texts, strict=True)), False, number=number)
+            except PromptTuningError as error:
+                raise PromptTuningError(f"question {number + 1}: {error}") from error
+        found = []
+        for i in range(0, len(windows), batch_size):
+            batch = {name: values.to(self.device) for name, values in collate(windows[i : i + batch_size]).items()}
+            in_context, _ = batch.pop(IN_CONTEXT), batch.pop("labels")
+            outputs = self(**batch)
+            logits, mask = (outputs.start_logits, outputs.end_logits), batch["attention_mask"]
+            found.append(best_spans(*logits, in_context, mask, encoder.template.longest_answer))
+        spans, scores = (np.concatenate([part.cpu() for part in parts]) for parts in zip(*found, strict=True))
+        answers = answers_of_rows(windows, spans, scores, encoder.template.no_answers)
+        return answers[0] if one else answers
 
     def forward(
         self,

@@ -21,10 +21,12 @@ TEMPLATE, LIST_TEMPLATE = (Path(__file__).parent / name for name in ("card.md.ji
 TAGS = ["prompt-tuning", "soft-prompt", "hf_prompt_tuning"]
 MARKER = "<!-- This list is written anew with every push by hf_prompt_tuning; without this line it is left alone. -->"
 ROW = re.compile(r"^\| \[(?P<name>[^]]+)\]\([^)]*\) \| (?:`(?P<base>[^`]+)`|not on the Hub) \|$", re.MULTILINE)
+ANSWERS = "question-answering"
+"""The Hub's name of the task of a head that finds answers."""
 PIPELINES = {
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
+    "QUESTION_ANS": ANSWERS,
     "FEATURE_EXTRACTION": "feature-extraction",
 }
 TAUGHT_BY = {
@@ -70,6 +72,7 @@ def write_card(
         "gives_features": config.task_type == "FEATURE_EXTRACTION",
         "pair": getattr(info.template, "pair", None),
         "chats": isinstance(info.template, ChatTemplate),
+        "task": PIPELINES.get(config.task_type),
         "classifies": info.template is not None and info.template.is_classification,
     }
     pictures = [name for name in (LOSS_FILE, CONFUSION_FILE, CURVES_FILE) if (folder / name).exists()]
@@ -92,7 +95,7 @@ def _metadata(info: PromptInfo, title: str, base: str | None, task: str, causal:
             dataset_name=dataset or "evaluation data",
             metric_type=name,
             metric_value=round(value, 4),
-            metric_name=_metric_name(name),
+            metric_name=_metric_name(name, task),
         )
         for name, value in _plain(info.metrics).items()
         if value == value
@@ -140,7 +143,9 @@ def _plain(metrics: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix("eval_").removeprefix("untuned_"): float(value) for name, value in metrics.items()}
 
 
-def _metric_name(name: str) -> str:
+def _metric_name(name: str, task: str | None = None) -> str:
+    if task == ANSWERS and name == "f1":
+        return "F1"
     return METRIC_NAMES.get(name, name.replace("_", " "))
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from ..data.answer_template import AnswerTemplate
 from ..data.chat_format import ChatFormat
 from ..data.chat_template import ChatTemplate
 from ..data.chat_tokenization import RowTemplate
@@ -153,7 +154,7 @@ TYPES = {
         )
         for field in fields(kind)
     }
-    for kind in (PromptTemplate, ChatTemplate, ChatFormat, ClassTemplate, TagTemplate)
+    for kind in (PromptTemplate, ChatTemplate, ChatFormat, ClassTemplate, TagTemplate, AnswerTemplate)
 }
 """The types of a template's fields in JSON."""
 
@@ -180,6 +181,8 @@ def _kind_of_template(values: dict[str, Any]) -> type:
         return ChatTemplate
     if "words_column" in values:
         return TagTemplate
+    if "question_column" in values:
+        return AnswerTemplate
     return ClassTemplate if "problem_type" in values else PromptTemplate
 
 
@@ -191,9 +194,9 @@ def _known_fields(name: str, values: dict[str, Any], kind: type) -> None:
 
 
 def check_types(values: dict[str, Any], types: dict[str, tuple[type, ...]], where: str = "") -> None:
-    """Raise PromptTuningError for a value that has none of its types. No value may be a boolean."""
+    """Raise PromptTuningError for a value that has none of its types. A boolean is no number."""
     for name, value in values.items():
-        if not isinstance(value, types[name]) or isinstance(value, bool):
+        if not isinstance(value, types[name]) or (isinstance(value, bool) and bool not in types[name]):
             expected = " or ".join(kind.__name__ for kind in types[name])
             raise PromptTuningError(f"{where}{name} is {value!r:.80}, and must be {expected}")
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from transformers import EvalPrediction
-from transformers.trainer_utils import PredictionOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_length
 
+from ..data.encoded_rows import count_rows
 from ..data.encoding import check_kind
 from ..layouts.sharing import ByContext
 from ..models.calibration import CALIBRATION_ROWS
@@ -23,6 +24,8 @@ from ..models.metric_direction import value_of
 from ..models.recording import to_record
 from ..models.scoring import longest_target
 from ..models.soft_prompts import SoftPrompts
+from .answer_loss import AnswerLoss
+from .answer_scorer import AnswerScorer
 from .head_loss import HeadLoss
 from .head_scorer import HeadScorer
 from .scorer import RowResults, Scorer
@@ -39,10 +42,10 @@ class EvaluationMixin:
     `rows` turns the prompt's data into token ids. The other arguments are those of `Trainer`.
 
     Attributes:
-        head_loss: the loss of a classification head; None for a language model.
+        head_loss: the loss of a head, of classes or of answers; None for a language model.
     """
 
-    head_loss: HeadLoss | None = None
+    head_loss: HeadLoss | AnswerLoss | None = None
 
     def __init__(
         self,
@@ -71,6 +74,8 @@ class EvaluationMixin:
         """Return the scorer of the active prompt; `options` are fields of `Scorer`."""
         if self.head_loss is not None:
             own = {"compute_metrics": self._extra_metrics, "preprocess_logits": self._preprocess_logits}
+            if isinstance(self.head_loss, AnswerLoss):
+                return AnswerScorer(self.rows, self.args, loss=self.head_loss, **{**own, **options})
             return HeadScorer(self.rows, self.args, head=self.head_loss, **{**own, **options})
         rows, data = self.rows_and_data()
         template = None if rows.tokenizer is None else rows.tokenizer.template
@@ -130,6 +135,11 @@ class EvaluationMixin:
             # Several workers would each read a part of the stream and return batches in turn, which mixes up the rows.
             reader.args.dataloader_num_workers = min(1, self.args.dataloader_num_workers)
         return super(EvaluationMixin, reader)._get_dataloader(dataset, *args, **kwargs)
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as `Trainer` does. The scorer sees the data first."""
+        self._scorer.reads(dataloader.dataset)
+        return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -252,7 +262,7 @@ class EvaluationMixin:
         prefix = f"transfer_{name}"
         data = replace(scorer.rows, teaching=None)(data, f"transfer ({name})", require_target=False)
         metrics = self.predict_with(scorer, data, prefix).metrics
-        return {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}, len(data)
+        return {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}, count_rows(data)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Predict as `Trainer` does; return a `PredictionOutput` in the order of the rows.
@@ -265,6 +275,8 @@ class EvaluationMixin:
         - Classification heads: `predictions` are the logits, [N, L], of numbers to predict [N], of tags [N, T, L] with
           each row's tokens first and -100 behind them. `label_ids` are in the form that the head learns: -100, or NaN
           for floats, where a label is missing.
+        - Heads for answers: `predictions` are a list with an `Answer` (text, start, score) for each row, and
+          `label_ids` the texts of its answers, None where they are not known.
         """
         scorer = self.make_scorer(with_logits=True)
         with self.using_scorer(scorer):

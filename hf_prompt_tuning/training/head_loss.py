@@ -18,9 +18,10 @@ from ..data.head_template import HeadTemplate
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from ..models.class_labels import checked_labels, checked_tags, problem_type
-from ..models.classifiers import TOKEN_CLS
+from ..models.classifiers import QUESTION_ANS, TOKEN_CLS
 from ..models.head_scoring import losses
 from ..models.recording import OF_HEADS
+from .answer_loss import AnswerLoss
 from .head_optimizer import head_rate
 from .token_rows import RowEncoder
 
@@ -113,7 +114,9 @@ class HeadLoss:
         return torch.full((rows,) if kind != MULTI and count == 1 else (rows, count), math.nan)
 
 
-def head_loss(task_type: str | None, rows: RowEncoder, args: TrainingArguments, train: Any) -> HeadLoss | None:
+def head_loss(
+    task_type: str | None, rows: RowEncoder, args: TrainingArguments, train: Any
+) -> HeadLoss | AnswerLoss | None:
     """Return the loss of a head, None for a language model.
 
     `rows` are of a head's rows (`HeadRows`), and `train` are the encoded training rows, or None.
@@ -127,6 +130,8 @@ def head_loss(task_type: str | None, rows: RowEncoder, args: TrainingArguments, 
                 "backbone with AutoModelForSequenceClassification or AutoModelForTokenClassification."
             )
         return None
+    if task_type == QUESTION_ANS:
+        return AnswerLoss.of_run(args)
     head_rate(args)  # raises here, before training
     template = None if rows.tokenizer is None else rows.tokenizer.template
     loss = HeadLoss(task_type, rows.config, template, args.label_smoothing_factor)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from ..data.answer_template import AnswerTemplate
 from ..data.class_names import REGRESSION
 from ..data.encoded_rows import columns_of
 from ..data.encoding import check_dataset, check_kind, encode_data, vocabulary_of
@@ -14,7 +15,7 @@ from ..data.template import PromptTemplate
 from ..data.tokenization import origin
 from ..errors import PromptTuningError
 from ..models.class_labels import checked_labels, checked_tags
-from ..models.classifiers import SEQ_CLS, TOKEN_CLS
+from ..models.classifiers import QUESTION_ANS, SEQ_CLS, TOKEN_CLS
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
 from .token_rows import ColumnCheck, PadWarning, RowEncoder
@@ -27,12 +28,12 @@ def head_template(template: Any, task_type: str | None) -> Any:
     """
     if template is None:
         return None
-    kinds = {SEQ_CLS: ClassTemplate, TOKEN_CLS: TagTemplate}
+    kinds = {SEQ_CLS: ClassTemplate, TOKEN_CLS: TagTemplate, QUESTION_ANS: AnswerTemplate}
     if task_type is None:
         if isinstance(template, HeadTemplate):
             raise PromptTuningError(
-                f"template is a {type(template).__name__}, which is for a classification head, and the backbone is a "
-                "language model; give a PromptTemplate."
+                f"template is a {type(template).__name__}, which is for a head, and the backbone is a language model; "
+                "give a PromptTemplate."
             )
         return template
     if task_type == SEQ_CLS and isinstance(template, PromptTemplate):

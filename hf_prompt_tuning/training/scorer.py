@@ -43,6 +43,8 @@ class RowResults(ModelOutput):
             None for all.
         generated_ids: token ids of generated texts, [B, T'], with -100 after their end (free text).
         tags: the most likely tag of each token, [B, T] long (taggers).
+        spans: the first and last column of each window's best answer, without pads, [B, 2] long (answers).
+        span_scores: the score of that answer, and that of none, [B, 2].
         logits: logits of the row's tokens, [B, T, V], or what `preprocess_logits_for_metrics` returned (token ids).
         kl: with a teacher, the sum of KL(teacher ‖ prompt) over the row's labelled tokens (or of its labels), [B].
         agreed: the number of positions at which both have the same most likely token (or label), [B].
@@ -56,6 +58,8 @@ class RowResults(ModelOutput):
     sampled: Any = None
     generated_ids: Any = None
     tags: Any = None
+    spans: Any = None
+    span_scores: Any = None
     logits: Any = None
     kl: Any = None
     agreed: Any = None
@@ -97,6 +101,9 @@ class Scorer:
     def encoder(self) -> PromptTokenizer | None:
         """Return the tokenizer of raw rows; None if the rows are token ids."""
         return self.rows.tokenizer
+
+    def reads(self, data: Any) -> None:
+        """Take note of the encoded data whose batches are to be scored, for a scorer that joins batches."""
 
     @property
     def ranks_labels(self) -> bool:

@@ -14,6 +14,7 @@ from transformers import (
     set_seed,
 )
 
+from ..data.answer_collator import DataCollatorForAnswers
 from ..data.chat_tokenization import with_own_chat_template
 from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoded_rows import PICTURES, TYPES
@@ -23,7 +24,7 @@ from ..data.head_template import HeadTemplate
 from ..data.template import PromptTemplate, sources_of
 from ..errors import PromptTuningError
 from ..layouts import check_layout_name
-from ..models.classifiers import SEQ_CLS, TOKEN_CLS, classification_task
+from ..models.classifiers import QUESTION_ANS, TOKEN_CLS, classification_task
 from ..models.create import get_prompt_tuning_model
 from ..models.metric_direction import check_direction
 from ..models.model_classes import check_writes_text
@@ -118,9 +119,7 @@ def check_model(model: Any, args: TrainingArguments, teacher: Any) -> None:
     if head_task(model) is None:
         return
     if teacher is not None:
-        raise PromptTuningError(
-            "teacher is given, and a classification head learns labels; leave it out, or load a language model."
-        )
+        raise PromptTuningError("teacher is given, and a head learns labels; leave it out, or load a language model.")
     check_layout(model.get_base_model() if isinstance(model, SoftPrompts) else model, getattr(args, "layout", "auto"))
 
 
@@ -211,23 +210,25 @@ def choose_template(
 
 
 def head_task(model: nn.Module) -> str | None:
-    """Return SEQ_CLS or TOKEN_CLS for a model, or a backbone, with such a head; None for a language model.
+    """Return SEQ_CLS, TOKEN_CLS or QUESTION_ANS for a model, or a backbone, with such a head; None for a writer.
 
-    Raise PromptTuningError for another head.
+    Raise PromptTuningError for a base model.
     """
     backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
     task = classification_task(backbone) if isinstance(backbone, PreTrainedModel) else None
-    if task in (SEQ_CLS, TOKEN_CLS):
+    if task is not None:
         return task
     check_writes_text(model)
     return None
 
 
 def collator(model: nn.Module, tokenizer: Any) -> DataCollatorForPromptTuning:
-    """Return the default collator of a run: of a language model, or of a classification head's task."""
+    """Return the default collator of a run: of a language model, or of a head's task."""
     task_type = head_task(model)
     if task_type is None:
         return DataCollatorForPromptTuning(tokenizer)
+    if task_type == QUESTION_ANS:
+        return DataCollatorForAnswers(tokenizer)
     return DataCollatorForHeads(tokenizer, tags=task_type == TOKEN_CLS)
 
 

@@ -13,11 +13,14 @@ from torch.optim import Optimizer
 from transformers import Trainer
 from transformers.trainer_utils import BestRun, TrainOutput
 
+from ..data.answer_collator import IN_CONTEXT
 from ..data.collator import TAUGHT_ROWS, beside_texts, split_teachers
+from ..data.encoded_rows import count_rows
 from ..data.encoding import vocabulary_of
 from ..data.template import PromptTemplate
 from ..extras import check_installed
 from ..layouts.base import IGNORED
+from ..models.classifiers import QUESTION_ANS
 from ..models.recording import describe_run
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig
@@ -25,6 +28,7 @@ from ..prompts.ensemble_info import ENSEMBLE_FILE
 from ..prompts.plots import CURVES_FILE, FIELD_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from . import search, setup
+from .answer_rows import AnswerRows
 from .arguments import PromptTuningArguments
 from .checkpointing import CheckpointMixin
 from .evaluation import EvaluationMixin
@@ -54,8 +58,8 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         eval_dataset: the same as `train_dataset`, or a dict of such data sets.
         processing_class: the tokenizer. Of a backbone that sees, its processor also reads the pictures of rows; the
             trainer's `processing_class` is then the processor's tokenizer.
-        template: turns a row into text; default: the model's template. A `ClassTemplate` or `TagTemplate` if the
-            backbone has a classification head.
+        template: turns a row into text; default: the model's template. A `ClassTemplate`, `TagTemplate` or
+            `AnswerTemplate` if the backbone has such a head.
         prompt_config: the prompt to add to a plain backbone.
         callbacks: as in `transformers.Trainer`. A `DivergenceCallback` is added if there is none.
         compute_metrics: returns additional metrics of an `EvalPrediction` of label scores [N, L] and label indices
@@ -128,8 +132,9 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any
     ) -> tuple[RowEncoder, Any, Any]:
         """Return what encodes the prompt's rows, and the training and evaluation data as token ids."""
-        if setup.head_task(model) is not None:
-            rows = HeadRows.of_head(model, tokenizer, template, columns)
+        if (task := setup.head_task(model)) is not None:
+            kind = AnswerRows if task == QUESTION_ANS else HeadRows
+            rows = kind.of_head(model, tokenizer, template, columns)
         else:
             rows = replace(RowEncoder.behind(model, tokenizer, template, columns), teaching=self.teaching)
         own = rows if self.teaching is None else self.teaching.encoder_of_own_rows(rows)
@@ -253,6 +258,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as `Trainer` does. For rows of text, ask the model only for the labelled positions."""
         if self.head_loss is not None:
+            inputs.pop(IN_CONTEXT, None)  # which is for predictions
             return super().compute_loss(model, inputs, *args, **kwargs)
         inputs, taught = split_teachers(inputs)
         label = inputs.pop("label", None)
@@ -286,7 +292,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         with model.whole_prompt():
             describe_run(model, self.args, self.state, self.processing_class)
             rows = {"training_rows": self.train_dataset, "evaluation_rows": self.eval_dataset}
-            model.info.data |= {name: len(data) for name, data in rows.items() if isinstance(data, Dataset)}
+            model.info.data |= {name: count_rows(data) for name, data in rows.items() if isinstance(data, Dataset)}
             if self.teaching is not None:
                 data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
                 self.teaching.describe(model, data, measure=self.args.should_save and not self.is_saving_checkpoint)

@@ -357,14 +357,14 @@ def test_what_a_trainer_refuses_for_heads_and_for_language_models(tmp_path):
             ranking,
             "template is a PromptTemplate, and the backbone's head is for TOKEN_CLS; give a TagTemplate",
         ),
-        (writer, TEXT, "template is a ClassTemplate, which is for a classification head"),
+        (writer, TEXT, "template is a ClassTemplate, which is for a head, and"),
     ):
         with refused(message):
             make(backbone, template)
     words = PromptTemplate("{message}", label_column="label", label_words={"complaint": "bad"})
     with refused("label_words is given, and the backbone has a classification head"):
         make(text, words)
-    with refused("teacher is given, and a classification head learns labels"):
+    with refused("teacher is given, and a head learns labels"):
         make(text, TEXT, teacher=Teacher(text="Be nice."))
     with refused("layout is 'cached'; give auto, packed, padded to a model with a head"):
         make(text, TEXT, args=PromptTuningArguments(str(tmp_path), report_to="none", layout="cached"))

@@ -1,0 +1,232 @@
+"""Questions and contexts in windows: ids, types, offsets and the columns of answers, by hand; batches; refusals."""
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from hf_prompt_tuning import AnswerTemplate, AnswerTokenizer, DataCollatorForAnswers, PromptTuningError
+from hf_prompt_tuning.data.encoded_rows import count_rows
+
+WORDS = ["[PAD]", "[CLS]", "[SEP]", *"abcdefgh", "what", "who"]
+A, B, C, D, E = range(3, 8)
+WHAT, WHO = WORDS.index("what"), WORDS.index("who")
+CONTEXT = "a b c d e"
+
+
+def word_tokenizer():
+    """A token for each word, between BERT's special tokens."""
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[PAD]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = [("[CLS]", 1), ("[SEP]", 2)]
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    core.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+
+
+def coder(max_length=7, stride=1, with_types=False, tokenizer=None, **values):
+    template = AnswerTemplate(max_length=max_length, stride=stride, no_answers=True, **values)
+    return AnswerTokenizer(template, tokenizer or word_tokenizer(), with_types)
+
+
+def row(text=None, start=None, context=CONTEXT, question="what who"):
+    answers = {"text": [], "answer_start": []} if text is None else {"text": [text], "answer_start": [start]}
+    return {"question": question, "context": context, "answers": answers}
+
+
+def refused(message):
+    return pytest.raises(PromptTuningError, match=message)
+
+
+def test_a_long_context_is_cut_into_windows_that_overlap():
+    windows = coder(with_types=True).encode(row("b c", 2), number=4)
+    head = [1, WHAT, WHO, 2]
+    assert [window["input_ids"] for window in windows] == [
+        [*head, A, B, 2],
+        [*head, B, C, 2],
+        [*head, C, D, 2],
+        [*head, D, E, 2],
+    ]
+    assert [window["labels"] for window in windows] == [[0, 0], [4, 5], [0, 0], [0, 0]]
+    assert all(window["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1] for window in windows)
+    assert [window["token_starts"] for window in windows[:2]] == [[0, 0, 0, 0, 0, 2, 0], [0, 0, 0, 0, 2, 4, 0]]
+    assert [window["token_ends"] for window in windows[:2]] == [[0, 0, 0, 0, 1, 3, 0], [0, 0, 0, 0, 3, 5, 0]]
+    assert [window["window_row"] for window in windows] == [4] * 4
+    assert [window["row_context"] for window in windows] == [CONTEXT, None, None, None]
+    assert [window["row_answers"] for window in windows] == [["b c"], None, None, None]
+    assert not any(window["was_cut"] for window in windows)
+
+
+def test_a_tokenizer_that_cuts_at_the_left_has_the_same_windows():
+    """In another order; the answer is found in the one that has it."""
+    tokenizer = word_tokenizer()
+    tokenizer.truncation_side = "left"
+    windows = coder(tokenizer=tokenizer).encode(row("b c", 2))
+    assert sorted(window["input_ids"][4:6] for window in windows) == [[A, B], [B, C], [C, D], [D, E]]
+    assert [window["labels"] for window in windows if window["input_ids"][4:6] == [B, C]] == [[4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels", "was_cut"),
+    [
+        (("a", 0), [[4, 4], [0, 0]], False),
+        (("c", 4), [[6, 6], [4, 4]], False),  # whole in both
+        (("e", 8), [[0, 0], [6, 6]], False),
+        (("c d e", 4), [[0, 0], [4, 6]], False),
+        (("b c d", 2), [[0, 0], [0, 0]], True),  # whole in none
+        (("b c ", 2), [[5, 6], [0, 0]], False),  # white space is part of no token
+        ((" d", 5), [[0, 0], [5, 5]], False),
+    ],
+)
+def test_the_columns_of_an_answer(answer, labels, was_cut):
+    windows = coder(max_length=8).encode(row(*answer))
+    assert [window["labels"] for window in windows] == labels
+    assert {window["was_cut"] for window in windows} == {was_cut}
+
+
+def test_a_part_of_a_word_is_its_whole_token():
+    windows = coder(max_length=20).encode(row("bc", 2, context="a abcd e"))
+    (window,) = windows  # a context that fits is one window
+    assert window["labels"] == [5, 5]
+
+
+def test_answers_in_the_forms_that_files_have(caplog):
+    structs = row() | {"answers": [{"text": "b", "answer_start": 2}, {"text": "e", "answer_start": 8}]}
+    assert [window["labels"] for window in coder(max_length=20).encode(structs)] == [[5, 5]]  # the first one
+    assert coder(max_length=20).encode(structs)[0]["row_answers"] == ["b", "e"]
+    for nothing in ([], {"text": [], "answer_start": []}):
+        (window,) = coder(max_length=20).encode(row() | {"answers": nothing})
+        assert window["labels"] == [0, 0] and window["row_answers"] == [] and not window["was_cut"]
+    (window,) = coder(max_length=20).encode({"question": "who", "context": "a"}, require_target=False)
+    assert window["labels"] == [-100, -100] and window["row_answers"] is None
+    with refused("the row has no label .column 'answers' holds None"):
+        coder(max_length=20).encode({"question": "who", "context": "a", "answers": None})
+
+
+def test_a_data_set_has_a_row_for_each_window(caplog):
+    rows = [row("a", 0), row("b c d", 2), row(None)]
+    for data in (Dataset.from_list(rows), Dataset.from_list(rows).with_format("torch")):
+        encoded = coder(max_length=8).encode_dataset(data, "training")
+        assert encoded["window_row"] == [0, 0, 1, 1, 2, 2] and count_rows(encoded) == 3
+        assert encoded["row_context"] == [CONTEXT, None] * 3
+        assert "answer is whole in none of its windows of max_length=8" in caplog.text
+        assert caplog.text.count("Of 2 of 6 windows of the training data") == 1
+        caplog.clear()
+    stream = coder(max_length=8).encode_dataset(Dataset.from_list(rows).to_iterable_dataset(), "training")
+    assert [window["window_row"] for window in stream] == [0, 0, 1, 1, 2, 2]
+    with refused("row 2 of the test data: 'context' holds ' '; give a text"):
+        coder().encode_dataset(Dataset.from_list([rows[0], rows[1] | {"context": " "}]), "test")
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"text": ["b"], "answer_start": [4]}, "'b' with answer_start 4, where the context has 'c'; it stands at 2"),
+        ({"text": ["x"], "answer_start": [4]}, "where the context has 'c'; the context has no such text"),
+        ({"text": ["b"], "answer_start": [-1]}, "answer_start -1, where the context has 'a'; it stands at 2"),
+        ({"text": ["b"], "answer_start": [2.0]}, "the answer 'b' with answer_start 2.0; give a text"),
+        ({"text": [" "], "answer_start": [1]}, "the answer ' ' with answer_start 1; give a text that is not empty"),
+        ({"text": ["b"], "answer_start": []}, r"'answers' holds .*; give {'text': \[...\], 'answer_start'"),
+        ("b", r"'answers' holds 'b'; give {'text': \[...\]"),
+        (["b"], r"'answers' holds \['b'\]; give"),
+        ({"text": "b", "answer_start": 2}, "'answers' holds .*; give"),
+    ],
+)
+def test_answers_that_are_refused(answers, message):
+    with refused(message):
+        coder().encode(row() | {"answers": answers})
+
+
+def test_a_question_that_fills_a_window_is_refused():
+    long = " ".join(["what"] * 4)
+    with refused("takes 7 of the 8 tokens of a window, .* and two windows share 1 tokens"):
+        coder(max_length=8).encode(row("a", 0, question=long))
+    assert len(coder(max_length=8, stride=0).encode(row("a", 0, question=long))) == 5
+    assert len(coder(max_length=12).encode(row("a", 0, question=long))) == 1  # all of it fits
+    for column in ("question", "context"):
+        with refused(f"'{column}' holds None; give a text"):
+            coder().encode(row("a", 0) | {column: None})
+
+
+def test_arguments_that_are_refused():
+    for values, message in (
+        ({"question_column": ""}, "question_column is ''; give a text"),
+        ({"context_column": "question"}, "are in the columns 'question', 'question', 'answers'; give three"),
+        ({"max_length": 0}, "max_length is 0; give a whole number, 1 or more"),
+        ({"stride": -1}, "stride is -1; give a whole number, 0 or more"),
+        ({"stride": 1.5}, "stride is 1.5; give a whole number"),
+        ({"longest_answer": None}, "longest_answer is None; give a whole number, 1 or more"),
+        ({"no_answers": "yes"}, "no_answers is 'yes'; give True or False"),
+    ):
+        with refused(message):
+            AnswerTemplate(**values)
+    slow = word_tokenizer()
+    with (
+        refused("does not tell which tokens are of which characters; load it with use_fast=True"),
+        pytest.MonkeyPatch().context() as patch,
+    ):
+        patch.setattr(type(slow), "is_fast", False)
+        coder(tokenizer=slow)
+
+
+@pytest.mark.parametrize(
+    ("values", "room", "window"),
+    [
+        ({}, None, (384, 128)),
+        ({}, 1000, (384, 128)),
+        ({}, 60, (60, 20)),
+        ({"max_length": 90}, 100, (90, 30)),
+        ({"stride": 5}, 60, (60, 5)),
+        ({"max_length": 600}, None, (600, 128)),
+    ],
+)
+def test_a_window_fits_behind_the_prompt(values, room, window):
+    template = AnswerTemplate(**values).behind_prompt(room)
+    assert (template.max_length, template.stride) == window and template.is_complete
+    assert template.behind_prompt(room) == template
+    with refused("max_length is 600, and behind the prompt the backbone has positions for 60; lower"):
+        AnswerTemplate(max_length=600).behind_prompt(60)
+
+
+def test_training_rows_tell_whether_there_may_be_no_answer(caplog):
+    with_all, with_none = Dataset.from_list([row("a", 0)]), Dataset.from_list([row("a", 0), row()])
+    template = AnswerTemplate()
+    assert template.with_label_words(with_all).no_answers is False
+    assert template.with_label_words(with_none, with_all).no_answers is True
+    assert template.with_label_words(with_all, with_none).no_answers is False
+    assert template.with_label_words(None, with_none).no_answers is True
+    assert template.with_label_words(None) == template
+    always = AnswerTemplate(no_answers=False)
+    assert always.with_label_words(None, with_none) == always and not caplog.text
+    assert always.with_label_words(with_none) == always
+    assert "1 of 2 training rows have no answer, and the template's no_answers is False" in caplog.text
+    with refused("the training data is a stream, which does not tell .* give the template no_answers"):
+        template.with_label_words(with_none.to_iterable_dataset())
+    assert always.with_label_words(with_all.to_iterable_dataset()) == always
+    with refused("'replies'"):
+        AnswerTemplate(answers_column="replies").with_label_words(with_all)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_batch_has_the_columns_of_its_answers(side):
+    tokenizer = word_tokenizer()
+    tokenizer.padding_side = side
+    encode = coder(max_length=20, with_types=True).encode
+    rows = [row("e", 8), row("a", 0, context="a b"), row(context="a b c")]
+    windows = [window for each in rows for window in encode(each)]
+    windows += encode({"question": "who", "context": "a"}, require_target=False)
+    batch = DataCollatorForAnswers(tokenizer)(windows)
+    pads = torch.tensor([0, 3, 2, 5]) if side == "left" else torch.zeros(4, dtype=torch.long)
+    expected = torch.tensor([[8, 8], [4, 4], [0, 0]]) + pads[:3, None]
+    assert batch["labels"].tolist() == [*expected.tolist(), [-100, -100]]
+    assert batch["input_ids"].shape == (4, 10) and batch["in_context"].dtype == torch.bool
+    for i, window in enumerate(windows):
+        real = slice(int(pads[i]), int(pads[i]) + window["length"])
+        assert batch["input_ids"][i, real].tolist() == window["input_ids"]
+        assert batch["token_type_ids"][i, real].tolist() == window["token_type_ids"]
+        in_context = [end > 0 for end in window["token_ends"]]
+        assert batch["in_context"][i, real].tolist() == in_context
+        assert int(batch["in_context"][i].sum()) == sum(in_context)
+        assert int(batch["attention_mask"][i].sum()) == window["length"]
