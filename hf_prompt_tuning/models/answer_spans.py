@@ -1,5 +1,10 @@
-"""Find the best answer of each row among all spans of all of its windows."""
+"""Find the best answer of each row among all spans of all of its windows.
 
+Spans of several windows are compared by their probabilities, not by their logits: a window without the answer learns
+that its first token has all of the probability, whatever its logits are.
+"""
+
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +22,8 @@ class Answer(NamedTuple):
     Attributes:
         text: the answer as it stands in the context; empty if there is none.
         start: the place of its first character in the context; None if there is none.
-        score: the sum of its two logits; if there is no answer, that of the first token.
+        score: the probability of its first token times that of its last, among the tokens of a window; if there is no
+            answer, the product of those of the first token.
     """
 
     text: str
@@ -31,21 +37,22 @@ def best_spans(
     """Return the best span of each window, and its score beside that of no answer.
 
     Args:
-        start_logits, end_logits: [B, T].
+        start_logits, end_logits: [B, T], the lowest number there is on pads.
         in_context: [B, T] bool, True on tokens that an answer may begin or end with.
         mask: [B, T], zero on pads, at either side.
         longest: the tokens of a span at most.
 
     Returns:
-        The columns of first and last tokens without pads, [B, 2] long, and scores [B, 2] fp32: the sum of the span's
-        two logits (-inf if there is no span), and that of the window's first token, which stands for no answer.
+        The columns of first and last tokens without pads, [B, 2] long, and scores [B, 2] fp32: the log-probability of
+        the span (-inf if there is none), and that of the window's first token, which stands for no answer.
     """
-    scores = start_logits.float()[:, :, None] + end_logits.float()[:, None, :]
+    starts, ends = (logits.float().log_softmax(1) for logits in (start_logits, end_logits))
+    scores = starts[:, :, None] + ends[:, None, :]
     near = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu().tril(longest - 1)
     scores = scores.masked_fill(~(in_context[:, :, None] & in_context[:, None, :] & near), -torch.inf)
     best, place = scores.flatten(1).max(1)
     width, first = scores.shape[1], (mask != 0).long().argmax(1)
-    none = (start_logits.float() + end_logits.float()).gather(1, first[:, None])[:, 0]
+    none = (starts + ends).gather(1, first[:, None])[:, 0]
     columns = torch.stack([place // width, place % width], dim=1) - first[:, None]
     return columns, torch.stack([best, none], dim=1)
 
@@ -55,8 +62,8 @@ def answers_of_rows(
 ) -> list[Answer]:
     """Return the best answer of each row, in the order of the rows.
 
-    A row has none if `no_answers` allows it and all of its windows have a higher score of their first token than the
-    best span of all has.
+    A row has none if `no_answers` allows it, and in all of its windows the first token has a higher score than the
+    best span of all.
 
     Args:
         windows: encoded windows (`AnswerTokenizer`), those of a row together.
@@ -70,7 +77,8 @@ def answers_of_rows(
     def finish() -> None:
         if row is not None:
             is_none = best.start is None or (no_answers and none > best.score)
-            answers.append(Answer("", None, none) if is_none else best)
+            found = Answer("", None, none) if is_none else best
+            answers.append(found._replace(score=math.exp(found.score)))
 
     for window, (first, last), (score, nothing) in zip(windows, columns.tolist(), scores.tolist(), strict=True):
         if window[ROW] != row:

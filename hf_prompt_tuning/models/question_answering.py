@@ -95,6 +95,8 @@ class PromptTuningModelForQuestionAnswering(OwnHeads, HeadOutsideBackbone, PeftM
                 windows += encoder.encode(dict(zip(columns, texts, strict=True)), False, number=number)
             except PromptTuningError as error:
                 raise PromptTuningError(f"question {number + 1}: {error}") from error
+        if not windows:
+            return []
         found = []
         for i in range(0, len(windows), batch_size):
             batch = {name: values.to(self.device) for name, values in collate(windows[i : i + batch_size]).items()}

@@ -7,10 +7,13 @@ from hf_prompt_tuning import AnswerTemplate, PromptTuningArguments, PromptTuning
 from tests.shared.classifiers import tiny_classifier
 from tests.shared.tiny_models import make_tokenizer
 
-LONG = "the parcel never came and nobody answers , so why is my line down again , third time this week ! " * 2
+LONG = (
+    "the parcel never came and nobody answers , so why is my line down again , third time this week ! "
+    "a small dog and a big cat live in the old town , thank you for the quick help , great film"
+)
 ROWS = [
     ("what never came", LONG, "the parcel", 0),
-    ("what is down", LONG, "my line", LONG.rindex("my line")),
+    ("who is big", LONG, "a big cat", LONG.index("a big cat")),
     ("who answers", "nobody answers", "nobody", 0),
     ("what is old", "a small dog and a big cat in the old town", "town", 37),
     ("what is great", "great film", "film", 6),
@@ -22,6 +25,7 @@ def pair_tokenizer(kind="llama"):
     """A tokenizer that writes `<s> question </s> context </s>`, with types 0 and 1."""
     tokenizer = make_tokenizer(kind)
     special = {"single": "<s> $A </s>", "pair": "<s> $A </s> $B:1 </s>:1", "special_tokens": [("<s>", 1), ("</s>", 2)]}
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**special)
     return tokenizer
 

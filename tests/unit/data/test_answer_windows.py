@@ -23,7 +23,9 @@ def word_tokenizer():
     special = [("[CLS]", 1), ("[SEP]", 2)]
     pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
     core.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=special)
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    special = dict(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_input_names=names, **special)
 
 
 def coder(max_length=7, stride=1, with_types=False, tokenizer=None, **values):
@@ -87,7 +89,7 @@ def test_the_columns_of_an_answer(answer, labels, was_cut):
 
 
 def test_a_part_of_a_word_is_its_whole_token():
-    windows = coder(max_length=20).encode(row("bc", 2, context="a abcd e"))
+    windows = coder(max_length=20).encode(row("bc", 3, context="a abcd e"))
     (window,) = windows  # a context that fits is one window
     assert window["labels"] == [5, 5]
 

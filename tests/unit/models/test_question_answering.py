@@ -83,7 +83,8 @@ def test_trainer_trains_prompt_and_head_which_reload_bit_for_bit(name, position,
     described = json.loads((tmp_path / "saved" / "prompt_tuning.json").read_text())["classifier"]
     assert described == {"id2label": {"0": "start", "1": "end"}, "problem_type": None, "is_trained": True}
     card = (tmp_path / "saved" / "README.md").read_text()
-    assert "pipeline_tag: question-answering" in card and "start_logits[0].argmax()" in card
+    assert "pipeline_tag: question-answering" in card and "model.answer(tokenizer, question=" in card
+    assert "logits[0]" not in card
     assert "| answers | a head with scores of their first and last tokens, trained with the vectors |" in card
 
 
