@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningArguments, PromptTuningError, PromptTuningTrainer, Teacher
 from hf_prompt_tuning.prompts.files import read_prompt
+from tests.shared.answer_rows import answer_rows, answer_trainer
 from tests.shared.head_runs import head_of, head_trainer, rows_of
 from tests.shared.places import placed_model
 from tests.shared.reference import tiny_prompt_model
@@ -114,6 +115,21 @@ def headed(folder: Path) -> dict:
         output = run.predict(Dataset.from_list(rows_of(kind)[:5]))
         facts[kind]["predictions"] = np.asarray(output.predictions).astype(float).tolist()
         facts[kind]["metrics"] = plain(output.metrics)
+    return facts
+
+
+def answered(folder: Path) -> dict:
+    """A curve, head, answers and metrics of rows whose windows fill no last batch, in training and in evaluation."""
+    options = {"per_device_train_batch_size": 4 // WORLD, "per_device_eval_batch_size": 4 // WORLD}
+    options |= {"num_train_epochs": 3, "optim": "sgd", "max_grad_norm": 0.0, "ddp_timeout": 60}
+    options |= {"learning_rate": 0.1, "head_learning_rate": 0.1}
+    run = answer_trainer(folder, rows=answer_rows(without=[4]), **options)
+    facts = curve(run) | {"windows": len(run.train_dataset)}
+    facts["head"] = [weight.flatten().tolist() for weight in head_of(run.model).values()]
+    for many in (5, 1):
+        output = run.predict(Dataset.from_list(answer_rows(without=[0])[:many]))
+        found = {"metrics": plain(output.metrics), "references": output.label_ids}
+        facts[f"{many} rows"] = found | {"answers": [list(answer) for answer in output.predictions]}
     return facts
 
 
@@ -265,6 +281,7 @@ def session(folder: Path) -> dict:
     parts = (
         trained,
         headed,
+        answered,
         evaluated,
         averaged_by_process,
         started_apart,

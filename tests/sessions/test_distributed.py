@@ -102,6 +102,23 @@ def test_two_processes_train_a_classification_head_as_one(kind, one, two):
     assert got["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
 
 
+def test_two_processes_find_answers_as_one(one, two):
+    """The windows of a row may be in batches of both; repeated ones, which fill the last batch, count once."""
+    expected, got = one["answered"], two["answered"]
+    assert expected["windows"] % 4 and len(set(expected["losses"])) == 6
+    for what in ("losses", "norms", "prompt"):
+        np.testing.assert_allclose(numbers(got[what]), numbers(expected[what]), rtol=1e-5, atol=1e-5)
+    for here, there in zip(got["head"], expected["head"], strict=True):
+        np.testing.assert_allclose(numbers(here), numbers(there), rtol=1e-5, atol=1e-5)
+    for many in (5, 1):
+        here, there = got[f"{many} rows"], expected[f"{many} rows"]
+        assert here["references"] == there["references"] and len(there["answers"]) == many
+        assert here["metrics"] == pytest.approx(there["metrics"], rel=1e-5)
+        assert [answer[:2] for answer in here["answers"]] == [answer[:2] for answer in there["answers"]]
+        scores = [[answer[2] for answer in found["answers"]] for found in (here, there)]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("run", ["after_bos adamw_torch", "system adafactor", "system sgd"])
 def test_two_processes_train_what_stands_behind_a_head_as_one(run, one, two):
     """The head stays the backbone's embeddings bit for bit, whatever decays; the optimizer knows the P rows alone."""

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from hf_prompt_tuning import load_prompt
+from tests.shared.answer_rows import answer_backbone, answer_rows, answer_trainer, pair_tokenizer
 from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
 from tests.shared.head_runs import TEXTS, head_of, head_trainer, require_same, rows_of
 from tests.shared.hub_client import contents
@@ -37,3 +42,30 @@ def test_a_run_pushes_its_head_which_loads_by_name(kind, hub, tmp_path):
     code = card.split("```python\n")[1].split("```")[0]
     words = code.replace('"..."', '"nobody"')
     exec(compile(words, "the card", "exec"), {})
+
+
+def test_a_run_pushes_its_head_for_answers(hub, tmp_path, capsys):
+    """The card's code finds an answer with the prompt alone, which brings its head and its template."""
+    answer_backbone().base_model.save_pretrained(tmp_path / "backbone")
+    pair_tokenizer().save_pretrained(tmp_path / "backbone")
+    hub.put("alice/bert", contents(tmp_path / "backbone"))
+    backbone, rows = AutoModelForQuestionAnswering.from_pretrained("alice/bert"), answer_rows()
+    push = dict(push_to_hub=True, hub_model_id="alice/answers", max_steps=2)
+    trainer = answer_trainer(tmp_path / "run", backbone=backbone, eval_rows=rows, **push)
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    loaded = load_prompt("alice/answers")
+    require_same(head_of(loaded.model), head_of(trainer.model))
+    assert loaded.template == trainer.rows.tokenizer.template
+    expected = trainer.predict(rows[:1]).predictions[0]
+    card = hub.files("alice/answers")["README.md"].decode()
+    code = (
+        card.split("```python\n")[1]
+        .split("```")[0]
+        .replace("...", "{}")
+        .format(rows[0]["question"], rows[0]["context"])
+    )
+    capsys.readouterr()
+    exec(compile(code, "the card", "exec"), {})
+    assert capsys.readouterr().out.strip() == f"{expected.text} {expected.start}"
