@@ -6,11 +6,12 @@ import shlex
 import sys
 
 import torch
-from tokenizers.processors import TemplateProcessing
 from transformers import TrainingArguments
 
 from hf_prompt_tuning import PromptTuningArguments
 from hf_prompt_tuning.cli import train
+from tests.shared.answer_rows import ROWS as ANSWERED
+from tests.shared.answer_rows import answer_backbone, answer_rows, pair_tokenizer
 from tests.shared.classifiers import tiny_base_model, tiny_classifier, tokenizer_with_cls
 from tests.shared.doc_pages import run
 from tests.shared.repository import ROOT
@@ -50,13 +51,28 @@ def test_the_code(tmp_path, monkeypatch, capsys):
 
 def test_answers(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transformers.TrainingArguments", here(TrainingArguments))
-    tokenizer, backbone = tokenizer_with_cls(), tiny_classifier("bert", "QUESTION_ANS", max_position_embeddings=128)
-    special = dict(single="<s> $A", pair="<s> $A $B:1", special_tokens=[("<s>", 1)])
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**special)
-    names = run("how-to/answers.md", {"backbone": backbone, "tokenizer": tokenizer})
-    assert len(names["rows"]) > 3 and sum(row["start_positions"] > 0 for row in names["rows"]) == 2
-    assert capsys.readouterr().out.split("\n")[-2].strip() in names["text"]
+    monkeypatch.setattr("hf_prompt_tuning.PromptTuningArguments", here(PromptTuningArguments))
+    names = run("how-to/answers.md", {"backbone": answer_backbone(), "tokenizer": pair_tokenizer()})
+    assert len(names["trainer"].train_dataset) > len(names["rows"])  # the context is cut
+    answer = names["answer"]
+    assert capsys.readouterr().out.split("\n")[-2] == f"{answer.text} {answer.start} {answer.score}"
+    assert names["text"][answer.start :].startswith(answer.text) and 0 < answer.score < 1
+    assert names["trainer"].predict(names["rows"]).predictions[0][:2] == answer[:2]
+
+
+def test_the_command_for_answers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer_backbone().base_model.save_pretrained("MODEL")
+    pair_tokenizer().save_pretrained("MODEL")
+    example = re.search(r"^    (\{.*\})$", (ROOT / "docs" / "how-to/answers.md").read_text(), re.MULTILINE)[1]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([example, *map(json.dumps, answer_rows())]))
+    (words,) = commands("how-to/answers.md")
+    monkeypatch.setattr(sys, "argv", [*words, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"])
+    train.main()
+    records = [json.loads(line) for line in (tmp_path / "outputs/answers/predictions.jsonl").read_text().splitlines()]
+    assert [record["reference"] for record in records] == [["the parcel"], *([row[2]] for row in ANSWERED)]
+    assert {*records[0]} == {"row", "input", "prediction", "start", "score", "reference"}
 
 
 def test_embeddings(tmp_path, monkeypatch):
@@ -72,9 +88,9 @@ def here(kind):
     return lambda *args, **options: kind(*args, **quiet | options)
 
 
-def commands():
+def commands(page=PAGE):
     """The words of each command of the page."""
-    text = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return [
         shlex.split(command.replace("\\\n", " "))[1:]
         for command in re.findall(r"^    hf-prompt-tuning (?:.*\\\n)*.*$", text, re.MULTILINE)
