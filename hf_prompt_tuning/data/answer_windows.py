@@ -39,7 +39,7 @@ class AnswerTokenizer(HeadTokenizer):
     """Turn questions and contexts into windows of token ids, and answers into their first and last columns.
 
     Args:
-        template: the template, complete (`AnswerTemplate.behind_prompt`).
+        template: the template. What it leaves open is as `AnswerTemplate.behind_prompt(None)` has it.
         tokenizer: the backbone's, a fast one.
         with_types: whether the backbone reads the `token_type_ids` that the tokenizer may write.
     """
@@ -52,10 +52,17 @@ class AnswerTokenizer(HeadTokenizer):
     )
 
     def __init__(self, template: AnswerTemplate, tokenizer: PreTrainedTokenizerBase, with_types: bool = False):
-        super().__init__(template, tokenizer)
+        super().__init__(template.behind_prompt(None) if isinstance(template, self.takes) else template, tokenizer)
         check_is_fast(tokenizer, "which tokens are of which characters")
         self.with_types = with_types and "token_type_ids" in tokenizer.model_input_names
         self.columns_beside = (*(["token_type_ids"] if self.with_types else []), *WINDOW_COLUMNS)
+
+    def _missing(self, row: Mapping[str, Any]) -> PromptTuningError:
+        column = self.template.answers_column
+        return PromptTuningError(
+            f"the row has no answers (column {column!r} holds {row.get(column)!r:.80}); training rows need them, "
+            "empty lists where the context has none."
+        )
 
     @property
     def label_type(self) -> Any:

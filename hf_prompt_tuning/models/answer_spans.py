@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..data.answer_windows import CONTEXT, ENDS, STARTS
 from ..data.encoded_rows import ROW
@@ -46,14 +47,16 @@ def best_spans(
         The columns of first and last tokens without pads, [B, 2] long, and scores [B, 2] fp32: the log-probability of
         the span (-inf if there is none), and that of the window's first token, which stands for no answer.
     """
+    longest = min(longest, start_logits.shape[1])
     starts, ends = (logits.float().log_softmax(1) for logits in (start_logits, end_logits))
-    scores = starts[:, :, None] + ends[:, None, :]
-    near = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu().tril(longest - 1)
-    scores = scores.masked_fill(~(in_context[:, :, None] & in_context[:, None, :] & near), -torch.inf)
-    best, place = scores.flatten(1).max(1)
-    width, first = scores.shape[1], (mask != 0).long().argmax(1)
+    first = (mask != 0).long().argmax(1)
     none = (starts + ends).gather(1, first[:, None])[:, 0]
-    columns = torch.stack([place // width, place % width], dim=1) - first[:, None]
+    starts, ends = (scores.masked_fill(~in_context, -torch.inf) for scores in (starts, ends))
+    # For each first token the last ones that are near enough, [B, T, longest].
+    near = pad(ends, (0, longest - 1), value=-torch.inf).unfold(1, longest, 1)
+    best, place = (starts[:, :, None] + near).flatten(1).max(1)
+    start = place // longest
+    columns = torch.stack([start, start + place % longest], dim=1) - first[:, None]
     return columns, torch.stack([best, none], dim=1)
 
 

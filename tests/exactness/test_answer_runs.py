@@ -43,7 +43,8 @@ def logits_by_hand(model, ids, asked):
     backbone, types = model.get_base_model(), {}
     if backbone.config.model_type in TOKEN_TYPES:
         types["token_type_ids"] = torch.tensor([0] * (asked + 2) + [1] * (len(ids) - asked - 2))
-    hidden = hidden_by_hand(backbone, model.prompt, torch.tensor(ids), 0, **types)
+    behind = len(model.active_peft_config.head)
+    hidden = hidden_by_hand(backbone, model.prompt, torch.tensor(ids), behind, **types)
     return token_logits_by_hand(backbone, model.prompt_encoder["default"].classifier, hidden)
 
 
@@ -83,13 +84,14 @@ def answers_by_hand(model):
         yield Answer(text.strip(), here + len(text) - len(text.lstrip()), math.exp(score))
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("side", "position"), [("right", "start"), ("left", "after_bos")])
 @pytest.mark.parametrize("name", ["bert", "roberta", "llama"])
-def test_an_evaluation_is_one_by_hand(name, side, tmp_path):
+def test_an_evaluation_is_one_by_hand(name, side, position, tmp_path):
     """In batches of padded windows; before and after some steps, so that rows have answers and none."""
     rows = answer_rows(without=[NONE])
+    prompt = {"prompt_position": position}
     own = dict(per_device_eval_batch_size=3, max_steps=12, head_learning_rate=2e-2, learning_rate=2e-2)
-    trainer = answer_trainer(tmp_path, name, rows=rows, eval_rows=rows, side=side, **own)
+    trainer = answer_trainer(tmp_path, name, rows=rows, eval_rows=rows, side=side, prompt=prompt, **own)
     for step in range(2):
         with torch.no_grad():
             expected, loss = list(answers_by_hand(trainer.model.eval())), loss_by_hand(trainer.model).item()

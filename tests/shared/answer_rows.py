@@ -43,7 +43,9 @@ def answer_backbone(name="bert", **changes):
     return tiny_classifier(name, "QUESTION_ANS", **{"max_position_embeddings": 128, **changes})
 
 
-def answer_trainer(folder, name="bert", rows=None, eval_rows=None, backbone=None, side="right", own=None, **values):
+def answer_trainer(
+    folder, name="bert", rows=None, eval_rows=None, backbone=None, side="right", prompt=None, own=None, **values
+):
     """A trainer of rows with answers, its arguments being `values`."""
     set_seed(1)
     tokenizer = pair_tokenizer()
@@ -56,6 +58,6 @@ def answer_trainer(folder, name="bert", rows=None, eval_rows=None, backbone=None
         train_dataset=answer_rows() if rows is None else rows,
         eval_dataset=eval_rows,
         processing_class=tokenizer,
-        prompt_config=PromptTuningConfig(num_virtual_tokens=4, prompt_tuning_init="RANDOM"),
+        prompt_config=PromptTuningConfig(num_virtual_tokens=4, prompt_tuning_init="RANDOM", **prompt or {}),
         **given,
     )

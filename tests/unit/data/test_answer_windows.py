@@ -103,7 +103,7 @@ def test_answers_in_the_forms_that_files_have(caplog):
         assert window["labels"] == [0, 0] and window["row_answers"] == [] and not window["was_cut"]
     (window,) = coder(max_length=20).encode({"question": "who", "context": "a"}, require_target=False)
     assert window["labels"] == [-100, -100] and window["row_answers"] is None
-    with refused("the row has no label .column 'answers' holds None"):
+    with refused("the row has no answers .column 'answers' holds None.; training rows need them"):
         coder(max_length=20).encode({"question": "who", "context": "a", "answers": None})
 
 
@@ -164,6 +164,9 @@ def test_arguments_that_are_refused():
     ):
         with refused(message):
             AnswerTemplate(**values)
+    assert AnswerTokenizer(AnswerTemplate(), word_tokenizer()).template == AnswerTemplate().behind_prompt(None)
+    with refused("template is a str, and AnswerTokenizer takes a AnswerTemplate"):
+        AnswerTokenizer("{question}", word_tokenizer())
     slow = word_tokenizer()
     with (
         refused("does not tell which tokens are of which characters; load it with use_fast=True"),

@@ -35,6 +35,7 @@ def test_a_span_has_so_many_tokens_at_most():
     assert spans(starts, ends, longest=3) == ([2, 4], [11, 0])
     assert spans([0, 0, 5, 2, 0, 0], ends, longest=2) == ([3, 4], [8, 0])
     assert spans(starts, ends, longest=1) == ([4, 4], [6, 0])
+    assert spans(starts, ends, longest=99) == ([2, 4], [11, 0])  # of which a window has fewer
 
 
 def test_columns_are_those_of_the_text_without_pads():

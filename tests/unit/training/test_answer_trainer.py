@@ -176,6 +176,34 @@ def test_other_columns_several_data_sets_and_transfer(tmp_path):
     assert trainer.model.info.transfer["other"]["rows"] == 2
 
 
+@pytest.mark.parametrize("position", ["start", "after_bos"])
+def test_the_default_window_fills_the_positions_of_the_backbone(position, tmp_path):
+    """A head's token is one of the window."""
+    rows = [row | {"context": row["context"] * 4} for row in answer_rows()]
+    own = {"template": AnswerTemplate()}
+    trainer = answer_trainer(tmp_path, rows=rows, own=own, prompt={"prompt_position": position}, max_steps=1)
+    assert max(trainer.train_dataset["length"]) == trainer.rows.tokenizer.template.max_length == 124
+    assert trainer.rows.tokenizer.template.stride == 41
+    trainer.train()
+    assert len(trainer.predict(rows).predictions) == 5
+
+
+def test_a_search_tries_prompts_that_leave_room_for_the_windows(tmp_path):
+    def made(trial):
+        config = PromptTuningConfig(num_virtual_tokens=4 if trial is None else 90, prompt_tuning_init="RANDOM")
+        return get_prompt_tuning_model(answer_backbone(), config)
+
+    trainer = PromptTuningTrainer(
+        model_init=made,
+        args=PromptTuningArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True),
+        train_dataset=answer_rows(),
+        processing_class=pair_tokenizer(),
+        template=TEMPLATE,
+    )
+    with refused("windows have 40 tokens, and behind the prompt the backbone has positions for 38; lower max_length"):
+        trainer.call_model_init(trial=1)
+
+
 def test_a_stream_trains_and_is_not_evaluated(tmp_path):
     stream = Dataset.from_list(answer_rows()).to_iterable_dataset()
     with refused("the training data is a stream, which does not tell"):
@@ -203,7 +231,7 @@ def test_what_a_trainer_refuses_for_answers(tmp_path):
         (dict(rows=[{"input_ids": [1, 2], "start_positions": 0}]), "the training data has token ids, and answers are"),
         (
             dict(rows=[answer_rows()[0] | {"answers": None}, answer_rows()[1]]),
-            "row 1 of the training data: .*no label",
+            "row 1 of the training data: .*no answers",
         ),
         (dict(include_for_metrics=["inputs"], eval_rows=answer_rows()), "include_for_metrics has 'inputs'"),
     ):
