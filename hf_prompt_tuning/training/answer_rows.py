@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..data.answer_template import AnswerTemplate
 from ..data.answer_windows import AnswerTokenizer
@@ -64,7 +64,7 @@ class AnswerRows(RowEncoder):
         if data is None or _are_windows(data):
             return data
         rows = from_list(data, name) if isinstance(data, list) and data else data
-        if hasattr(rows, "column_names") and not is_text(rows, self.tokenizer.template):
+        if isinstance(rows, Dataset | IterableDataset) and not is_text(rows, self.tokenizer.template):
             raise PromptTuningError(
                 f"the {name} data has token ids, and answers are read from texts; give rows of question and context "
                 "with the template, or train with transformers' Trainer."
@@ -73,7 +73,7 @@ class AnswerRows(RowEncoder):
         encoded = encode_data(rows, name, self.tokenizer, None, require_target, head=self.head)
         if isinstance(encoded, Dataset) and self.vocabulary is not None:
             # Errors name the origin of a window's row.
-            raw = rows.select(encoded[ROW])
+            raw = rows.select(encoded[ROW][:])
             check_dataset(encoded.remove_columns("labels"), raw, f"{name} windows'", self.vocabulary)
         return encoded
 
@@ -83,4 +83,4 @@ class AnswerRows(RowEncoder):
 
 
 def _are_windows(data: Any) -> bool:
-    return hasattr(data, "column_names") and ROW in columns_of(data)
+    return isinstance(data, Dataset | IterableDataset) and ROW in columns_of(data)

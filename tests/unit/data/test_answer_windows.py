@@ -1,14 +1,17 @@
 """Questions and contexts in windows: ids, types, offsets and the columns of answers, by hand; batches; refusals."""
 
+import random
+
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hf_prompt_tuning import AnswerTemplate, AnswerTokenizer, DataCollatorForAnswers, PromptTuningError
 from hf_prompt_tuning.data.encoded_rows import count_rows
+from tests.shared.answer_rows import pair_tokenizer
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", *"abcdefgh", "what", "who"]
 A, B, C, D, E = range(3, 8)
@@ -212,6 +215,46 @@ def test_training_rows_tell_whether_there_may_be_no_answer(caplog):
     assert always.with_label_words(with_all.to_iterable_dataset()) == always
     with refused("'replies'"):
         AnswerTemplate(answers_column="replies").with_label_words(with_all)
+
+
+PIECES = ["[UNK]", "[CLS]", "[SEP]", "the", "cat", ".", ",", "日", *"abcdefghij", *(f"##{c}" for c in "abcdefghij")]
+CHARACTERS = "abcdefghijäé日語😀-.,'\u0301\u200b"
+SPACES = [" ", "  ", "\n", "\u00a0"]
+
+
+def piece_tokenizer():
+    """BERT's: lower case without accents, pieces of words, and some characters that no token has."""
+    core = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(PIECES)}, unk_token="[UNK]"))
+    core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    special = [("[CLS]", 1), ("[SEP]", 2)]
+    core.post_processor = TemplateProcessing(pair="[CLS] $A [SEP] $B [SEP]", special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[UNK]")
+
+
+@pytest.mark.parametrize("kind", ["word pieces", "gpt2", "llama", "t5"])
+def test_the_tokens_of_any_answer_have_its_characters(kind):
+    """Contexts and answers are drawn; an answer may begin within a word, with a space, or with what no token has."""
+    tokenizer, draw = piece_tokenizer() if kind == "word pieces" else pair_tokenizer(kind), random.Random(0)
+    whole = 0
+    for _ in range(80):
+        words = ["".join(draw.choices(CHARACTERS, k=draw.randint(1, 6))) for _ in range(draw.randint(1, 25))]
+        context = "".join(word + draw.choice(SPACES) for word in words)
+        start = draw.randrange(len(context))
+        text = context[start : start + draw.randint(1, 9)]
+        if not text.strip():
+            continue
+        tokenizer.truncation_side = draw.choice(["left", "right"])
+        windows = coder(24, draw.choice([0, 3, 8]), tokenizer=tokenizer).encode(row(text, start, context, "a cat"))
+        pairs = [list(zip(window["token_starts"], window["token_ends"], strict=True)) for window in windows]
+        of_tokens = {i for window in pairs for here, there in window for i in range(here, there)}
+        answer = {i for i in range(start, start + len(text)) if not context[i].isspace()} & of_tokens
+        for window, places in zip(windows, pairs, strict=True):
+            first, last = window["labels"]
+            if (first, last) != (0, 0):
+                whole += 1
+                assert answer <= set(range(places[first][0], places[last][1]))
+                assert answer & set(range(*places[first])) and answer & set(range(*places[last]))
+    assert whole > 40
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

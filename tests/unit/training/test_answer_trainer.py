@@ -1,5 +1,6 @@
 """PromptTuningTrainer with heads that find answers: runs, metrics, checkpoints, saved prompts, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -19,6 +20,7 @@ from hf_prompt_tuning import (
     load_prompt,
 )
 from hf_prompt_tuning.models.scoring import metric
+from hf_prompt_tuning.prompts.info import PromptInfo
 from tests.shared.answer_rows import ROWS, TEMPLATE, answer_backbone, answer_rows, answer_trainer, pair_tokenizer
 from tests.shared.head_runs import head_of, require_same, trained_weights
 from tests.shared.tiny_models import tiny_model
@@ -161,6 +163,24 @@ def test_the_callers_metrics_are_of_rows(tmp_path):
     losses = [trainer.evaluate([rows[i]])["eval_loss"] for i in (0, 2, 3, 4)]
     answer_trainer(tmp_path, eval_rows=rows, own=options, include_for_metrics=["loss"]).evaluate()
     assert seen["losses"] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("no_answers", 1, "template.no_answers is 1, and must be bool or NoneType"),
+        ("stride", True, "template.stride is True, and must be int or NoneType"),
+        ("stride", -1, "stride is -1; give a whole number, 0 or more"),
+        ("longest_answer", "30", "template.longest_answer is '30', and must be int"),
+        ("question_column", ["q"], "template.question_column is"),
+        ("target", "x", "template has an unknown field 'target'"),
+    ],
+)
+def test_a_damaged_description_is_refused(name, value, message):
+    values = {"format_version": 1, "template": dataclasses.asdict(TEMPLATE)}
+    assert PromptInfo.from_json(values).template == TEMPLATE
+    with refused(message):
+        PromptInfo.from_json(values | {"template": values["template"] | {name: value}})
 
 
 def test_other_columns_several_data_sets_and_transfer(tmp_path):
