@@ -74,7 +74,7 @@ class AnswerRows(RowEncoder):
         if isinstance(encoded, Dataset) and self.vocabulary is not None:
             # Errors name the origin of a window's row.
             raw = rows.select(encoded[ROW][:])
-            check_dataset(encoded.remove_columns("labels"), raw, f"{name} windows'", self.vocabulary)
+            check_dataset(encoded.remove_columns("labels"), raw, f"windowed {name}", self.vocabulary)
         return encoded
 
     def with_missing_labels(self, data: Any) -> Any:

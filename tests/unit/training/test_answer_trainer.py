@@ -253,6 +253,7 @@ def test_what_a_trainer_refuses_for_answers(tmp_path):
             dict(rows=[answer_rows()[0] | {"answers": None}, answer_rows()[1]]),
             "row 1 of the training data: .*no answers",
         ),
+        (dict(backbone=answer_backbone(vocab_size=90)), "row 1 of the windowed training data has in input_ids the to"),
         (dict(include_for_metrics=["inputs"], eval_rows=answer_rows()), "include_for_metrics has 'inputs'"),
     ):
         with refused(message):
