@@ -28,7 +28,12 @@ FIELDS = {
 TRAINED_HEADS = tuple(FIELDS)
 KINDS = {SEQ_CLS: ClassTemplate, TOKEN_CLS: TagTemplate, QUESTION_ANS: AnswerTemplate}
 NEEDED = {SEQ_CLS: ("label_column", "source_template"), TOKEN_CLS: ("label_column", "words_column"), QUESTION_ANS: ()}
-OF_HEADS = ("pair_template", "words_column", "problem_type", *(name for name in FIELDS[QUESTION_ANS] if name != "max_source_length"))
+OF_HEADS = (
+    "pair_template",
+    "words_column",
+    "problem_type",
+    *(name for name in FIELDS[QUESTION_ANS] if name != "max_source_length"),
+)
 """The arguments of data that are for heads alone."""
 WEIGHTS = ("class_weights", "pos_weight")
 """The arguments of training that are JSON, of which a config file may hold a list."""

@@ -33,8 +33,8 @@ class Reference(NamedTuple):
 class AnswerTemplate(HeadTemplate):
     """Template of rows whose answers stand in a text. The defaults are the columns of SQuAD.
 
-    A row is written as the tokenizer writes a pair: the question, then the context. A longer context is cut into
-    windows that overlap, each behind the whole question.
+    A row is written as the tokenizer writes a pair: the question, then the context, with a line break between them if
+    the tokenizer puts nothing there. A longer context is cut into windows that overlap, each behind the question.
 
     Args:
         question_column: the column of the question, a text.

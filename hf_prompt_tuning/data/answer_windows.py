@@ -55,7 +55,25 @@ class AnswerTokenizer(HeadTokenizer):
         super().__init__(template.behind_prompt(None) if isinstance(template, self.takes) else template, tokenizer)
         check_is_fast(tokenizer, "which tokens are of which characters")
         self.with_types = with_types and "token_type_ids" in tokenizer.model_input_names
+        self.ends_question = self._end_of_question()
         self.columns_beside = (*(["token_type_ids"] if self.with_types else []), *WINDOW_COLUMNS)
+
+    def _end_of_question(self) -> str:
+        """Return what is written behind a question: nothing if the tokenizer marks where the context begins.
+
+        Raise PromptTuningError if it does not, and a line break is no token either.
+        """
+        probe = self.tokenizer(["a"], ["b"], return_token_type_ids=self.with_types)
+        parts, types = probe.sequence_ids(0), probe["token_type_ids"][0] if self.with_types else []
+        if None in parts[parts.index(0) : parts.index(1)] or len(set(types)) > 1:
+            return ""
+        if self.tokenizer("a\n")["input_ids"] == self.tokenizer("a")["input_ids"]:
+            raise PromptTuningError(
+                f"the {type(self.tokenizer).__name__} writes nothing between a question and a context, and has no "
+                "token for a line break, so that nothing would tell where the context begins; give it a "
+                "post-processor that joins pairs."
+            )
+        return "\n"
 
     def _missing(self, row: Mapping[str, Any]) -> PromptTuningError:
         column = self.template.answers_column
@@ -90,7 +108,7 @@ class AnswerTokenizer(HeadTokenizer):
         answers = self.template.answers(row)
         if answers is None and require_target:
             raise self._missing(row)
-        encoded = self._windows(question, context)
+        encoded = self._windows(question + self.ends_question, context)
         windows = []
         for i, ids in enumerate(encoded["input_ids"]):
             pairs = zip(encoded.sequence_ids(i), encoded["offset_mapping"][i], strict=True)

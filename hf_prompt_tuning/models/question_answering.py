@@ -14,7 +14,7 @@ from ..data.answer_collator import IN_CONTEXT, DataCollatorForAnswers
 from ..data.answer_template import AnswerTemplate
 from ..data.answer_windows import AnswerTokenizer
 from ..errors import PromptTuningError
-from ..layouts.traits import takes
+from ..layouts.traits import token_types
 from .answer_spans import Answer, answers_of_rows, best_spans
 from .answers import answer_loss, checked_answers
 from .batch_checks import Texts
@@ -53,8 +53,7 @@ class PromptTuningModelForQuestionAnswering(OwnHeads, HeadOutsideBackbone, PeftM
         room, backbone = self.room(name), self.base_model
         room = None if room is None else room + len(self.peft_config[name].head)  # with which each row begins
         # A tokenizer may write types that a backbone has no embeddings of.
-        has_types = getattr(backbone.config, "type_vocab_size", 0) > 1
-        with_types = has_types and takes(backbone.base_model, "token_type_ids")
+        with_types = token_types(backbone) > 1
         return AnswerTokenizer(template.behind_prompt(room), tokenizer, with_types)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from hf_prompt_tuning import PromptTuningArguments
 from hf_prompt_tuning.cli import train
 from tests.shared.answer_rows import ROWS as ANSWERED
-from tests.shared.answer_rows import answer_backbone, answer_rows, pair_tokenizer
+from tests.shared.answer_rows import answer_backbone, answer_rows, answer_tokenizer
 from tests.shared.classifiers import tiny_base_model, tiny_classifier, tokenizer_with_cls
 from tests.shared.doc_pages import run
 from tests.shared.repository import ROOT
@@ -52,7 +52,7 @@ def test_the_code(tmp_path, monkeypatch, capsys):
 def test_answers(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hf_prompt_tuning.PromptTuningArguments", here(PromptTuningArguments))
-    names = run("how-to/answers.md", {"backbone": answer_backbone(), "tokenizer": pair_tokenizer()})
+    names = run("how-to/answers.md", {"backbone": answer_backbone(), "tokenizer": answer_tokenizer()})
     assert len(names["trainer"].train_dataset) > len(names["rows"])  # the context is cut
     answer = names["answer"]
     assert capsys.readouterr().out.split("\n")[-2] == f"{answer.text} {answer.start} {answer.score}"
@@ -63,7 +63,7 @@ def test_answers(tmp_path, monkeypatch, capsys):
 def test_the_command_for_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer_backbone().base_model.save_pretrained("MODEL")
-    pair_tokenizer().save_pretrained("MODEL")
+    answer_tokenizer().save_pretrained("MODEL")
     example = re.search(r"^    (\{.*\})$", (ROOT / "docs" / "how-to/answers.md").read_text(), re.MULTILINE)[1]
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text("\n".join([example, *map(json.dumps, answer_rows())]))

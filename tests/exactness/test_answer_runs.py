@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from hf_prompt_tuning import Answer
-from tests.shared.answer_rows import ROWS, answer_rows, answer_trainer, pair_tokenizer
+from tests.shared.answer_rows import ROWS, answer_rows, answer_tokenizer, answer_trainer
 from tests.shared.classifiers import TOKEN_TYPES, hidden_by_hand, token_logits_by_hand
 from tests.shared.head_runs import trained_weights
 
@@ -18,7 +18,7 @@ NONE = 4
 
 def windows_by_hand(question, context, first, behind):
     """The windows of a row: ids, the number of the question's tokens, the characters of each context token, labels."""
-    tokenizer = pair_tokenizer()
+    tokenizer = answer_tokenizer()
     whole = tokenizer(question, context, return_offsets_mapping=True)
     parts = whole.sequence_ids()
     asked = [i for i, part in zip(whole["input_ids"], parts, strict=True) if part == 0]

@@ -21,7 +21,7 @@ ROWS = [
 TEMPLATE = AnswerTemplate(max_length=40, stride=8, longest_answer=6)
 
 
-def pair_tokenizer(kind="llama"):
+def answer_tokenizer(kind="llama"):
     """A tokenizer that writes `<s> question </s> context </s>`, with types 0 and 1."""
     tokenizer = make_tokenizer(kind)
     special = {"single": "<s> $A </s>", "pair": "<s> $A </s> $B:1 </s>:1", "special_tokens": [("<s>", 1), ("</s>", 2)]}
@@ -48,7 +48,7 @@ def answer_trainer(
 ):
     """A trainer of rows with answers, its arguments being `values`."""
     set_seed(1)
-    tokenizer = pair_tokenizer()
+    tokenizer = answer_tokenizer()
     tokenizer.padding_side = side
     quiet = dict(use_cpu=True, disable_tqdm=True, report_to="none", save_strategy="no", logging_steps=1)
     given = {"template": TEMPLATE} | (own or {})

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from hf_prompt_tuning import PromptTuningError, load_prompt
 from hf_prompt_tuning.cli import train
-from tests.shared.answer_rows import ROWS, answer_backbone, answer_rows, pair_tokenizer
+from tests.shared.answer_rows import ROWS, answer_backbone, answer_rows, answer_tokenizer
 from tests.shared.classifiers import DECODERS, ENCODERS
 from tests.shared.head_runs import head_of, require_same
 
@@ -25,7 +25,7 @@ def saved_backbone(folder, name="bert", kind="base"):
     auto = {"base": AutoModel, "classifier": AutoModelForSequenceClassification}
     model = answer_backbone(name) if kind == "answers" else auto[kind].from_config(config)
     model.save_pretrained(folder)
-    pair_tokenizer().save_pretrained(folder)
+    answer_tokenizer().save_pretrained(folder)
     return folder
 
 

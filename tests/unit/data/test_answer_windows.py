@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_prompt_tuning import AnswerTemplate, AnswerTokenizer, DataCollatorForAnswers, PromptTuningError
 from hf_prompt_tuning.data.encoded_rows import count_rows
-from tests.shared.answer_rows import pair_tokenizer
+from tests.shared.answer_rows import answer_tokenizer
+from tests.shared.tiny_models import make_tokenizer
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", *"abcdefgh", "what", "who"]
 A, B, C, D, E = range(3, 8)
@@ -71,6 +72,21 @@ def test_a_tokenizer_that_cuts_at_the_left_has_the_same_windows():
     windows = coder(tokenizer=tokenizer).encode(row("b c", 2))
     assert sorted(window["input_ids"][4:6] for window in windows) == [[A, B], [B, C], [C, D], [D, E]]
     assert [window["labels"] for window in windows if window["input_ids"][4:6] == [B, C]] == [[4, 5]]
+
+
+def test_a_line_break_ends_a_question_if_the_tokenizer_puts_nothing_behind_it():
+    tokenizer = make_tokenizer("gpt2")
+    (window,) = coder(40, tokenizer=tokenizer).encode(row("dog", 6, context="a big dog", question="what"))
+    expected = [tokenizer(text)["input_ids"] for text in ("what\n", "a big dog")]
+    assert window["input_ids"] == [*expected[0], *expected[1]]
+    answer = slice(window["labels"][0], window["labels"][1] + 1)
+    assert tokenizer.decode(window["input_ids"][answer]).strip() == "dog"
+    assert coder(tokenizer=answer_tokenizer("gpt2")).ends_question == ""
+    words = word_tokenizer()
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    assert coder(with_types=True, tokenizer=words).ends_question == ""  # the types tell
+    with refused("writes nothing between a question and a context, and has no token for a line break"):
+        coder(tokenizer=words)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +250,7 @@ def piece_tokenizer():
 @pytest.mark.parametrize("kind", ["word pieces", "gpt2", "llama", "t5"])
 def test_the_tokens_of_any_answer_have_its_characters(kind):
     """Contexts and answers are drawn; an answer may begin within a word, with a space, or with what no token has."""
-    tokenizer, draw = piece_tokenizer() if kind == "word pieces" else pair_tokenizer(kind), random.Random(0)
+    tokenizer, draw = piece_tokenizer() if kind == "word pieces" else answer_tokenizer(kind), random.Random(0)
     whole = 0
     for _ in range(80):
         words = ["".join(draw.choices(CHARACTERS, k=draw.randint(1, 6))) for _ in range(draw.randint(1, 25))]

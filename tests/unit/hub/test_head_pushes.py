@@ -9,7 +9,7 @@ from transformers import (
 )
 
 from hf_prompt_tuning import load_prompt
-from tests.shared.answer_rows import answer_backbone, answer_rows, answer_trainer, pair_tokenizer
+from tests.shared.answer_rows import answer_backbone, answer_rows, answer_tokenizer, answer_trainer
 from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
 from tests.shared.head_runs import TEXTS, head_of, head_trainer, require_same, rows_of
 from tests.shared.hub_client import contents
@@ -47,7 +47,7 @@ def test_a_run_pushes_its_head_which_loads_by_name(kind, hub, tmp_path):
 def test_a_run_pushes_its_head_for_answers(hub, tmp_path, capsys):
     """The card's code finds an answer with the prompt alone, which brings its head and its template."""
     answer_backbone().base_model.save_pretrained(tmp_path / "backbone")
-    pair_tokenizer().save_pretrained(tmp_path / "backbone")
+    answer_tokenizer().save_pretrained(tmp_path / "backbone")
     hub.put("alice/bert", contents(tmp_path / "backbone"))
     backbone, rows = AutoModelForQuestionAnswering.from_pretrained("alice/bert"), answer_rows()
     push = dict(push_to_hub=True, hub_model_id="alice/answers", max_steps=2)

@@ -8,7 +8,7 @@ import torch
 
 from hf_prompt_tuning import Answer, AnswerTemplate, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from hf_prompt_tuning.models.answer_spans import answers_of_rows, best_spans
-from tests.shared.answer_rows import ROWS, TEMPLATE, answer_backbone, pair_tokenizer
+from tests.shared.answer_rows import ROWS, TEMPLATE, answer_backbone, answer_tokenizer
 
 IN_CONTEXT = torch.tensor([[0, 0, 1, 1, 1, 0]]).bool()
 
@@ -89,7 +89,7 @@ def model():
 
 
 def test_a_model_is_asked_one_question_or_several(model):
-    tokenizer = pair_tokenizer()
+    tokenizer = answer_tokenizer()
     questions, contexts = [row[0] for row in ROWS], [row[1] for row in ROWS]
     found = model.answer(tokenizer, questions, contexts, TEMPLATE, batch_size=3)
     for question, context, answer in zip(questions, contexts, found, strict=True):
@@ -105,7 +105,7 @@ def test_a_model_is_asked_one_question_or_several(model):
 
 
 def test_what_a_model_is_not_asked(model):
-    tokenizer = pair_tokenizer()
+    tokenizer = answer_tokenizer()
     for question, context, message in (
         ("who", ["a"], "question and context are a text and a list"),
         (["who"], "a", "question and context are a text and a list"),

@@ -21,7 +21,7 @@ from hf_prompt_tuning import (
 )
 from hf_prompt_tuning.models.scoring import metric
 from hf_prompt_tuning.prompts.info import PromptInfo
-from tests.shared.answer_rows import ROWS, TEMPLATE, answer_backbone, answer_rows, answer_trainer, pair_tokenizer
+from tests.shared.answer_rows import ROWS, TEMPLATE, answer_backbone, answer_rows, answer_tokenizer, answer_trainer
 from tests.shared.head_runs import head_of, require_same, trained_weights
 from tests.shared.tiny_models import tiny_model
 
@@ -84,7 +84,7 @@ def test_a_run_learns_and_its_prompt_reloads(name, side, tmp_path):
     assert trainer.model.info.metrics["eval_f1"] == after["eval_f1"]
     card = (tmp_path / "README.md").read_text()
     assert "| F1 |" in card and "cut into windows of 40 tokens" in card and "a context may have none" in card
-    loaded = load_prompt(tmp_path, backbone=answer_backbone(name), tokenizer=pair_tokenizer())
+    loaded = load_prompt(tmp_path, backbone=answer_backbone(name), tokenizer=answer_tokenizer())
     assert loaded.template == trainer.rows.tokenizer.template
     require_same(head_of(loaded.model), head_of(trainer.model))
     found = trainer.predict(rows)
@@ -93,7 +93,7 @@ def test_a_run_learns_and_its_prompt_reloads(name, side, tmp_path):
     for here, there in zip(asked, found.predictions, strict=True):
         assert here[:2] == there[:2] and here.score == pytest.approx(there.score, rel=1e-4, abs=1e-5)
     again = PromptTuningTrainer(
-        loaded.model, trainer.args, eval_dataset=rows, processing_class=pair_tokenizer()
+        loaded.model, trainer.args, eval_dataset=rows, processing_class=answer_tokenizer()
     ).evaluate()
     assert again["eval_loss"] == pytest.approx(after["eval_loss"], rel=1e-5)
 
@@ -217,7 +217,7 @@ def test_a_search_tries_prompts_that_leave_room_for_the_windows(tmp_path):
         model_init=made,
         args=PromptTuningArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True),
         train_dataset=answer_rows(),
-        processing_class=pair_tokenizer(),
+        processing_class=answer_tokenizer(),
         template=TEMPLATE,
     )
     with refused("windows have 40 tokens, and behind the prompt the backbone has positions for 38; lower max_length"):
@@ -267,7 +267,7 @@ def test_what_a_trainer_refuses_for_answers(tmp_path):
             tiny_model("llama"),
             PromptTuningArguments(str(tmp_path), use_cpu=True, report_to="none"),
             train_dataset=answer_rows(),
-            processing_class=pair_tokenizer(),
+            processing_class=answer_tokenizer(),
             template=TEMPLATE,
             **writer,
         )
