@@ -121,7 +121,7 @@ def test_what_loading_a_prompt_refuses(tmp_path):
 
 
 def test_what_the_command_does_not_load(tmp_path):
-    with pytest.raises(PromptTuningError, match="task_type is 'RANKING'; give CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS or"):
+    with pytest.raises(PromptTuningError, match="task_type is 'RANKING'; give CAUSAL_LM, SEQ_2_SEQ_LM, SEQ_CLS,"):
         load_backbone(ModelArguments(model_name_or_path=str(tmp_path), task_type="RANKING"))
     with pytest.raises(PromptTuningError, match=r"the backbone '.*' could not be loaded: .* Check its name"):
         load_backbone(ModelArguments(model_name_or_path=str(tmp_path)))
