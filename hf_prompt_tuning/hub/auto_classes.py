@@ -36,9 +36,11 @@ def reads_pictures(config: PreTrainedConfig) -> bool:
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def auto_class(task_type: str, config: PreTrainedConfig) -> Any:
-    """Return the Auto class that loads a backbone with this config for a task."""
+def auto_class(task_type: str, config: PreTrainedConfig | None) -> Any:
+    """Return the Auto class that loads a backbone with this config for a task. Without one, it reads texts alone."""
     auto = AUTO_CLASSES[task_type]
+    if config is None:
+        return auto
     if auto is AutoModel and config.model_type in ENCODERS_OF_PAIRS:
         return AutoModelForTextEncoding
     # Of some models that see, AutoModelForCausalLM loads the part that reads texts, and of others all of it.

@@ -77,7 +77,9 @@ def load_backbone(
     origin = _origin(place, gguf_file, hub)
     options = {"dtype": "auto"} | {option: value for option, value in options.items() if value is not None}
     with _readable(what, advice), ONE_AT_A_TIME:
-        config = AutoConfig.from_pretrained(name, **origin)
+        # A GGUF file is of a text model, whose Auto class is known.
+        known = gguf_file is not None and task_type is not None and head is None
+        config = None if known else AutoConfig.from_pretrained(name, **origin)
         if task_type is None:
             task_type = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
         if head is not None:
