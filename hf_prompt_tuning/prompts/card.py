@@ -29,6 +29,8 @@ PIPELINES = {
     "QUESTION_ANS": ANSWERS,
     "FEATURE_EXTRACTION": "feature-extraction",
 }
+NOT_OF_CLASSES = (ANSWERS, PIPELINES["TOKEN_CLS"])
+"""The tasks whose F1 is of spans, not the mean of classes."""
 TAUGHT_BY = {
     "text": "behind a text",
     "messages": "behind the turns of a conversation",
@@ -144,7 +146,7 @@ def _plain(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _metric_name(name: str, task: str | None = None) -> str:
-    if task == ANSWERS and name == "f1":
+    if task in NOT_OF_CLASSES and name == "f1":
         return "F1"
     return METRIC_NAMES.get(name, name.replace("_", " "))
 

@@ -88,6 +88,7 @@ def test_the_command_learns_the_classes_of_the_data(kind, weights, classes, metr
     task = "token-classification" if kind == "tags" else "text-classification"
     assert f"pipeline_tag: {task}" in card and "ranked by log-likelihood" not in card
     assert f"type: {task}" in card  # of the results
+    assert ("| macro F1 |" in card) == (kind in ("single", "several")) and ("| F1 |" in card) == (kind == "tags")
     records = records_of(out)
     shown = [text.split() for text in TEXTS] if kind == "tags" else TEXTS
     assert [record["input"] for record in records] == shown
