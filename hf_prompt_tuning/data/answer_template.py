@@ -82,6 +82,8 @@ class AnswerTemplate(HeadTemplate):
         if not isinstance(self.no_answers, bool | None):
             raise PromptTuningError(f"no_answers is {self.no_answers!r:.80}; give True or False, or leave it out.")
 
+    label_argument = "answers_column"
+
     @property
     def label_column(self) -> str:
         """The column of the answers."""
@@ -115,7 +117,7 @@ class AnswerTemplate(HeadTemplate):
         data = other if train is None else train
         if data is None or (self.no_answers is not None and train is None):
             return self
-        check_is_column(self.answers_column, list(data.column_names or next(iter(data), {})))
+        check_is_column(self.answers_column, list(data.column_names or next(iter(data), {})), self.label_argument)
         if not isinstance(data, Dataset):
             if self.no_answers is None:
                 raise PromptTuningError(
@@ -174,12 +176,14 @@ class AnswerTemplate(HeadTemplate):
             )
         context = self.texts(row)[1]
         for text, start in pairs:
-            is_place = isinstance(start, int) and not isinstance(start, bool)
+            # Where rows without a place stand among them, pandas writes whole numbers as floats.
+            is_place = isinstance(start, int | float) and not isinstance(start, bool) and start == start // 1
             if not isinstance(text, str) or not text.strip() or not is_place:
                 raise PromptTuningError(
                     f"{column!r} has the answer {text!r:.80} with answer_start {start!r:.80}; give a text that is not "
-                    "empty, and the place of its first character in the context."
+                    "empty, and the place of its first character in the context, a whole number."
                 )
+            start = int(start)
             if start < 0 or context[start : start + len(text)] != text:
                 there, at = context[max(start, 0) : max(start, 0) + len(text)], context.find(text)
                 hint = "the context has no such text" if at < 0 else f"it stands at {at}"

@@ -43,6 +43,8 @@ class HeadTemplate:
     problem_type: str | None
     source: str
 
+    label_argument = "label_column"
+    """The argument that names the column of the labels."""
     is_classification = False
     """Whether words of labels are ranked, which a head does not need."""
     target = chat = label_names = max_target_length = None
@@ -73,7 +75,7 @@ class HeadTemplate:
                 f"{', '.join(map(repr, names))}. Correct its name."
             )
         if labelled:
-            check_is_column(self.label_column, names)
+            check_is_column(self.label_column, names, self.label_argument)
 
     def with_label_words(self: Template, train: Any, other: Any = None) -> Template:
         """Return this template with the classes and the problem type of the data, if they are not known.
@@ -86,7 +88,7 @@ class HeadTemplate:
             return self
         kind = self.problem_type
         names = list(data.column_names or next(iter(data), {}))
-        check_is_column(self.label_column, names)
+        check_is_column(self.label_column, names, self.label_argument)
         feature = (data.features or {}).get(self.label_column)
         if kind is None:
             if feature is None:

@@ -186,7 +186,7 @@ class ClassTokenizer(HeadTokenizer):
         if kind == SINGLE:
             return classes[int(value)] if value >= 0 else None
         if kind == REGRESSION:
-            return None if value != value else float(value)
+            return None if value != value else float(str(value))  # 3.38, not the 3.380000114 that fp32 has for it
         return None if value[0] != value[0] else [name for name, hot in zip(classes, value, strict=True) if hot]
 
 

@@ -103,11 +103,11 @@ def words_by_number(words: Mapping[str, str], names: Sequence[str], column: str)
     return numbered
 
 
-def check_is_column(column: str, names: Iterable[str]) -> None:
-    """Raise PromptTuningError if the label column is not one of the data's columns."""
+def check_is_column(column: str, names: Iterable[str], argument: str = "label_column") -> None:
+    """Raise PromptTuningError if the label column, which this argument names, is not one of the data's columns."""
     if column not in names:
         raise PromptTuningError(
-            f"label_column {column!r} is no column of the data, "
+            f"{argument} {column!r} is no column of the data, "
             f"which has {', '.join(repr(name) for name in names if name != ORIGIN)}. Correct its name."
         )
 

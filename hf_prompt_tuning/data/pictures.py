@@ -104,7 +104,7 @@ class PictureProcessor:
             made = processor(text=[self.token], images=[[picture]], add_special_tokens=False)
         except Exception as error:  # a picture may fail in any way that its processor has
             raise PromptTuningError(
-                f"a picture of {picture.size} pixels cannot be read by {self.name}: {first_line(error)} Correct the "
+                f"a picture of {picture.size} pixels cannot be read by {self.name}: {first_line(error)}; correct the "
                 "picture, or the processor."
             ) from error
         if len(recorder.texts) != 1:
@@ -270,6 +270,6 @@ def opened(value: Any, where: str) -> Pillow.Image:
         return Image().decode_example(value)
     except Exception as error:  # of a file or of bytes that are no picture
         raise PromptTuningError(
-            f"{where} has a picture that cannot be read: {first_line(error)} Give pictures as datasets.Image or "
+            f"{where} has a picture that cannot be read: {first_line(error)}; give pictures as datasets.Image or "
             "Pillow reads them."
         ) from error

@@ -88,9 +88,7 @@ def load_backbone(
         backbone = auto_class(task_type, config).from_pretrained(name, **options, **origin)
     if task_type in READERS:
         backbone, loading = backbone
-        # Of sizes that differ, each entry is a name with both sizes.
-        keys = [*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])]
-        check_whole(backbone, keys, what)
+        check_whole(backbone, loading, what)
     if gguf_file is not None:
         backbone.dequantized_from = GGUF
     remember_commit(backbone, place)

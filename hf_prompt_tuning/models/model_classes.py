@@ -50,6 +50,6 @@ def check_writes_text(model: Any) -> None:
         )
         raise PromptTuningError(
             f"the backbone is a {type(backbone).__name__} {head}, and this is for language "
-            "models. Train its prompt alone, with transformers' Trainer (or PromptTuningTrainer, of a classification "
-            "head), and call the model; or load the backbone with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+            "models. Train its prompt alone, with PromptTuningTrainer (without a head, with transformers' Trainer), "
+            "and call the model; or load the backbone with AutoModelForCausalLM or AutoModelForSeq2SeqLM."
         )

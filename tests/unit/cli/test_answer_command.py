@@ -169,6 +169,7 @@ def test_what_the_command_refuses_for_answers(tmp_path, monkeypatch):
         (answer_rows(), {"max_source_length": 200}, "max_length is 200, and behind the prompt the backbone has"),
         (answer_rows(), {"stride": 39}, "takes .* of the 40 tokens of a window"),
         (answer_rows(), {"question_column": "query"}, "column 'query' is no column of the training data"),
+        (answer_rows(), {"answers_column": "spans"}, "answers_column 'spans' is no column of the data"),
         (wrong, {}, r"row 2 of the training data \(row 2 of rows.jsonl\): .* answer_start 7, .* it stands at 113"),
     ):
         with pytest.raises(PromptTuningError, match=message):

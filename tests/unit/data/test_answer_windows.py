@@ -117,6 +117,8 @@ def test_answers_in_the_forms_that_files_have(caplog):
     structs = row() | {"answers": [{"text": "b", "answer_start": 2}, {"text": "e", "answer_start": 8}]}
     assert [window["labels"] for window in coder(max_length=20).encode(structs)] == [[5, 5]]  # the first one
     assert coder(max_length=20).encode(structs)[0]["row_answers"] == ["b", "e"]
+    floats = row() | {"answers": {"text": ["b"], "answer_start": [2.0]}}  # as pandas writes them beside missing ones
+    assert AnswerTemplate().answers(floats) == [("b", 2)]
     for nothing in ([], {"text": [], "answer_start": []}):
         (window,) = coder(max_length=20).encode(row() | {"answers": nothing})
         assert window["labels"] == [0, 0] and window["row_answers"] == [] and not window["was_cut"]
@@ -147,7 +149,7 @@ def test_a_data_set_has_a_row_for_each_window(caplog):
         ({"text": ["b"], "answer_start": [4]}, "'b' with answer_start 4, where the context has 'c'; it stands at 2"),
         ({"text": ["x"], "answer_start": [4]}, "where the context has 'c'; the context has no such text"),
         ({"text": ["b"], "answer_start": [-1]}, "answer_start -1, where the context has 'a'; it stands at 2"),
-        ({"text": ["b"], "answer_start": [2.0]}, "the answer 'b' with answer_start 2.0; give a text"),
+        ({"text": ["b"], "answer_start": [2.5]}, "the answer 'b' with answer_start 2.5; give a text"),
         ({"text": [" "], "answer_start": [1]}, "the answer ' ' with answer_start 1; give a text that is not empty"),
         ({"text": ["b"], "answer_start": []}, r"'answers' holds .*; give {'text': \[...\], 'answer_start'"),
         ("b", r"'answers' holds 'b'; give {'text': \[...\]"),

@@ -180,3 +180,9 @@ def test_rows_of_words_that_are_refused():
             tags_of([whole, row])
     with refused("label_column 'tags' holds .*; a row has a list with a tag for each word"):
         tags_of([{"words": ["a"], "tags": "O"}])
+
+
+def test_a_number_is_told_to_people_as_it_was_given():
+    template = ClassTemplate("{text}", "label", problem_type=REGRESSION)
+    coder = head_tokenizer(template, tokenizer_with_cls())
+    assert [coder.label_of(np.float32(value)) for value in (3.38, -2.0, math.nan)] == [3.38, -2.0, None]
