@@ -12,6 +12,7 @@ folds and no `choose_on`).
 """
 
 import argparse
+import platform
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -33,6 +34,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "quality.json"
 PAGE, PLOT = (HERE.parent / "docs" / name for name in ("quality.md", "quality.png"))
 QUICK = HERE.parent / "outputs" / "quality_quick.json"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 NO_RESULT = "One seed of one small task: this shows that the benchmark runs, and is no result."
 
 
@@ -45,6 +47,7 @@ class Benchmark:
         results: where the runs are kept.
         points, watched: a curve has so many points, each an evaluation of so many reported rows.
         reported: the largest number of rows of a test file that are reported, the same for all runs.
+        machine: the machine's name in the results; seconds of different machines are not compared.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class Benchmark:
         points: int = 10,
         watched: int = 100,
         reported: int = 600,
+        machine: str = "",
     ):
         if backbone.config.is_encoder_decoder:
             raise PromptTuningError(f"{name} is an encoder-decoder; this benchmark is of decoders.")
         self.backbone, self.tokenizer, self.name = backbone, tokenizer, name
         self.tasks, self.results = tasks, results
         self.points, self.watched, self.reported = points, watched, reported
+        self.machine = machine
 
     def run(self, task: Task, size: int | str, method_name: str, seed: int) -> None:
         """Make the runs of a task's size, a method and a seed that are missing, and print each."""
@@ -110,9 +115,14 @@ class Benchmark:
     def add(self, key: dict[str, Any], found: dict[str, Any]) -> None:
         versions = " ".join(f"{library.__name__} {library.__version__}" for library in (torch, transformers, peft))
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
-        entry = key | found | {"device": device, "versions": versions}
+        entry = key | found | {"device": device, "machine": self.machine, "versions": versions}
         self.results.add(entry)
         print({name: value for name, value in entry.items() if name not in ("curve", "versions")}, flush=True)
+
+
+def this_machine() -> str:
+    """Return what tells this machine from others, since its last start: virtual ones often share a name."""
+    return BOOT.read_text().strip() if BOOT.exists() else platform.node()
 
 
 def sizes_of(task: Task, asked: list[str] | None) -> Iterator[int | str]:
@@ -131,6 +141,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reported_rows", type=int, default=600, help="at most so many rows of a test file")
     parser.add_argument("--quick", action="store_true", help="the demo with 40 rows, one seed; in a file of its own")
     parser.add_argument("--table", action="store_true", help="only make the tables and the plot")
+    parser.add_argument("--machine", default=this_machine(), help="only seconds of one name are compared")
     parser.add_argument("--name", default="SmolLM2-135M-Instruct", help="the backbone's name in the results")
     parser.add_argument("--model_name_or_path", default=".cache/smollm2")
     parser.add_argument("--gguf_file", default="SmolLM2-135M-Instruct.Q4_1.gguf", help='"" for none')
@@ -153,7 +164,8 @@ def make_runs(args: argparse.Namespace, results: Results) -> None:
     model = ModelArguments(args.model_name_or_path, gguf_file=args.gguf_file or None, dtype=args.dtype)
     backbone, tokenizer = load_backbone(model)
     watched = {"points": 4, "watched": 40} if args.quick else {}
-    benchmark = Benchmark(backbone, tokenizer, args.name, tasks, results, reported=args.reported_rows, **watched)
+    options = watched | {"reported": args.reported_rows, "machine": args.machine}
+    benchmark = Benchmark(backbone, tokenizer, args.name, tasks, results, **options)
     for name in args.tasks or tasks:
         for size, seed, method in product(sizes_of(tasks[name], args.sizes), args.seeds, args.methods):
             benchmark.run(tasks[name], size, method, seed)

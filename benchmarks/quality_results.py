@@ -18,6 +18,8 @@ Group = tuple[str, str]
 """A task and a size."""
 START, END = "<!-- the tables: python benchmarks/quality.py --table -->", "<!-- the end of the tables -->"
 """The marks of a page between which the tables stand."""
+FEWEST_SEEDS = 3
+"""Means of fewer seeds are not compared with full fine-tuning."""
 COLUMNS = [
     "task",
     "rows",
@@ -105,12 +107,17 @@ def seconds_to(curve: Sequence[tuple[float, float]], accuracy: float) -> float |
     return next((seconds for seconds, reached in curve if reached >= accuracy), None)
 
 
+def is_of_one_machine(*methods: Sequence[Sequence[Entry]]) -> bool:
+    """Tell whether all of these runs were made on one machine, so that their seconds can be compared."""
+    return len({entry["machine"] for seeds in methods for entries in seeds for entry in entries}) == 1
+
+
 def to_reference(runs: Sequence[Entry], group: Group, method: str) -> str:
     """Return a method's time to the accuracy with which PEFT's recipe ends, and its share of that recipe's time."""
     reference = next((found for name in REFERENCES if (found := of_method(runs, group, name))), None)
     seeds = of_method(runs, group, method)
     curve = mean_curve(seeds)
-    if reference is None or not curve:
+    if reference is None or not curve or not is_of_one_machine(reference, seeds):
         return "–"
     whole, accuracy = mean_curve(reference)[-1]
     seconds = seconds_to(curve, accuracy)
@@ -135,7 +142,8 @@ def table(runs: Sequence[Entry]) -> str:
             if not (seeds := of_method(runs, group, method)):
                 continue
             count, entry = str(len(seeds)), seeds[0][0]
-            seconds = f"{mean(values(seeds, 'seconds')):.0f}" if entry["trained"] else "–"
+            has_seconds = entry["trained"] and is_of_one_machine(seeds)
+            seconds = f"{mean(values(seeds, 'seconds')):.0f}" if has_seconds else "–"
             cells = [shown(values(seeds, name)) for name in ("accuracy", "f1")]
             trained = f"{entry['trained']:,}"
             task, size = group
@@ -146,23 +154,29 @@ def table(runs: Sequence[Entry]) -> str:
 
 
 def behind_full(runs: Sequence[Entry]) -> str:
-    """Return by how many points of macro F1 each method differs from full fine-tuning, in the mean of tasks."""
+    """Return by how many points of macro F1 each method differs from full fine-tuning, in the mean of tasks.
+
+    Compared are the seeds that both have, where these are three or more. Return "" if there are none.
+    """
     lines = [["method", "tasks and sizes", "points of macro F1 beside `full`"]]
     for method in METHODS:
         differences = []
         for group in groups(runs):
-            own, whole = (of_method(runs, group, name) for name in (method, "full"))
-            if own and whole:
+            own, whole = (
+                {entries[0]["seed"]: entries for entries in of_method(runs, group, name)} for name in (method, "full")
+            )
+            seeds = sorted(own.keys() & whole.keys())
+            if len(seeds) >= FEWEST_SEEDS:
+                own, whole = ([found[seed] for seed in seeds] for found in (own, whole))
                 differences.append(100 * (mean(values(own, "f1")) - mean(values(whole, "f1"))))
         if differences:
             lines.append([f"`{method}`", str(len(differences)), f"{mean(differences):+.1f}"])
-    return markdown(lines)
+    return markdown(lines) if len(lines) > 1 else ""
 
 
 def tables(runs: Sequence[Entry]) -> str:
     """Return both tables as Markdown; the first alone if there is nothing to compare with full fine-tuning."""
-    compared = any(entry["method"] == "full" for entry in runs)
-    return f"{table(runs)}\n\n{behind_full(runs)}" if compared else table(runs)
+    return f"{table(runs)}\n\n{behind_full(runs)}".strip()
 
 
 def write_tables(runs: Sequence[Entry], page: Path) -> None:

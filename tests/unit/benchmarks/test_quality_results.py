@@ -27,7 +27,7 @@ def made(monkeypatch):
 
 def entry_of(**values):
     defaults = {"accuracy": 0.5, "f1": 0.5, "loss": 1.0, "rows_seen": 24, "trained": 640, "seconds": 3.0}
-    return defaults | {"wall_seconds": 4.0, "curve": []} | values
+    return defaults | {"wall_seconds": 4.0, "curve": [], "machine": "a"} | values
 
 
 def run_of(method, seed, fold=None, folds=1, task="few", size="all", **values):
@@ -147,11 +147,21 @@ def test_time_to_the_accuracy_with_which_pefts_recipe_ends():
     }
 
 
-def test_methods_are_compared_with_full_fine_tuning_where_both_were_run():
-    runs = [run_of("full", 0, task=task, f1=f1) for task, f1 in (("few", 0.8), ("many", 0.6))]
-    runs += [run_of("ours", seed, f1=f1) for seed, f1 in ((0, 0.7), (1, 0.72))]
-    runs += [run_of("ours", 0, task="many", f1=0.65), run_of("ours", 0, task="other", f1=0.1)]
+def test_seconds_of_several_machines_are_not_compared():
+    runs = [run_of("peft_article", 0, curve=[[5, 1.0, 0.3, 0]]), run_of("ours", 0, curve=[[5, 1.0, 0.4, 0]])]
+    other = run_of("ours", 1, curve=[[5, 9.0, 0.4, 0]], machine="b")
+    cells = [line.split("|")[7:9] for line in table([*runs, other]).splitlines()[2:]]
+    assert cells == [[" – ", " – "], [" 3 ", " 1 s (1.00) "]]
+    assert table(runs).splitlines()[2].split("|")[7:9] == [" 3 ", " 1 s (1.00) "]
+
+
+def test_methods_are_compared_with_full_fine_tuning_on_the_same_seeds_three_at_least():
+    runs = [run_of("full", seed, task=task, f1=f1) for task, f1 in (("few", 0.8), ("many", 0.6)) for seed in range(3)]
+    runs += [run_of("ours", seed, f1=f1) for seed, f1 in ((0, 0.7), (1, 0.72), (2, 0.74), (3, 0.1))]
+    runs += [run_of("ours", seed, task="many", f1=0.64) for seed in range(3)]
+    runs += [run_of("ours", 0, task="other", f1=0.1), *(run_of("lora", seed, f1=0.1) for seed in range(2))]
     assert behind_full(runs).splitlines()[2:] == ["| `ours` | 2 | -2.0 |", "| `full` | 2 | +0.0 |"]
+    assert behind_full(runs[:2]) == "" and tables(runs[:2]) == table(runs[:2])
 
 
 def test_the_plot_is_drawn_from_the_entries_alone(tmp_path):
