@@ -11,6 +11,7 @@ from transformers import EvalPrediction
 from ..data.class_names import REGRESSION, SINGLE
 from ..layouts.base import IGNORED
 from ..models import scoring
+from ..models.calibration import fit_calibration
 from ..models.head_scoring import head_metrics
 from ..prompts.info import PromptInfo
 from .head_loss import HeadLoss
@@ -71,7 +72,7 @@ class HeadScorer(Scorer):
     def metrics_of(
         self, results: RowResults, outputs: Any, references: Any, info: PromptInfo | None
     ) -> dict[str, float]:
-        """Return the loss, and the metrics of the head's labels. Record the confusion matrix in `info`."""
+        """Return the loss, and the metrics of the head's labels. Record confusion matrix and calibration in `info`."""
         found = scoring.loss_metrics(results.nll, results.tokens)
         metrics = {"loss": found["loss"]} if found else {}  # a perplexity is of tokens that are written
         predicted = results.tags if self.head.tags else results.label_scores
@@ -80,6 +81,7 @@ class HeadScorer(Scorer):
         kind, classes = self._kind(references), self.head.classes
         if info is not None and kind == SINGLE and not self.head.tags:
             info.confusion_matrix = scoring.confusion_counts(predicted.argmax(1), references, classes)
+            info.calibration = fit_calibration(predicted, references)
         return metrics | head_metrics(predicted, references, kind, classes, self.head.tags)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import importlib.util
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, BertConfig, BertTokenizer, pipeline
 
 from hf_prompt_tuning import PromptTuningError, load_prompt
+from hf_prompt_tuning.models.calibration import fit_calibration
 from tests.shared.classifiers import BERT_LIKE, tiny_classifier, tokenizer_with_cls
 from tests.shared.head_runs import NAMES, SEVERAL, TAGS, TEXTS, head_of, require_same, rows_of
 from tests.shared.repository import ROOT
@@ -85,6 +87,7 @@ def test_the_command_learns_the_classes_of_the_data(kind, weights, classes, metr
     assert list(described["classifier"]["id2label"].values()) == classes
     assert described["training"]["head_learning_rate"] == 5e-3
     card = (out / "README.md").read_text()
+    assert ("Calibrated probabilities are the softmax of the logits divided by" in card) == (kind == "single")
     task = "token-classification" if kind == "tags" else "text-classification"
     assert f"pipeline_tag: {task}" in card and "ranked by log-likelihood" not in card
     assert f"type: {task}" in card  # of the results
@@ -97,11 +100,12 @@ def test_the_command_learns_the_classes_of_the_data(kind, weights, classes, metr
         assert [record["reference"] for record in records] == labels
     model, tokenizer, template = load_prompt(out, backbone=backbone)
     assert list(model.config.id2label.values()) == classes and len(model.config.id2label) == len(classes)
-    coder = model.row_encoder(tokenizer, template)
+    coder, found = model.row_encoder(tokenizer, template), []
     for record in records:
         row = {"words": record["input"]} if kind == "tags" else {"message": record["input"]}
         logits = model(input_ids=torch.tensor([coder.content_ids(row)])).logits[0]
         if kind == "single":
+            found.append(logits.tolist())
             assert record["prediction"] == classes[int(logits.argmax())]
             assert list(record["scores"].values()) == pytest.approx(logits.tolist(), abs=1e-4)
         elif kind == "several":
@@ -111,6 +115,11 @@ def test_the_command_learns_the_classes_of_the_data(kind, weights, classes, metr
         else:
             places = coder.word_tokens(record["input"])[1]
             assert record["prediction"] == [classes[i] for i in logits[places].argmax(-1).tolist()]
+    if kind == "single":
+        expected = fit_calibration(np.array(found), np.array([classes.index(name) for name in NAMES]))
+        assert described["calibration"] == pytest.approx(expected, rel=1e-3)
+    else:
+        assert described["calibration"] == {}
 
 
 @pytest.mark.parametrize("kind", ["single", "numbers", "several", "tags"])
