@@ -53,3 +53,8 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's `repr` if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
+
+
+def sentence(text: str) -> str:
+    """Return a text with a full stop at its end, for another library's error in front of a sentence."""
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."

@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..data.answer_template import AnswerTemplate
 from ..data.backbone_classes import classes_of_backbone, for_backbone
 from ..data.class_names import REGRESSION
-from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate
+from ..data.head_template import ClassTemplate, HeadTemplate
 from ..errors import PromptTuningError
 from ..models.classifiers import ANSWER, CLASS_NAMES, QUESTION_ANS, SEQ_CLS, TOKEN_CLS
+from ..training.head_rows import TEMPLATES
 from .data_arguments import DataArguments
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ FIELDS = {
 }
 """The heads that the command trains, and the arguments of data for each: the names of the template's fields."""
 TRAINED_HEADS = tuple(FIELDS)
-KINDS = {SEQ_CLS: ClassTemplate, TOKEN_CLS: TagTemplate, QUESTION_ANS: AnswerTemplate}
 NEEDED = {SEQ_CLS: ("label_column", "source_template"), TOKEN_CLS: ("label_column", "words_column"), QUESTION_ANS: ()}
 OF_HEADS = (
     "pair_template",
@@ -68,7 +67,7 @@ def head_template(data: DataArguments, task_type: str, saved: Any, trains: bool)
     If the run `trains`, its rows may be the first that have no answer. Raise PromptTuningError if an argument is
     missing, or is for another kind of backbone.
     """
-    ours, kind, needed = FIELDS[task_type], KINDS[task_type], NEEDED[task_type]
+    ours, kind, needed = FIELDS[task_type], TEMPLATES[task_type], NEEDED[task_type]
     others = [name for fields in FIELDS.values() for name in fields if name not in ours]
     labels = {} if task_type == QUESTION_ANS else {"label_column": "label_column"}
     others += [] if labels else ["label_column"]

@@ -17,6 +17,13 @@ from ..layouts.base import IGNORED
 
 
 def head_records(encoder: HeadTokenizer, output: PredictionOutput, data: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield what a file of predictions has of each row: its number, input, prediction and reference, and scores."""
+    if isinstance(encoder.template, AnswerTemplate):
+        return _of_answers(encoder.template, output, data)
+    return _of_labels(encoder, output, data)
+
+
+def _of_labels(encoder: HeadTokenizer, output: PredictionOutput, data: Dataset) -> Iterator[dict[str, Any]]:
     """Yield each row's number, input, prediction and reference, and of a text the score (logit) of every class.
 
     A prediction is a class, a number, a list of classes whose probability is above a half, or a tag for each word. A
@@ -41,7 +48,7 @@ def head_records(encoder: HeadTokenizer, output: PredictionOutput, data: Dataset
         yield record
 
 
-def answer_records(template: AnswerTemplate, output: PredictionOutput, data: Dataset) -> Iterator[dict[str, Any]]:
+def _of_answers(template: AnswerTemplate, output: PredictionOutput, data: Dataset) -> Iterator[dict[str, Any]]:
     """Yield each row's number, question, answer with its start and score, and the texts that are right.
 
     An answer is an empty text, and its start null, if the context has none. A reference is null where it is not known.

@@ -16,7 +16,6 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.trainer_utils import PredictionOutput
 
-from ..data.answer_template import AnswerTemplate
 from ..data.head_template import HeadTemplate
 from ..data.picture_columns import undecoded
 from ..data.shown_pictures import shown
@@ -29,7 +28,7 @@ from ..training.learned import nothing_learned
 from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
 from .head_arguments import TRAINED_HEADS, head_options
-from .head_predictions import answer_records, head_records, write_records
+from .head_predictions import head_records, write_records
 from .pictures import check_not_of_gguf, processing_class
 
 logger = logging.getLogger(__name__)
@@ -105,13 +104,7 @@ def save_predictions(
     info = trainer.model.info if task is None else trainer.model.prompt_info[task]
     file = Path(trainer.args.output_dir, task or "", "predictions.jsonl")
     if isinstance(info.template, HeadTemplate):
-        is_answered = isinstance(info.template, AnswerTemplate)
-        records = (
-            answer_records(info.template, output, data)
-            if is_answered
-            else head_records(trainer.rows.tokenizer, output, data)
-        )
-        write_records(file, records)
+        write_records(file, head_records(trainer.rows.tokenizer, output, data))
         return file
     # A field ends with one prompt, unless its vote is better.
     data = undecoded(data)

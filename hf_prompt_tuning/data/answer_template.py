@@ -174,7 +174,7 @@ class AnswerTemplate(HeadTemplate):
                 f"{column!r} holds {value!r:.80}; give {{'text': [...], 'answer_start': [...]}} with a text and a "
                 "place for each answer, empty lists for none."
             )
-        context = self.texts(row)[1]
+        context, references = self.texts(row)[1], []
         for text, start in pairs:
             # Where rows without a place stand among them, pandas writes whole numbers as floats.
             is_place = isinstance(start, int | float) and not isinstance(start, bool) and start == start // 1
@@ -183,7 +183,8 @@ class AnswerTemplate(HeadTemplate):
                     f"{column!r} has the answer {text!r:.80} with answer_start {start!r:.80}; give a text that is not "
                     "empty, and the place of its first character in the context, a whole number."
                 )
-            start = int(start)
+            references.append(Reference(text, int(start)))
+            start = references[-1].start
             if start < 0 or context[start : start + len(text)] != text:
                 there, at = context[max(start, 0) : max(start, 0) + len(text)], context.find(text)
                 hint = "the context has no such text" if at < 0 else f"it stands at {at}"
@@ -191,7 +192,7 @@ class AnswerTemplate(HeadTemplate):
                     f"{column!r} has the answer {text!r:.80} with answer_start {start}, where the context has "
                     f"{there!r:.80}; {hint}. Correct answer_start, which counts characters from 0."
                 )
-        return [Reference(text, int(start)) for text, start in pairs]
+        return references
 
 
 def _pairs(value: Any) -> list[tuple[Any, Any]] | None:

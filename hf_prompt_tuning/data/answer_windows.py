@@ -19,8 +19,8 @@ from ..layouts.base import IGNORED
 from .answer_template import AnswerTemplate, Reference
 from .encoded_rows import ROW, columns_of
 from .head_tokenization import HeadTokenizer, check_is_fast
+from .origins import naming
 from .row_reports import RowReports
-from .tokenization import origin
 
 STARTS, ENDS, CONTEXT, REFERENCES = "token_starts", "token_ends", "row_context", "row_answers"
 WINDOW_COLUMNS = {
@@ -47,8 +47,8 @@ class AnswerTokenizer(HeadTokenizer):
     takes = AnswerTemplate
     template: AnswerTemplate
     cut = (
-        "Of %d of %d windows of the %s data the row's answer is whole in none of its windows of max_length=%d tokens. "
-        "They learn that they have no answer. Raise stride, which two windows share, or max_length."
+        "%d of %d windows of the %s data are of rows whose answer is whole in none of its windows of max_length=%d "
+        "tokens, so that they say that there is none. Raise stride, which two windows share, or max_length."
     )
 
     def __init__(self, template: AnswerTemplate, tokenizer: PreTrainedTokenizerBase, with_types: bool = False):
@@ -160,10 +160,8 @@ class AnswerTokenizer(HeadTokenizer):
             return {column: [window[column] for window in found] for column in columns}
 
         def encode_row(row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-            try:
+            with naming(row, number, name):
                 return self.encode(row, require_target, number=number)
-            except PromptTuningError as error:
-                raise PromptTuningError(f"row {number + 1} of the {name} data{origin(row)}: {error}") from error
 
         options = {"batched": True, "batch_size": 100, "with_indices": True, "remove_columns": columns_of(data)}
         options["features"] = Features(columns)

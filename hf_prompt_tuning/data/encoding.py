@@ -19,9 +19,10 @@ from .encoded_rows import columns_of, is_encoded, is_of_token_ids
 from .files import ORIGIN, agreeing
 from .heads import without_head
 from .message_content import of_one_kind
+from .origins import origin
 from .rows import is_table
 from .template import PromptTemplate
-from .tokenization import PromptTokenizer, origin
+from .tokenization import PromptTokenizer
 
 ROWS_AT_ONCE = 10_000
 

@@ -14,7 +14,7 @@ from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset
 from pyarrow import parquet
 
 from ..compat.python import CsvReader
-from ..errors import PromptTuningError, first_line
+from ..errors import PromptTuningError, first_line, sentence
 from ..hub.errors import words
 from .message_content import of_one_kind
 
@@ -71,7 +71,8 @@ def _downloaded(url: str, suffix: str, token: str | None) -> Path:
         return Path(DownloadManager(download_config=DownloadConfig(token=token)).download(url))
     except Exception as error:  # datasets raises its own errors and the Hub client's
         raise PromptTuningError(
-            f"the data file {url!r} cannot be read as {suffix[1:]}: {words(error)} Check its URL and your access."
+            f"the data file {url!r} cannot be read as {suffix[1:]}: {sentence(words(error))} Check its URL and "
+            "your access."
         ) from error
 
 
@@ -111,7 +112,7 @@ def agreeing(rows: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise PromptTuningError(
-            f"{rows} do not agree on what a column holds: {first_line(error)}. Write it alike in all of them."
+            f"{rows} do not agree on what a column holds: {sentence(first_line(error))} Write it alike in all of them."
         ) from error
 
 
@@ -278,7 +279,7 @@ def _columnar(path: Path, kind: str) -> Dataset:
     except Exception as error:  # pyarrow and datasets each raise their own errors
         cause = first_line(error.__cause__ or error)
         raise PromptTuningError(
-            f"the data file {str(path)!r} cannot be read as {kind[1:]}: {cause} Write the file again."
+            f"the data file {str(path)!r} cannot be read as {kind[1:]}: {sentence(cause)} Write the file again."
         ) from error
 
 

@@ -10,12 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import PromptTuningError, first_line
 from ..layouts.base import IGNORED
 from .class_names import MULTI, REGRESSION, SINGLE, names_of
+from .contents import Content
 from .encoded_rows import TYPES_FEATURE
 from .head_template import ClassTemplate, HeadTemplate, TagTemplate
 from .row_reports import RowReports
 from .rows import row_columns
 from .text_pairs import TextPairs
-from .tokenization import Content, PromptTokenizer
+from .tokenization import PromptTokenizer
 
 LABELS = {SINGLE: Value("int64"), REGRESSION: Value("float32"), MULTI: List(Value("float32"))}
 """The type of an encoded text's labels, by problem type."""

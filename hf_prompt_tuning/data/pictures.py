@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from ..compat.transformers import picture_token
-from ..errors import PromptTuningError, first_line
+from ..errors import PromptTuningError, first_line, sentence
 from .chat_template import ChatTemplate
 from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
 from .picture_columns import picture_columns, undecoded
@@ -104,8 +104,8 @@ class PictureProcessor:
             made = processor(text=[self.token], images=[[picture]], add_special_tokens=False)
         except Exception as error:  # a picture may fail in any way that its processor has
             raise PromptTuningError(
-                f"a picture of {picture.size} pixels cannot be read by {self.name}: {first_line(error)}; correct the "
-                "picture, or the processor."
+                f"a picture of {picture.size} pixels cannot be read by {self.name}: "
+                f"{sentence(first_line(error))} Correct the picture, or the processor."
             ) from error
         if len(recorder.texts) != 1:
             raise PromptTuningError(
@@ -270,6 +270,6 @@ def opened(value: Any, where: str) -> Pillow.Image:
         return Image().decode_example(value)
     except Exception as error:  # of a file or of bytes that are no picture
         raise PromptTuningError(
-            f"{where} has a picture that cannot be read: {first_line(error)}; give pictures as datasets.Image or "
-            "Pillow reads them."
+            f"{where} has a picture that cannot be read: {sentence(first_line(error))} Give pictures as "
+            "datasets.Image or Pillow reads them."
         ) from error

@@ -15,8 +15,9 @@ def shown(template: PromptTemplate | ChatTemplate, row: Mapping[str, Any]) -> An
     A picture in a text is `[dog.png]`. In messages it is the part `{"type": "image", "path": "dog.png"}`.
     """
     names = {column: [picture_name(picture) for picture in pictures_in(value)] for column, value in row.items()}
-    names = {column: found for column, found in names.items() if found or row[column] == []}
-    if not isinstance(template, ChatTemplate):  # in whose fields an empty list can only be one of pictures
+    # In a field, an empty list can only be one of pictures.
+    names = {column: found for column, found in names.items() if found or (_is_list(row[column]) and not row[column])}
+    if not isinstance(template, ChatTemplate):
         return template.shown({**row, **{column: "".join(f"[{name}]" for name in names[column]) for column in names}})
     waiting = iter([name for found in names.values() for name in found])
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import PromptTuningError, first_line
+from ..errors import PromptTuningError, first_line, sentence
 
 TYPES = "token_type_ids"
 
@@ -37,8 +37,8 @@ class TextPairs:
             probe = tokenizer("a", "b", return_special_tokens_mask=True)
         except (TypeError, ValueError) as error:
             raise PromptTuningError(
-                f"the {name} joins no pair of texts: {first_line(error)} Leave the pair out, and write both texts "
-                "into the source."
+                f"the {name} joins no pair of texts: {sentence(first_line(error))} Leave the pair out, and write "
+                "both texts into the source."
             ) from error
         types: Sequence[int] = probe.get(TYPES) or [0]
         if 0 < token_types <= max(types):

@@ -20,6 +20,7 @@ from .encoded_rows import FEATURES, columns_of
 from .files import ORIGIN
 from .heads import leading_ids
 from .labels import LabelReader, warn_of_names
+from .origins import naming
 from .row_reports import RowReports
 from .rows import row_columns
 from .template import PromptTemplate
@@ -29,11 +30,6 @@ LONG = 16
 
 Tokenizing takes seconds per megabyte.
 """
-
-
-def origin(row: Mapping[str, Any]) -> str:
-    """Return the origin of a row in parentheses, or "" if it is unknown."""
-    return f" ({row[ORIGIN]})" if row.get(ORIGIN) else ""
 
 
 class PromptTokenizer:
@@ -351,10 +347,8 @@ class PromptTokenizer:
         reports = self._reports.setdefault(name, RowReports(name, self.cut, limit, are_chats))
 
         def encode_row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-            try:
+            with naming(row, index, name):
                 encoded = encode(row)
-            except PromptTuningError as error:
-                raise PromptTuningError(f"row {index + 1} of the {name} data{origin(row)}: {error}") from error
             if is_stream:
                 reports.see(encoded, index)
             return encoded

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..compat.transformers import CACHE_NAMES
 from ..data.processors import is_processor
-from ..errors import PromptTuningError, first_line
+from ..errors import PromptTuningError, first_line, sentence
 from ..layouts.sharing import calling, is_sharded, with_part
 from ..layouts.traits import takes
 
@@ -85,8 +85,8 @@ def with_pictures(backbone: PreTrainedModel, input_ids: Tensor, media: Mapping[s
         raise
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise PromptTuningError(
-            f"{', '.join(media)}: {type(backbone).__name__} refuses them: {first_line(error)} Give what it asks for, "
-            "as its processor makes it of the same rows, or the text alone."
+            f"{', '.join(media)}: {type(backbone).__name__} refuses them: {sentence(first_line(error))} Give what "
+            "it asks for, as its processor makes it of the same rows, or the text alone."
         ) from error
     return _only_embeddings(backbone, given, next(iter(media)))
 

@@ -11,14 +11,17 @@ from ..data.class_names import REGRESSION
 from ..data.encoded_rows import columns_of
 from ..data.encoding import check_dataset, check_kind, encode_data, vocabulary_of
 from ..data.head_template import ClassTemplate, HeadTemplate, TagTemplate
+from ..data.origins import origin
 from ..data.template import PromptTemplate
-from ..data.tokenization import origin
 from ..errors import PromptTuningError
 from ..models.class_labels import checked_labels, checked_tags
 from ..models.classifiers import QUESTION_ANS, SEQ_CLS, TOKEN_CLS
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
 from .token_rows import ColumnCheck, PadWarning, RowEncoder
+
+TEMPLATES = {SEQ_CLS: ClassTemplate, TOKEN_CLS: TagTemplate, QUESTION_ANS: AnswerTemplate}
+"""What describes the rows for each task of a head."""
 
 
 def head_template(template: Any, task_type: str | None) -> Any:
@@ -28,7 +31,6 @@ def head_template(template: Any, task_type: str | None) -> Any:
     """
     if template is None:
         return None
-    kinds = {SEQ_CLS: ClassTemplate, TOKEN_CLS: TagTemplate, QUESTION_ANS: AnswerTemplate}
     if task_type is None:
         if isinstance(template, HeadTemplate):
             raise PromptTuningError(
@@ -38,10 +40,10 @@ def head_template(template: Any, task_type: str | None) -> Any:
         return template
     if task_type == SEQ_CLS and isinstance(template, PromptTemplate):
         return ClassTemplate.of(template)
-    if not isinstance(template, kinds[task_type]):
+    if not isinstance(template, TEMPLATES[task_type]):
         raise PromptTuningError(
             f"template is a {type(template).__name__}, and the backbone's head is for {task_type}; give a "
-            f"{kinds[task_type].__name__}."
+            f"{TEMPLATES[task_type].__name__}."
         )
     return template
 

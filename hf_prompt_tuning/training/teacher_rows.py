@@ -16,7 +16,8 @@ from ..data.encoded_rows import FEATURES, columns_of
 from ..data.encoding import check_ids
 from ..data.heads import leading_ids
 from ..data.messages import SYSTEM, Message
-from ..data.tokenization import PromptTokenizer, origin
+from ..data.origins import naming
+from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
 from .teacher import Teacher, checked_teachers
@@ -180,12 +181,10 @@ class TeacherRows:
 
         def written(row: Mapping[str, Any], index: int) -> dict[str, Ids]:
             own = raw[index]
-            try:
+            with naming(own, index, name):
                 ids, labels = self(own, row)
                 check_room(max(len(ids), len(ids) - len(_targets(labels)) + self._least_target()), limit)
                 check_ids(ids, vocabulary if vocabulary is not None else max(ids) + 1, "the teacher's context has")
-            except PromptTuningError as error:
-                raise PromptTuningError(f"row {index + 1} of the {name} data{origin(own)}: {error}") from error
             return {ids_column: ids, labels_column: labels}
 
         kinds = dict(encoded.features) | {ids_column: FEATURES["input_ids"], labels_column: FEATURES["labels"]}

@@ -1,5 +1,6 @@
 """Short runs of prompts with a classification head, on rows of columns."""
 
+import pytest
 import torch
 from transformers import set_seed
 
@@ -57,6 +58,23 @@ def head_trainer(folder, kind, name="bert", rows=None, eval_rows=None, backbone=
 def trained_weights(model):
     """Copies of the weights that train, by name."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def require_step(trainer, loss, before):
+    """Require that a trainer's only step is SGD's on a loss, with a rate of 0.5, and for the head's weights 0.25."""
+    loss.backward()
+    expected = {}
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad:
+            rate = 0.25 if "classifier" in name.removeprefix("prompt_encoder.default.") else 0.5
+            expected[name] = (weight.detach() - rate * weight.grad).clone()
+    trainer.model.zero_grad()
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert len(expected) > 1
+    for name, weight in trained_weights(trainer.model).items():
+        moved = (expected[name] - before[name]).norm()
+        assert (weight - expected[name]).norm() < 1e-4 * moved, name
 
 
 def head_of(model):

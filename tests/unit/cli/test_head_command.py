@@ -64,6 +64,16 @@ def values_of(backbone, folder, kind, **changes):
     return usual | own | changes
 
 
+def require_same_evaluation(monkeypatch, values, out, folder):
+    """Evaluate the prompt in `out` in a run of its own, which takes the template and the head from it."""
+    kept = {"model_name_or_path", "validation_file", "use_cpu", "report_to", "disable_tqdm", "task_type"}
+    alone = {name: value for name, value in values.items() if name in kept}
+    alone |= {"init_prompt": str(out), "output_dir": str(folder / "out"), "do_train": False}
+    again = run(monkeypatch, folder, **alone)
+    first, second = (json.loads((each / "eval_results.json").read_text()) for each in (out, again))
+    assert second["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
+
+
 def records_of(folder):
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
@@ -150,12 +160,7 @@ def test_a_run_goes_on_bit_for_bit(backbone, tmp_path, monkeypatch):
 def test_a_saved_prompt_is_evaluated_with_its_head_and_its_template(backbone, tmp_path, monkeypatch):
     values = values_of(backbone, tmp_path, "single")
     out = run(monkeypatch, tmp_path, **values)
-    kept = {"model_name_or_path", "validation_file", "use_cpu", "report_to", "disable_tqdm", "task_type"}
-    alone = {name: value for name, value in values.items() if name in kept}
-    alone |= {"init_prompt": str(out), "output_dir": str(tmp_path / "second" / "out"), "do_train": False}
-    again = run(monkeypatch, tmp_path / "second", **alone)
-    first, second = (json.loads((folder / "eval_results.json").read_text()) for folder in (out, again))
-    assert second["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
+    require_same_evaluation(monkeypatch, values, out, tmp_path / "second")
 
 
 def test_a_trained_head_keeps_its_classes(tmp_path, monkeypatch):
@@ -223,12 +228,7 @@ def test_pairs_of_texts(tmp_path, monkeypatch):
         assert inputs["token_type_ids"].max() == 1
         assert list(record["scores"].values()) == pytest.approx(model(**inputs).logits[0].tolist(), abs=1e-4)
         assert classify(record["input"])["label"] == record["prediction"]
-    kept = {"model_name_or_path", "validation_file", "use_cpu", "report_to", "disable_tqdm", "task_type"}
-    again = {name: value for name, value in values.items() if name in kept}
-    again |= {"init_prompt": str(out), "output_dir": str(tmp_path / "second" / "out"), "do_train": False}
-    found = run(monkeypatch, tmp_path / "second", **again)
-    first, second = (json.loads((folder / "eval_results.json").read_text()) for folder in (out, found))
-    assert second["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
+    require_same_evaluation(monkeypatch, values, out, tmp_path / "second")
     for changes, message in (
         ({"pair_template": "{other}"}, "the template's column 'other' is no column of the training data"),
         ({"pair_template": ""}, "pair is ''; give a text"),

@@ -134,8 +134,8 @@ def test_a_data_set_has_a_row_for_each_window(caplog):
         encoded = coder(max_length=8).encode_dataset(data, "training")
         assert encoded["window_row"] == [0, 0, 1, 1, 2, 2] and count_rows(encoded) == 3
         assert encoded["row_context"] == [CONTEXT, None] * 3
-        assert "answer is whole in none of its windows of max_length=8" in caplog.text
-        assert caplog.text.count("Of 2 of 6 windows of the training data") == 1
+        assert "are of rows whose answer is whole in none of its windows of max_length=8" in caplog.text
+        assert caplog.text.count("2 of 6 windows of the training data are of rows") == 1
         caplog.clear()
     stream = coder(max_length=8).encode_dataset(Dataset.from_list(rows).to_iterable_dataset(), "training")
     assert [window["window_row"] for window in stream] == [0, 0, 1, 1, 2, 2]

@@ -16,6 +16,7 @@ def named(name):
     [
         ([named("a.png"), named("b.png")], "[a.png][b.png] is red"),
         ([], " is red"),
+        ((), " is red"),
         (named("a.png"), "[a.png] is red"),
         (Image.new("RGB", (2, 2)), "[picture] is red"),
         (None, " is red"),

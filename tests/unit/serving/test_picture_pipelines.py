@@ -16,19 +16,12 @@ from hf_prompt_tuning import (
     load_prompt,
 )
 from hf_prompt_tuning.serving.pipeline_loading import NamedPrompt
+from tests.shared.picture_rows import LABELS, ROWS, SOURCE
 from tests.shared.tiny_pictures import greedy_by_hand
 from tests.shared.tiny_processors import picture, seeing_model, tiny_processor
 from tests.shared.trainers import arguments
 
-LABELS = PromptTemplate(
-    source="Seen : {image} {question} Answer :", label_column="label", label_words={"yes": "yes", "no": "never"}
-)
-TEXTS = PromptTemplate(source="Seen : {image} {question} Answer :", target="{answer}", max_target_length=6)
-ROWS = [
-    {"image": picture(20, 30), "question": "a small dog ?", "label": "yes"},
-    {"image": None, "question": "the old town", "label": "no"},
-    {"image": picture(16, 40, 1), "question": "day and night", "label": "no"},
-]
+TEXTS = PromptTemplate(source=SOURCE, target="{answer}", max_target_length=6)
 
 
 def made(name, *templates):

@@ -19,17 +19,14 @@ from hf_prompt_tuning import (
     load_ensemble,
     load_prompt,
 )
+from tests.shared.picture_rows import LABELS
+from tests.shared.picture_rows import ROWS as FEW
 from tests.shared.several_prompts import arguments, random_prompt
 from tests.shared.tiny_processors import picture, seeing_model, tiny_processor
 
-LABELS = PromptTemplate(
-    source="Seen : {image} {question} Answer :", label_column="label", label_words={"yes": "yes", "no": "never"}
-)
 TEXTS = PromptTemplate(source="{text} Answer :", label_column="label", label_words={"a": "great", "b": "awful"})
 ROWS = [
-    {"image": picture(20, 30), "question": "a small dog ?", "label": "yes"},
-    {"image": None, "question": "the old town", "label": "no"},
-    {"image": picture(16, 40, 1), "question": "day and night", "label": "no"},
+    *FEW,
     {"image": picture(12, 12, 2), "question": "of a film", "label": "yes"},
     {"image": picture(30, 20, 3), "question": "the plot", "label": "no"},
 ]

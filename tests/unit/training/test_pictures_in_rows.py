@@ -19,19 +19,12 @@ from hf_prompt_tuning import (
     load_prompt,
 )
 from hf_prompt_tuning.compat.transformers import picture_token
+from tests.shared.picture_rows import LABELS as TEMPLATE
+from tests.shared.picture_rows import ROWS
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_pictures import by_hand, greedy_by_hand
 from tests.shared.tiny_processors import CHAT, SEEING, picture, seeing_model, tiny_processor
 from tests.shared.trainers import arguments, losses
-
-TEMPLATE = PromptTemplate(
-    source="Seen : {image} {question} Answer :", label_column="label", label_words={"yes": "yes", "no": "never"}
-)
-ROWS = [
-    {"image": picture(20, 30), "question": "a small dog ?", "label": "yes"},
-    {"image": None, "question": "the old town", "label": "no"},
-    {"image": picture(16, 40, 1), "question": "day and night", "label": "no"},
-]
 
 
 def text(words):
