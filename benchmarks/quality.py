@@ -82,9 +82,10 @@ class Benchmark:
                 continue
             rate = self.rate(split, size, method_name, epochs)
             watched = {"points": self.points, "watched": self.watched}
-            self.add(
-                key | {"rate": rate}, measure(method, self.backbone, self.tokenizer, split, rate, epochs, **watched)
-            )
+            found = measure(method_name, self.backbone, self.tokenizer, split, rate, epochs, **watched)
+            for end, values in found.items():
+                if self.results.find(key | {"method": end}) is None:
+                    self.add(key | {"method": end, "rate": rate}, values)
 
     def rate(self, split: Split, size: int | str, method_name: str, epochs: int) -> float | None:
         """Return a method's learning rate: the only one, or the one with the best macro F1 on rows apart.
@@ -100,7 +101,8 @@ class Benchmark:
             key |= {"chosen_on": choosing.task.name, "rows_apart": len(choosing.held_out), "rate": rate}
             key |= {"seed": choosing.seed, "fold": choosing.fold}
             if self.results.find(key) is None:
-                self.add(key, measure(method, self.backbone, self.tokenizer, choosing, rate, epochs))
+                found_at = measure(method_name, self.backbone, self.tokenizer, choosing, rate, epochs)
+                self.add(key, found_at[method_name])
             found.append(self.results.find(key))
         best = max(found, key=lambda entry: (entry["f1"], -entry["loss"]))["rate"]
         if best in (min(method.rates), max(method.rates)):

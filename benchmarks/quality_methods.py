@@ -18,7 +18,7 @@ import transformers
 from datasets import Dataset
 
 # Run as a script, a benchmark finds the files beside it.
-from quality_ranking import CountingCollator, Ranker, Watch
+from quality_ranking import CountingCollator, LastStep, Ranker, Watch
 from quality_tasks import Split, stratified
 from torch import Tensor, nn
 from transformers import (
@@ -58,6 +58,7 @@ class Run:
         ranker: ranks with the backbone.
         watch: counts seconds and evaluates; its `evaluate` reads `prompts`.
         prompts: returns what the rows stand behind when they are ranked: vectors [P, H], or None; several vote.
+        ends: for a training that several methods share, the prompts that each of them ends with.
         trained: the number of trained numbers.
         rows_seen: the number of rows that were trained on, by default those of the batches.
         callbacks: further callbacks of the trainer.
@@ -74,6 +75,7 @@ class Run:
     rate: float | None
     folder: str
     prompts: Callable[[], Sequence[Tensor | None]] = field(default=lambda: [None])
+    ends: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     watch: Watch = field(default_factory=lambda: Watch(0, dict))
     collator: CountingCollator = field(default_factory=CountingCollator)
     trained: int = 0
@@ -230,24 +232,21 @@ def of_peft(run: Run) -> None:
     peft_prompt(run, P=20, from_text=False)
 
 
-RECIPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "ours": {"config": {}, "arguments": {}},
-        "ours_averaged": {"config": {}, "arguments": {"average_last": 0.5}},
-    },
-)
-"""This package's recipes: what differs from the defaults of `PromptTuningConfig` and `PromptTuningArguments`."""
-
-
-def recipe(name: str) -> Method:
-    return Method(lambda run: ours(run, **RECIPES[name]), place="auto")
+def last_and_mean(run: Run) -> None:
+    """Train with the defaults. The run has two ends: the prompt of the last step, and the mean of the last half."""
+    last = LastStep()
+    run.callbacks = [last]
+    ours(run, {}, {"average_last": 0.5})
+    mean = run.prompts()[0]
+    run.ends = {"ours": [last.prompt], "ours_averaged": [mean]}
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "untuned": Method(untuned),
         "in_context": Method(in_context, place="auto"),
-        **{name: recipe(name) for name in RECIPES},
+        "ours": Method(last_and_mean, place="auto"),
+        "ours_averaged": Method(last_and_mean, place="auto"),
         "auto": Method(auto, place="auto"),
         "peft_defaults": Method(of_peft, (5e-5,)),
         "peft_article": Method(of_article, (3e-2,)),
@@ -299,7 +298,7 @@ def prepare(
 
 
 def measure(
-    method: Method,
+    name: str,
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
@@ -307,22 +306,29 @@ def measure(
     epochs: float,
     points: int = 0,
     watched: int = 0,
-) -> dict[str, Any]:
-    """Adapt a copy of the backbone to a split's training rows. Return the metrics of the held-out rows, and the cost.
+) -> dict[str, dict[str, Any]]:
+    """Adapt a copy of the backbone to a split's training rows, by the method of the name.
 
-    `points` evaluations of the first `watched` held-out rows make the curve. Raise PromptTuningError if a row has no
-    label.
+    `points` evaluations of the first `watched` held-out rows make the curve. Return the metrics of the held-out rows,
+    and the cost, by the method's name; also those of methods that have the same training. Raise PromptTuningError if a
+    row has no label.
     """
+    method = METHODS[name]
     with tempfile.TemporaryDirectory() as folder:
         run, held_out = prepare(method.place, backbone, tokenizer, split, rate, method.epochs or epochs, folder)
         seen = held_out.select(range(min(watched, len(held_out))))
         run.watch = Watch(points, lambda: run.ranker.metrics(seen, *run.prompts()))
         method.adapt(run)
-    return {
-        **{name: round(value, 4) for name, value in run.ranker.metrics(held_out, *run.prompts()).items()},
+    cost = {
         "rows_seen": run.collator.rows if run.rows_seen is None else run.rows_seen,
         "trained": run.trained,
         "seconds": round(run.watch.seconds, 1),
         "wall_seconds": round(run.watch.wall_seconds, 1),
         "curve": run.watch.curve,
     }
+    ends = run.ends or {name: run.prompts()}
+    return {end: rounded(run.ranker.metrics(held_out, *prompts)) | cost for end, prompts in ends.items()}
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Rank labels behind any vectors and any weights, for quality.py, and count a run's seconds and rows."""
+"""Rank labels behind any vectors and any weights, for quality.py, and watch a run: seconds, rows and the last step."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hf_prompt_tuning import (
@@ -118,6 +118,19 @@ class Watch(TrainerCallback):
         found = self.evaluate()
         point = [step, self.seconds, found["accuracy"], found["f1"]]
         self.curve.append([round(value, 4) for value in point])
+
+
+class LastStep(TrainerCallback):
+    """Keep the prompt of the last step, before the end of the run puts a mean in its place.
+
+    Attributes:
+        prompt: [P, H].
+    """
+
+    prompt: Tensor
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        self.prompt = model.prompt.detach().clone()
 
 
 def now() -> tuple[float, float]:

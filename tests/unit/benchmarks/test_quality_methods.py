@@ -53,8 +53,8 @@ def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_al
     backbone = tiny_model("llama")
     before = copy.deepcopy(backbone.state_dict())
     found = {
-        name: measure(method, backbone, tokenizer, split, rate_of(name), epochs=2, points=3, watched=5)
-        for name, method in METHODS.items()
+        name: measure(name, backbone, tokenizer, split, rate_of(name), epochs=2, points=3, watched=5)[name]
+        for name in METHODS
         if name != "auto"  # too few steps for its rounds
     }
     seen = {name: entry["rows_seen"] for name, entry in found.items()}
@@ -75,7 +75,7 @@ def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_al
 def test_evaluations_on_the_way_change_nothing(split, tokenizer, name, rate):
     backbone = tiny_model("llama", attention_dropout=0.3)
     given = (backbone, tokenizer, split, rate, 2)
-    watched, alone = (measure(METHODS[name], *given, points=points, watched=5) for points in (4, 0))
+    watched, alone = (measure(name, *given, points=points, watched=5)[name] for points in (4, 0))
     assert [len(found["curve"]) for found in (watched, alone)] == [4, 0]
     assert watched["loss"] == alone["loss"]
 
@@ -96,7 +96,7 @@ def test_the_ranking_without_vectors_is_that_of_the_plain_backbone(split, tokeni
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_examples_in_context_are_read_before_the_row(split, tokenizers, adapted, kind):
     backbone, tokenizer = tiny_model("llama", max_position_embeddings=512), tokenizers[kind]
-    measure(METHODS["in_context"], backbone, tokenizer, split, None, epochs=2)
+    measure("in_context", backbone, tokenizer, split, None, epochs=2)
     run = adapted[0]
     rows = run.ranker.encoder.encode_dataset(split.held_out, "test").select(range(3))
     scores = run.ranker.scores(rows, run.prompts()[0])
@@ -115,7 +115,7 @@ def test_examples_in_context_are_read_before_the_row(split, tokenizers, adapted,
 
 
 def test_ours_is_the_trainer_with_its_defaults(split, tokenizer, tmp_path):
-    found = measure(METHODS["ours"], tiny_model("llama"), tokenizer, split, None, epochs=2)
+    found = measure("ours", tiny_model("llama"), tokenizer, split, None, epochs=2)["ours"]
     config = PromptTuningConfig(prompt_tuning_init_text=split.task.text, prompt_position="auto")
     trainer = PromptTuningTrainer(
         tiny_model("llama"),
@@ -134,6 +134,29 @@ def test_ours_is_the_trainer_with_its_defaults(split, tokenizer, tmp_path):
     assert found["loss"] == pytest.approx(float(-scores.gather(1, right[:, None]).mean()), abs=1e-4)
 
 
+def test_one_training_ends_with_its_last_step_and_with_the_mean_that_average_last_makes(split, tokenizer, tmp_path):
+    asked = (tiny_model("llama"), tokenizer, split, None)
+    both = measure("ours_averaged", *asked, epochs=3)
+    assert both.keys() == {"ours", "ours_averaged"}
+    assert both["ours"]["loss"] == measure("ours", *asked, epochs=3)["ours"]["loss"] != both["ours_averaged"]["loss"]
+    args = PromptTuningArguments(
+        str(tmp_path), num_train_epochs=3, seed=5, save_strategy="no", use_cpu=True, average_last=0.5
+    )
+    trainer = PromptTuningTrainer(
+        tiny_model("llama"),
+        args,
+        train_dataset=split.train,
+        processing_class=tokenizer,
+        template=split.task.prompt_template(),
+        prompt_config=PromptTuningConfig(prompt_tuning_init_text=split.task.text, prompt_position="auto"),
+    )
+    trainer.train()
+    ranker = Ranker(tiny_model("llama"), tokenizer, split.task.prompt_template(), "auto")
+    rows = ranker.encoder.encode_dataset(split.held_out, "test")
+    metrics = ranker.metrics(rows, trainer.model.prompt.detach())
+    assert both["ours_averaged"]["loss"] == round(metrics["loss"], 4)
+
+
 @pytest.mark.parametrize(("few", "kind"), [(True, "one"), (False, "average"), (False, "vote")])
 def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapted, monkeypatch, few, kind):
     made = []
@@ -149,7 +172,7 @@ def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapte
 
     monkeypatch.setattr(quality_methods, "FieldTrainer", Field)
     monkeypatch.setattr(rows_apart, "FEW", 500 if few else 0)
-    found = measure(METHODS["auto"], tiny_model("llama"), tokenizer, split, None, epochs=20, points=4, watched=12)
+    found = measure("auto", tiny_model("llama"), tokenizer, split, None, epochs=20, points=4, watched=12)["auto"]
     trainer, kept = made[0], {"one": 1, "average": 1, "vote": 2}[kind]
     metrics = trainer.evaluate(adapted[0].ranker.encoder.encode_dataset(split.held_out, "test"))
     assert (found["accuracy"], found["f1"]) == (round(metrics["eval_accuracy"], 4), round(metrics["eval_f1"], 4))
@@ -164,7 +187,7 @@ def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapte
 def test_a_lora_is_ranked_as_the_model_that_it_is_merged_into(split, tokenizer, adapted, monkeypatch):
     made, get = [], peft.get_peft_model
     monkeypatch.setattr(peft, "get_peft_model", lambda *given: made.append(get(*given)) or made[-1])
-    measure(METHODS["lora"], tiny_model("llama"), tokenizer, split, 0.1, epochs=2)
+    measure("lora", tiny_model("llama"), tokenizer, split, 0.1, epochs=2)
     rows = adapted[0].ranker.encoder.encode_dataset(split.held_out, "test")
     scores, ids = adapted[0].ranker.scores(rows, None), adapted[0].ranker.encoder.label_token_ids
     merged = made[0].merge_and_unload().eval()
@@ -174,7 +197,7 @@ def test_a_lora_is_ranked_as_the_model_that_it_is_merged_into(split, tokenizer, 
 
 
 def test_full_fine_tuning_is_ranked_with_the_weights_that_it_ends_with(split, tokenizer, adapted):
-    found = measure(METHODS["full"], tiny_model("llama"), tokenizer, split, 1e-2, epochs=2)
+    found = measure("full", tiny_model("llama"), tokenizer, split, 1e-2, epochs=2)["full"]
     rows = adapted[0].ranker.encoder.encode_dataset(split.held_out, "test")
     scores = slow_scores(adapted[0].backbone.eval(), rows, adapted[0].ranker.encoder.label_token_ids)
     right = torch.tensor(rows["label"])
@@ -183,7 +206,7 @@ def test_full_fine_tuning_is_ranked_with_the_weights_that_it_ends_with(split, to
 
 def test_the_articles_prompt_starts_as_peft_starts_one_from_a_text(split, tokenizer, adapted, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    measure(METHODS["peft_article"], tiny_model("llama"), tokenizer, split, 0.0, epochs=1)
+    measure("peft_article", tiny_model("llama"), tokenizer, split, 0.0, epochs=1)
     config = peft.PromptTuningConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=8,
@@ -199,7 +222,7 @@ def test_the_articles_prompt_starts_as_peft_starts_one_from_a_text(split, tokeni
 def test_a_short_text_is_repeated_as_peft_repeats_it(split, tokenizer, adapted, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     object.__setattr__(split.task, "text", "complaint or not")
-    measure(METHODS["peft_article"], tiny_model("llama"), tokenizer, split, 0.0, epochs=1)
+    measure("peft_article", tiny_model("llama"), tokenizer, split, 0.0, epochs=1)
     config = peft.PromptTuningConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=8,

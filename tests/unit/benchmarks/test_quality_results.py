@@ -10,16 +10,20 @@ from quality_tasks import read_tasks
 from hf_prompt_tuning import PromptTuningError
 from tests.shared.tiny_models import tiny_model
 
+SHARING = ("ours", "ours_averaged")
+"""The methods of one training."""
+
 
 @pytest.fixture
 def made(monkeypatch):
     """What `measure` was asked for, in turn, in place of any training: its split and rate."""
     calls = []
 
-    def measure(method, backbone, tokenizer, split, rate, epochs, **curve):
+    def measure(name, backbone, tokenizer, split, rate, epochs, **curve):
         calls.append((split, rate))
         f1 = {1e-5: 0.5, 3e-5: 0.7, 1e-4: 0.7, 3e-4: 0.6}.get(rate, 0.4)
-        return entry_of(f1=f1, loss={3e-5: 2.0, 1e-4: 1.0}.get(rate, 3.0))
+        found = entry_of(f1=f1, loss={3e-5: 2.0, 1e-4: 1.0}.get(rate, 3.0))
+        return dict.fromkeys(SHARING if name in SHARING else [name], found)
 
     monkeypatch.setattr(quality, "measure", measure)
     return calls
@@ -46,13 +50,21 @@ def test_what_is_there_is_not_run_again(benchmark, made):
     benchmark.run(few, "all", "ours", 0)
     assert [(split.seed, split.fold) for split, _ in made] == [(0, 0), (0, 1), (0, 2), (0, 3)]
     entries = benchmark.results.entries("run")
-    assert [(e["task"], e["size"], e["method"], e["fold"], e["training_rows"]) for e in entries] == [
-        ("few", "all", "ours", fold, 15) for fold in range(4)
-    ]
+    assert [
+        (e["task"], e["size"], e["method"], e["fold"], e["training_rows"]) for e in entries if e["method"] == "ours"
+    ] == [("few", "all", "ours", fold, 15) for fold in range(4)]
     benchmark.run(few, "all", "ours", 0)
     assert len(made) == 4 and benchmark.results.entries("run") == entries
     benchmark.run(few, "all", "ours", 1)
     assert len(made) == 8
+
+
+def test_a_training_that_methods_share_is_made_once(benchmark, made):
+    many = benchmark.tasks["many"]
+    benchmark.run(many, 12, "ours", 0)
+    benchmark.run(many, 12, "ours_averaged", 0)
+    assert len(made) == 1
+    assert [entry["method"] for entry in benchmark.results.entries("run")] == ["ours", "ours_averaged"]
 
 
 def test_a_rate_is_chosen_once_on_rows_that_are_not_reported(benchmark, made):
@@ -70,7 +82,7 @@ def test_a_rate_is_chosen_once_on_rows_that_are_not_reported(benchmark, made):
 def test_a_best_rate_at_an_end_of_the_grid_is_told(benchmark, made, monkeypatch, capsys):
     benchmark.run(benchmark.tasks["many"], 12, "full", 0)
     assert "is at an end" not in capsys.readouterr().out
-    monkeypatch.setattr(quality, "measure", lambda method, *given, **curve: entry_of(f1=given[3]))
+    monkeypatch.setattr(quality, "measure", lambda name, *given, **curve: {name: entry_of(f1=given[3])})
     benchmark.run(benchmark.tasks["many"], 12, "lora", 0)
     assert "many, 12: the best rate of lora, 0.003, is at an end of its grid\n" in capsys.readouterr().out
 
@@ -218,10 +230,12 @@ def test_the_command_makes_the_runs_of_a_described_task_and_the_tables(files, re
     assert [(e["method"], e["seed"], e["rows_seen"]) for e in runs] == [
         ("untuned", 0, 0),
         ("ours", 0, 24),
+        ("ours_averaged", 0, 24),
         ("untuned", 1, 0),
         ("ours", 1, 24),
+        ("ours_averaged", 1, 24),
     ]
-    assert [len(e["curve"]) for e in runs] == [0, 4, 0, 4]  # 4 steps
+    assert [len(e["curve"]) for e in runs] == [0, 4, 4, 0, 4, 4]  # 4 steps
     assert tables(runs) in capsys.readouterr().out and tables(runs) in quality.PAGE.read_text()
     assert quality.PLOT.read_bytes().startswith(b"\x89PNG")
     quality.main(["--quick", "--methods", "untuned", *model])
