@@ -141,6 +141,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--reported_rows", type=int, default=600, help="at most so many rows of a test file")
+    parser.add_argument("--points", type=int, default=10, help="evaluations on the way; 0 for no curve, in less time")
     parser.add_argument("--quick", action="store_true", help="the demo with 40 rows, one seed; in a file of its own")
     parser.add_argument("--table", action="store_true", help="only make the tables and the plot")
     parser.add_argument("--machine", default=this_machine(), help="only seconds of one name are compared")
@@ -165,7 +166,7 @@ def make_runs(args: argparse.Namespace, results: Results) -> None:
     datasets.disable_progress_bars()
     model = ModelArguments(args.model_name_or_path, gguf_file=args.gguf_file or None, dtype=args.dtype)
     backbone, tokenizer = load_backbone(model)
-    watched = {"points": 4, "watched": 40} if args.quick else {}
+    watched = {"points": 4, "watched": 40} if args.quick else {"points": args.points}
     options = watched | {"reported": args.reported_rows, "machine": args.machine}
     benchmark = Benchmark(backbone, tokenizer, args.name, tasks, results, **options)
     for name in args.tasks or tasks:

@@ -97,8 +97,10 @@ def values(seeds: Sequence[Sequence[Entry]], name: str) -> list[float]:
 
 
 def mean_curve(seeds: Sequence[Sequence[Entry]]) -> list[tuple[float, float]]:
-    """Return the mean seconds and the mean accuracy at each point, over seeds and folds."""
+    """Return the mean seconds and the mean accuracy at each point, over seeds and folds; empty if one has no curve."""
     curves = [entry["curve"] for entries in seeds for entry in entries]
+    if not all(curves):
+        return []
     return [(mean(p[1] for p in points), mean(p[2] for p in points)) for points in zip(*curves, strict=True)]
 
 
@@ -116,10 +118,10 @@ def to_reference(runs: Sequence[Entry], group: Group, method: str) -> str:
     """Return a method's time to the accuracy with which PEFT's recipe ends, and its share of that recipe's time."""
     reference = next((found for name in REFERENCES if (found := of_method(runs, group, name))), None)
     seeds = of_method(runs, group, method)
-    curve = mean_curve(seeds)
-    if reference is None or not curve or not is_of_one_machine(reference, seeds):
+    curve, its_curve = mean_curve(seeds), mean_curve(reference or [])
+    if not curve or not its_curve or not is_of_one_machine(reference, seeds):
         return "–"
-    whole, accuracy = mean_curve(reference)[-1]
+    whole, accuracy = its_curve[-1]
     seconds = seconds_to(curve, accuracy)
     return "not reached" if seconds is None else f"{seconds:.0f} s ({seconds / whole:.2f})"
 

@@ -157,6 +157,9 @@ def test_time_to_the_accuracy_with_which_pefts_recipe_ends():
         "peft_article": "not reached",
         "peft_article_50_epochs": "22 s (1.00)",
     }
+    without = [entry | {"curve": []} if entry["method"] == "peft_article_50_epochs" else entry for entry in runs]
+    assert {line.split("|")[8].strip() for line in table(without).splitlines()[2:]} == {"–"}
+    assert mean_curve([[runs[0], without[-1] | {"curve": []}]]) == []
 
 
 def test_seconds_of_several_machines_are_not_compared():
@@ -238,6 +241,9 @@ def test_the_command_makes_the_runs_of_a_described_task_and_the_tables(files, re
     assert [len(e["curve"]) for e in runs] == [0, 4, 4, 0, 4, 4]  # 4 steps
     assert tables(runs) in capsys.readouterr().out and tables(runs) in quality.PAGE.read_text()
     assert quality.PLOT.read_bytes().startswith(b"\x89PNG")
+    quality.main([*asked[:-2], "2", "--methods", "ours", "--points", "0", *model])
+    runs = Results(quality.RESULTS).entries("run")
+    assert [(e["seed"], e["curve"]) for e in runs[-2:]] == [(2, []), (2, [])]
     quality.main(["--quick", "--methods", "untuned", *model])
     assert capsys.readouterr().out.endswith(f"{quality.NO_RESULT}\n")
     assert [(e["task"], e["size"], e["reported_rows"]) for e in Results(quality.QUICK).entries("run")] == [
