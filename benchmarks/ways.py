@@ -71,11 +71,32 @@ def metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def measure(way: Way, backbone: Any, tokenizer: Any, split: Split, epochs: int) -> dict[str, Any]:
-    """Train one prompt. Return the metrics of the held-out rows, and under `also` those that need no other training.
+    """Train by a way. Return the metrics of the held-out rows, and under `also` those that need no other training.
 
     These are of the prompt's mean over the last steps, and of the labels' scores less those of a row without content.
+    Where several prompts are trained, the metrics are of their mean, and `also` has those of each and of all together.
     """
     split = way.rows(split)
+    trained = [train(way, backbone, tokenizer, split, epochs, order) for order in range(way.orders)]
+    run, held_out, steps = trained[0]
+    labels = torch.tensor(held_out["label"])
+    if len(trained) > 1:
+        return together(run, held_out, [steps.mean_of_last(0.5) for _, _, steps in trained])
+    vectors = run.prompts()[0]
+    row = {name: NO_CONTENT if is_text(split.task, name, value) else value for name, value in split.train[0].items()}
+    empty = datasets.Dataset.from_list([row], features=split.train.features)
+    prior = run.ranker.scores(run.ranker.encoder.encode_dataset(empty, "empty"), vectors)
+    scores = run.ranker.scores(held_out, vectors)
+    also = {CALIBRATED: metrics(scores - prior, labels)}
+    for name, share in AVERAGED.items():
+        also[name] = metrics(run.ranker.scores(held_out, steps.mean_of_last(share)), labels)
+    return metrics(scores, labels) | {"also": also}
+
+
+def train(
+    way: Way, backbone: Any, tokenizer: Any, split: Split, epochs: int, order: int
+) -> tuple[Run, datasets.Dataset, Steps]:
+    """Train one prompt. Return its run, the encoded held-out rows, and the prompts of its steps."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # The callback that looks for divergence finds no gradient at vectors that a network computes.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
@@ -83,40 +104,50 @@ def measure(way: Way, backbone: Any, tokenizer: Any, split: Split, epochs: int) 
         steps = Steps(run)
         run.callbacks = [steps]
         run.text = run.text if way.from_text else None
-        ours(run, way.config, way.arguments, way.change)
-    vectors = run.prompts()[0]
-    row = {name: NO_CONTENT if is_text(split.task, name, value) else value for name, value in split.train[0].items()}
-    empty = datasets.Dataset.from_list([row], features=split.train.features)
-    prior = run.ranker.scores(run.ranker.encoder.encode_dataset(empty, "empty"), vectors)
-    labels, scores = torch.tensor(held_out["label"]), run.ranker.scores(held_out, vectors)
-    also = {CALIBRATED: metrics(scores - prior, labels)}
-    for name, share in AVERAGED.items():
-        also[name] = metrics(run.ranker.scores(held_out, steps.mean_of_last(share)), labels)
-    return metrics(scores, labels) | {"also": also}
+        drawn = {"data_seed": order} if way.orders > 1 else {}
+        ours(run, way.config, {**way.arguments, **drawn}, way.change)
+    return run, held_out, steps
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """Return the defaults' macro F1, and by how many points each way differs from it: the mean, and of each seed."""
+def together(run: Run, held_out: datasets.Dataset, prompts: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the metrics of the mean prompt; `also` has the mean of those of each, and those of their mean shares."""
+    labels = torch.tensor(held_out["label"])
+    scores = torch.stack([run.ranker.scores(held_out, vectors) for vectors in prompts])
+    alone = [metrics(one, labels) for one in scores]
+    also = {
+        "each alone": {name: round(mean(one[name] for one in alone), 4) for name in alone[0]},
+        "all together": metrics(scores.softmax(2).mean(0).log(), labels),
+    }
+    return metrics(run.ranker.scores(held_out, torch.stack(list(prompts)).mean(0)), labels) | {"also": also}
+
+
+def table(entries: Sequence[Entry], measured: str = "f1") -> str:
+    """Return a metric of the defaults, and by how many hundredths each way differs: the mean, and of each seed.
+
+    What needed no other training stands below its way.
+    """
     tasks = list(dict.fromkeys((entry["task"], entry["size"]) for entry in entries))
     lines = [["way", *(f"{task}, {size} rows" for task, size in tasks)]]
-    f1 = {(entry["task"], entry["size"], entry["way"], entry["seed"]): entry["f1"] for entry in entries}
+    values = {(entry["task"], entry["size"], entry["way"], entry["seed"]): entry[measured] for entry in entries}
+    also: dict[str, list[str]] = {}
     for entry in entries:
         for name, found in entry["also"].items():
-            if entry["way"] == DEFAULTS:
-                f1[entry["task"], entry["size"], name, entry["seed"]] = found["f1"]
-    for way in [*WAYS, CALIBRATED, *AVERAGED]:
-        cells = [cell(f1, task, size, way) for task, size in tasks]
+            way = name if entry["way"] == DEFAULTS else f"{entry['way']}: {name}"
+            also[entry["way"]] = list(dict.fromkeys([*also.get(entry["way"], []), way]))
+            values[entry["task"], entry["size"], way, entry["seed"]] = found[measured]
+    for way in [name for each in WAYS for name in (each, *also.get(each, []))]:
+        cells = [cell(values, task, size, way) for task, size in tasks]
         if any(cells):
             lines.append([way, *cells])
     return markdown(lines)
 
 
-def cell(f1: dict[tuple, float], task: str, size: int, way: str) -> str:
+def cell(values: dict[tuple, float], task: str, size: int, way: str) -> str:
     """Return a way's cell of the table; empty if no seed was run with it and with the defaults."""
-    own = {key[3]: value for key, value in f1.items() if key[:3] == (task, size, way)}
+    own = {key[3]: value for key, value in values.items() if key[:3] == (task, size, way)}
     if way == DEFAULTS and len(own) > 1:
         return f"{mean(own.values()):.3f} ± {stdev(own.values()):.3f}"
-    defaults = {key[3]: value for key, value in f1.items() if key[:3] == (task, size, DEFAULTS)}
+    defaults = {key[3]: value for key, value in values.items() if key[:3] == (task, size, DEFAULTS)}
     changes = [100 * (value - defaults[seed]) for seed, value in sorted(own.items()) if seed in defaults]
     return f"{mean(changes):+.1f} ({', '.join(f'{change:+.1f}' for change in changes)})" if changes else ""
 
@@ -139,7 +170,8 @@ def main() -> None:
             found = measure(WAYS[way], backbone, tokenizer, apart(task, size, seed), task.sizes[size])
             results.add(key | found)
             print(key | found, flush=True)
-    print(table(results.entries("way")))
+    for measured in ("f1", "loss"):
+        print(f"\n{measured}\n\n{table(results.entries('way'), measured)}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Way:
         change: may change the model before it trains, and returns further arguments of the trainer.
         rows: returns the split with other training rows.
         from_text: whether the prompt starts from the task's text.
+        orders: how many prompts are trained, each from the same start, with the rows in another order.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Way:
     change: Callable[[Any], dict[str, Any]] = lambda model: {}
     rows: Callable[[Split], Split] = lambda split: split
     from_text: bool = True
+    orders: int = 1
 
 
 class Residual(nn.Module):
@@ -123,5 +125,6 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "rate 0.01": Way(arguments={"learning_rate": 1e-2}),
         "rate 0.1": Way(arguments={"learning_rate": 1e-1}),
         "20 epochs": Way(arguments={"num_train_epochs": 20}),
+        "mean of 5 orders": Way(orders=5),
     }
 )

@@ -33,7 +33,24 @@ def test_the_rows_apart_are_other_rows_of_the_training_file(task):
 def test_every_way_trains(task, tokenizer, way):
     found = measure(WAYS[way], tiny_model("llama"), tokenizer, apart(task, 12, 5), 1)
     assert set(found) == {"accuracy", "f1", "loss", "also"}
-    assert set(found["also"]) == {ways.CALIBRATED, *ways.AVERAGED}
+    assert set(found["also"]) == (
+        {"each alone", "all together"} if WAYS[way].orders > 1 else {ways.CALIBRATED, *ways.AVERAGED}
+    )
+
+
+def test_the_mean_of_orders_is_of_prompts_that_saw_the_rows_in_other_orders(task, tokenizer, monkeypatch):
+    ended, together = [], ways.together
+    monkeypatch.setattr(ways, "together", lambda *given: ended.append(given) or together(*given))
+    split = apart(task, 12, 5)
+    found = measure(WAYS["mean of 5 orders"], tiny_model("llama"), tokenizer, split, 2)
+    run, held_out, prompts = ended[0]
+    assert len({tuple(prompt.flatten().tolist()) for prompt in prompts}) == 5
+    labels = torch.tensor(held_out["label"])
+    expected = ways.metrics(run.ranker.scores(held_out, sum(prompts) / 5), labels)
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+    losses = [ways.metrics(run.ranker.scores(held_out, prompt), labels)["loss"] for prompt in prompts]
+    assert found["also"]["each alone"]["loss"] == pytest.approx(sum(losses) / 5, abs=1e-4)
+    assert found["also"]["all together"]["loss"] <= max(losses)
 
 
 def test_a_network_changes_nothing_at_the_start_and_learns_with_the_vectors(task, tokenizer, tmp_path, monkeypatch):
@@ -64,7 +81,7 @@ def test_the_table_has_the_defaults_and_what_each_way_changes():
         for way, seed, f1 in [("ours", 0, 0.5), ("ours", 1, 0.6), ("cosine", 0, 0.52), ("cosine", 1, 0.59)]
     ]
     assert table(entries) == (
-        "| way | a, 5 rows |\n| --- | --- |\n| ours | 0.550 ± 0.071 |\n| cosine | +0.5 (+2.0, -1.0) |\n"
-        "| calibrated | +1.0 (+1.0, +1.0) |"
+        "| way | a, 5 rows |\n| --- | --- |\n| ours | 0.550 ± 0.071 |\n| calibrated | +1.0 (+1.0, +1.0) |\n"
+        "| cosine | +0.5 (+2.0, -1.0) |\n| cosine: calibrated | +1.5 (+3.0, +0.0) |"
     )
     assert table([entry for entry in entries if entry["way"] == "cosine"]) == "| way | a, 5 rows |\n| --- | --- |"
