@@ -123,7 +123,7 @@ def test_a_run_is_counted(tmp_path):
         "class TestE:\n    @pytest.mark.parametrize('f', ['g.h'])\n    def test_f(self, f): assert False\n"
     )
     (tmp_path / "test_other.py").write_text("import no_such_module")
-    run = results.run(Path(sys.executable), [str(tmp_path)], 100)
+    run = results.run(Path(sys.executable), [str(tmp_path)], 600)
     assert [run[name] for name in results.COUNTS] == [1, 1, 4]
     names = ["test_other.py", "test_some.py::TestE::test_f[g.h]", "test_some.py::test_b", "test_some.py::test_d"]
     assert [test.rpartition("/")[2] for test in run["failed_tests"]] == names
