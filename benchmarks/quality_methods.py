@@ -18,7 +18,7 @@ import transformers
 from datasets import Dataset
 
 # Run as a script, a benchmark finds the files beside it.
-from quality_ranking import CountingCollator, LastStep, Ranker, Watch
+from quality_ranking import CountingCollator, Ranker, Steps, Watch
 from quality_tasks import Split, stratified
 from torch import Tensor, nn
 from transformers import (
@@ -234,11 +234,10 @@ def of_peft(run: Run) -> None:
 
 def last_and_mean(run: Run) -> None:
     """Train with the defaults. The run has two ends: the prompt of the last step, and the mean of the last half."""
-    last = LastStep()
-    run.callbacks = [last]
+    steps = Steps()
+    run.callbacks = [steps]
     ours(run, {}, {"average_last": 0.5})
-    mean = run.prompts()[0]
-    run.ends = {"ours": [last.prompt], "ours_averaged": [mean]}
+    run.ends = {"ours": steps.prompts[-1:], "ours_averaged": run.prompts()}
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(

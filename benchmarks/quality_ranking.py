@@ -1,4 +1,4 @@
-"""Rank labels behind any vectors and any weights, for quality.py, and watch a run: seconds, rows and the last step."""
+"""Rank labels behind any vectors and any weights, for quality.py, and watch a run: seconds, rows and prompts."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -120,17 +120,21 @@ class Watch(TrainerCallback):
         self.curve.append([round(value, 4) for value in point])
 
 
-class LastStep(TrainerCallback):
-    """Keep the prompt of the last step, before the end of the run puts a mean in its place.
+class Steps(TrainerCallback):
+    """Keep the prompt after every step, before the end of the run puts a mean in its place.
 
     Attributes:
-        prompt: [P, H].
+        prompts: one for each step, [P, H].
     """
 
-    prompt: Tensor
+    def __init__(self):
+        self.prompts: list[Tensor] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        self.prompt = model.prompt.detach().clone()
+        self.prompts.append(model.prompt.detach().clone())
+
+    def mean_of_last(self, share: float) -> Tensor:
+        return torch.stack(self.prompts[-max(1, round(share * len(self.prompts))) :]).mean(0)
 
 
 def now() -> tuple[float, float]:

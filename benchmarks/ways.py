@@ -20,11 +20,11 @@ from typing import Any
 import datasets
 import torch
 from quality_methods import Run, ours, prepare
+from quality_ranking import Steps
 from quality_results import Entry, Results, markdown
 from quality_tasks import MOST_APART, Split, Task, read_tasks
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
-from transformers import TrainerCallback
 from ways_tried import WAYS, Way, is_text
 
 from hf_prompt_tuning.cli.arguments import ModelArguments
@@ -37,19 +37,6 @@ NO_CONTENT = "N/A"
 """What stands in place of a row's texts where the labels' prior is measured (Zhao et al. 2021)."""
 AVERAGED = {"mean of the last quarter": 0.25, "mean of the last half": 0.5}
 CALIBRATED = "calibrated"
-
-
-class Steps(TrainerCallback):
-    """Keep the prompt after every step, so that steps can be averaged."""
-
-    def __init__(self, run: Run):
-        self.run, self.prompts = run, []
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.prompts.append(self.run.prompts()[0].clone())
-
-    def mean_of_last(self, share: float) -> Tensor:
-        return torch.stack(self.prompts[-max(1, round(share * len(self.prompts))) :]).mean(0)
 
 
 def apart(task: Task, size: int, seed: int) -> Split:
@@ -101,7 +88,7 @@ def train(
         # The callback that looks for divergence finds no gradient at vectors that a network computes.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         run, held_out = prepare("auto", backbone, tokenizer, split, None, epochs, folder)
-        steps = Steps(run)
+        steps = Steps()
         run.callbacks = [steps]
         run.text = run.text if way.from_text else None
         drawn = {"data_seed": order} if way.orders > 1 else {}
