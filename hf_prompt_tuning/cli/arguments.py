@@ -83,6 +83,10 @@ class PromptArguments:
         default=None, help="Number of prompts to train as an ensemble. Default: the length of the lists below."
     )
     prompt_seeds: list[int] | None = HfArg(default=None, help="Seed of each prompt. Default: seed, seed + 1, …")
+    data_seeds: list[int] | None = HfArg(
+        default=None,
+        help="Seed of the order in which each prompt sees the rows. Default: data_seed, else seed, for all.",
+    )
     learning_rates: list[float] | None = HfArg(default=None, help="Learning rate of each prompt.")
     prompt_lengths: list[int] | None = HfArg(default=None, help="num_virtual_tokens of each prompt.")
     prompt_tuning_inits: list[str] | None = HfArg(default=None, help="prompt_tuning_init of each prompt.")
@@ -106,7 +110,7 @@ class PromptArguments:
         return None if info is None else info.template
 
 
-OF_LISTS = ("prompt_seeds", "learning_rates", "prompt_lengths", "prompt_tuning_inits")
+OF_LISTS = ("prompt_seeds", "data_seeds", "learning_rates", "prompt_lengths", "prompt_tuning_inits")
 """The arguments with a value for each prompt of an ensemble."""
 
 OF_SEVERAL = ("num_prompts", *OF_LISTS)

@@ -164,6 +164,6 @@ def ensemble_members(args: PromptArguments, seed: int, token: str | None = None)
         fields = {"num_virtual_tokens": "prompt_lengths", "prompt_tuning_init": "prompt_tuning_inits"}
         changes = {field: own[name] for field, name in fields.items() if name in own}
         config = dataclasses.replace(args, **changes).config(None, token)
-        rate, own_seed = own.get("learning_rates"), own.get("prompt_seeds", seed + i)
-        members.append(PromptTask(f"prompt_{i + 1}", config, learning_rate=rate, seed=own_seed))
+        seeds = {"seed": own.get("prompt_seeds", seed + i), "data_seed": own.get("data_seeds")}
+        members.append(PromptTask(f"prompt_{i + 1}", config, learning_rate=own.get("learning_rates"), **seeds))
     return members

@@ -26,6 +26,7 @@ from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
 from .checks import check_prompts
 from .task import PromptTask, model_with_prompts
+from .task_run import TaskRun
 from .trainer import MultiPromptTrainer
 from .voting import encoder_for_members
 from .voting_scorer import VotingScorer
@@ -38,8 +39,8 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     Args:
         model: a plain backbone.
-        members: the prompts to train, each with its name, config, and other differences (learning rate, seed). All
-            train on the run's data.
+        members: the prompts to train, each with its name, config, and other differences (learning rate, seeds).
+            All train on the run's data.
         train_dataset, eval_dataset: rows of raw columns; one data set each.
         template: turns a row into text.
         args, processing_class, **kwargs: as in `PromptTuningTrainer`; `compute_metrics` gets the predictions of the
@@ -101,12 +102,13 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def _refuse_twins(self) -> None:
         for first, second in combinations(self.members, 2):
-            same_rate = self._runs[first].args.learning_rate == self._runs[second].args.learning_rate
-            if same_rate and torch.equal(self.prompts[first], self.prompts[second]):
+            one_start = torch.equal(self.prompts[first], self.prompts[second])
+            one, other = self._runs[first], self._runs[second]
+            if one_start and one.args.learning_rate == other.args.learning_rate and _rows(one) == _rows(other):
                 raise PromptTuningError(
-                    f"{first!r} and {second!r} start from the same vectors and have the same learning rate, so "
-                    "they would stay the same. Use an initialisation that is drawn (SAMPLE_VOCAB, RANDOM), other "
-                    "lengths, or other learning rates."
+                    f"{first!r} and {second!r} start from the same vectors, have the same learning rate and see the "
+                    "rows in the same order, so they would stay the same. Use an initialisation that is drawn "
+                    "(SAMPLE_VOCAB, RANDOM), other lengths, other learning rates, or other orders (data_seed)."
                 )
 
     def make_scorer(self, **options: Any) -> VotingScorer:
@@ -208,6 +210,12 @@ class EnsembleTrainer(MultiPromptTrainer):
         prompt.info.write(folder)
         self._description.write(folder)
         write_start_and_card(folder, prompt, config, model.base_model, repo_id, ensemble=self._description)
+
+
+def _rows(run: TaskRun) -> list[list[int]]:
+    """Return the numbers of the rows of each update step. Within a step their order changes nothing."""
+    steps = [] if run.stream is None else run.stream.steps
+    return [sorted(row for batch in step for row in batch) for step in steps]
 
 
 def _as_evaluation(metrics: dict[str, Any]) -> dict[str, float]:

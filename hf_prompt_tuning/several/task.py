@@ -38,6 +38,7 @@ class PromptTask:
         max_steps: update steps; overrides the epochs.
         per_device_train_batch_size: rows in a micro-batch.
         seed: seed of the initialisation.
+        data_seed: seed of the order of the rows.
 
     Raises:
         PromptTuningError: the name is invalid, or a number is not above zero.
@@ -53,6 +54,7 @@ class PromptTask:
     max_steps: int | None = None
     per_device_train_batch_size: int | None = None
     seed: int | None = None
+    data_seed: int | None = None
 
     def __post_init__(self):
         check_name(self.name)
@@ -66,7 +68,7 @@ class PromptTask:
         own = copy.copy(args)
         if self.num_train_epochs is not None:
             own.max_steps = -1
-        for key in OF_TRAINING:
+        for key in (*OF_TRAINING, "data_seed"):
             if getattr(self, key) is not None:
                 setattr(own, key, getattr(self, key))
         return own

@@ -50,9 +50,11 @@ class TaskRun:
         return cls(replace(task, train_dataset=train, eval_dataset=evaluation), encode, args, stream)
 
     def describe(self, info: PromptInfo, others: list[str]) -> None:
-        """Record the prompt's seed, its numbers of rows, and the tasks that it was trained with."""
+        """Record the prompt's seeds, its numbers of rows, and the tasks that it was trained with."""
         seed = self.task.seed if self.task.seed is not None else self.args.seed
         info.training |= {"initialization_seed": seed, "trained_with": others}
+        if self.task.data_seed is not None:
+            info.training["data_seed"] = self.task.data_seed
         rows = {"training_rows": self.task.train_dataset, "evaluation_rows": self.task.eval_dataset}
         info.data |= {name: len(data) for name, data in rows.items() if data is not None}
 

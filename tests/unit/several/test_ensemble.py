@@ -200,6 +200,15 @@ class TestRefusals:
             make(tmp_path, messages, members=[PromptTask("a", text, seed=1), PromptTask("b", text, seed=2)])
         make(tmp_path, messages, members=[PromptTask("a", text), PromptTask("b", text, learning_rate=0.1)])
 
+    def test_orders_that_are_the_same(self, tmp_path, messages):
+        """Without rows in random order there is only one order; and in steps of all rows."""
+        text = PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init_text="positive negative")
+        members = [PromptTask(name, text, data_seed=seed) for seed, name in enumerate("ab")]
+        make(tmp_path, messages, members=members)
+        for values in ({"train_sampling_strategy": "sequential"}, {"per_device_train_batch_size": len(messages)}):
+            with pytest.raises(PromptTuningError, match=r"'a' and 'b' start .* in the same order, so they would stay"):
+                make(tmp_path, messages, members=members, **values)
+
     def test_one_member(self, tmp_path, messages):
         with pytest.raises(PromptTuningError, match="has 1 member"):
             make(tmp_path, messages, members=MEMBERS[:1])
