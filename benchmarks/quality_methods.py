@@ -31,7 +31,9 @@ from transformers import (
 )
 
 from hf_prompt_tuning import (
+    EnsembleTrainer,
     FieldTrainer,
+    PromptTask,
     PromptTuningArguments,
     PromptTuningConfig,
     PromptTuningTrainer,
@@ -41,6 +43,7 @@ from hf_prompt_tuning.data.tokenization import leading_ids
 from hf_prompt_tuning.models.backbone import forget_gguf
 
 BATCH = 8
+ORDERS = 5
 EXAMPLES = 8
 """The number of examples in context."""
 BETWEEN = "\n\n"
@@ -93,10 +96,14 @@ class Run:
     def train_plainly(self, model: nn.Module, **values: Any) -> None:
         """Train under transformers' own Trainer, whose models take no label index."""
         rows = self.rows.select_columns(["input_ids", "labels"])
-        values = {"learning_rate": self.rate, "use_cpu": self.backbone.device.type == "cpu", **values}
+        values = {"learning_rate": self.rate, "use_cpu": self.on_cpu, **values}
         args = TrainingArguments(**self.arguments() | values)
         args.dataloader_pin_memory = args.device.type != "cpu"
         self.train(Trainer, model, args, train_dataset=rows)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.backbone.device.type == "cpu"
 
     def arguments(self) -> dict[str, Any]:
         """Return the training arguments that all methods share."""
@@ -161,7 +168,7 @@ def ours(
     template = run.ranker.encoder.template
     model = get_prompt_tuning_model(run.backbone, config, run.tokenizer, template)
     run.prompts = lambda: [model.prompt.detach()]
-    args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.backbone.device.type == "cpu"} | arguments)
+    args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.on_cpu} | arguments)
     run.train(
         PromptTuningTrainer,
         model,
@@ -177,7 +184,7 @@ def auto(run: Run) -> None:
     """Train the recipe auto, which sees more rows. Its curve has its end alone: before, there are several prompts."""
     points, run.watch.points = run.watch.points, 0
     start = {} if run.text is None else {"prompt_tuning_init_text": run.text}
-    args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.backbone.device.type == "cpu", "recipe": "auto"})
+    args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.on_cpu, "recipe": "auto"})
     trainer = run.train(
         FieldTrainer,
         run.backbone,
@@ -192,6 +199,31 @@ def auto(run: Run) -> None:
     run.trained = sum(vectors.numel() for vectors in kept)
     missing = 0 if trainer.learns_from_all else trainer.end.rows
     run.rows_seen = round(trainer.cost * run.epochs * (len(run.rows) - missing))
+    if points:
+        run.watch.add_point(trainer.state.global_step)
+
+
+def five_orders(run: Run) -> None:
+    """Train five prompts from one start, each with the rows in another order, and each the mean of its last half.
+
+    The run has two ends: their vote, and the mean of their vectors.
+    """
+    start = {} if run.text is None else {"prompt_tuning_init_text": run.text}
+    config = PromptTuningConfig(**start, prompt_position="auto")
+    points, run.watch.points = run.watch.points, 0
+    trainer = run.train(
+        EnsembleTrainer,
+        run.backbone,
+        PromptTuningArguments(**run.arguments() | {"use_cpu": run.on_cpu, "average_last": 0.5}),
+        members=[PromptTask(f"order_{i}", config, seed=run.seed, data_seed=i) for i in range(ORDERS)],
+        train_dataset=run.rows,
+        processing_class=run.tokenizer,
+        template=run.ranker.encoder.template,
+    )
+    prompts = [vectors.detach() for vectors in trainer.prompts.values()]
+    run.trained = sum(vectors.numel() for vectors in prompts)
+    run.ends = {"five_orders": prompts, "five_orders_averaged": [torch.stack(prompts).mean(0)]}
+    run.prompts, run.rows_seen = lambda: prompts, round(ORDERS * run.epochs * len(run.rows))
     if points:
         run.watch.add_point(trainer.state.global_step)
 
@@ -247,6 +279,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ours": Method(last_and_mean, place="auto"),
         "ours_averaged": Method(last_and_mean, place="auto"),
         "auto": Method(auto, place="auto"),
+        "five_orders": Method(five_orders, place="auto"),
+        "five_orders_averaged": Method(five_orders, place="auto"),
         "peft_defaults": Method(of_peft, (5e-5,)),
         "peft_article": Method(of_article, (3e-2,)),
         "peft_article_50_epochs": Method(of_article, (3e-2,), epochs=50, most_rows=100),

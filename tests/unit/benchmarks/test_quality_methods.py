@@ -16,6 +16,7 @@ from hf_prompt_tuning.several import rows_apart
 from tests.shared.tiny_models import tiny_model
 
 LONG = "peft_article_50_epochs"
+FIVE = ("five_orders", "five_orders_averaged")
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_al
         if name != "auto"  # too few steps for its rounds
     }
     seen = {name: entry["rows_seen"] for name, entry in found.items()}
-    learning = {name for name in METHODS if name not in ("untuned", "in_context", "auto", LONG)}
-    assert {seen[name] for name in learning} == {24}
+    learning = {name for name in METHODS if name not in ("untuned", "in_context", "auto", LONG, *FIVE)}
+    assert {seen[name] for name in learning} == {24} and {seen[name] for name in FIVE} == {5 * 24}
     assert (seen["untuned"], seen["in_context"], seen[LONG]) == (0, 0, 50 * 12)
     trained = {name: entry["trained"] for name, entry in found.items()}
     H, every = 32, sum(parameter.numel() for parameter in backbone.parameters())
@@ -155,6 +156,34 @@ def test_one_training_ends_with_its_last_step_and_with_the_mean_that_average_las
     rows = ranker.encoder.encode_dataset(split.held_out, "test")
     metrics = ranker.metrics(rows, trainer.model.prompt.detach())
     assert both["ours_averaged"]["loss"] == round(metrics["loss"], 4)
+
+
+def test_five_orders_are_five_runs_from_one_start(split, tokenizer, adapted, tmp_path):
+    found = measure("five_orders", tiny_model("llama"), tokenizer, split, None, epochs=3)
+    assert found.keys() == set(FIVE) and {entry["trained"] for entry in found.values()} == {5 * 20 * 32}
+    prompts = []
+    for order in range(5):
+        trainer = PromptTuningTrainer(
+            tiny_model("llama"),
+            PromptTuningArguments(
+                *(str(tmp_path),), num_train_epochs=3, seed=5, data_seed=order, average_last=0.5, save_strategy="no",
+                use_cpu=True,
+            ),
+            train_dataset=split.train,
+            processing_class=tokenizer,
+            template=split.task.prompt_template(),
+            prompt_config=PromptTuningConfig(prompt_tuning_init_text=split.task.text, prompt_position="auto"),
+        )  # fmt: skip
+        trainer.train()
+        prompts.append(trainer.model.prompt.detach())
+    torch.testing.assert_close(torch.stack(adapted[0].prompts()), torch.stack(prompts), rtol=1e-5, atol=1e-5)
+    assert (prompts[0] - prompts[1]).abs().max() > 1e-3
+    ranker = Ranker(tiny_model("llama"), tokenizer, split.task.prompt_template(), "auto")
+    rows = ranker.encoder.encode_dataset(split.held_out, "test")
+    for name, voting in (("five_orders", prompts), ("five_orders_averaged", [torch.stack(prompts).mean(0)])):
+        metrics = ranker.metrics(rows, *voting)
+        assert found[name]["loss"] == pytest.approx(metrics["loss"], abs=2e-4)
+        assert found[name]["accuracy"] == round(metrics["accuracy"], 4)
 
 
 @pytest.mark.parametrize(("few", "kind"), [(True, "one"), (False, "average"), (False, "vote")])
