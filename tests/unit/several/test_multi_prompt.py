@@ -74,6 +74,10 @@ def test_each_prompt_is_the_one_trained_alone(backbone, layout, tmp_path, tasks)
                 assert metrics[f"eval_{task.name}_{key.removeprefix('eval_')}"] == pytest.approx(value, rel=1e-4)
     assert steps == {"complaints": 6, "reviews": 4, "answers": 4}
     assert trainer.state.global_step == 6
+    for task in tasks:
+        trainer.describe_prompt(task.name)
+    recorded = {name: info.training.get("data_seed") for name, info in trainer.model.prompt_info.items()}
+    assert recorded == {"complaints": 0, "reviews": None, "answers": None}
 
 
 def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path, tokenizer, tasks):
