@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BACKBONE := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo demo-chat demo-teach test test-serving test-window test-window-short soak quality style docs bench clean
+.PHONY: demo demo-chat demo-teach test test-device test-serving test-window test-window-short soak quality style docs bench clean
 
 demo: $(VENV)/installed $(BACKBONE)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} HF_HUB_OFFLINE=1 \
@@ -27,6 +27,10 @@ demo-teach: $(VENV)/installed $(BACKBONE)
 # A file's tests stay together: some share what took long to make.
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+
+# Trains the demo's prompt in each precision on this machine's accelerator, and compares it with the CPU.
+test-device: $(VENV)/installed $(BACKBONE)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/sessions/on_device.py
 
 # Prompts are trained, exported and served by llama.cpp and transformers. It needs a C++ compiler, and the first time
 # half an hour or more; the servers are kept in the user's cache. PROMPTS=FOLDER keeps the prompts, too.
