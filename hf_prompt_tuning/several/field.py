@@ -6,11 +6,7 @@ A run of 60 update steps with 10 prompts and a budget of 4 ordinary runs:
     prompts    10         5           3           2
 
 It computes 10·10 + 5·10 + 3·10 + 2·30 = 240 steps of one prompt, 4 times those of an ordinary run. Where few training
-rows are compared by and learned from later (`rows_apart`), the rounds are shorter and leave one prompt. It goes on
-three times, each time with the rows in another order:
-
-    steps      1 to 6     7 to 12     13 to 18    19 to 60
-    prompts    10         5           3           1, and 2 copies of it
+rows are compared by and learned from later (`rows_apart`), the last round leaves one prompt, which costs 3.5.
 """
 
 import math
@@ -28,8 +24,6 @@ NUMBERS_OF_RATES = (5, 3)
 """How many learning rates a field may have. Odd numbers: the default of 0.03 is the middle one."""
 TWO, ONE = 2, 1
 """How many prompts the last round leaves: two that are compared at the end, or one."""
-MOST_ORDERS = 3
-"""How often a prompt that is left alone goes on, each time with the rows in another order."""
 LONGEST_ROUNDS = 0.5
 """The largest share of a run's steps in all rounds that leave one prompt: it then learns from more rows."""
 SHORTEST_ROUND = 0.1
@@ -38,11 +32,10 @@ SHORTEST_ROUND = 0.1
 
 @dataclass(frozen=True)
 class Round:
-    """The end of a round: after update step `step`, the best `stay` prompts go on, and `copies` of the best one."""
+    """The end of a round: after update step `step`, the best `stay` prompts go on."""
 
     step: int
     stay: int
-    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,16 +47,12 @@ class Field:
         distances: by a prompt's name, how many rates its own is from the default, and the number of its start.
         share: the share of the run's steps that each round has.
         left: how many prompts the last round leaves.
-        orders: how often one that is left alone goes on.
-        copies: the prompts that go on beside it from its vectors, `orders` - 1 of each length.
     """
 
     members: list[PromptTask]
     distances: dict[str, tuple[int, int]]
     share: float
     left: int
-    orders: int = 1
-    copies: Sequence[PromptTask] = ()
 
     def rounds(self, steps: int) -> list[Round]:
         """Return the rounds in a run of so many steps. Raise PromptTuningError if a round would have no step."""
@@ -74,8 +63,7 @@ class Field:
                 f"{self.share:.2g} of them; give {math.ceil(1 / self.share)} steps or more (num_train_epochs)."
             )
         sizes = list(halvings(len(self.members), self.left))[1:]
-        rounds = [Round(length * number, size) for number, size in enumerate(sizes, start=1)]
-        return [*rounds[:-1], replace(rounds[-1], copies=self.orders - 1)]
+        return [Round(length * number, size) for number, size in enumerate(sizes, start=1)]
 
 
 def halvings(size: int, left: int) -> Iterator[int]:
@@ -86,21 +74,18 @@ def halvings(size: int, left: int) -> Iterator[int]:
         yield left if size == TWO else size
 
 
-def share_of_round(size: int, budget: float, left: int, orders: int = 1) -> float:
+def share_of_round(size: int, budget: float, left: int) -> float:
     """Return the share of a run's steps that each round may have, so that the field costs no more than its budget.
 
     All rounds are equally long, and who is left trains no shorter than a round; one that is left, for half of the run.
-    The share is below 0 if the budget does not pay for the prompts that are left.
     """
-    sizes, last = list(halvings(size, left)), left * orders
+    sizes = list(halvings(size, left))
     longest = 1 / len(sizes) if left == TWO else LONGEST_ROUNDS / (len(sizes) - 1)
-    beyond, rest = _beyond(sizes, last), budget - last
-    return min(rest / beyond, longest) if beyond > 0 and rest >= 0 else math.copysign(longest, rest)
+    return min((budget - left) / _beyond(sizes, left), longest)
 
 
-def _beyond(sizes: Sequence[int], last: int) -> int:
-    """Return how many more prompts the rounds have than `last`, those after them; all rounds together."""
-    return sum(size - last for size in sizes[:-1])
+def _beyond(sizes: Sequence[int], left: int) -> int:
+    return sum(size - left for size in sizes)
 
 
 def cost(size: int, rounds: Sequence[Round], steps: int) -> float:
@@ -108,7 +93,7 @@ def cost(size: int, rounds: Sequence[Round], steps: int) -> float:
     total, begin = 0, 0
     for end in rounds:
         total += size * (end.step - begin)
-        size, begin = end.stay + end.copies, end.step
+        size, begin = end.stay, end.step
     return (total + size * (steps - begin)) / steps
 
 
@@ -141,16 +126,11 @@ def plan_field(
     seed: int,
     budget: float,
     left: int = TWO,
-    most_orders: int = MOST_ORDERS,
-    data_seed: int | None = None,
 ) -> Field:
     """Return the largest field that the budget, in ordinary runs, pays for. Its last round leaves `left` prompts.
 
-    It has every combination of the lengths, the starts and the learning rates. One that is left goes on up to
-    `most_orders` times; the orders of its copies follow that of `data_seed`, by default `seed`.
-
-    Raise PromptTuningError if the budget is below 1, or too small for three learning rates; the message says what is
-    needed.
+    It has every combination of the lengths, the starts and the learning rates. Raise PromptTuningError if the budget
+    is below 1, or too small for three learning rates; the message says what is needed.
     """
     if not budget >= 1:
         raise PromptTuningError(f"recipe_budget is {budget}, and one ordinary run costs 1; give 1 or more.")
@@ -159,27 +139,17 @@ def plan_field(
         for length in lengths or [None]
         for number_of_start, (start, seed_of_start) in enumerate(starts(config, template, seed))
     ]
-    for number, orders in product(NUMBERS_OF_RATES, range(most_orders if left == ONE else 1, 0, -1)):
+    for number in NUMBERS_OF_RATES:
         size = number * len(shapes)
-        if (share := share_of_round(size, budget, left, orders)) >= SHORTEST_ROUND - 1e-9:
+        if (share := share_of_round(size, budget, left)) >= SHORTEST_ROUND - 1e-9:
             members, distances = [], {}
             for (prompt, own_seed, start), (i, rate) in product(shapes, enumerate(learning_rates(number))):
                 name = f"prompt_{len(members) + 1}"
                 members.append(PromptTask(name, prompt, learning_rate=rate, seed=own_seed))
                 distances[name] = abs(i - number // 2), start
-            copies = _copies(members, orders - 1, seed if data_seed is None else data_seed)
-            return Field(members, distances, share, left, orders, copies)
+            return Field(members, distances, share, left)
     needed = left + SHORTEST_ROUND * _beyond(list(halvings(size, left)), left)
     raise PromptTuningError(
         f"recipe_budget is {budget}, and the smallest field here, of {size} prompts, costs {needed:.2g} ordinary "
         "runs; give that, ask for fewer recipe_lengths, or train one prompt without recipe auto."
     )
-
-
-def _copies(members: Sequence[PromptTask], number: int, data_seed: int) -> list[PromptTask]:
-    """Return `number` prompts of each length of the members, with orders of their own. Their starts do not count."""
-    of_lengths = {member.config.num_virtual_tokens: member for member in members}.values()
-    return [
-        replace(member, name=f"prompt_{len(members) + 1 + i}", data_seed=data_seed + 1 + i // len(of_lengths))
-        for i, member in enumerate([*of_lengths] * number)
-    ]

@@ -21,13 +21,12 @@ from ..training.scorer import RowResults, Scorer
 from ..training.setup import kind_of
 from .batches import rows_of_prompts
 from .checks import check_field, check_warmup
-from .copies import go_on_from
 from .ensemble_trainer import EnsembleTrainer
-from .field import MOST_ORDERS, ONE, TWO, Round, cost, plan_field
+from .field import ONE, TWO, Round, cost, plan_field
 from .field_choice import best_first, order
 from .field_state import FieldState
 from .rows_apart import are_learned_later, check_is_dataset, check_labelled, divide
-from .streams import from_step, has_orders, with_first_rows
+from .streams import with_first_rows
 from .task_run import TaskRun
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,7 @@ class FieldRounds(EnsembleTrainer):
     """Trainer of a field until its last round. `FieldTrainer` says what a field is, and has the arguments.
 
     The rows held apart are of the evaluation data. Without any, they are of the training rows; if these are few, the
-    last round leaves one prompt, which then learns from all rows, three times, each time in another order (`copies`).
-    Each of these ends as its mean over the last half of the run.
+    last round leaves one prompt, which then learns from all rows, and ends as its mean over the last half of the run.
 
     Attributes:
         finds_settings: whether the recipe auto may be given.
@@ -70,9 +68,7 @@ class FieldRounds(EnsembleTrainer):
         config = PromptTuningConfig.from_peft(prompt_config if prompt_config is not None else PromptTuningConfig())
         self.learns_from_all = are_learned_later(train_dataset, eval_dataset)
         left = ONE if self.learns_from_all else TWO
-        goes_on = self.learns_from_all and has_orders(args, len(train_dataset))
-        orders = {"most_orders": MOST_ORDERS if goes_on else 1, "data_seed": args.data_seed}
-        self._field = plan_field(config, template, args.recipe_lengths, args.seed, args.recipe_budget, left, **orders)
+        self._field = plan_field(config, template, args.recipe_lengths, args.seed, args.recipe_budget, left)
         self._holds_training_rows = eval_dataset is None
         self._seed = args.seed
         callbacks = [*(callbacks or ()), FieldState()]
@@ -84,8 +80,7 @@ class FieldRounds(EnsembleTrainer):
             callbacks.append(DivergenceCallback(max_norm=math.inf, min_move=0.0))
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         tokenizer = {"processing_class": processing_class, "template": template}
-        prompts = [*self._field.members, *self._field.copies]
-        super().__init__(model, args, prompts, **data, **tokenizer, callbacks=callbacks, **kwargs)
+        super().__init__(model, args, self._field.members, **data, **tokenizer, callbacks=callbacks, **kwargs)
         self._rounds = self._field.rounds(self.args.max_steps)
         check_warmup(self.args, self._rounds[0].step)
 
@@ -105,18 +100,11 @@ class FieldRounds(EnsembleTrainer):
         return {"train_dataset": train, "eval_dataset": self._apart}
 
     def prepared(self, run: TaskRun) -> TaskRun:
-        """Keep the rows held apart from a prompt until the last round, and all rows from copies."""
+        """Keep the rows held apart from a prompt until the last round."""
         if not self.learns_from_all:
             return run
-        last = self._field.rounds(len(run.stream.steps))[-1].step
-        if run.task.name in self._copies:
-            return replace(run, stream=from_step(run.stream, last))
-        return replace(run, stream=with_first_rows(run.stream, self._first, last, run.args))
-
-    @property
-    def _copies(self) -> list[str]:
-        """The names of the prompts that go on from the one that is left."""
-        return [task.name for task in self._field.copies]
+        last = self._field.rounds(len(run.stream.steps))[-1]
+        return replace(run, stream=with_first_rows(run.stream, self._first, last.step, run.args))
 
     @property
     def _progress(self) -> FieldState:
@@ -126,13 +114,12 @@ class FieldRounds(EnsembleTrainer):
     def members(self) -> list[str]:
         """The names of the prompts that train."""
         rounds, failed = self._progress.rounds, {entry["prompt"] for entry in self._progress.failed}
-        begin = [member.name for member in self._field.members]
-        return [name for name in (rounds[-1]["stay"] if rounds else begin) if name not in failed]
+        return [name for name in (rounds[-1]["stay"] if rounds else self.tasks) if name not in failed]
 
     @property
     def cost(self) -> float:
         """The rows that the field trains on, as a multiple of an ordinary run's."""
-        return cost(len(self._field.members), self._rounds, self.args.max_steps)
+        return cost(len(self.tasks), self._rounds, self.args.max_steps)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Run an update step as `MultiPromptTrainer` does, without the rows of prompts that were dropped.
@@ -223,22 +210,8 @@ class FieldRounds(EnsembleTrainer):
             *(len(self._progress.rounds), len(self._rounds), self.state.global_step, self.args.max_steps),
             *(", ".join(told[: end.stay]), f"{go} go, {why}" if go else "none goes"),
         )
-        if end.copies:
-            self._copy(*stay)
-
-    def _copy(self, name: str) -> None:
-        """Let the prompt that is left go on several times, each time with the rows in another order."""
-        length = len(self.prompts[name])
-        copies = [other for other in self._copies if len(self.prompts[other]) == length]
-        go_on_from(self.prompts[name], [self.prompts[other] for other in copies], self.optimizer, self.lr_scheduler)
-        self._progress.rounds[-1]["stay"] += copies
-        logger.info(
-            "%s goes on %d times, each time with the rows in another order.", self._named(name), 1 + len(copies)
-        )
 
     def _named(self, name: str) -> str:
-        if name in self._copies:
-            return f"{name} (a copy of {self._progress.rounds[-1]['stay'][0]})"
         task = self.tasks[name]
         start, length = task.config.prompt_tuning_init.value, len(self.prompts[name])
         return f"{name} ({task.learning_rate:g}, {start}, {length} vectors)"

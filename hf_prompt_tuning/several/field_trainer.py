@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import PromptTuningError
@@ -37,8 +36,7 @@ class FieldTrainer(FieldRounds):
     prompt whose loss or gradient is not finite goes at once. The schedule of each spans the whole run. The last two
     train to the end. Then the better of the two is kept, or their average or their vote where that is better on the
     rows held apart. Without evaluation data, and with fewer than 500 training rows, the last round leaves one prompt
-    instead. It goes on three times, each time with the rows in another order, those held apart among them, and
-    the run ends with the average.
+    instead, which then learns from the rows held apart, too.
 
     Before `train`, the trainer evaluates and saves as `EnsembleTrainer`. After it, it is the trainer of one prompt; or
     of an ensemble of two, if the vote won.
@@ -88,7 +86,7 @@ class FieldTrainer(FieldRounds):
         logger.info(
             "The field has %d prompts; rounds end at the steps %s of %d. It costs %.2f ordinary runs. Prompts are "
             "compared on %d rows held apart%s%s.",
-            *(len(self._field.members), ", ".join(str(end.step) for end in self._rounds), steps, self.cost, apart),
+            *(len(self.tasks), ", ".join(str(end.step) for end in self._rounds), steps, self.cost, apart),
             ", which are training rows" if self._holds_training_rows else "",
             ", and the last one then learns from these, too" if self.learns_from_all else "",
         )
@@ -106,7 +104,7 @@ class FieldTrainer(FieldRounds):
         kind, scores = "one", results.label_scores
         predicted = None if scores is None else scores[:, names.index(prompt)].argmax(1)
         if len({len(self.prompts[name]) for name in names}) == 1:
-            average = self._average(names)
+            average = torch.stack([self.prompts[name].detach() for name in names]).mean(0)
             with model.replaced_prompt(average):
                 output = self._alone()
             losses["average"] = output.metrics["apart_loss"]
@@ -122,19 +120,11 @@ class FieldTrainer(FieldRounds):
         self._set_end(kind, prompt, losses, wins)
 
     def _keep_the_last(self) -> None:
-        """Keep the prompt that the last round left: the average of the orders in which it learned from all rows.
-
-        It has learned from the rows held apart, so nothing is compared by them.
-        """
-        last, left = self._progress.rounds[-1], self.members
+        """Keep the prompt that the last round left. It has learned from the rows held apart, so none is compared."""
+        last = self._progress.rounds[-1]
         prompt = last["stay"][0]
         self.unwrapped.set_adapter(prompt)
-        with torch.no_grad():
-            self.prompts[prompt].copy_(self._average(left))
-        self._set_end("average" if len(left) > 1 else "one", prompt, dict(last["losses"]), None)
-
-    def _average(self, names: Sequence[str]) -> Tensor:
-        return torch.stack([self.prompts[name].detach() for name in names]).mean(0)
+        self._set_end("one", prompt, dict(last["losses"]), None)
 
     def _set_end(self, kind: str, prompt: str, losses: dict[str, float], wins: tuple[int, int] | None) -> None:
         names = self.members
@@ -190,9 +180,9 @@ class FieldTrainer(FieldRounds):
     def describe_prompt(self, name: str) -> None:
         """Record the run as `MultiPromptTrainer` does, and what the field was."""
         super().describe_prompt(name)
-        record = {"recipe": AUTO, "field_prompts": len(self._field.members), "field_cost": round(self.cost, 4)}
+        record = {"recipe": AUTO, "field_prompts": len(self.tasks), "field_cost": round(self.cost, 4)}
         record |= {"rows_held_apart": len(self._apart), "of_the_training_rows": self._holds_training_rows}
-        record |= {"learned_from_later": self.learns_from_all, "field_orders": self._field.orders}
+        record["learned_from_later"] = self.learns_from_all
         if failed := self._progress.failed:
             record["field_failed"] = [entry["prompt"] for entry in failed]
         if self.end is not None:
@@ -227,8 +217,7 @@ class FieldTrainer(FieldRounds):
         for name in self.tasks:
             logged = [[log["step"], log[f"loss_{name}"]] for log in self.state.log_history if f"loss_{name}" in log]
             apart = [[end["step"], end["losses"][name]] for end in self._progress.rounds if name in end["losses"]]
-            if logged or name not in self._copies:
-                histories[self._named(name)] = {"loss": logged, "eval_loss": apart}
+            histories[self._named(name)] = {"loss": logged, "eval_loss": apart}
         save_curves(folder, histories, FIELD_FILE)
 
     def _write_root(self, model: SoftPrompts, folder: Path, repo_id: str | None) -> None:

@@ -62,17 +62,6 @@ def with_first_rows(whole: Stream, rows: Sequence[int], step: int, args: PromptT
     return replace(whole, steps=numbered + whole.steps[step:])
 
 
-def has_orders(args: PromptTuningArguments, rows: int) -> bool:
-    """Tell whether a run on so many rows has steps with other rows if the seed of their order is another one."""
-    at_once = args.train_batch_size * args.gradient_accumulation_steps
-    return args.train_sampling_strategy == "random" and rows > at_once
-
-
-def from_step(whole: Stream, step: int) -> Stream:
-    """Return a stream that is as `whole` after update step `step`, and before has no rows."""
-    return replace(whole, steps=[[] for _ in range(step)] + whole.steps[step:])
-
-
 def _row_order(rows: int, epoch: int, args: PromptTuningArguments) -> Sequence[int]:
     strategy = args.train_sampling_strategy
     if strategy == "sequential":

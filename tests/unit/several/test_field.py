@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, PromptTuningError
-from hf_prompt_tuning.several.field import ONE, TWO, Round, cost, halvings, learning_rates, plan_field, share_of_round
+from hf_prompt_tuning.several.field import ONE, TWO, Round, cost, halvings, learning_rates, plan_field
 from hf_prompt_tuning.several.field_choice import best_first, is_clearly_worse, order
 from hf_prompt_tuning.several.field_end import chance_of, is_clear, wins_of
 from hf_prompt_tuning.several.rows_apart import rows_apart
@@ -24,32 +24,9 @@ class TestPlan:
     def test_or_the_last_round_leaves_one(self):
         assert list(halvings(10, ONE)) == [10, 5, 3, 1]
         assert list(halvings(3, ONE)) == [3, 1]
-        rounds = plan_field(PromptTuningConfig(), LABELS, None, 42, 4.0, ONE, most_orders=1).rounds(60)
+        rounds = plan_field(PromptTuningConfig(), LABELS, None, 42, 4.0, ONE).rounds(60)
         assert rounds == [Round(10, 5), Round(20, 3), Round(30, 1)]
         assert cost(10, rounds, 60) == (10 * 10 + 5 * 10 + 3 * 10 + 30) / 60 == 3.5
-
-    def test_which_goes_on_three_times(self):
-        field = plan_field(PromptTuningConfig(), LABELS, None, 42, 4.0, ONE)
-        assert field.orders == 3
-        assert [(copy.name, copy.data_seed) for copy in field.copies] == [("prompt_11", 43), ("prompt_12", 44)]
-        rounds = field.rounds(60)
-        assert rounds == [Round(6, 5), Round(12, 3), Round(18, 1, copies=2)]
-        assert cost(10, rounds, 60) == (10 * 6 + 5 * 6 + 3 * 6 + 3 * 42) / 60 == 3.9
-
-    def test_or_less_often_for_less(self):
-        orders = [plan_field(PromptTuningConfig(), LABELS, None, 42, budget, ONE).orders for budget in (4, 3.5, 3)]
-        assert orders == [3, 2, 1]
-        one = plan_field(PromptTuningConfig(), LABELS, None, 42, 3, ONE)
-        assert len(one.members) == 10 and not one.copies
-
-    def test_copies_of_each_length(self):
-        field = plan_field(PromptTuningConfig(), LABELS, [5, 20], 42, 6.0, ONE, data_seed=7)
-        found = [(copy.name, copy.config.num_virtual_tokens, copy.data_seed) for copy in field.copies]
-        assert found == [("prompt_21", 5, 8), ("prompt_22", 20, 8), ("prompt_23", 5, 9), ("prompt_24", 20, 9)]
-
-    def test_rounds_that_cost_no_more_than_what_is_left(self):
-        assert share_of_round(3, 3.0, ONE, orders=3) == 0.5
-        assert share_of_round(3, 2.9, ONE, orders=3) < 0 and share_of_round(10, 2.9, ONE, orders=3) < 0
 
     def test_the_default_rate_is_in_the_middle(self):
         assert learning_rates(5) == [0.003, 0.009487, 0.03, 0.09487, 0.3]
@@ -77,7 +54,6 @@ class TestPlan:
         rounds = field.rounds(steps)
         assert cost(len(field.members), rounds, steps) <= budget
         assert rounds[-1].stay == left and rounds[-1].step < steps
-        assert rounds[-1].copies == field.orders - 1 == len(field.copies)
         assert left == TWO or rounds[-1].step <= steps / 2
 
     def test_a_small_budget_has_fewer_rates(self):

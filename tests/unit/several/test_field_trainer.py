@@ -279,56 +279,43 @@ class TestEnd:
 
 
 class TestFewRows:
-    """Without evaluation data, rows are held apart from 14: 4 steps an epoch, and rounds end at 2, 4 and 6 of 24."""
+    """Without evaluation data, rows are held apart from 14: 4 steps an epoch, and rounds end at 4, 8 and 12 of 24."""
 
     def test_the_last_round_leaves_one(self, few):
         rounds = few._progress.rounds
         assert [(end["step"], len(end["losses"]), len(end["stay"])) for end in rounds] == [
-            (2, 10, 5),
-            (4, 5, 3),
-            (6, 3, 3),  # one, and its two copies
+            (4, 10, 5),
+            (8, 5, 3),
+            (12, 3, 1),
         ]
-        assert rounds[-1]["stay"] == [few.end.prompt, "prompt_11", "prompt_12"] and few.members == [few.end.prompt]
-        assert (few.learns_from_all, few.end.kind, few.end.rows) == (True, "average", 6)
-        assert few.cost == (10 * 2 + 5 * 2 + 3 * 2 + 3 * 18) / 24
+        assert few.members == rounds[-1]["stay"]
+        assert (few.learns_from_all, few.end.kind, few.end.rows, few.cost) == (True, "one", 6, 3.5)
         assert few.end.losses.keys() - {"no prompt"} == rounds[-1]["losses"].keys()
 
     def test_rows_held_apart_are_learned_from_after_it(self, few):
-        for name, run in few._runs.items():
+        for run in few._runs.values():
             rows = [{row for batch in step for row in batch} for step in run.stream.steps]
-            assert not set().union(*rows[:6]) & set(HELD)
-            assert any(rows[:6]) == (name not in ("prompt_11", "prompt_12"))
-            assert all(set().union(*rows[start : start + 4]) == set(range(14)) for start in (8, 12, 16, 20))
-        orders = {str(few._runs[name].stream.steps[6:]) for name in few.tasks}
-        assert len(orders) == 3
+            assert not set().union(*rows[:12]) & set(HELD)
+            assert all(set().union(*rows[start : start + 4]) == set(range(14)) for start in (12, 16, 20))
 
     def test_it_ends_as_without_a_field(self, few, tmp_path):
-        """The reference trains it three times from its start to the end, from step 7 on each with its own order."""
+        """The reference trains all ten to the end, on the same rows. Both end with means of the last half."""
 
         class Reference(EnsembleTrainer):
             def prepared(self, run):
-                first = with_first_rows(run.stream, few._first, 6, few._runs[few.end.prompt].args)
-                return replace(run, stream=first)
+                return replace(run, stream=with_first_rows(run.stream, few._first, 12, run.args))
 
-        kept = few._field.members[int(few.end.prompt.removeprefix("prompt_")) - 1]
-        copies = [replace(kept, name=copy.name, data_seed=copy.data_seed) for copy in few._field.copies]
+        members = plan_field(CONFIG, TEMPLATE, None, few.args.seed, 4.0).members
         reference = Reference(
-            *(tiny_model("llama"), run_arguments(tmp_path, recipe=None, average_last=0.5), [kept, *copies], ROWS),
-            *(None, few.processing_class, TEMPLATE),
+            *(tiny_model("llama"), run_arguments(tmp_path, recipe=None, average_last=0.5), members, ROWS, None),
+            *(few.processing_class, TEMPLATE),
         )
         reference.train()
-        found = [reference.prompts[name] for name in (few.end.prompt, "prompt_11", "prompt_12")]
-        torch.testing.assert_close(few.prompts[few.end.prompt], torch.stack(found).mean(0), rtol=1e-5, atol=1e-5)
-        assert all((found[0] - other).abs().max() > 1e-3 for other in found[1:])
-        for name in ("prompt_11", "prompt_12"):
-            torch.testing.assert_close(few.prompts[name], reference.prompts[name], rtol=1e-5, atol=1e-5)
+        name = few.end.prompt
+        torch.testing.assert_close(few.prompts[name], reference.prompts[name], rtol=1e-5, atol=1e-5)
+        assert (vectors_at(few, 12, name) - few.prompts[name]).abs().max() > 1e-4
 
-    def test_copies_stand_still_until_the_last_round(self, few):
-        assert torch.equal(vectors_at(few, 5, "prompt_11"), vectors_at(few, 1, "prompt_11"))
-        assert torch.equal(vectors_at(few, 6, "prompt_11"), vectors_at(few, 6, few.end.prompt))
-        assert not torch.equal(vectors_at(few, 7, "prompt_11"), vectors_at(few, 7, few.end.prompt))
-
-    @pytest.mark.parametrize("step", [3, 5, 6, 7, 13, 24])
+    @pytest.mark.parametrize("step", [3, 11, 12, 13, 24])
     def test_a_resumed_field_ends_the_same(self, step, few, tmp_path):
         resumed = make(tmp_path, ROWS, None)
         resumed.train(resume_from_checkpoint=f"{few.args.output_dir}/checkpoint-{step}")
@@ -340,30 +327,9 @@ class TestFewRows:
         last.train()
         name = few.end.prompt
         assert last.end.prompt == name
-        orders = torch.stack([vectors_at(last, 24, other) for other in (name, "prompt_11", "prompt_12")])
-        torch.testing.assert_close(last.prompts[name].detach(), orders.mean(0), rtol=0, atol=1e-7)
-        assert torch.equal(orders[0], vectors_at(few, 24, name))
+        assert torch.equal(last.prompts[name].detach(), vectors_at(last, 24, name))
+        assert torch.equal(last.prompts[name].detach(), vectors_at(few, 24, name))
         assert not torch.equal(last.prompts[name], few.prompts[name])
-
-    @pytest.mark.parametrize(
-        "values",
-        [{"train_sampling_strategy": "sequential"}, {"per_device_train_batch_size": 14, "num_train_epochs": 24}],
-    )
-    def test_without_other_orders_it_goes_on_once(self, values, tmp_path):
-        trainer = make(tmp_path, ROWS, None, **values)
-        assert not trainer._field.copies and list(trainer.tasks) == [f"prompt_{i}" for i in range(1, 11)]
-
-    @pytest.mark.parametrize("fails", ["prompt_12", "the original"])
-    def test_one_that_is_not_finite_goes_alone(self, fails, few, tmp_path, caplog):
-        trainer, kept = make(tmp_path, ROWS, None, average_last=0.0), few.end.prompt
-        name = kept if fails == "the original" else fails
-        trainer.prompts[name].register_hook(lambda g: g * (torch.inf if trainer.state.global_step > 8 else 1.0))
-        trainer.train()
-        assert f"At step 10 the loss or gradient of {name} (" in caplog.text
-        others = [other for other in (kept, "prompt_11", "prompt_12") if other != name]
-        ends = torch.stack([vectors_at(few, 24, other) for other in others])
-        torch.testing.assert_close(trainer.prompts[kept].detach(), ends.mean(0), rtol=1e-5, atol=1e-5)
-        assert (trainer.end.kind, trainer.end.prompt, trainer.members) == ("average", kept, [kept])
 
     def test_there_is_no_evaluation_data(self, few, tmp_path):
         with pytest.raises(ValueError, match="eval_dataset"):
@@ -375,8 +341,7 @@ class TestFewRows:
         caplog.set_level("INFO", "hf_prompt_tuning.several")
         trainer = make(tmp_path, ROWS, None)
         trainer.train()
-        plan, *_, goes_on, end = [message for message in caplog.messages if "Nothing" not in message]
-        assert goes_on.endswith(" goes on 3 times, each time with the rows in another order.")
+        plan, *_, end = [message for message in caplog.messages if "Nothing" not in message]
         assert plan.endswith(
             "compared on 6 rows held apart, which are training rows, and the last one then learns from these, too."
         )
@@ -384,7 +349,6 @@ class TestFewRows:
         trainer.save_model()
         training = json.loads((tmp_path / "prompt_tuning.json").read_text())["training"]
         assert (training["rows_held_apart"], training["learned_from_later"]) == (6, True)
-        assert (training["field_prompts"], training["field_orders"], training["field_end"]) == (10, 3, "average")
         assert training["average_last"] == 0.5 and trainer.args.average_last == 0.5
 
     def test_many_rows_are_not_learned_from(self, tmp_path):
