@@ -17,7 +17,7 @@ from hf_prompt_tuning.cli.main import load_backbone
 from tests.shared.command import command
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-DEMO = ["run_prompt_tuning.py", "examples/complaints.yaml", "--max_eval_samples", 40, "--do_predict", "false"]
+DEMO = ["run_prompt_tuning.py", "examples/complaints.yaml", "--max_eval_samples", 24, "--do_predict", "false"]
 PRECISIONS = {
     "fp32": [],
     "bf16": ["--bf16", "true"],
@@ -26,16 +26,18 @@ PRECISIONS = {
     "loaded in fp16": ["--dtype", "float16", "--fp16", "true"],
 }
 HALF = pytest.mark.skipif(DEVICE.type == "cpu", reason="Accelerate computes fp16 on accelerators alone")
-TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.6, torch.float16: 0.1}
-"""The largest difference of a log-likelihood, of about 20. The CPU computes in fp32."""
+LARGEST = {
+    dtype: max(1e-3, 10 * 20 * torch.finfo(dtype).eps) for dtype in (torch.float32, torch.bfloat16, torch.float16)
+}
+"""The largest difference from the CPU's fp32: ten roundings of a log-likelihood of 20."""
 NAMES = ["default", "other", "__base__"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where a prompt lies that was trained for 30 steps, with a checkpoint of step 15."""
+    """Where a prompt lies that was trained for 16 steps, with a checkpoint of step 8."""
     folder = tmp_path_factory.mktemp("trained")
-    train(folder, "--save_strategy", "steps", "--save_steps", 15)
+    train(folder, "--save_strategy", "steps", "--save_steps", 8)
     return folder
 
 
@@ -48,8 +50,9 @@ def backbone():
     return backbone, tokenizer
 
 
-def train(folder, *words, start=DEMO, steps=30):
-    done = command(*start, "--output_dir", folder, "--max_steps", steps, *words)
+def train(folder, *words, start=DEMO, steps=16):
+    place = ["--use_cpu", "true"] if DEVICE.type == "cpu" else []  # without it transformers refuses bf16 there
+    done = command(*start, "--output_dir", folder, "--max_steps", steps, *words, *place)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -63,9 +66,7 @@ def test_it_learns(name, tmp_path):
 
 
 def test_a_resumed_run_ends_the_same(folder, tmp_path):
-    train(
-        tmp_path, "--save_strategy", "steps", "--save_steps", 15, "--resume_from_checkpoint", folder / "checkpoint-15"
-    )
+    train(tmp_path, "--save_strategy", "steps", "--save_steps", 8, "--resume_from_checkpoint", folder / "checkpoint-8")
     whole, resumed = (
         load_file(place / "adapter_model.safetensors")["prompt_embeddings"] for place in (folder, tmp_path)
     )
@@ -78,7 +79,7 @@ def test_a_resumed_run_ends_the_same(folder, tmp_path):
     ids=["an ensemble", "the recipe auto", "a head"],
 )
 def test_other_runs(words, tmp_path, backbone):
-    train(tmp_path, *words, steps=12)
+    train(tmp_path, *words, steps=8)
     if "--data_seeds" in words:
         model, tokenizer = backbone
         ensemble = load_ensemble(tmp_path, backbone=copy.deepcopy(model).to(DEVICE), tokenizer=tokenizer)
@@ -91,7 +92,7 @@ def test_a_teacher(tmp_path):
     train(tmp_path, start=start, steps=2)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", LARGEST)
 @torch.no_grad()
 def test_calls_give_what_they_give_on_the_cpu(dtype, folder, backbone):
     expected, found = (results(folder, *backbone, *place) for place in (("cpu", torch.float32), (DEVICE, dtype)))
@@ -100,14 +101,14 @@ def test_calls_give_what_they_give_on_the_cpu(dtype, folder, backbone):
             assert dtype != torch.float32 or torch.equal(found[name], values), name
         else:
             torch.testing.assert_close(
-                found[name], values, rtol=0, atol=TOLERANCES[dtype], msg=lambda m, n=name: f"{n}: {m}"
+                found[name], values, rtol=0, atol=LARGEST[dtype], msg=lambda m, n=name: f"{n}: {m}"
             )
 
 
 def results(folder, backbone, tokenizer, device, dtype):
     """Scores and texts behind a prompt, in each layout, and of a batch in which every row has its own."""
     model = load_prompt(folder, backbone=copy.deepcopy(backbone).to(device, dtype), tokenizer=tokenizer).model
-    model.load_adapter(folder / "checkpoint-15", "other")
+    model.load_adapter(folder / "checkpoint-8", "other")
     texts = [
         f"Message : {text} Label :" for text in ("thank you for the quick help", "why is my line down again", "hi")
     ]
