@@ -44,6 +44,7 @@ from hf_prompt_tuning.models.backbone import forget_gguf
 
 BATCH = 8
 ORDERS = 5
+"""The number of prompts that see the rows in other orders."""
 EXAMPLES = 8
 """The number of examples in context."""
 BETWEEN = "\n\n"
@@ -96,14 +97,21 @@ class Run:
     def train_plainly(self, model: nn.Module, **values: Any) -> None:
         """Train under transformers' own Trainer, whose models take no label index."""
         rows = self.rows.select_columns(["input_ids", "labels"])
-        values = {"learning_rate": self.rate, "use_cpu": self.on_cpu, **values}
-        args = TrainingArguments(**self.arguments() | values)
+        args = TrainingArguments(**self.arguments() | {"learning_rate": self.rate, **values})
         args.dataloader_pin_memory = args.device.type != "cpu"
         self.train(Trainer, model, args, train_dataset=rows)
 
-    @property
-    def on_cpu(self) -> bool:
-        return self.backbone.device.type == "cpu"
+    def train_several(self, kind: type[Trainer], args: TrainingArguments, **options: Any) -> Trainer:
+        """Train several prompts at once. The curve has their end alone: only then it is known which ones are kept."""
+        self.watch.points = 0
+        template = self.ranker.encoder.template
+        given = {"train_dataset": self.rows, "processing_class": self.tokenizer, "template": template}
+        return self.train(kind, self.backbone, args, **given, **options)
+
+    def config(self, **values: Any) -> PromptTuningConfig:
+        """Return the config of our prompts, which start from the task's text if there is one."""
+        start = {} if self.text is None else {"prompt_tuning_init_text": self.text}
+        return PromptTuningConfig(**start | {"prompt_position": "auto"} | values)
 
     def arguments(self) -> dict[str, Any]:
         """Return the training arguments that all methods share."""
@@ -116,6 +124,7 @@ class Run:
             "logging_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
+            "use_cpu": self.backbone.device.type == "cpu",
         }
 
 
@@ -163,12 +172,10 @@ def ours(
 
     `change` may change the model before it trains, and returns further arguments of the trainer.
     """
-    start = {} if run.text is None else {"prompt_tuning_init_text": run.text}
-    config = PromptTuningConfig(**start | {"prompt_position": "auto"} | config)
     template = run.ranker.encoder.template
-    model = get_prompt_tuning_model(run.backbone, config, run.tokenizer, template)
+    model = get_prompt_tuning_model(run.backbone, run.config(**config), run.tokenizer, template)
     run.prompts = lambda: [model.prompt.detach()]
-    args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.on_cpu} | arguments)
+    args = PromptTuningArguments(**run.arguments() | arguments)
     run.train(
         PromptTuningTrainer,
         model,
@@ -181,19 +188,10 @@ def ours(
 
 
 def auto(run: Run) -> None:
-    """Train the recipe auto, which sees more rows. Its curve has its end alone: before, there are several prompts."""
-    points, run.watch.points = run.watch.points, 0
-    start = {} if run.text is None else {"prompt_tuning_init_text": run.text}
-    args = PromptTuningArguments(**run.arguments() | {"use_cpu": run.on_cpu, "recipe": "auto"})
-    trainer = run.train(
-        FieldTrainer,
-        run.backbone,
-        args,
-        prompt_config=PromptTuningConfig(**start, prompt_position="auto"),
-        train_dataset=run.rows,
-        processing_class=run.tokenizer,
-        template=run.ranker.encoder.template,
-    )
+    """Train the recipe auto, which sees more rows."""
+    points = run.watch.points
+    args = PromptTuningArguments(**run.arguments() | {"recipe": "auto"})
+    trainer = run.train_several(FieldTrainer, args, prompt_config=run.config())
     kept = [trainer.prompts[name].detach() for name in trainer.members]
     run.prompts = lambda: kept
     run.trained = sum(vectors.numel() for vectors in kept)
@@ -208,18 +206,10 @@ def five_orders(run: Run) -> None:
 
     The run has two ends: their vote, and the mean of their vectors.
     """
-    start = {} if run.text is None else {"prompt_tuning_init_text": run.text}
-    config = PromptTuningConfig(**start, prompt_position="auto")
-    points, run.watch.points = run.watch.points, 0
-    trainer = run.train(
-        EnsembleTrainer,
-        run.backbone,
-        PromptTuningArguments(**run.arguments() | {"use_cpu": run.on_cpu, "average_last": 0.5}),
-        members=[PromptTask(f"order_{i}", config, seed=run.seed, data_seed=i) for i in range(ORDERS)],
-        train_dataset=run.rows,
-        processing_class=run.tokenizer,
-        template=run.ranker.encoder.template,
-    )
+    points = run.watch.points
+    args = PromptTuningArguments(**run.arguments() | {"average_last": 0.5})
+    members = [PromptTask(f"order_{i}", run.config(), seed=run.seed, data_seed=i) for i in range(ORDERS)]
+    trainer = run.train_several(EnsembleTrainer, args, members=members)
     prompts = [vectors.detach() for vectors in trainer.prompts.values()]
     run.trained = sum(vectors.numel() for vectors in prompts)
     run.ends = {"five_orders": prompts, "five_orders_averaged": [torch.stack(prompts).mean(0)]}
