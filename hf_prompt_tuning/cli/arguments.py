@@ -53,11 +53,13 @@ class PromptArguments:
     """Arguments of the soft prompt, or of several prompts."""
 
     num_virtual_tokens: int | None = HfArg(
-        default=None, aliases=["-P"], help="P, the number of vectors. Default: 20, or the length of --init_prompt."
+        default=None,
+        aliases=["-P"],
+        help="P, the number of vectors. Default: 20, of EXAMPLES 120, or the length of --init_prompt.",
     )
     prompt_tuning_init: str | None = HfArg(
         default=None,
-        help="Initialisation: TEXT, SAMPLE_VOCAB, FIRST_VOCAB, CLASS_LABELS, RANDOM, PROMPT or TEACHER. "
+        help="Initialisation: TEXT, SAMPLE_VOCAB, FIRST_VOCAB, CLASS_LABELS, RANDOM, EXAMPLES, PROMPT or TEACHER. "
         "Default: TEXT if a text is given, PROMPT if a prompt is given, TEACHER if a text teaches, else SAMPLE_VOCAB.",
     )
     prompt_tuning_init_text: str | None = HfArg(default=None, help="Words to start from, for TEXT.")

@@ -62,7 +62,8 @@ def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) ->
     elif members := ensemble_members(prompt, args.seed, model.token):
         trainer = EnsembleTrainer(backbone, members=members, **options)
     else:
-        tuned = get_prompt_tuning_model(backbone, arguments.prompt_config(), tokenizer, template)
+        config, rows = arguments.prompt_config(), splits.get("train")
+        tuned = get_prompt_tuning_model(backbone, config, tokenizer, template, train_dataset=rows)
         trainer = PromptTuningTrainer(tuned, teacher=arguments.teacher.given(), **options)
     for info in trainer.model.prompt_info.values():
         info.data |= arguments.data.described()

@@ -1,14 +1,18 @@
 """Make a model with a soft prompt from a backbone."""
 
+from typing import Any
+
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import with_own_chat_template
+from ..data.examples import example_ids
 from ..data.processors import tokenizer_in
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..prompts.config import PromptTuningConfig
+from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from .backbone import check_backbone
+from .initialization import tokenizer_of
 from .model_classes import MODEL_CLASSES, PromptTuningModel
 from .soft_prompts import SoftPrompts
 
@@ -20,6 +24,7 @@ def get_prompt_tuning_model(
     template: PromptTemplate | None = None,
     adapter_name: str = "default",
     frozen: bool = True,
+    train_dataset: Any = None,
 ) -> PromptTuningModel:
     """Put a new soft prompt in front of a backbone and freeze the backbone.
 
@@ -31,12 +36,13 @@ def get_prompt_tuning_model(
         template: saved with the prompt. `CLASS_LABELS` uses its label words.
         adapter_name: the prompt's name.
         frozen: False leaves the backbone unchanged until `freeze_backbone`, for a caller that has more checks to make.
+        train_dataset: for `EXAMPLES`, the rows to start from, with the template's columns: a Dataset or a list.
 
     Raises:
         PromptTuningError: the backbone is of no such kind, does not take `inputs_embeds`, or has another
             task type; or the prompt cannot be initialised as configured. The backbone is then unchanged.
     """
-    config = _completed(config, tokenizer, template)
+    config = _completed(config, tokenizer, template, train_dataset)
     task_type = check_backbone(backbone, config.task_type)
     config.task_type = task_type
     model = MODEL_CLASSES[task_type](backbone, config, adapter_name, frozen=frozen)
@@ -51,12 +57,13 @@ def add_prompt(
     config: PeftPromptTuningConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: PromptTemplate | None = None,
+    train_dataset: Any = None,
 ) -> None:
     """Add a soft prompt on the same backbone. The active prompt stays active.
 
     Arguments and errors are those of `get_prompt_tuning_model`.
     """
-    config = _completed(config, tokenizer, template)
+    config = _completed(config, tokenizer, template, train_dataset)
     config.task_type = config.task_type or model.task_type
     model.add_adapter(adapter_name, config)
     if template is not None:
@@ -64,9 +71,12 @@ def add_prompt(
 
 
 def _completed(
-    config: PeftPromptTuningConfig, tokenizer: PreTrainedTokenizerBase | None, template: PromptTemplate | None
+    config: PeftPromptTuningConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: PromptTemplate | None,
+    train_dataset: Any,
 ) -> PromptTuningConfig:
-    """Return our config, with the tokenizer and label words that an initialisation may need."""
+    """Return our config, with the tokenizer, label words and examples that an initialisation may need."""
     config, template = PromptTuningConfig.from_peft(config), with_own_chat_template(template, tokenizer)
     config.tokenizer = tokenizer_in(tokenizer if tokenizer is not None else config.tokenizer)
     config.chat = config.chat or getattr(template, "chat", None)
@@ -77,4 +87,9 @@ def _completed(
         )
     if config.label_words is None and template is not None and template.label_words:
         config.label_words = list(template.label_words.values())
+    if config.prompt_tuning_init == PromptTuningInit.EXAMPLES and train_dataset is not None:
+        tokenizer = tokenizer_of(config, "prompt_tuning_init is EXAMPLES")
+        text = config.prompt_tuning_init_text
+        ids = example_ids(train_dataset, template, tokenizer, config.num_virtual_tokens, text)
+        config.example_token_ids = tuple(ids)
     return config

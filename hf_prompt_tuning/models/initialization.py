@@ -31,9 +31,10 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float
     """Return the vectors that training starts from, [P, H] fp32 (Lester et al. 2021, section 3.2).
 
     `TEXT`, `TEACHER` and `CLASS_LABELS` need the config's `tokenizer`, and `SAMPLE_VOCAB` uses it to leave out special
-    and byte tokens. `PROMPT` may set `num_virtual_tokens`, from the other prompt. `scale` is the factor that the
-    backbone applies to token vectors (`token_scale`). Raise PromptTuningError if the text is empty or missing, a
-    tokenizer or label words are missing, or the other prompt does not fit.
+    and byte tokens. `EXAMPLES` needs the config's `example_token_ids`. `PROMPT` may set `num_virtual_tokens`, from the
+    other prompt. `scale` is the factor that the backbone applies to token vectors (`token_scale`). Raise
+    PromptTuningError if the text is empty or missing, a tokenizer, label words or examples are missing, or the other
+    prompt does not fit.
     """
     init = config.prompt_tuning_init
     if init == PromptTuningInit.RANDOM:
@@ -45,6 +46,8 @@ def initial_prompt(config: PromptTuningConfig, embed: nn.Embedding, scale: float
         return scale * _from_class_labels(config, embed)
     if init in (PromptTuningInit.TEXT, PromptTuningInit.TEACHER):
         token_ids = _text_ids(config)
+    elif init == PromptTuningInit.EXAMPLES:
+        token_ids = _example_ids(config)
     elif init == PromptTuningInit.FIRST_VOCAB:
         if config.num_virtual_tokens > embed.num_embeddings:
             raise PromptTuningError(
@@ -63,9 +66,9 @@ def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
 
 
 def is_saved(initialization: Mapping[str, Any]) -> bool:
-    """Tell whether a prompt's start is saved: its record is not enough, and it is not the text of a teacher."""
-    of_teacher = initialization.get("prompt_tuning_init") == PromptTuningInit.TEACHER
-    return not of_teacher and not can_be_made_again(initialization)
+    """Tell whether a prompt's start is saved: its record is not enough, and it is no text of a teacher or of rows."""
+    is_private = initialization.get("prompt_tuning_init") in (PromptTuningInit.TEACHER, PromptTuningInit.EXAMPLES)
+    return not is_private and not can_be_made_again(initialization)
 
 
 def made_again(
@@ -131,6 +134,17 @@ def _text_ids(config: PromptTuningConfig) -> list[int]:
             f"prompt_tuning_init_text {config.prompt_tuning_init_text!r} tokenizes to nothing; give some words."
         )
     return repeated_or_cut(text_ids, config.num_virtual_tokens)
+
+
+def _example_ids(config: PromptTuningConfig) -> list[int]:
+    """Return the tokens of the training rows that were drawn."""
+    if config.example_token_ids is None:
+        raise PromptTuningError(
+            "prompt_tuning_init is EXAMPLES, and there are no rows to start from. Give train_dataset, the template "
+            "and the tokenizer to get_prompt_tuning_model, or to the trainer that makes the prompt; or use "
+            "SAMPLE_VOCAB."
+        )
+    return repeated_or_cut(config.example_token_ids, config.num_virtual_tokens)
 
 
 def repeated_or_cut(ids: Sequence[int], length: int) -> list[int]:

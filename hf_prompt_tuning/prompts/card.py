@@ -182,6 +182,7 @@ def start_in_words(info: PromptInfo) -> str:
         "RANDOM": f"random numbers in ±{start.get('random_range')}",
         "PROMPT": "another prompt",
         "TEACHER": "the first tokens of the text that teaches it",
+        "EXAMPLES": "rows of the training data",
     }.get(str(start.get("prompt_tuning_init")), "vectors that are not recorded")
 
 

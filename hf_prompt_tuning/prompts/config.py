@@ -32,8 +32,13 @@ class PromptTuningInit(str, enum.Enum):
     RANDOM = "RANDOM"
     PROMPT = "PROMPT"
     TEACHER = "TEACHER"
+    EXAMPLES = "EXAMPLES"
 
     __str__ = str.__str__
+
+
+LENGTHS = {PromptTuningInit.EXAMPLES: 120}
+"""The number of vectors by default, of initialisations that need more than 20."""
 
 
 @dataclass
@@ -44,11 +49,13 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     `prompt_tuning.json`.
 
     Args:
-        num_virtual_tokens: P, the number of learned vectors. Default 20, or the length of `init_prompt`.
+        num_virtual_tokens: P, the number of learned vectors. Default 20, of `EXAMPLES` 120, or the length of
+            `init_prompt`.
         prompt_tuning_init: one of `PromptTuningInit`. Default `TEXT` if a text is given, `PROMPT` if a prompt is
             given, else `SAMPLE_VOCAB`.
         prompt_tuning_init_text: the words for `TEXT`, repeated or cut to P tokens. `TEACHER` takes them from the text
-            that teaches, and saves neither the words nor the vectors that they give.
+            that teaches, and saves neither the words nor the vectors that they give. Of `EXAMPLES`, what stands before
+            the examples.
         random_range: `RANDOM` is uniform in ±random_range.
         vocab_sample_size: `SAMPLE_VOCAB` draws from this number of most common tokens.
         init_prompt: for `PROMPT`, a prompt's folder or file (in any format that `import_prompt` reads), or its Hub id.
@@ -68,6 +75,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
             head that is trained already.
         chat: for "system", the `ChatFormat` of the data; default the tokenizer's own chat template. Never saved.
         head_token_ids: the prompt's head, the tokens that it stands behind; found when the prompt is made.
+        example_token_ids: for `EXAMPLES`, the tokens of rows; drawn when the prompt is made. Never saved.
         classifier_modules: the names of the classification head's modules, which are saved with the prompt; found
             when the prompt is made.
 
@@ -92,6 +100,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     chat: Any = field(default=None, repr=False, compare=False)
     head_token_ids: tuple[int, ...] | None = None
     train_head: bool = True
+    example_token_ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
     classifier_modules: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -101,7 +110,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         self.prompt_tuning_init = self._checked_init()
         self._check_position()
         if self.num_virtual_tokens is None and self.prompt_tuning_init != PromptTuningInit.PROMPT:
-            self.num_virtual_tokens = 20
+            self.num_virtual_tokens = LENGTHS.get(self.prompt_tuning_init, 20)
         if self.num_virtual_tokens is not None and (
             type(self.num_virtual_tokens) is not int or self.num_virtual_tokens < 1
         ):

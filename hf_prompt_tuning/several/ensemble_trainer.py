@@ -74,7 +74,9 @@ class EnsembleTrainer(MultiPromptTrainer):
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output")
         members = [replace(member, template=template) for member in members]
         if not isinstance(model, SoftPrompts):
-            model = model_with_prompts(model, members, processing_class, args.seed)
+            rows = self.rows_to_start_from(train_dataset, members)
+            made = [replace(member, train_dataset=rows) for member in members]
+            model = model_with_prompts(model, made, processing_class, args.seed)
         check_prompts(model, members)
         tokenizer = encoder_for_members(model, [member.name for member in members], processing_class, template)
         columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), alone=False)
@@ -87,6 +89,10 @@ class EnsembleTrainer(MultiPromptTrainer):
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
         self._description = EnsembleInfo(self.members, best=self.members[0])
         self._refuse_twins()
+
+    def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> Any:
+        """Return the training rows that prompts may start from (`EXAMPLES`)."""
+        return train_dataset
 
     def divided(self, train: Any, evaluation: Any) -> dict[str, Any]:
         """Return the rows of token ids that the members train on, and those that they are evaluated on."""

@@ -13,7 +13,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from ..data.chat_tokenization import RowTemplate
-from ..prompts.config import PromptTuningConfig
+from ..data.examples import rows_of_examples, target_kinds
+from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import DivergenceCallback
 from ..training.recipes import AUTO
@@ -27,6 +28,7 @@ from .field_choice import best_first, order
 from .field_state import FieldState
 from .rows_apart import are_learned_later, check_is_dataset, check_labelled, divide
 from .streams import with_first_rows
+from .task import PromptTask
 from .task_run import TaskRun
 
 logger = logging.getLogger(__name__)
@@ -84,13 +86,26 @@ class FieldRounds(EnsembleTrainer):
         self._rounds = self._field.rounds(self.args.max_steps)
         check_warmup(self.args, self._rounds[0].step)
 
+    def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> Any:
+        """Leave out the training rows that are held apart: a prompt that started from them would know them."""
+        if not self._holds_training_rows or not any(
+            member.config.prompt_tuning_init == PromptTuningInit.EXAMPLES for member in members
+        ):
+            return train_dataset
+        template = members[0].template
+        rows = rows_of_examples(train_dataset, template)
+        first, _ = divide(target_kinds(rows, template), self._seed, not template.is_classification)
+        return rows.select(first)
+
     def divided(self, train: Dataset, evaluation: Dataset | None) -> dict[str, Any]:
         """Return the rows to train on and those to evaluate; without evaluation data, some rows are held apart."""
         check_is_dataset(train, "training")
         check_is_dataset(evaluation, "evaluation")
         self._apart = evaluation
         if evaluation is None:
-            self._first, held = divide(train, self._seed)
+            are_texts = "label" not in train.column_names
+            labels = [0] * len(train) if are_texts else train["label"]
+            self._first, held = divide(labels, self._seed, are_texts)
             self._apart = train.select(held)
         check_labelled(self._apart)
         if self.learns_from_all:

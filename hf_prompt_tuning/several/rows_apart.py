@@ -42,21 +42,18 @@ def check_is_dataset(rows: Any, name: str) -> None:
         )
 
 
-def divide(train: Dataset, seed: int) -> tuple[list[int], list[int]]:
+def divide(labels: Sequence[Any], seed: int, are_texts: bool) -> tuple[list[int], list[int]]:
     """Return the numbers of the rows to train on, and of those to hold apart, in order.
 
-    Raise PromptTuningError if there are too few.
+    `labels` has one entry for each row; of free texts, all the same. Raise PromptTuningError if there are too few.
     """
-    if "label" in train.column_names:
-        held = rows_apart(train["label"], LEAST_OF_A_LABEL, seed)
-    else:
-        held = rows_apart([0] * len(train), LEAST_OF_TEXTS, seed)
+    held = rows_apart(labels, LEAST_OF_TEXTS if are_texts else LEAST_OF_A_LABEL, seed)
     if not held:
         raise PromptTuningError(
-            f"recipe auto holds training rows apart to compare prompts by, and there are too few, {len(train)}; give "
+            f"recipe auto holds training rows apart to compare prompts by, and there are too few, {len(labels)}; give "
             "two rows of each label or more, or evaluation data."
         )
-    return sorted(set(range(len(train))) - set(held)), held
+    return sorted(set(range(len(labels))) - set(held)), held
 
 
 def are_learned_later(train: Any, evaluation: Any) -> bool:

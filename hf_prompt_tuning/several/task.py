@@ -102,8 +102,9 @@ def model_with_prompts(
         with torch.random.fork_rng():
             torch.manual_seed(seed if task.seed is None else task.seed)
             config = replace(task.config)  # a copy, because the calls below fill in values of this prompt
+            of_task = {"adapter_name": task.name, "template": task.template, "train_dataset": task.train_dataset}
             if model is None:
-                model = get_prompt_tuning_model(backbone, config, tokenizer, task.template, task.name, frozen=False)
+                model = get_prompt_tuning_model(backbone, config, tokenizer, **of_task, frozen=False)
             else:
-                add_prompt(model, task.name, config, tokenizer, task.template)
+                add_prompt(model, config=config, tokenizer=tokenizer, **of_task)
     return model

@@ -238,6 +238,7 @@ def prompt_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: PromptTemplate | None = None,
     seed: int = 0,
+    train_dataset: Any = None,
 ) -> SoftPrompts:
     """Return the model with its prompt. A plain backbone gets a prompt from the config, and is not frozen yet.
 
@@ -252,7 +253,8 @@ def prompt_model(
             "or a transformers backbone together with prompt_config."
         )
     set_seed(seed)
-    return get_prompt_tuning_model(model, config, tokenizer, template, "default", frozen=False)
+    options = {"frozen": False, "train_dataset": train_dataset}
+    return get_prompt_tuning_model(model, config, tokenizer, template, **options)
 
 
 def all_callbacks(callbacks: Sequence[Any] | None, args: TrainingArguments) -> list[Any]:

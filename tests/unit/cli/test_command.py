@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from hf_prompt_tuning.prompts.files import START_FILE
 from tests.shared.command import command
 from tests.shared.hub_server import HubServer
 
@@ -137,3 +138,15 @@ def test_numbers_that_leave_fp32_end_it_with_a_code_of_their_own(files):
     assert message.startswith("error: the prompt's norm is ")
     assert "Traceback" not in done.stderr
     assert not list((files / "out").glob("checkpoint-*")) and not (files / "out/adapter_model.safetensors").exists()
+
+
+def test_a_prompt_starts_from_rows_of_the_training_file(files):
+    done = command(
+        "-m", "hf_prompt_tuning", files / "config.yaml", "--max_steps", "1", "--save_strategy", "no",
+        "--eval_strategy", "no", "--prompt_tuning_init", "EXAMPLES", "--num_virtual_tokens", "30",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    info = json.loads((files / "out/prompt_tuning.json").read_text())
+    assert info["initialization"]["prompt_tuning_init"] == "EXAMPLES"
+    assert info["initialization"]["num_virtual_tokens"] == 30
+    assert not (files / "out" / START_FILE).exists()  # it would hold the rows' words

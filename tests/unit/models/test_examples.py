@@ -1,0 +1,252 @@
+"""A prompt that starts from training rows starts as these rows, written as they are read in training."""
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+
+from hf_prompt_tuning import (
+    ChatFormat,
+    EnsembleTrainer,
+    FieldTrainer,
+    PromptTask,
+    PromptTemplate,
+    PromptTuningArguments,
+    PromptTuningConfig,
+    PromptTuningError,
+    PromptTuningTrainer,
+    get_prompt_tuning_model,
+    load_prompt,
+)
+from hf_prompt_tuning.data.examples import example_ids
+from hf_prompt_tuning.data.tokenization import PromptTokenizer
+from hf_prompt_tuning.models.create import add_prompt
+from hf_prompt_tuning.prompts.files import START_FILE
+from tests.shared.tiny_models import make_tokenizer, tiny_model
+
+TEMPLATE = PromptTemplate("Message : {message} Label :", label_column="label", label_words={"1": "sad", "2": "glad"})
+FREE = PromptTemplate("{message} =>", target="{answer}")
+EXAMPLES = {"prompt_tuning_init": "EXAMPLES"}
+
+
+def texts_of(rows, length=120, seed=0, template=TEMPLATE, kind="gpt2"):
+    """The examples as texts. The first one lacks its beginning."""
+    tokenizer = make_tokenizer(kind)
+    torch.manual_seed(seed)
+    ids = example_ids(rows, template, tokenizer, length)
+    assert len(ids) == length
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    return tokenizer.decode(ids).split("\n\n")
+
+
+def whole(row, words={"1": "sad", "2": "glad"}):  # noqa: B006
+    return f"Message : {row['message']} Label : {words[row['label']]}"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_examples_are_the_tokens_of_training_rows(messages, kind):
+    """The tokens are those of a row in training, but for BOS and EOS, whatever tokenizer writes them."""
+    tokenizer = make_tokenizer(kind)
+    encoder = PromptTokenizer(TEMPLATE, tokenizer, is_encoder_decoder=False)
+    known = {
+        tuple(i for i in encoder.encode(row)["input_ids"] if i not in tokenizer.all_special_ids) for row in messages
+    }
+    torch.manual_seed(1)
+    ids = example_ids(messages, TEMPLATE, tokenizer, 400)
+    found = 0
+    for row in known:
+        found += any(tuple(ids[i : i + len(row)]) == row for i in range(len(ids)))
+    assert found >= 6
+
+
+def test_each_label_in_turn_and_the_last_example_is_whole(messages):
+    first, *examples, end = texts_of(messages, 240)
+    assert end == ""  # the line between the last example and the row
+    by_text = {whole(row): row["label"] for row in messages}
+    labels = [by_text[text] for text in examples]  # all but the first are whole, and as in the data
+    assert len(labels) >= 6
+    turns = labels[len(labels) % 2 :]
+    assert all({one, other} == {"1", "2"} for one, other in zip(turns[::2], turns[1::2], strict=True))
+    assert len(set(examples[-6:])) == 6  # no row twice while there are others
+    assert any(text.endswith(first) for text in by_text)
+
+
+def test_an_unequal_class_has_its_turn(messages):
+    rows = [row for row in messages if row["label"] == "1"] + [messages[1]]
+    labels = [text.rsplit(" ", 1)[1] for text in texts_of(rows, 200)[1:-1]]
+    assert abs(labels.count("sad") - labels.count("glad")) <= 2  # the first row may be a part of its turn
+
+
+def test_few_rows_follow_again(messages):
+    rows = messages[:2]
+    examples = texts_of(rows, 150)[1:-1]
+    assert set(examples) == {whole(row) for row in rows}
+    assert len(examples) > 2
+
+
+def test_the_seed_decides(messages):
+    assert texts_of(messages, seed=3) == texts_of(messages, seed=3)
+    assert texts_of(messages, seed=3) != texts_of(messages, seed=4)
+
+
+def test_a_short_prompt_has_the_end_of_one_row(messages):
+    rows = [{"message": "why is my line down again and again and again", "label": "1"}]
+    (text, end) = texts_of(rows, 6)
+    assert whole(rows[0]).endswith(text) and text.endswith("sad") and end == ""
+
+
+def test_a_text_stands_before_them(tokenizer, messages):
+    torch.manual_seed(0)
+    ids = example_ids(messages, TEMPLATE, tokenizer, 90, "How does it sound?")
+    assert len(ids) == 90
+    text, first, *examples, end = tokenizer.decode(ids).split("\n\n")
+    assert (text, end) == ("How does it sound?", "")
+    assert examples and set(examples) <= {whole(row) for row in messages}
+    assert any(whole(row).endswith(first) for row in messages)
+    with pytest.raises(PromptTuningError, match=r"the text before them, 'How does it sound\?', takes .* tokens of 4"):
+        example_ids(messages, TEMPLATE, tokenizer, 4, "How does it sound?")
+
+
+def test_free_text_and_rows_without_a_target(messages):
+    rows = [{"message": row["message"], "answer": "yes" if i % 3 else None} for i, row in enumerate(messages)]
+    examples = texts_of(rows, 200, template=FREE)[1:-1]
+    known = {f"{row['message']} => yes" for row in rows if row["answer"]}
+    assert set(examples) <= known and len(set(examples)) > 4
+
+
+def test_numbers_of_a_class_label_column(messages):
+    features = Features({"message": Value("string"), "label": ClassLabel(names=["sad_one", "glad_one"])})
+    rows = Dataset.from_list([row | {"label": int(row["label"]) - 1} for row in messages], features=features)
+    template = PromptTemplate("Message : {message} Label :", label_column="label")  # the words are read from the data
+    examples = texts_of(rows, 240, template=template)[1:-1]
+    assert set(examples) <= {whole(row, {"1": "sad one", "2": "glad one"}) for row in messages}
+
+
+def test_long_fields_are_cut_as_in_training(messages):
+    rows = [{"message": "again " * 50 + str(i), "label": "1"} for i in range(3)]
+    template = PromptTemplate(TEMPLATE.source, label_column="label", label_words={"1": "sad"}, max_source_length=20)
+    examples = texts_of(rows, 80, template=template)[1:-1]
+    assert examples and all(0 < text.count("again") < 20 and text.endswith("Label : sad") for text in examples)
+
+
+def test_a_chat_is_written_as_plain_text(messages):
+    """Rows that are told as chats have their texts in the prompt, without the marks of turns."""
+    template = PromptTemplate(
+        "{message}", label_column="label", label_words={"1": "sad", "2": "glad"}, chat=ChatFormat()
+    )
+    examples = texts_of(messages, 200, template=template)[1:-1]
+    assert set(examples) <= {f"{row['message']} {TEMPLATE.label_words[row['label']]}" for row in messages}
+
+
+def test_the_vectors_are_what_the_model_sees_of_them(tokenizer, messages):
+    """Behind the prompt, a row has the logits that it has behind these tokens."""
+    torch.manual_seed(5)
+    ids = example_ids(messages, TEMPLATE, tokenizer, 40)
+    torch.manual_seed(5)
+    config = PromptTuningConfig(num_virtual_tokens=40, **EXAMPLES)
+    backbone = tiny_model("gemma")
+    torch.manual_seed(5)
+    model = get_prompt_tuning_model(backbone, config, tokenizer, TEMPLATE, train_dataset=messages).eval()
+    row = tokenizer("why is my line down")["input_ids"]
+    with torch.no_grad():
+        behind = model(input_ids=torch.tensor([row])).logits
+        expected = tiny_model("gemma").eval()(input_ids=torch.tensor([ids + row])).logits[:, -len(row) :]
+    torch.testing.assert_close(behind[:, -len(row) :], expected, rtol=1e-5, atol=1e-5)
+    assert config.example_token_ids is None  # the caller's config stays as it was
+
+
+def test_the_default_length():
+    assert PromptTuningConfig(**EXAMPLES).num_virtual_tokens == 120
+    assert PromptTuningConfig(num_virtual_tokens=7, **EXAMPLES).num_virtual_tokens == 7
+
+
+def test_no_file_has_the_rows(tokenizer, messages, tmp_path):
+    """Training rows may be private: neither their words nor the vectors of their words are saved beside the prompt."""
+    model = get_prompt_tuning_model(
+        tiny_model("llama"), PromptTuningConfig(**EXAMPLES), tokenizer, TEMPLATE, train_dataset=messages
+    )
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / START_FILE).exists()
+    texts = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.suffix in (".json", ".md")}
+    assert [name for name, text in texts.items() if b"never came" in text or b"example_token_ids" in text] == []
+    assert "rows of the training data" in texts["README.md"].decode()
+    loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("llama"))
+    assert loaded.info.initialization.keys() == {"num_virtual_tokens", "prompt_tuning_init", "hash"}
+
+
+def test_a_second_prompt(tokenizer, messages):
+    model = get_prompt_tuning_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=2), tokenizer)
+    torch.manual_seed(2)
+    ids = example_ids(messages, TEMPLATE, tokenizer, 9)
+    torch.manual_seed(2)
+    add_prompt(model, "second", PromptTuningConfig(num_virtual_tokens=9, **EXAMPLES), tokenizer, TEMPLATE, messages)
+    embed = tiny_model("llama").get_input_embeddings()
+    assert torch.equal(model.prompt_encoder["second"].embedding.weight, embed(torch.tensor(ids)))
+
+
+STREAM = IterableDataset.from_generator(lambda: iter([{"message": "a", "label": "1"}]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "template", "message"),
+    [
+        (None, TEMPLATE, "there are no rows to start from. Give train_dataset"),
+        (STREAM, TEMPLATE, "the training data is a IterableDataset; examples are drawn from a Dataset"),
+        ([{"input_ids": [1, 2], "labels": [1, 2]}], TEMPLATE, "the training data is of token ids"),
+        ([{"message": "a", "label": None}], TEMPLATE, "no training row has a target"),
+        ([], FREE, "no training row has a target|no column of the training data"),
+        ([{"text": "a", "label": "1"}], TEMPLATE, r"field \{message\} is no column of the training data"),
+        ([{"message": "a", "label": "3"}], TEMPLATE, "the label '3' .* has no words"),
+        ([{"message": "a", "label": "1"}], None, "the template is a NoneType; examples are written with a Prompt"),
+        ({"train": []}, TEMPLATE, "the training data is a dict"),
+    ],
+)
+def test_what_examples_cannot_be_made_of(tokenizer, rows, template, message):
+    backbone = tiny_model("llama")
+    with pytest.raises(PromptTuningError, match=message):
+        get_prompt_tuning_model(backbone, PromptTuningConfig(**EXAMPLES), tokenizer, template, train_dataset=rows)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())  # nothing was changed
+
+
+def test_a_tokenizer_is_needed(messages):
+    with pytest.raises(PromptTuningError, match="prompt_tuning_init is EXAMPLES, which needs a tokenizer"):
+        get_prompt_tuning_model(
+            tiny_model("llama"), PromptTuningConfig(**EXAMPLES), None, TEMPLATE, train_dataset=messages
+        )
+
+
+def arguments(tmp_path, **values):
+    return PromptTuningArguments(
+        str(tmp_path), max_steps=8, report_to="none", use_cpu=True, save_strategy="no", **values
+    )
+
+
+def start_of(rows, tokenizer, seed, length=30):
+    embed = tiny_model("llama").get_input_embeddings()
+    torch.manual_seed(seed)
+    return embed(torch.tensor(example_ids(rows, TEMPLATE, tokenizer, length)))
+
+
+def test_trainers_that_make_the_prompt_give_their_rows(tokenizer, messages, tmp_path):
+    config, run = PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES), {"processing_class": tokenizer}
+    run |= {"train_dataset": messages, "template": TEMPLATE}
+    one = PromptTuningTrainer(tiny_model("llama"), arguments(tmp_path, seed=7), prompt_config=config, **run)
+    assert torch.equal(one.model.prompt, start_of(messages, tokenizer, 7))
+    members = [PromptTask("a", config, seed=3), PromptTask("b", config, seed=4)]
+    several = EnsembleTrainer(tiny_model("llama"), arguments(tmp_path), members=members, **run)
+    for name, seed in (("a", 3), ("b", 4)):
+        assert torch.equal(several.prompts[name], start_of(messages, tokenizer, seed))
+
+
+def test_a_field_starts_from_no_row_that_it_compares_by(tokenizer, messages, tmp_path):
+    config = PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES)
+    args = arguments(tmp_path, recipe="auto", seed=7)
+    run = {"processing_class": tokenizer, "train_dataset": messages, "template": TEMPLATE}
+    field = FieldTrainer(tiny_model("llama"), args, config, **run)
+    first = [messages[i] for i in field._first]
+    assert 0 < len(first) < len(messages)
+    started = [task.name for task in field.tasks.values() if task.config.prompt_tuning_init == "EXAMPLES"]
+    assert len(started) == len(field.tasks) / 2
+    for name in started:
+        assert torch.equal(field.prompts[name], start_of(first, tokenizer, 7))
+    given = FieldTrainer(tiny_model("llama"), args, config, eval_dataset=messages[:4], **run)
+    assert torch.equal(given.prompts[started[0]], start_of(messages, tokenizer, 7))
