@@ -41,6 +41,7 @@ from hf_prompt_tuning import (
 )
 from hf_prompt_tuning.data.tokenization import leading_ids
 from hf_prompt_tuning.models.backbone import forget_gguf
+from hf_prompt_tuning.training.recipes import RECIPES
 
 BATCH = 8
 ORDERS = 5
@@ -57,6 +58,7 @@ class Run:
 
     Attributes:
         backbone: the method's own copy, all of whose parameters train.
+        raw: the training rows as they are in the file.
         rows: the encoded training rows.
         text: the words that a prompt starts from; None for words of the vocabulary.
         ranker: ranks with the backbone.
@@ -71,6 +73,7 @@ class Run:
     backbone: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     ranker: Ranker
+    raw: Dataset
     rows: Dataset
     text: str | None
     labels: Sequence[str]
@@ -173,7 +176,8 @@ def ours(
     `change` may change the model before it trains, and returns further arguments of the trainer.
     """
     template = run.ranker.encoder.template
-    model = get_prompt_tuning_model(run.backbone, run.config(**config), run.tokenizer, template)
+    given = run.config(**config), run.tokenizer, template
+    model = get_prompt_tuning_model(run.backbone, *given, train_dataset=run.raw)
     run.prompts = lambda: [model.prompt.detach()]
     args = PromptTuningArguments(**run.arguments() | arguments)
     run.train(
@@ -262,12 +266,19 @@ def last_and_mean(run: Run) -> None:
     run.ends = {"ours": steps.prompts[-1:], "ours_averaged": run.prompts()}
 
 
+def examples(run: Run) -> None:
+    """Train a prompt that starts from training rows: the recipe `examples`, with as many passes as the others."""
+    recipe = RECIPES["examples"]
+    ours(run, recipe.prompt, {name: value for name, value in recipe.training.items() if name not in run.arguments()})
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "untuned": Method(untuned),
         "in_context": Method(in_context, place="auto"),
         "ours": Method(last_and_mean, place="auto"),
         "ours_averaged": Method(last_and_mean, place="auto"),
+        "examples": Method(examples, place="auto"),
         "auto": Method(auto, place="auto"),
         "five_orders": Method(five_orders, place="auto"),
         "five_orders_averaged": Method(five_orders, place="auto"),
@@ -308,6 +319,7 @@ def prepare(
         backbone=own,
         tokenizer=tokenizer,
         ranker=ranker,
+        raw=split.train,
         rows=train,
         text=split.task.text,
         labels=split.task.labels(split.train),

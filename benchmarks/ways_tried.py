@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 BOTTLENECK = 128
 """The width of the network in front of the vectors, where there is one."""
+EXAMPLES = {"prompt_tuning_init": "EXAMPLES"}
 DROPPED, COPIES = 0.1, 5
 """The share of a row's words that a changed copy lacks, and how often each row is there with its copies."""
 
@@ -112,6 +113,12 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "copies": Way(arguments={"num_train_epochs": 10 / COPIES}, rows=with_copies),
         "label smoothing 0.1": Way(arguments={"label_smoothing_factor": 0.1}),
         "labels' words": Way({"prompt_tuning_init": "CLASS_LABELS"}, from_text=False),
+        "examples": Way(EXAMPLES),
+        "examples, rate 0.01": Way(EXAMPLES, {"learning_rate": 1e-2}),
+        "examples, rate 0.003": Way(EXAMPLES, {"learning_rate": 3e-3}),
+        "60 vectors of examples, rate 0.01": Way(EXAMPLES | {"num_virtual_tokens": 60}, {"learning_rate": 1e-2}),
+        "240 vectors of examples, rate 0.01": Way(EXAMPLES | {"num_virtual_tokens": 240}, {"learning_rate": 1e-2}),
+        "120 vectors, rate 0.01": Way({"num_virtual_tokens": 120}, {"learning_rate": 1e-2}),
         "drawn words": Way({"prompt_tuning_init": "SAMPLE_VOCAB"}, from_text=False),
         "twice the start": Way(change=scaled(2.0)),
         "half the start": Way(change=scaled(0.5)),

@@ -35,7 +35,7 @@ class PromptTuningArguments(TrainingArguments):
 
     recipe: str | None = HfArg(
         default=None,
-        help="Values of arguments that are not given: default, few_shot, lester2021 or peft. Or auto: train several "
+        help="Values of arguments that are not given: default, few_shot, examples, lester2021 or peft. Or auto: train "
         "prompts together, with other learning rates and starts, and keep the best.",
     )
     learning_rate: float = HfArg(default=3e-2, help="Peak learning rate of the prompt.")

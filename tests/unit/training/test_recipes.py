@@ -51,6 +51,12 @@ def test_what_is_given_stands_for_what_says_the_same(tmp_path):
     assert missing_values(words, {"init_prompt"}) == {}
 
 
+def test_a_text_goes_before_examples():
+    examples = RECIPES["examples"].prompt
+    assert missing_values(examples, {"prompt_tuning_init_text"}) == {"prompt_tuning_init": "EXAMPLES"}
+    assert missing_values(examples, {"init_prompt"}) == missing_values(examples, {"prompt_tuning_init"}) == {}
+
+
 def test_copies_keep_what_was_given(tmp_path):
     args = make(tmp_path, recipe="lester2021", learning_rate=3e-2)
     for other in (copy.copy(args), copy.deepcopy(args), pickle.loads(pickle.dumps(args))):
@@ -67,7 +73,7 @@ def test_a_parser_that_passes_every_default(tmp_path):
 
 
 def test_an_unknown_recipe(tmp_path):
-    with pytest.raises(PromptTuningError, match=r"recipe is 'best'; give one of default, few_shot, lester2021, peft"):
+    with pytest.raises(PromptTuningError, match="give one of default, few_shot, examples, lester2021, peft"):
         make(tmp_path, recipe="best")
 
 
