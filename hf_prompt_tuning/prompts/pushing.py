@@ -1,8 +1,10 @@
 """Push a prompt's files to a repository in one commit, and delete the files that they replace."""
 
 import json
+import logging
 import re
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_session, hf_hub_url
@@ -12,9 +14,13 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validat
 from ..errors import PromptPushError, PromptTuningError
 from ..hub.push_errors import explained
 from .card import is_ours, repository_card
+from .config import PromptTuningInit
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .files import CONFIG_FILE
+from .info import INFO_FILE
 from .repository_files import CARD_FILE, CHECKPOINT, folders_of_prompts, inside, obsolete_files
+
+logger = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
 LARGE = (".safetensors", ".png")
@@ -87,6 +93,8 @@ def push(
     exist. `create_pr` opens a pull request instead of committing to the branch. Raise PromptPushError if the Hub
     rejects the push or cannot be reached.
     """
+    if not to.private and any(_starts_from_rows(file) for file in folder.rglob(INFO_FILE)):
+        _warn_of_rows(to.repo_id)
     with explained(to.repo_id):
         if not create_pr:
             _make_branch(to)
@@ -134,6 +142,22 @@ def check_access(to: Destination) -> None:
         namespaces = {who["name"], *(org["name"] for org in who.get("orgs", []))}
         if "/" in to.repo_id and to.repo_id.split("/")[0] not in namespaces:
             make_repository(to)  # only the Hub knows whether the user may push there
+
+
+def _starts_from_rows(file: Path) -> bool:
+    initialization = json.loads(file.read_bytes()).get("initialization") or {}
+    return initialization.get("prompt_tuning_init") == PromptTuningInit.EXAMPLES
+
+
+@cache
+def _warn_of_rows(repo_id: str) -> None:
+    """Warn once of a repository: a run may push many times."""
+    logger.warning(
+        "The prompt that is pushed to %r started from training rows (EXAMPLES), and whoever loads it can read their "
+        "words in its vectors. If they are not for everyone, keep the repository private (private=True, "
+        "hub_private_repo), or train from another start.",
+        repo_id,
+    )
 
 
 def _make_branch(to: Destination) -> None:

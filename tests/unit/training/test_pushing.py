@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from hf_prompt_tuning import PromptHubCallback, PromptTuningConfig, PromptTuningError, load_ensemble, load_prompt
+from hf_prompt_tuning import (
+    PromptHubCallback,
+    PromptTemplate,
+    PromptTuningConfig,
+    PromptTuningError,
+    get_prompt_tuning_model,
+    load_ensemble,
+    load_prompt,
+)
 from tests.shared import ensembles
 from tests.shared.hub_client import pulled
 from tests.shared.pushes import DRAWN, SPOKEN, ensemble, model_of, several, trainer_of
@@ -191,3 +199,15 @@ def test_a_pull_request_changes_no_branch(hub, tokenizer):
     assert hub.commits("alice/p", "refs/pr/1")[-1][1] == "Six"
     model.push_to_hub("alice/p", revision="refs/pr/1", commit_message="Again", tokenizer=tokenizer)
     assert "tokenizer.json" in hub.files("alice/p", "refs/pr/1") and hub.files("alice/p") == before
+
+
+def test_a_prompt_of_training_rows_is_pushed_with_a_warning(hub, tokenizer, messages, caplog):
+    """Its words can be read in its vectors, so a public repository shows the rows. It is said once."""
+    template = PromptTemplate("{message} =>", label_column="label", label_words={"1": "sad", "2": "glad"})
+    config = PromptTuningConfig(prompt_tuning_init="EXAMPLES", num_virtual_tokens=30)
+    model = get_prompt_tuning_model(tiny_model("llama"), config, tokenizer, template, train_dataset=messages)
+    model.push_to_hub("alice/secret", private=True)
+    assert "training rows" not in caplog.text
+    model.push_to_hub("alice/rows")
+    model.push_to_hub("alice/rows")
+    assert caplog.text.count("pushed to 'alice/rows' started from training rows (EXAMPLES)") == 1
