@@ -19,9 +19,11 @@ from ..errors import PromptTuningError
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from .task import PromptTask
 
-LOWEST_RATE, HIGHEST_RATE = 0.003, 0.3
+LOWEST_RATE, DEFAULT_RATE, HIGHEST_RATE = 0.003, 0.03, 0.3
 NUMBERS_OF_RATES = (5, 3)
 """How many learning rates a field may have. Odd numbers: the default of 0.03 is the middle one."""
+DEFAULT_RATES = {PromptTuningInit.EXAMPLES: 0.01}
+"""The rate by which a start is known to work, where that is not 0.03."""
 TWO, ONE = 2, 1
 """How many prompts the last round leaves: two that are compared at the end, or one."""
 LONGEST_ROUNDS = 0.5
@@ -44,7 +46,8 @@ class Field:
 
     Attributes:
         members: its prompts.
-        distances: by a prompt's name, how many rates its own is from the default, and the number of its start.
+        distances: by a prompt's name, how many rates its own is from the one that is known to work for its start, and
+            the number of the start.
         share: the share of the run's steps that each round has.
         left: how many prompts the last round leaves.
     """
@@ -107,11 +110,14 @@ def starts(config: PromptTuningConfig, template: RowTemplate, seed: int) -> list
     """Return the configs of a field's starts, each with a seed; first the one that is better known to work.
 
     They are the config's own start, and words drawn from the vocabulary. If its own are drawn words, the labels' words
-    are the other start; without labels, other drawn words. A prompt that starts from a prompt has no other start.
+    are the other start; without labels, other drawn words. Of training rows, others are the other start. A prompt that
+    starts from a prompt has no other start.
     """
     own, drawn, labels = config.prompt_tuning_init, PromptTuningInit.SAMPLE_VOCAB, PromptTuningInit.CLASS_LABELS
     if own == PromptTuningInit.PROMPT:
         return [(config, seed)]
+    if own == PromptTuningInit.EXAMPLES:
+        return [(config, seed), (config, seed + 1)]
     if own != drawn:
         return [(config, seed), (replace(config, prompt_tuning_init=drawn), seed)]
     if template.is_classification:
@@ -142,11 +148,13 @@ def plan_field(
     for number in NUMBERS_OF_RATES:
         size = number * len(shapes)
         if (share := share_of_round(size, budget, left)) >= SHORTEST_ROUND - 1e-9:
-            members, distances = [], {}
-            for (prompt, own_seed, start), (i, rate) in product(shapes, enumerate(learning_rates(number))):
+            members, distances, rates = [], {}, learning_rates(number)
+            default = DEFAULT_RATES.get(config.prompt_tuning_init, DEFAULT_RATE)
+            nearest = min(range(number), key=lambda i: abs(math.log(rates[i] / default)))
+            for (prompt, own_seed, start), (i, rate) in product(shapes, enumerate(rates)):
                 name = f"prompt_{len(members) + 1}"
                 members.append(PromptTask(name, prompt, learning_rate=rate, seed=own_seed))
-                distances[name] = abs(i - number // 2), start
+                distances[name] = abs(i - nearest), start
             return Field(members, distances, share, left)
     needed = left + SHORTEST_ROUND * _beyond(list(halvings(size, left)), left)
     raise PromptTuningError(
