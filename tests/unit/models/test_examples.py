@@ -154,6 +154,17 @@ def test_the_vectors_are_what_the_model_sees_of_them(tokenizer, messages):
     assert config.example_token_ids is None  # the caller's config stays as it was
 
 
+def test_an_encoder_decoder_starts_from_them_too(messages):
+    """Its examples are the same plain text: source and target, without the end that the encoder puts behind a row."""
+    tokenizer, config = make_tokenizer("t5"), PromptTuningConfig(num_virtual_tokens=40, **EXAMPLES)
+    backbone = tiny_model("t5")
+    torch.manual_seed(5)
+    model = get_prompt_tuning_model(backbone, config, tokenizer, TEMPLATE, train_dataset=messages)
+    torch.manual_seed(5)
+    ids = torch.tensor(example_ids(messages, TEMPLATE, tokenizer, 40))
+    assert torch.equal(model.prompt, tiny_model("t5").get_input_embeddings()(ids))
+
+
 def test_the_default_length():
     assert PromptTuningConfig(**EXAMPLES).num_virtual_tokens == 120
     assert PromptTuningConfig(num_virtual_tokens=7, **EXAMPLES).num_virtual_tokens == 7
