@@ -55,7 +55,7 @@ class PromptArguments:
     num_virtual_tokens: int | None = HfArg(
         default=None,
         aliases=["-P"],
-        help="P, the number of vectors. Default: 20, of EXAMPLES 120, or the length of --init_prompt.",
+        help="P, the number of vectors. Default: 20, of EXAMPLES 160, or the length of --init_prompt.",
     )
     prompt_tuning_init: str | None = HfArg(
         default=None,

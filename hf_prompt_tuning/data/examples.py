@@ -1,7 +1,10 @@
 """Write rows with their targets as the text that a prompt starts from, as a few-shot prompt has examples."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -14,8 +17,11 @@ from .encoded_rows import is_of_token_ids
 from .encoding import check_kind, from_list
 from .heads import leading_ids
 from .labels import LabelReader
+from .origins import naming
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
+
+logger = logging.getLogger(__name__)
 
 BETWEEN = "\n\n"
 """What stands behind each example."""
@@ -27,8 +33,9 @@ def example_ids(
     """Return `length` tokens of a text and examples: rows, each as it is read in training, without special tokens.
 
     A row is written as plain text, also where the template tells it as a chat. torch's generator draws the rows, so
-    the run's seed decides; of a classification each label in turn. Where all rows are there, they follow again. The
-    last example is whole, if it has no more than `length` tokens; the first one lacks its beginning.
+    the run's seed decides; of a classification one of each label in turn. The last turn is complete, if there is room
+    for it; the first example lacks its beginning. Where all rows of a label are there, they follow again. The log says
+    how many examples are whole, and which labels have none.
 
     Args:
         rows: a Dataset of raw columns, or a list of rows.
@@ -41,9 +48,7 @@ def example_ids(
     """
     rows = rows_of_examples(rows, template)
     template = replace(template.with_label_words(rows), chat=None)
-    encoder = PromptTokenizer(template, tokenizer, is_encoder_decoder=False)
-    reader = _reader(rows, template)
-    leading, between = leading_ids(tokenizer), continuation_ids(tokenizer, BETWEEN)
+    ids_of = _row_encoder(rows, template, tokenizer)
     first = tokenizer(text + BETWEEN, add_special_tokens=False)["input_ids"] if text else []
     if (room := length - len(first)) < 1:
         raise PromptTuningError(
@@ -51,25 +56,72 @@ def example_ids(
             f"{length}; raise num_virtual_tokens, or leave prompt_tuning_init_text out."
         )
     ids: list[int] = []
-    for row in _drawn(_groups(target_kinds(rows, template))):
-        encoded = encoder.encode(rows[row], reader=reader)["input_ids"]
-        ids += [*encoded[len(leading) : -1], *between]  # without EOS
+    whole: list[int] = []
+    kinds = target_kinds(rows, template)
+    turns = _turns(_groups(kinds))
+    last = next(turns)
+    for row in chain(reversed(last), chain.from_iterable(turns)):
+        ids = ids_of(row) + ids
+        if len(ids) <= room:
+            whole.append(kinds[row])
         if len(ids) >= room:
-            return first + ids[-room:]
-    raise AssertionError("rows are drawn without end")
+            break
+    _report(whole, kinds, template, len(first) + sum(len(ids_of(row)) for row in last), length)
+    return first + ids[-room:]
+
+
+def _row_encoder(
+    rows: Dataset, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[int], list[int]]:
+    """Return what gives the tokens of a row by its number: source, target and what stands behind an example."""
+    encoder = PromptTokenizer(template, tokenizer, is_encoder_decoder=False)
+    reader = _reader(rows, template)
+    leading, between = leading_ids(tokenizer), continuation_ids(tokenizer, BETWEEN)
+
+    @cache
+    def ids_of(number: int) -> list[int]:
+        with naming(rows[number], number, "training"):
+            encoded = encoder.encode(rows[number], reader=reader)["input_ids"]
+        return [*encoded[len(leading) : -1], *between]  # without EOS
+
+    return ids_of
+
+
+def _report(whole: Sequence[int], kinds: Sequence[int], template: PromptTemplate, needed: int, length: int) -> None:
+    """Log how many examples are whole, with a warning if there is none, or none of a label that rows have.
+
+    `needed` is the number of tokens with one whole example of each label.
+    """
+    _tell(logging.INFO, f"The prompt starts from training rows, of which {len(whole)} are whole.")
+    words = list((template.label_words or {}).values())
+    missing = [words[kind] for kind in sorted(set(kinds) - {-1} - set(whole))] if words else []
+    if missing or not whole:
+        named = f"of {', '.join(map(repr, missing[:5]))}{', …' if missing[5:] else ''} " if missing else ""
+        _tell(
+            logging.WARNING,
+            f"num_virtual_tokens is {length}, and of the examples that the prompt starts from none {named}is whole; "
+            f"{'one of each label' if missing else 'one'} takes about {needed} tokens.",
+        )
+
+
+@cache
+def _tell(level: int, message: str) -> None:
+    """Log a message once: the prompts of a field start from the same rows."""
+    logger.log(level, message)
 
 
 def rows_of_examples(rows: Any, template: Any) -> Dataset:
     """Return the rows as a Dataset. Raise PromptTuningError if examples cannot be made of them (see `example_ids`)."""
     if not isinstance(template, PromptTemplate):
         raise PromptTuningError(
-            f"prompt_tuning_init is EXAMPLES, and the template is a {type(template).__name__}; examples are written "
-            "with a PromptTemplate. Give one, or another start."
+            f"prompt_tuning_init is EXAMPLES, and the template is a {type(template).__name__}; examples are made of "
+            "rows with a source and a target (PromptTemplate), not of conversations, of rows for a head, or without a "
+            "template. Give another start."
         )
     check_kind(rows, "training")
     rows = from_list(rows, "training") if isinstance(rows, list) else rows
     if not isinstance(rows, Dataset) or is_of_token_ids(rows):
-        what = "of token ids" if isinstance(rows, Dataset) else f"a {type(rows).__name__}"
+        what = "rows of token ids" if isinstance(rows, Dataset) else f"of the type {type(rows).__name__}"
         raise PromptTuningError(
             f"prompt_tuning_init is EXAMPLES, and the training data is {what}; examples are drawn from a Dataset or "
             "a list of rows with the template's columns. Give these, or another start."
@@ -109,12 +161,9 @@ def _groups(kinds: Sequence[int]) -> list[list[int]]:
     return [groups[kind] for kind in sorted(groups)]
 
 
-def _drawn(groups: Sequence[Sequence[int]]) -> Iterator[int]:
-    """Yield row numbers without end: one of each group in turn, the groups in a new order each time."""
+def _turns(groups: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Yield row numbers without end: one of each group, the groups in a new order each time."""
     orders = [torch.randperm(len(group)).tolist() for group in groups]
-    turn = 0
-    while True:
-        for group in torch.randperm(len(groups)).tolist():
-            order = orders[group]
-            yield groups[group][order[turn % len(order)]]
-        turn += 1
+    for turn in count():
+        drawn = torch.randperm(len(groups)).tolist()
+        yield [groups[group][orders[group][turn % len(orders[group])]] for group in drawn]

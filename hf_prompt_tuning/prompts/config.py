@@ -37,7 +37,7 @@ class PromptTuningInit(str, enum.Enum):
     __str__ = str.__str__
 
 
-LENGTHS = {PromptTuningInit.EXAMPLES: 120}
+LENGTHS = {PromptTuningInit.EXAMPLES: 160}
 """The number of vectors by default, of initialisations that need more than 20."""
 
 
@@ -49,7 +49,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     `prompt_tuning.json`.
 
     Args:
-        num_virtual_tokens: P, the number of learned vectors. Default 20, of `EXAMPLES` 120, or the length of
+        num_virtual_tokens: P, the number of learned vectors. Default 20, of `EXAMPLES` 160, or the length of
             `init_prompt`.
         prompt_tuning_init: one of `PromptTuningInit`. Default `TEXT` if a text is given, `PROMPT` if a prompt is
             given, else `SAMPLE_VOCAB`.

@@ -30,10 +30,10 @@ from ..models.metric_direction import check_direction
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..models.text_layouts import check_layout
-from ..prompts.config import PromptTuningConfig
+from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from .callbacks import DivergenceCallback, PromptAveragingCallback
 from .head_rows import head_template
-from .recipes import AUTO
+from .recipes import AUTO, RECIPES
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,17 @@ def check_recipe(args: TrainingArguments, trainer: Any) -> None:
         raise PromptTuningError(
             "recipe is auto, which trains a field of prompts; use FieldTrainer(backbone, args, prompt_config, …), or "
             "give another recipe."
+        )
+
+
+def warn_of_start(args: TrainingArguments, init: Any) -> None:
+    """Warn if a named recipe is for prompts that start from training rows, and the prompt started otherwise."""
+    recipe = RECIPES.get(getattr(args, "recipe", None))
+    if recipe and recipe.prompt.get("prompt_tuning_init") == PromptTuningInit.EXAMPLES != init:
+        logger.warning(
+            "The recipe %s is for a prompt that starts from training rows, and this one started from %s; give "
+            'PromptTuningConfig(prompt_tuning_init="EXAMPLES"), or another recipe.',
+            *(args.recipe, init),
         )
 
 

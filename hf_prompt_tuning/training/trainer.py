@@ -106,6 +106,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         setup.check_options(args, kwargs, compute_metrics, template)
         config = started_by(teacher, prompt_config)
         model = setup.prompt_model(model, config, processing_class, template, args.seed, train_dataset)
+        setup.warn_of_start(args, model.info.initialization.get("prompt_tuning_init"))
         template = template_of_student(teacher, template, model.active_peft_config.prompt_position, processing_class)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)

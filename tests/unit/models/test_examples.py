@@ -58,7 +58,7 @@ def test_examples_are_the_tokens_of_training_rows(messages, kind):
     assert found >= 6
 
 
-def test_each_label_in_turn_and_the_last_example_is_whole(messages):
+def test_each_label_in_turn_and_the_last_turn_is_complete(messages):
     first, *examples, end = texts_of(messages, 240)
     assert end == ""  # the line between the last example and the row
     by_text = {whole(row): row["label"] for row in messages}
@@ -68,6 +68,32 @@ def test_each_label_in_turn_and_the_last_example_is_whole(messages):
     assert all({one, other} == {"1", "2"} for one, other in zip(turns[::2], turns[1::2], strict=True))
     assert len(set(examples[-6:])) == 6  # no row twice while there are others
     assert any(text.endswith(first) for text in by_text)
+
+
+THREE = PromptTemplate("Message : {message} Label :", label_column="label")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_label_is_there_if_there_is_room(messages, seed):
+    rows = [row | {"label": ("sad", "glad", "odd")[i % 3]} for i, row in enumerate(messages)]
+    *examples, end = texts_of(rows, 130, seed, THREE)
+    assert end == ""
+    labels = [text.split(" ")[-1] for text in examples]
+    assert set(labels[-3:]) == {"sad", "glad", "odd"}
+
+
+def test_the_log_says_what_it_starts_from(messages, caplog):
+    caplog.set_level("INFO", "hf_prompt_tuning")
+    known = {whole(row) for row in messages}
+    examples = [text for text in texts_of(messages, 141) if text in known]
+    assert f"The prompt starts from training rows, of which {len(examples)} are whole." in caplog.text
+    assert "num_virtual_tokens is" not in caplog.text
+    rows = [{"message": f"never came {'again ' * 20}{i}", "label": str(1 + i % 2)} for i in range(4)]
+    last = texts_of(rows, 50)[-2]
+    missing = "glad" if last.endswith("sad") else "sad"
+    assert f"is 50, and of the examples that the prompt starts from none of '{missing}' is whole" in caplog.text
+    texts_of(rows, 20)
+    assert "is 20, and of the examples that the prompt starts from none of 'sad', 'glad' is whole" in caplog.text
 
 
 def test_an_unequal_class_has_its_turn(messages):
@@ -166,7 +192,7 @@ def test_an_encoder_decoder_starts_from_them_too(messages):
 
 
 def test_the_default_length():
-    assert PromptTuningConfig(**EXAMPLES).num_virtual_tokens == 120
+    assert PromptTuningConfig(**EXAMPLES).num_virtual_tokens == 160
     assert PromptTuningConfig(num_virtual_tokens=7, **EXAMPLES).num_virtual_tokens == 7
 
 
@@ -201,13 +227,13 @@ STREAM = IterableDataset.from_generator(lambda: iter([{"message": "a", "label": 
     ("rows", "template", "message"),
     [
         (None, TEMPLATE, "there are no rows to start from. Give train_dataset"),
-        (STREAM, TEMPLATE, "the training data is a IterableDataset; examples are drawn from a Dataset"),
-        ([{"input_ids": [1, 2], "labels": [1, 2]}], TEMPLATE, "the training data is of token ids"),
+        (STREAM, TEMPLATE, "the training data is of the type IterableDataset; examples are drawn from a D"),
+        ([{"input_ids": [1, 2], "labels": [1, 2]}], TEMPLATE, "the training data is rows of token ids"),
         ([{"message": "a", "label": None}], TEMPLATE, "no training row has a target"),
         ([], FREE, "no training row has a target|no column of the training data"),
         ([{"text": "a", "label": "1"}], TEMPLATE, r"field \{message\} is no column of the training data"),
         ([{"message": "a", "label": "3"}], TEMPLATE, "the label '3' .* has no words"),
-        ([{"message": "a", "label": "1"}], None, "the template is a NoneType; examples are written with a Prompt"),
+        ([{"message": "a", "label": "1"}], None, "the template is a NoneType; examples are made of rows"),
         ({"train": []}, TEMPLATE, "the training data is a dict"),
     ],
 )
