@@ -62,7 +62,9 @@ class PromptArguments:
         help="Initialisation: TEXT, SAMPLE_VOCAB, FIRST_VOCAB, CLASS_LABELS, RANDOM, EXAMPLES, PROMPT or TEACHER. "
         "Default: TEXT if a text is given, PROMPT if a prompt is given, TEACHER if a text teaches, else SAMPLE_VOCAB.",
     )
-    prompt_tuning_init_text: str | None = HfArg(default=None, help="Words to start from, for TEXT.")
+    prompt_tuning_init_text: str | None = HfArg(
+        default=None, help="Words to start from, for TEXT; of EXAMPLES, what stands before the rows."
+    )
     random_range: float = HfArg(default=0.5, help="RANDOM is uniform in ± this number.")
     vocab_sample_size: int = HfArg(default=5000, help="SAMPLE_VOCAB draws from so many most common tokens.")
     init_prompt: str | None = HfArg(default=None, help="Prompt to start from: a folder, a file or a Hub id.")

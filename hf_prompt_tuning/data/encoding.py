@@ -175,8 +175,8 @@ def _check_rows(
     if lengths[longest] > limit:
         raise PromptTuningError(
             f"row {longest + 1} of the {name} data{origin(raw[longest])} has {lengths[longest]} tokens, and behind "
-            f"the prompt the backbone has positions for {limit}. Shorten the row (max_source_length cuts texts, not "
-            "tagged words), or lower num_virtual_tokens."
+            f"the prompt the backbone has positions for {max(limit, 0)}. Shorten the row (max_source_length cuts "
+            "texts, not tagged words), or lower num_virtual_tokens."
         )
 
 

@@ -32,7 +32,7 @@ from ..layouts.base import IGNORED
 from ..layouts.sharing import of_all_parts
 from ..layouts.traits import token_scale
 from ..models import vocabulary
-from ..models.initialization import made_again
+from ..models.initialization import PRIVATE, made_again
 from ..models.load import load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
@@ -168,7 +168,9 @@ def _add_moves(
     if start is None:
         start = made_again(model.info.initialization, len(vectors), embed, tokenizer, token_scale(model.base_model))
     if start is None:
-        inspection.notes["moved"] = "the vectors that the prompt started from are not known"
+        is_private = model.info.initialization.get("prompt_tuning_init") in PRIVATE
+        why = "not saved, because they are words that may be private" if is_private else "not known"
+        inspection.notes["moved"] = f"the vectors that the prompt started from are {why}"
         return
     start = start.to(vectors.device)
     words = _words(vocabulary.nearest_tokens(start, embed, size, 1), tokenizer)
