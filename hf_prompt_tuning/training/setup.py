@@ -34,6 +34,7 @@ from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from .callbacks import DivergenceCallback, PromptAveragingCallback
 from .head_rows import head_template
 from .recipes import AUTO, RECIPES
+from .teacher import started_by
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +64,6 @@ def check_recipe(args: TrainingArguments, trainer: Any) -> None:
         raise PromptTuningError(
             "recipe is auto, which trains a field of prompts; use FieldTrainer(backbone, args, prompt_config, …), or "
             "give another recipe."
-        )
-
-
-def warn_of_start(args: TrainingArguments, init: Any) -> None:
-    """Warn if a named recipe is for prompts that start from training rows, and the prompt started otherwise."""
-    recipe = RECIPES.get(getattr(args, "recipe", None))
-    if recipe and recipe.prompt.get("prompt_tuning_init") == PromptTuningInit.EXAMPLES != init:
-        logger.warning(
-            "The recipe %s is for a prompt that starts from training rows, and this one started from %s; give "
-            'PromptTuningConfig(prompt_tuning_init="EXAMPLES"), or another recipe.',
-            *(args.recipe, init),
         )
 
 
@@ -248,24 +238,37 @@ def prompt_model(
     config: PromptTuningConfig | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: PromptTemplate | None = None,
-    seed: int = 0,
+    args: TrainingArguments | None = None,
     train_dataset: Any = None,
+    teacher: Any = None,
 ) -> SoftPrompts:
     """Return the model with its prompt. A plain backbone gets a prompt from the config, and is not frozen yet.
 
-    The prompt's vectors are drawn after `set_seed(seed)`. Raise PromptTuningError if a plain backbone has no config,
-    or the prompt cannot be made.
+    The prompt's vectors are drawn after `set_seed(args.seed)`. `train_dataset` is for a prompt that starts from rows,
+    `teacher` for one that starts from a teacher's text. Raise PromptTuningError if a plain backbone has no config, or
+    the prompt cannot be made.
     """
-    if isinstance(model, SoftPrompts):
-        return model
-    if config is None:
-        raise PromptTuningError(
-            f"model is a {type(model).__name__}; give one from get_prompt_tuning_model, "
-            "or a transformers backbone together with prompt_config."
+    if not isinstance(model, SoftPrompts):
+        if config is None or args is None:
+            raise PromptTuningError(
+                f"model is a {type(model).__name__}; give one from get_prompt_tuning_model, "
+                "or a transformers backbone together with prompt_config."
+            )
+        set_seed(args.seed)
+        options = {"frozen": False, "train_dataset": train_dataset}
+        model = get_prompt_tuning_model(model, started_by(teacher, config), tokenizer, template, **options)
+    _warn_of_start(getattr(args, "recipe", None), model.info.initialization.get("prompt_tuning_init"))
+    return model
+
+
+def _warn_of_start(name: str | None, init: Any) -> None:
+    """Warn if a named recipe is for prompts that start from training rows, and the prompt started otherwise."""
+    if name in RECIPES and RECIPES[name].prompt.get("prompt_tuning_init") == PromptTuningInit.EXAMPLES != init:
+        logger.warning(
+            "The recipe %s is for a prompt that starts from training rows, and this one started from %s; give "
+            'PromptTuningConfig(prompt_tuning_init="EXAMPLES"), or another recipe.',
+            *(name, init),
         )
-    set_seed(seed)
-    options = {"frozen": False, "train_dataset": train_dataset}
-    return get_prompt_tuning_model(model, config, tokenizer, template, **options)
 
 
 def all_callbacks(callbacks: Sequence[Any] | None, args: TrainingArguments) -> list[Any]:

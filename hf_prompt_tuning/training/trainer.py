@@ -39,7 +39,7 @@ from .hooks import check_hooks
 from .pictures import tokenizer_of
 from .publishing import Publisher
 from .push_arguments import destination
-from .teacher import Teacher, started_by
+from .teacher import Teacher
 from .teacher_rows import template_of_student
 from .teaching import teaching_of
 from .token_rows import ColumnCheck, RowEncoder
@@ -104,9 +104,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         processor, processing_class = processing_class, tokenizer_of(processing_class, teacher, train_dataset, args)
         template = setup.choose_template(template, model, processor, train_dataset, eval_dataset)
         setup.check_options(args, kwargs, compute_metrics, template)
-        config = started_by(teacher, prompt_config)
-        model = setup.prompt_model(model, config, processing_class, template, args.seed, train_dataset)
-        setup.warn_of_start(args, model.info.initialization.get("prompt_tuning_init"))
+        model = setup.prompt_model(model, prompt_config, processing_class, template, args, train_dataset, teacher)
         template = template_of_student(teacher, template, model.active_peft_config.prompt_position, processing_class)
         columns = ColumnCheck.of_run(model.get_base_model(), args, data_collator, alone=True)
         self.teaching = teaching_of(teacher, model, args, processing_class, template, data_collator)

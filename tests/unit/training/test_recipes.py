@@ -89,3 +89,13 @@ def test_the_log_says_what_is_set(tmp_path, caplog):
     args = make(tmp_path, recipe="few_shot", num_train_epochs=3)
     PromptTuningTrainer(tiny_prompt_model("llama", num_virtual_tokens=4), args)
     assert caplog.messages == ["The recipe few_shot sets per_device_train_batch_size=8, average_last=0.5."]
+
+
+def test_the_arguments_of_examples_with_another_start(tmp_path, caplog):
+    """From Python, a recipe says nothing about the prompt, which is easily overlooked."""
+    PromptTuningTrainer(tiny_prompt_model("llama"), make(tmp_path, recipe="few_shot"))
+    assert "starts from training rows" not in caplog.text
+    PromptTuningTrainer(tiny_prompt_model("llama"), make(tmp_path, recipe="examples"))
+    assert (
+        "The recipe examples is for a prompt that starts from training rows, and this one started from" in caplog.text
+    )
