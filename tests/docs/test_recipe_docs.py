@@ -20,6 +20,19 @@ def test_the_page(tmp_path, monkeypatch):
     assert trainer.end is not None and (tmp_path / "outputs/field/adapter_model.safetensors").exists()
 
 
+def test_the_page_on_few_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "backbone": tiny_model("llama", max_position_embeddings=256),
+        "tokenizer": make_tokenizer("gpt2"),
+        "template": TEMPLATE,
+    }
+    trainer = run("how-to/few-rows.md", names | {"train_rows": ROWS})["trainer"]
+    assert trainer.model.info.initialization["prompt_tuning_init"] == "EXAMPLES"
+    assert (trainer.args.learning_rate, len(trainer.model.prompt)) == (1e-2, 160)
+    assert (tmp_path / "outputs/examples/adapter_model.safetensors").exists()
+
+
 def test_the_table_has_every_recipe():
     page = (ROOT / "docs/how-to/recipe.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(RECIPES)

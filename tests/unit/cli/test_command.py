@@ -143,10 +143,11 @@ def test_numbers_that_leave_fp32_end_it_with_a_code_of_their_own(files):
 def test_a_prompt_starts_from_rows_of_the_training_file(files):
     done = command(
         "-m", "hf_prompt_tuning", files / "config.yaml", "--max_steps", "1", "--save_strategy", "no",
-        "--eval_strategy", "no", "--prompt_tuning_init", "EXAMPLES", "--num_virtual_tokens", "30",
+        "--eval_strategy", "no", "--recipe", "examples", "--num_virtual_tokens", "40",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     info = json.loads((files / "out/prompt_tuning.json").read_text())
     assert info["initialization"]["prompt_tuning_init"] == "EXAMPLES"
-    assert info["initialization"]["num_virtual_tokens"] == 30
+    assert info["initialization"]["num_virtual_tokens"] == 40
+    assert "The prompt starts from training rows, of which" in done.stderr
     assert not (files / "out" / START_FILE).exists()  # it would hold the rows' words
