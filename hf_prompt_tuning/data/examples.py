@@ -1,7 +1,7 @@
 """Write rows with their targets as the text that a prompt starts from, as a few-shot prompt has examples."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain, count
@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from .continuation import continuation_ids
-from .encoded_rows import is_of_token_ids
-from .encoding import check_kind, from_list
+from .encoding import check_kind, from_list, is_text
+from .files import ORIGIN
 from .heads import leading_ids
 from .labels import LabelReader
 from .origins import naming
+from .picture_columns import picture_columns
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
 
@@ -47,9 +48,11 @@ def example_ids(
             or does not fit the rows; or the text leaves no room.
     """
     rows = rows_of_examples(rows, template)
-    template = replace(template.with_label_words(rows), chat=None)
-    ids_of = _row_encoder(rows, template, tokenizer)
-    first = tokenizer(text + BETWEEN, add_special_tokens=False)["input_ids"] if text else []
+    # The limit of a target is one of its own tokens; here a separator may be among them.
+    template = replace(template.with_label_words(rows), chat=None, max_target_length=None)
+    between = _plain_ids(continuation_ids(tokenizer, BETWEEN), tokenizer)
+    ids_of = _row_encoder(rows, template, tokenizer, between)
+    first = [*tokenizer(text, add_special_tokens=False)["input_ids"], *between] if text else []
     if (room := length - len(first)) < 1:
         raise PromptTuningError(
             f"prompt_tuning_init is EXAMPLES, and the text before them, {text!r:.80}, takes {len(first)} tokens of "
@@ -70,19 +73,24 @@ def example_ids(
     return first + ids[-room:]
 
 
+def _plain_ids(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that are not special: a tokenizer without a line break may write <unk> for one."""
+    return [i for i in ids if i not in tokenizer.all_special_ids]
+
+
 def _row_encoder(
-    rows: Dataset, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase
+    rows: Dataset, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, between: list[int]
 ) -> Callable[[int], list[int]]:
     """Return what gives the tokens of a row by its number: source, target and what stands behind an example."""
     encoder = PromptTokenizer(template, tokenizer, is_encoder_decoder=False)
-    reader = _reader(rows, template)
-    leading, between = leading_ids(tokenizer), continuation_ids(tokenizer, BETWEEN)
+    reader, leading = _reader(rows, template), len(leading_ids(tokenizer))
 
     @cache
     def ids_of(number: int) -> list[int]:
-        with naming(rows[number], number, "training"):
-            encoded = encoder.encode(rows[number], reader=reader)["input_ids"]
-        return [*encoded[len(leading) : -1], *between]  # without EOS
+        row = rows[number]
+        with naming(row, number, "training"):
+            encoded = encoder.encode(row, reader=reader)["input_ids"]
+        return [*encoded[leading:-1], *between]  # without EOS
 
     return ids_of
 
@@ -92,22 +100,16 @@ def _report(whole: Sequence[int], kinds: Sequence[int], template: PromptTemplate
 
     `needed` is the number of tokens with one whole example of each label.
     """
-    _tell(logging.INFO, f"The prompt starts from training rows, of which {len(whole)} are whole.")
+    logger.info("The prompt starts from training rows, of which %d are whole.", len(whole))
     words = list((template.label_words or {}).values())
     missing = [words[kind] for kind in sorted(set(kinds) - {-1} - set(whole))] if words else []
     if missing or not whole:
         named = f"of {', '.join(map(repr, missing[:5]))}{', …' if missing[5:] else ''} " if missing else ""
-        _tell(
-            logging.WARNING,
-            f"num_virtual_tokens is {length}, and of the examples that the prompt starts from none {named}is whole; "
-            f"{'one of each label' if missing else 'one'} takes about {needed} tokens.",
+        logger.warning(
+            "num_virtual_tokens is %d, and of the examples that the prompt starts from none %sis whole; %s takes "
+            "about %d tokens.",
+            *(length, named, "one of each label" if missing else "one", needed),
         )
-
-
-@cache
-def _tell(level: int, message: str) -> None:
-    """Log a message once: the prompts of a field start from the same rows."""
-    logger.log(level, message)
 
 
 def rows_of_examples(rows: Any, template: Any) -> Dataset:
@@ -120,28 +122,56 @@ def rows_of_examples(rows: Any, template: Any) -> Dataset:
         )
     check_kind(rows, "training")
     rows = from_list(rows, "training") if isinstance(rows, list) else rows
-    if not isinstance(rows, Dataset) or is_of_token_ids(rows):
+    if not isinstance(rows, Dataset) or not is_text(rows, template):
         what = "rows of token ids" if isinstance(rows, Dataset) else f"of the type {type(rows).__name__}"
         raise PromptTuningError(
             f"prompt_tuning_init is EXAMPLES, and the training data is {what}; examples are drawn from a Dataset or "
             "a list of rows with the template's columns. Give these, or another start."
         )
-    template.check_columns(rows.column_names, "training", labelled=True)
-    return rows
+    if not len(rows):
+        raise PromptTuningError("prompt_tuning_init is EXAMPLES, and the training data has no rows; give some.")
+    if rows.format["type"] != "custom":  # a custom format may make columns
+        rows = rows.with_format(None)
+    columns = [column for column in rows.column_names if column != ORIGIN]
+    template.check_columns(columns, "training", labelled=True)
+    pictures = [name for name in picture_columns(rows.features) if name in template.columns]
+    if pictures:
+        raise PromptTuningError(
+            f"prompt_tuning_init is EXAMPLES, and {{{pictures[0]}}} has pictures; examples are texts. Give another "
+            "start."
+        )
+    # Others may be pictures, too, which would be decoded.
+    needed = [name for name in (*template.columns, template.label_column, ORIGIN) if name in rows.column_names]
+    return rows if rows.format["type"] == "custom" else rows.select_columns(list(dict.fromkeys(needed)))
 
 
 def target_kinds(rows: Dataset, template: PromptTemplate) -> list[int]:
-    """Return the index of each row's label, 0 for a row with free text, and -1 for a row without a target."""
-    reader = _reader(rows, template)
-    needed = [template.label_column] if template.is_classification else template.target_columns
-    kinds = []
-    for row in rows.select_columns(needed or rows.column_names):
-        if template.is_classification:
-            label = template.label_index(row, reader)
-            kinds.append(-1 if label is None else label)
-        else:
-            kinds.append(-1 if template.target_text(row) is None else 0)
+    """Return the index of each row's label, 0 for a row with free text, and -1 for a row without a target.
+
+    Raise PromptTuningError, which names the row, if a label has no words.
+    """
+    if not template.is_classification:
+        columns = template.target_columns
+        if not columns:
+            return [0] * len(rows)
+        return [-1 if template.target_text(row) is None else 0 for row in _only(rows, columns)]
+    reader, column = _reader(rows, template), template.label_column
+    kinds: list[int] = []
+    known: dict[Any, int] = {}
+    for number, row in enumerate(_only(rows, [column])):
+        value = row[column]
+        key = value if isinstance(value, Hashable) else repr(value)
+        if key not in known:
+            with naming(rows[number], number, "training"):
+                label = template.label_index(row, reader)
+            known[key] = -1 if label is None else label
+        kinds.append(known[key])
     return kinds
+
+
+def _only(rows: Dataset, columns: Sequence[str]) -> Iterable[Mapping[str, Any]]:
+    """Return rows of these columns alone, so that no others are decoded; all of a format that makes columns."""
+    return rows if rows.format["type"] == "custom" else rows.select_columns(list(columns))
 
 
 def _reader(rows: Dataset, template: PromptTemplate) -> LabelReader | None:

@@ -32,7 +32,7 @@ from ..layouts.base import IGNORED
 from ..layouts.sharing import of_all_parts
 from ..layouts.traits import token_scale
 from ..models import vocabulary
-from ..models.initialization import PRIVATE, made_again
+from ..models.initialization import is_private, made_again
 from ..models.load import load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
@@ -168,8 +168,8 @@ def _add_moves(
     if start is None:
         start = made_again(model.info.initialization, len(vectors), embed, tokenizer, token_scale(model.base_model))
     if start is None:
-        is_private = model.info.initialization.get("prompt_tuning_init") in PRIVATE
-        why = "not saved, because they are words that may be private" if is_private else "not known"
+        private = is_private(model.info.initialization)
+        why = "not saved, because they are words that may be private" if private else "not known"
         inspection.notes["moved"] = f"the vectors that the prompt started from are {why}"
         return
     start = start.to(vectors.device)

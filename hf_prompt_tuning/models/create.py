@@ -87,9 +87,24 @@ def _completed(
         )
     if config.label_words is None and template is not None and template.label_words:
         config.label_words = list(template.label_words.values())
-    if config.prompt_tuning_init == PromptTuningInit.EXAMPLES and train_dataset is not None:
-        tokenizer = tokenizer_of(config, "prompt_tuning_init is EXAMPLES")
-        text = config.prompt_tuning_init_text
-        ids = example_ids(train_dataset, template, tokenizer, config.num_virtual_tokens, text)
-        config.example_token_ids = tuple(ids)
+    if config.example_token_ids is None:
+        config.example_token_ids = drawn_examples(config, config.tokenizer, template, train_dataset)
     return config
+
+
+def drawn_examples(
+    config: PromptTuningConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: PromptTemplate | None,
+    train_dataset: Any,
+) -> tuple[int, ...] | None:
+    """Draw the tokens that a prompt of `EXAMPLES` starts from; None for other starts, and without rows.
+
+    Raise PromptTuningError if there is no tokenizer, or as `example_ids` does.
+    """
+    if config.prompt_tuning_init != PromptTuningInit.EXAMPLES or train_dataset is None:
+        return None
+    if tokenizer is None:
+        tokenizer = tokenizer_of(config, "prompt_tuning_init is EXAMPLES")
+    length, text = config.num_virtual_tokens, config.prompt_tuning_init_text
+    return tuple(example_ids(train_dataset, template, tokenizer_in(tokenizer), length, text))

@@ -24,8 +24,6 @@ from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..prompts.files import CONFIG_FILE, SavedPrompt, read_prompt
 from ..prompts.foreign import import_prompt
 
-PRIVATE = (PromptTuningInit.TEACHER, PromptTuningInit.EXAMPLES)
-"""Starts whose words, of a text or of rows, may be private: neither they nor their vectors are saved."""
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -69,7 +67,15 @@ def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
 
 def is_saved(initialization: Mapping[str, Any]) -> bool:
     """Tell whether a prompt's start is saved: its record is not enough, and it is no text of a teacher or of rows."""
-    return initialization.get("prompt_tuning_init") not in PRIVATE and not can_be_made_again(initialization)
+    return not is_private(initialization) and not can_be_made_again(initialization)
+
+
+def is_private(initialization: Mapping[str, Any]) -> bool:
+    """Tell whether a prompt started from words that may be private, of a teacher's text or of training rows.
+
+    Neither they nor their vectors are saved, nor what tells them: the words that are nearest to the prompt.
+    """
+    return initialization.get("prompt_tuning_init") in (PromptTuningInit.TEACHER, PromptTuningInit.EXAMPLES)
 
 
 def made_again(

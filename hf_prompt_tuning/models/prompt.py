@@ -129,6 +129,7 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
     else:
         head = head_embeddings(config.head, backbone) if config.head else head
         vectors = initial_prompt(config, words, token_scale(backbone))
+        config.example_token_ids = None  # trackers write a model's config down
     vectors = vectors.to(embedding_device(words), torch.float32)
     initialization = config.initialization()
     if not config.inference_mode:

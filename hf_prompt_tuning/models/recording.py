@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from ..prompts.info import numbers_of
+from .initialization import is_private
 from .scoring import loss_history
 from .soft_prompts import SoftPrompts
 from .vocabulary import nearest_words
@@ -33,6 +34,7 @@ def describe_run(
 ) -> None:
     """Write hyperparameters, losses and nearest words of the active prompt into its `info`.
 
+    No nearest words are written of a prompt whose start is private: they would be the words that are not to be saved.
     `name` is the prompt's name in the log, if several prompts train together.
     """
     values = {name: getattr(args, name) for name in RECORDED}
@@ -45,7 +47,7 @@ def describe_run(
         values["average_last"] = args.average_last
     model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}
     model.info.history = loss_history(state.log_history, name)
-    if tokenizer is not None:
+    if tokenizer is not None and not is_private(model.info.initialization):
         model.info.nearest_words = nearest_words(model.prompt, model.word_embeddings, tokenizer)
 
 

@@ -93,8 +93,9 @@ def push(
     exist. `create_pr` opens a pull request instead of committing to the branch. Raise PromptPushError if the Hub
     rejects the push or cannot be reached.
     """
-    if not to.private and any(_starts_from_rows(file) for file in folder.rglob(INFO_FILE)):
-        _warn_of_rows(to.repo_id)
+    if not to.private:
+        for start in {_start_from_rows(file) for file in folder.rglob(INFO_FILE)} - {None}:
+            _warn_of_rows(to.repo_id, start)
     with explained(to.repo_id):
         if not create_pr:
             _make_branch(to)
@@ -144,14 +145,16 @@ def check_access(to: Destination) -> None:
             make_repository(to)  # only the Hub knows whether the user may push there
 
 
-def _starts_from_rows(file: Path) -> bool:
+def _start_from_rows(file: Path) -> str | None:
+    """Return the hash of the start of the prompt that a file describes, if it started from training rows."""
     initialization = json.loads(file.read_bytes()).get("initialization") or {}
-    return initialization.get("prompt_tuning_init") == PromptTuningInit.EXAMPLES
+    from_rows = initialization.get("prompt_tuning_init") == PromptTuningInit.EXAMPLES
+    return str(initialization.get("hash")) if from_rows else None
 
 
 @cache
-def _warn_of_rows(repo_id: str) -> None:
-    """Warn once of a repository: a run may push many times."""
+def _warn_of_rows(repo_id: str, start: str) -> None:
+    """Warn once of a prompt with this start: a run may push it many times."""
     logger.warning(
         "The prompt that is pushed to %r started from training rows (EXAMPLES), and whoever loads it can read their "
         "words in its vectors. If they are not for everyone, keep the repository private (private=True, "

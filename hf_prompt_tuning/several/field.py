@@ -19,11 +19,10 @@ from ..errors import PromptTuningError
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from .task import PromptTask
 
-LOWEST_RATE, DEFAULT_RATE, HIGHEST_RATE = 0.003, 0.03, 0.3
+DEFAULT_RATE, EXAMPLES_RATE, WIDTH = 0.03, 0.01, 10
+"""The rate that is known to work, that of a start from training rows, and how far a field goes below and above."""
 NUMBERS_OF_RATES = (5, 3)
-"""How many learning rates a field may have. Odd numbers: the default of 0.03 is the middle one."""
-DEFAULT_RATES = {PromptTuningInit.EXAMPLES: 0.01}
-"""The rate by which a start is known to work, where that is not 0.03."""
+"""How many learning rates a field may have. Odd numbers: the one that is known to work is in the middle."""
 TWO, ONE = 2, 1
 """How many prompts the last round leaves: two that are compared at the end, or one."""
 LONGEST_ROUNDS = 0.5
@@ -100,10 +99,9 @@ def cost(size: int, rounds: Sequence[Round], steps: int) -> float:
     return (total + size * (steps - begin)) / steps
 
 
-def learning_rates(number: int) -> list[float]:
-    """Return learning rates between 0.003 and 0.3, evenly on a logarithmic scale."""
-    ratio = HIGHEST_RATE / LOWEST_RATE
-    return [float(f"{LOWEST_RATE * ratio ** (i / (number - 1)):.4g}") for i in range(number)]
+def learning_rates(number: int, middle: float = DEFAULT_RATE) -> list[float]:
+    """Return learning rates from a tenth of `middle` to ten times it, evenly on a logarithmic scale."""
+    return [float(f"{middle / WIDTH * WIDTH ** (2 * i / (number - 1)):.4g}") for i in range(number)]
 
 
 def starts(config: PromptTuningConfig, template: RowTemplate, seed: int) -> list[tuple[PromptTuningConfig, int]]:
@@ -148,13 +146,13 @@ def plan_field(
     for number in NUMBERS_OF_RATES:
         size = number * len(shapes)
         if (share := share_of_round(size, budget, left)) >= SHORTEST_ROUND - 1e-9:
-            members, distances, rates = [], {}, learning_rates(number)
-            default = DEFAULT_RATES.get(config.prompt_tuning_init, DEFAULT_RATE)
-            nearest = min(range(number), key=lambda i: abs(math.log(rates[i] / default)))
+            members, distances = [], {}
+            from_rows = config.prompt_tuning_init == PromptTuningInit.EXAMPLES
+            rates = learning_rates(number, EXAMPLES_RATE if from_rows else DEFAULT_RATE)
             for (prompt, own_seed, start), (i, rate) in product(shapes, enumerate(rates)):
                 name = f"prompt_{len(members) + 1}"
                 members.append(PromptTask(name, prompt, learning_rate=rate, seed=own_seed))
-                distances[name] = abs(i - nearest), start
+                distances[name] = abs(i - number // 2), start
             return Field(members, distances, share, left)
     needed = left + SHORTEST_ROUND * _beyond(list(halvings(size, left)), left)
     raise PromptTuningError(

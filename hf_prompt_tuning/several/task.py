@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
-from ..models.create import add_prompt, get_prompt_tuning_model
+from ..models.create import add_prompt, drawn_examples, get_prompt_tuning_model
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
-from ..prompts.config import check_name
+from ..prompts.config import PromptTuningConfig, check_name
 from ..training.arguments import PromptTuningArguments
 
 OF_TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
@@ -98,11 +98,19 @@ def model_with_prompts(
     check_names(tasks)
     check_writes_text(backbone)
     model = None
+    drawn: dict[tuple, Any] = {}  # the prompts of a field have few starts
     for task in tasks:
         with torch.random.fork_rng():
             torch.manual_seed(seed if task.seed is None else task.seed)
-            config = replace(task.config)  # a copy, because the calls below fill in values of this prompt
-            of_task = {"adapter_name": task.name, "template": task.template, "train_dataset": task.train_dataset}
+            # A copy, because the calls below fill in values of this prompt.
+            config = PromptTuningConfig.from_peft(task.config)
+            rows = (config, tokenizer, task.template, task.train_dataset)
+            values = config.prompt_tuning_init, config.num_virtual_tokens, config.prompt_tuning_init_text
+            start = (task.seed, *values, *map(id, rows[1:]))
+            if start not in drawn:
+                drawn[start] = drawn_examples(*rows)
+            config.example_token_ids = drawn[start]
+            of_task = {"adapter_name": task.name, "template": task.template}
             if model is None:
                 model = get_prompt_tuning_model(backbone, config, tokenizer, **of_task, frozen=False)
             else:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ...errors import PromptTuningError
+from ...models.initialization import is_private
 from ...models.soft_prompts import SoftPrompts
 from ...models.vocabulary import nearest_words
 from .watched import mean_word_norm, prompt_vectors, watched
@@ -18,7 +19,8 @@ class PromptMonitorCallback(TrainerCallback):
     - `prompt/norm_vs_vocabulary`: that norm, divided by the mean norm of the vocabulary's vectors.
     - `prompt/moved`: mean distance from the start of this run.
     - `prompt/gradient_norm`: norm of the gradient after clipping, as the optimizer gets it.
-    - `prompt/nearest_words`: a line of text; only with a tokenizer.
+    - `prompt/nearest_words`: a line of text; only with a tokenizer, and not of a start that is private (`EXAMPLES`,
+      `TEACHER`).
 
     If several prompts train together, each has its own values: `prompt/NAME/norm`, and so on.
 
@@ -85,7 +87,7 @@ class PromptMonitorCallback(TrainerCallback):
         }
         if name in self._gradient_norms:
             values["gradient_norm"] = self._gradient_norms[name].item()
-        if self.tokenizer is not None:
+        if self.tokenizer is not None and not is_private(model.prompt_info[name].initialization):
             words_by_position = nearest_words(vectors, model.word_embeddings, self.tokenizer, how_many=1)
             values["nearest_words"] = " | ".join(words[0][0].strip() for words in words_by_position)
         return values

@@ -1,13 +1,17 @@
 """A prompt that starts from training rows starts as these rows, written as they are read in training."""
 
+import json
+
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
 from hf_prompt_tuning import (
     ChatFormat,
     EnsembleTrainer,
     FieldTrainer,
+    MultiPromptTrainer,
+    PromptMonitorCallback,
     PromptTask,
     PromptTemplate,
     PromptTuningArguments,
@@ -20,6 +24,7 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.data.examples import example_ids
 from hf_prompt_tuning.data.tokenization import PromptTokenizer
 from hf_prompt_tuning.models.create import add_prompt
+from hf_prompt_tuning.models.vocabulary import nearest_words
 from hf_prompt_tuning.prompts.files import START_FILE
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 
@@ -196,17 +201,33 @@ def test_the_default_length():
     assert PromptTuningConfig(num_virtual_tokens=7, **EXAMPLES).num_virtual_tokens == 7
 
 
-def test_no_file_has_the_rows(tokenizer, messages, tmp_path):
-    """Training rows may be private: neither their words nor the vectors of their words are saved beside the prompt."""
-    model = get_prompt_tuning_model(
-        tiny_model("llama"), PromptTuningConfig(**EXAMPLES), tokenizer, TEMPLATE, train_dataset=messages
-    )
-    model.save_pretrained(tmp_path)
-    assert not (tmp_path / START_FILE).exists()
-    texts = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.suffix in (".json", ".md")}
-    assert [name for name, text in texts.items() if b"never came" in text or b"example_token_ids" in text] == []
-    assert "rows of the training data" in texts["README.md"].decode()
-    loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("llama"))
+def test_no_file_of_a_trained_prompt_has_the_rows(tokenizer, messages, tmp_path):
+    """Training rows may be private: neither their words, nor what tells them, is written beside the prompt.
+
+    The nearest words of a trained prompt are those that it started from. The one example row of every card is apart.
+    """
+    run = {"train_dataset": messages, "processing_class": tokenizer, "template": TEMPLATE}
+    args = arguments(tmp_path / "run", learning_rate=1e-3)
+    config = PromptTuningConfig(num_virtual_tokens=60, **EXAMPLES)
+    trainer = PromptTuningTrainer(tiny_model("llama"), args, prompt_config=config, **run)
+    trainer.add_callback(PromptMonitorCallback(trainer, every=2, tokenizer=tokenizer))
+    nearest = nearest_words(trainer.model.prompt, trainer.model.word_embeddings, tokenizer, how_many=1)
+    assert "Label" in "".join(words[0][0] for words in nearest)  # so they could be read there
+    trainer.train()
+    trainer.model.info.example = {}
+    trainer.save_model(tmp_path / "prompt")
+    assert not (tmp_path / "prompt" / START_FILE).exists()
+    saved = [file for file in (tmp_path / "prompt").iterdir() if file.suffix in (".json", ".md")]
+    texts = {file.name: file.read_text() for file in saved}
+    assert "rows of the training data" in texts["README.md"]
+    assert "nearest" not in texts["README.md"].lower()
+    info = json.loads(texts["prompt_tuning.json"])
+    assert not info.get("nearest_words")
+    assert not any("example_token_ids" in text for text in texts.values())
+    assert not any("prompt/nearest_words" in log for log in trainer.state.log_history)
+    assert any("prompt/moved" in log for log in trainer.state.log_history)
+    assert trainer.model.peft_config["default"].example_token_ids is None  # trackers write a model's config down
+    loaded, *_ = load_prompt(tmp_path / "prompt", backbone=tiny_model("llama"))
     assert loaded.info.initialization.keys() == {"num_virtual_tokens", "prompt_tuning_init", "hash"}
 
 
@@ -220,6 +241,36 @@ def test_a_second_prompt(tokenizer, messages):
     assert torch.equal(model.prompt_encoder["second"].embedding.weight, embed(torch.tensor(ids)))
 
 
+@pytest.mark.parametrize("format", ["torch", "numpy", "pandas", "arrow"])
+def test_rows_of_any_format(messages, format):
+    """As in training, rows are read as plain values, whatever they are formatted as."""
+    rows = Dataset.from_list([row | {"label": int(row["label"]), "other": [1, 2]} for row in messages])
+    assert texts_of(rows.with_format(format)) == texts_of(rows) == texts_of(messages)
+    assert texts_of(rows.with_format(None, columns=["message"])) == texts_of(messages)
+
+
+def test_other_columns_are_not_read(messages):
+    """A column that the template does not name may be pictures: none is decoded."""
+    features = Features({"message": Value("string"), "label": Value("string"), "seen": Image()})
+    rows = Dataset.from_list([row | {"seen": {"path": "missing.png", "bytes": None}} for row in messages], features)
+    assert texts_of(rows) == texts_of(messages)
+    template = PromptTemplate("{message} {seen}", label_column="label")
+    with pytest.raises(PromptTuningError, match=r"\{seen\} has pictures; examples are texts"):
+        example_ids(rows, template, make_tokenizer("gpt2"), 20)
+
+
+def test_token_ids_beside_the_columns_are_left(messages):
+    rows = [row | {"input_ids": [5, 6], "labels": [5, 6]} for row in messages]
+    assert texts_of(rows) == texts_of(messages)
+
+
+def test_a_limit_of_targets_is_not_of_examples(messages):
+    """A separator is a token here, and none in an encoder-decoder's target."""
+    template = PromptTemplate("{message}", label_column="label", label_words=TEMPLATE.label_words, max_target_length=1)
+    free = PromptTemplate("{message}", label_column="label", label_words=TEMPLATE.label_words)
+    assert texts_of(messages, template=template) == texts_of(messages, template=free)
+
+
 STREAM = IterableDataset.from_generator(lambda: iter([{"message": "a", "label": "1"}]))
 
 
@@ -230,9 +281,9 @@ STREAM = IterableDataset.from_generator(lambda: iter([{"message": "a", "label": 
         (STREAM, TEMPLATE, "the training data is of the type IterableDataset; examples are drawn from a D"),
         ([{"input_ids": [1, 2], "labels": [1, 2]}], TEMPLATE, "the training data is rows of token ids"),
         ([{"message": "a", "label": None}], TEMPLATE, "no training row has a target"),
-        ([], FREE, "no training row has a target|no column of the training data"),
+        ([], FREE, "the training data has no rows; give some"),
         ([{"text": "a", "label": "1"}], TEMPLATE, r"field \{message\} is no column of the training data"),
-        ([{"message": "a", "label": "3"}], TEMPLATE, "the label '3' .* has no words"),
+        ([{"message": "a", "label": "3"}], TEMPLATE, "row 1 of the training data: the label '3' .* has no words"),
         ([{"message": "a", "label": "1"}], None, "the template is a NoneType; examples are made of rows"),
         ({"train": []}, TEMPLATE, "the training data is a dict"),
     ],
@@ -261,6 +312,27 @@ def start_of(rows, tokenizer, seed, length=30):
     embed = tiny_model("llama").get_input_embeddings()
     torch.manual_seed(seed)
     return embed(torch.tensor(example_ids(rows, TEMPLATE, tokenizer, length)))
+
+
+def test_each_task_starts_from_its_own_rows(tokenizer, messages, tmp_path):
+    config = PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES)
+    halves = {"first": messages[:6], "second": messages[6:]}
+    tasks = [PromptTask(name, config, rows, template=TEMPLATE, seed=3) for name, rows in halves.items()]
+    drawn = PromptTuningConfig(num_virtual_tokens=30)
+    tasks.insert(1, PromptTask("drawn", drawn, messages[:6], template=TEMPLATE, seed=3))
+    trainer = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), tasks, processing_class=tokenizer)
+    for name, rows in halves.items():
+        assert torch.equal(trainer.prompts[name], start_of(rows, tokenizer, 3))
+
+
+def test_a_field_draws_twice(tokenizer, messages, tmp_path, caplog):
+    """Its ten prompts have two starts, and the log says it of each."""
+    caplog.set_level("INFO", "hf_prompt_tuning")
+    config = PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES)
+    run = {"processing_class": tokenizer, "train_dataset": messages, "template": TEMPLATE}
+    field = FieldTrainer(tiny_model("llama"), arguments(tmp_path, recipe="auto"), config, **run)
+    assert len(field.tasks) == 10
+    assert caplog.text.count("The prompt starts from training rows, of which") == 2
 
 
 def test_trainers_that_make_the_prompt_give_their_rows(tokenizer, messages, tmp_path):

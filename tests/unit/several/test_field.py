@@ -46,14 +46,17 @@ class TestPlan:
         assert (near.learning_rate, near.config.prompt_tuning_init.value) == (0.03, "CLASS_LABELS")
         assert far.learning_rate in (0.003, 0.3) and far.config.prompt_tuning_init.value == "SAMPLE_VOCAB"
 
-    @pytest.mark.parametrize(("budget", "rate"), [(4.0, 0.009487), (2.5, 0.03)])
-    def test_starts_from_rows_are_two_draws_and_known_by_a_lower_rate(self, budget, rate):
+    @pytest.mark.parametrize(
+        ("budget", "rates"), [(4.0, [0.001, 0.003162, 0.01, 0.03162, 0.1]), (2.5, [0.001, 0.01, 0.1])]
+    )
+    def test_starts_from_rows_are_two_draws_and_known_by_a_lower_rate(self, budget, rates):
         field = plan_field(PromptTuningConfig(prompt_tuning_init="EXAMPLES"), LABELS, None, 42, budget)
         starts = Counter((task.config.prompt_tuning_init.value, task.seed) for task in field.members)
         assert starts.keys() == {("EXAMPLES", 42), ("EXAMPLES", 43)} and len(set(starts.values())) == 1
+        assert sorted({task.learning_rate for task in field.members}) == rates
         nearest = min(field.distances, key=field.distances.get)
         task = next(task for task in field.members if task.name == nearest)
-        assert (field.distances[nearest], task.learning_rate, task.seed) == ((0, 0), rate, 42)
+        assert (field.distances[nearest], task.learning_rate, task.seed) == ((0, 0), 0.01, 42)
 
     @pytest.mark.parametrize("steps", [10, 33, 59, 100, 1234])
     @pytest.mark.parametrize("budget", [2.5, 2.7, 3.0, 3.7, 4.0, 6.0, 20.0])
