@@ -51,7 +51,7 @@ def slow_scores(backbone, rows, label_token_ids, before=()):
 
 
 def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_alone(split, tokenizer):
-    backbone = tiny_model("llama")
+    backbone = tiny_model("llama", max_position_embeddings=512)
     before = copy.deepcopy(backbone.state_dict())
     found = {
         name: measure(name, backbone, tokenizer, split, rate_of(name), epochs=2, points=3, watched=5)[name]
