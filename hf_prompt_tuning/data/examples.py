@@ -45,7 +45,7 @@ def example_ids(
 
     Raises:
         PromptTuningError: the rows are a stream, of token ids, or without any target; the template is of another kind,
-            or does not fit the rows; or the text leaves no room.
+            does not fit the rows, or has pictures; or the text leaves no room.
     """
     rows = rows_of_examples(rows, template)
     # The limit of a target is one of its own tokens; here a separator may be among them.
