@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ def model_with_prompts(
         with torch.random.fork_rng():
             torch.manual_seed(seed if task.seed is None else task.seed)
             # A copy, because the calls below fill in values of this prompt.
-            config = PromptTuningConfig.from_peft(task.config)
+            config = PromptTuningConfig.from_peft(replace(task.config))
             rows = (config, tokenizer, task.template, task.train_dataset)
             values = config.prompt_tuning_init, config.num_virtual_tokens, config.prompt_tuning_init_text
             start = (task.seed, *values, *map(id, rows[1:]))
