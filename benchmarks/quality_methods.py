@@ -39,6 +39,7 @@ from hf_prompt_tuning import (
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
+from hf_prompt_tuning.data.examples import BETWEEN
 from hf_prompt_tuning.data.tokenization import leading_ids
 from hf_prompt_tuning.models.backbone import forget_gguf
 from hf_prompt_tuning.training.recipes import RECIPES
@@ -48,8 +49,6 @@ ORDERS = 5
 """The number of prompts that see the rows in other orders."""
 EXAMPLES = 8
 """The number of examples in context."""
-BETWEEN = "\n\n"
-"""What stands behind each example in context."""
 
 
 @dataclass
