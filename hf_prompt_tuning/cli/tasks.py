@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from ..data.chat_tokenization import RowTemplate
 from ..errors import PromptTuningError
-from ..prompts.config import check_name
+from ..prompts.config import PromptTuningInit, check_name
 from ..several.task import OF_TRAINING, PromptTask
 from ..several.trainer import MultiPromptTrainer
 from ..training.arguments import PromptTuningArguments
@@ -163,6 +163,8 @@ def ensemble_members(args: PromptArguments, seed: int, token: str | None = None)
         own = {name: values[i] for name, values in lists.items()}
         fields = {"num_virtual_tokens": "prompt_lengths", "prompt_tuning_init": "prompt_tuning_inits"}
         changes = {field: own[name] for field, name in fields.items() if name in own}
+        if changes.get("prompt_tuning_init", PromptTuningInit.PROMPT) != PromptTuningInit.PROMPT:
+            changes |= dict.fromkeys(("init_prompt", "init_prompt_revision", "init_prompt_subfolder"))  # of the others
         config = dataclasses.replace(args, **changes).config(None, token)
         seeds = {"seed": own.get("prompt_seeds", seed + i), "data_seed": own.get("data_seeds")}
         members.append(PromptTask(f"prompt_{i + 1}", config, learning_rate=own.get("learning_rates"), **seeds))

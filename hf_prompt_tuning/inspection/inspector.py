@@ -32,11 +32,12 @@ from ..layouts.base import IGNORED
 from ..layouts.sharing import of_all_parts
 from ..layouts.traits import token_scale
 from ..models import vocabulary
-from ..models.initialization import is_private, made_again
+from ..models.initialization import made_again
 from ..models.load import load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import start_in_words
+from ..prompts.config import private_start
 from .comparison import compare_vectors
 from .effects import attention_to_prompt, quality, quality_without_each
 from .results import Inspection, Move, Position, PromptInspection, Word
@@ -168,7 +169,7 @@ def _add_moves(
     if start is None:
         start = made_again(model.info.initialization, len(vectors), embed, tokenizer, token_scale(model.base_model))
     if start is None:
-        private = is_private(model.info.initialization)
+        private = private_start(model.info.initialization) is not None
         why = "not saved, because they are words that may be private" if private else "not known"
         inspection.notes["moved"] = f"the vectors that the prompt started from are {why}"
         return

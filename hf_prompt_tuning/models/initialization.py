@@ -20,7 +20,7 @@ from ..data.tokenization import continuation_ids
 from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
 from ..layouts.sharing import embedding_device, whole
-from ..prompts.config import PromptTuningConfig, PromptTuningInit
+from ..prompts.config import PromptTuningConfig, PromptTuningInit, private_start
 from ..prompts.files import CONFIG_FILE, SavedPrompt, read_prompt
 from ..prompts.foreign import import_prompt
 
@@ -67,15 +67,7 @@ def can_be_made_again(initialization: Mapping[str, Any]) -> bool:
 
 def is_saved(initialization: Mapping[str, Any]) -> bool:
     """Tell whether a prompt's start is saved: its record is not enough, and it is no text of a teacher or of rows."""
-    return not is_private(initialization) and not can_be_made_again(initialization)
-
-
-def is_private(initialization: Mapping[str, Any]) -> bool:
-    """Tell whether a prompt started from words that may be private, of a teacher's text or of training rows.
-
-    Neither they nor their vectors are saved, nor what tells them: the words that are nearest to the prompt.
-    """
-    return initialization.get("prompt_tuning_init") in (PromptTuningInit.TEACHER, PromptTuningInit.EXAMPLES)
+    return private_start(initialization) is None and not can_be_made_again(initialization)
 
 
 def made_again(
@@ -234,6 +226,13 @@ def saved_start(config: PromptTuningConfig) -> SavedPrompt | None:
         return read_prompt(prompt / subfolder) if (prompt / subfolder / CONFIG_FILE).is_file() else None
     where = {"revision": config.init_prompt_revision, "subfolder": subfolder, "token": config.init_prompt_token}
     return read_prompt(config.init_prompt, **where)
+
+
+def inherited_start(config: PromptTuningConfig) -> dict[str, str]:
+    """Return what a prompt's initialisation records of the prompt that it goes on from: a private start, if any."""
+    saved = saved_start(config)
+    start = None if saved is None or saved.info is None else private_start(saved.info.initialization)
+    return {} if start is None else {"private_start": start.value}
 
 
 def _saved_vectors(config: PromptTuningConfig) -> Tensor:

@@ -29,7 +29,7 @@ from ..prompts.files import SavedPrompt
 from ..prompts.info import PromptInfo
 from .backbone import is_from_gguf
 from .classifiers import fill_head
-from .initialization import can_be_made_again, initial_prompt
+from .initialization import can_be_made_again, inherited_start, initial_prompt
 from .places import head_embeddings
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
         vectors = initial_prompt(config, words, token_scale(backbone))
         config.example_token_ids = None  # trackers write a model's config down
     vectors = vectors.to(embedding_device(words), torch.float32)
-    initialization = config.initialization()
+    initialization = config.initialization() | inherited_start(config)
     if not config.inference_mode:
         start = vectors.detach().cpu().clone()
         if not can_be_made_again(initialization):

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
+from ..prompts.config import private_start
 from ..prompts.info import numbers_of
-from .initialization import is_private
 from .scoring import loss_history
 from .soft_prompts import SoftPrompts
 from .vocabulary import nearest_words
@@ -47,7 +47,7 @@ def describe_run(
         values["average_last"] = args.average_last
     model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}
     model.info.history = loss_history(state.log_history, name)
-    if tokenizer is not None and not is_private(model.info.initialization):
+    if tokenizer is not None and private_start(model.info.initialization) is None:
         model.info.nearest_words = nearest_words(model.prompt, model.word_embeddings, tokenizer)
 
 

@@ -174,16 +174,17 @@ def _fence(text: str) -> str:
 def start_in_words(info: PromptInfo) -> str:
     """Return the prompt's initialisation in words."""
     start = info.initialization
-    return {
+    private = {"TEACHER": "the first tokens of the text that teaches it", "EXAMPLES": "rows of the training data"}
+    before = private.get(str(start.get("private_start")))
+    words = private | {
         "TEXT": f"the words “{start.get('prompt_tuning_init_text')}”",
         "SAMPLE_VOCAB": f"words drawn from the {start.get('vocab_sample_size')} most common tokens",
         "FIRST_VOCAB": "the first tokens of the vocabulary",
         "CLASS_LABELS": "the label words, and words drawn from the vocabulary",
         "RANDOM": f"random numbers in ±{start.get('random_range')}",
-        "PROMPT": "another prompt",
-        "TEACHER": "the first tokens of the text that teaches it",
-        "EXAMPLES": "rows of the training data",
-    }.get(str(start.get("prompt_tuning_init")), "vectors that are not recorded")
+        "PROMPT": "another prompt" + ("" if before is None else f", which started from {before}"),
+    }
+    return words.get(str(start.get("prompt_tuning_init")), "vectors that are not recorded")
 
 
 def is_ours(card: str | None) -> bool:

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import enum
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,9 @@ class PromptTuningInit(str, enum.Enum):
 
     __str__ = str.__str__
 
+
+PRIVATE_STARTS = (PromptTuningInit.TEACHER, PromptTuningInit.EXAMPLES)
+"""Initialisations from words that may be private, of a teacher's text or of training rows."""
 
 LENGTHS = {PromptTuningInit.EXAMPLES: 160}
 """The number of vectors by default, of initialisations that need more than 20."""
@@ -80,7 +83,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
             when the prompt is made.
 
     Raises:
-        PromptTuningError: P < 1, an unknown initialisation or position, or a missing argument of the initialisation.
+        PromptTuningError: P < 1, an unknown initialisation or position, a missing argument of the initialisation, or
+            `init_prompt` beside another one.
     """
 
     num_virtual_tokens: int | None = None
@@ -161,6 +165,13 @@ class PromptTuningConfig(peft.PromptTuningConfig):
                 f"prompt_tuning_init is TEXT and prompt_tuning_init_text is {self.prompt_tuning_init_text!r}. "
                 "Give the words to start from, or use SAMPLE_VOCAB."
             )
+        if self.init_prompt and init != PromptTuningInit.PROMPT:
+            why = "" if self.prompt_tuning_init else ", because prompt_tuning_init_text is given"
+            other = "the text" if why else "prompt_tuning_init"
+            raise PromptTuningError(
+                f"init_prompt is {self.init_prompt!r}, and prompt_tuning_init is {init}{why}; a prompt has one start: "
+                f"leave init_prompt or {other} out."
+            )
         for name in ("init_prompt_revision", "init_prompt_subfolder"):
             if getattr(self, name) and not self.init_prompt:
                 raise PromptTuningError(f"{name} is {getattr(self, name)!r} without a prompt. Give init_prompt, too.")
@@ -214,6 +225,16 @@ class PromptTuningConfig(peft.PromptTuningConfig):
             PromptTuningInit.CLASS_LABELS: "label_words",
         }.get(self.prompt_tuning_init)
         return values | ({detail: getattr(self, detail)} if detail else {})
+
+
+def private_start(initialization: Mapping[str, Any]) -> PromptTuningInit | None:
+    """Return the private start that a recorded initialisation names, of the prompt or of one that it goes on from.
+
+    Neither the words of such a start nor its vectors are saved, nor what tells them: the words that are nearest to the
+    prompt.
+    """
+    names = (initialization.get("prompt_tuning_init"), initialization.get("private_start"))
+    return next((init for init in PRIVATE_STARTS if init in names), None)
 
 
 def check_adapter_name(name: Any, others: Collection[str]) -> None:

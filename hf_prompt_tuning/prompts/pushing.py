@@ -14,7 +14,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validat
 from ..errors import PromptPushError, PromptTuningError
 from ..hub.push_errors import explained
 from .card import is_ours, repository_card
-from .config import PromptTuningInit
+from .config import PromptTuningInit, private_start
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .files import CONFIG_FILE
 from .info import INFO_FILE
@@ -146,9 +146,9 @@ def check_access(to: Destination) -> None:
 
 
 def _start_from_rows(file: Path) -> str | None:
-    """Return the hash of the start of the prompt that a file describes, if it started from training rows."""
+    """Return the hash of the start of the prompt that a file describes, if that, or an earlier one, is of rows."""
     initialization = json.loads(file.read_bytes()).get("initialization") or {}
-    from_rows = initialization.get("prompt_tuning_init") == PromptTuningInit.EXAMPLES
+    from_rows = private_start(initialization) == PromptTuningInit.EXAMPLES
     return str(initialization.get("hash")) if from_rows else None
 
 

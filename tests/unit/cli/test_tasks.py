@@ -157,6 +157,10 @@ class TestMembers:
         assert [m.config.initialization()["prompt_tuning_init"] for m in found] == ["RANDOM", "FIRST_VOCAB"]
         assert [m.config.num_virtual_tokens for m in found] == [4, 8]
 
+    def test_a_prompt_to_start_from_is_of_those_that_start_from_one(self):
+        found = self.members("--init_prompt", "p", "--prompt_tuning_inits", "PROMPT", "RANDOM")
+        assert [m.config.init_prompt for m in found] == ["p", None]
+
     def test_orders_of_their_own(self):
         found = self.members("--data_seeds", "0", "1", "7", "--prompt_tuning_init_text", "yes or no")
         assert [(m.data_seed, m.seed) for m in found] == [(0, 5), (1, 6), (7, 7)]

@@ -231,6 +231,27 @@ def test_no_file_of_a_trained_prompt_has_the_rows(tokenizer, messages, tmp_path)
     assert loaded.info.initialization.keys() == {"num_virtual_tokens", "prompt_tuning_init", "hash"}
 
 
+def test_a_prompt_that_goes_on_from_rows_keeps_them_too(tokenizer, messages, tmp_path):
+    """Its vectors still tell the rows, so nothing else of it does, over two prompts and a second training."""
+    run = {"train_dataset": messages, "processing_class": tokenizer, "template": TEMPLATE}
+    config = PromptTuningConfig(num_virtual_tokens=60, **EXAMPLES)
+    for name in ("first", "second", "third"):
+        trainer = PromptTuningTrainer(
+            tiny_model("llama"), arguments(tmp_path / "run", learning_rate=1e-3), prompt_config=config, **run
+        )
+        trainer.train()
+        trainer.save_model(tmp_path / name)
+        assert not (tmp_path / name / START_FILE).exists()
+        info = json.loads((tmp_path / name / "prompt_tuning.json").read_text())
+        assert not info.get("nearest_words")
+        config = PromptTuningConfig(init_prompt=str(tmp_path / name))
+    assert info["initialization"]["prompt_tuning_init"] == "PROMPT"
+    assert info["initialization"]["private_start"] == "EXAMPLES"
+    assert (
+        "another prompt, which started from rows of the training data" in (tmp_path / name / "README.md").read_text()
+    )
+
+
 def test_a_second_prompt(tokenizer, messages):
     model = get_prompt_tuning_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=2), tokenizer)
     torch.manual_seed(2)

@@ -112,6 +112,14 @@ def test_defaults():
         ({"prompt_tuning_init": "WORDS"}, "prompt_tuning_init is 'WORDS'; use one of TEXT"),
         ({"prompt_tuning_init": "TEXT"}, "prompt_tuning_init_text is None. Give the words"),
         ({"prompt_tuning_init": "PROMPT"}, "init_prompt is not given"),
+        (
+            {"init_prompt": "p", "prompt_tuning_init": "EXAMPLES"},
+            "'p', and prompt_tuning_init is EXAMPLES; a prompt has",
+        ),
+        (
+            {"init_prompt": "p", "prompt_tuning_init_text": "x"},
+            "is TEXT, because prompt_tuning_init_text is given; a prompt has one start: leave init_prompt or the text",
+        ),
         ({"prompt_tuning_init_text": "x"}, "which needs a tokenizer"),
         ({"prompt_tuning_init": "CLASS_LABELS"}, "there are no label words"),
         ({"prompt_tuning_init": "FIRST_VOCAB", "num_virtual_tokens": 401}, "rows of a vocabulary of 400"),

@@ -211,3 +211,6 @@ def test_a_prompt_of_training_rows_is_pushed_with_a_warning(hub, tokenizer, mess
     model.push_to_hub("alice/rows")
     model.push_to_hub("alice/rows")
     assert caplog.text.count("pushed to 'alice/rows' started from training rows (EXAMPLES)") == 1
+    again = get_prompt_tuning_model(tiny_model("llama"), PromptTuningConfig(init_prompt="alice/rows"), tokenizer)
+    again.push_to_hub("alice/later")
+    assert caplog.text.count("pushed to 'alice/later' started from training rows (EXAMPLES)") == 1
