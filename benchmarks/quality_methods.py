@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -107,7 +108,7 @@ class Run:
         """Train several prompts at once. The curve has their end alone: only then it is known which ones are kept."""
         self.watch.points = 0
         template = self.ranker.encoder.template
-        given = {"train_dataset": self.rows, "processing_class": self.tokenizer, "template": template}
+        given = {"train_dataset": self.raw, "processing_class": self.tokenizer, "template": template}
         return self.train(kind, self.backbone, args, **given, **options)
 
     def config(self, **values: Any) -> PromptTuningConfig:
@@ -190,11 +191,11 @@ def ours(
     )
 
 
-def auto(run: Run) -> None:
-    """Train the recipe auto, which sees more rows."""
+def auto(run: Run, prompt: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Train the recipe auto, which sees more rows. `prompt` has values of the config that are not the defaults."""
     points = run.watch.points
     args = PromptTuningArguments(**run.arguments() | {"recipe": "auto"})
-    trainer = run.train_several(FieldTrainer, args, prompt_config=run.config())
+    trainer = run.train_several(FieldTrainer, args, prompt_config=run.config(**prompt))
     kept = [trainer.prompts[name].detach() for name in trainer.members]
     run.prompts = lambda: kept
     run.trained = sum(vectors.numel() for vectors in kept)
@@ -279,6 +280,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ours_averaged": Method(last_and_mean, place="auto"),
         "examples": Method(examples, place="auto"),
         "auto": Method(auto, place="auto"),
+        "auto_examples": Method(partial(auto, prompt=RECIPES["examples"].prompt), place="auto"),
         "five_orders": Method(five_orders, place="auto"),
         "five_orders_averaged": Method(five_orders, place="auto"),
         "peft_defaults": Method(of_peft, (5e-5,)),

@@ -17,6 +17,8 @@ from tests.shared.tiny_models import tiny_model
 
 LONG = "peft_article_50_epochs"
 FIVE = ("five_orders", "five_orders_averaged")
+AUTO = {"auto": 20, "auto_examples": 160}
+"""How many vectors a prompt of the recipe auto has."""
 
 
 @pytest.fixture
@@ -56,10 +58,10 @@ def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_al
     found = {
         name: measure(name, backbone, tokenizer, split, rate_of(name), epochs=2, points=3, watched=5)[name]
         for name in METHODS
-        if name != "auto"  # too few steps for its rounds
+        if name not in AUTO  # too few steps for their rounds
     }
     seen = {name: entry["rows_seen"] for name, entry in found.items()}
-    learning = {name for name in METHODS if name not in ("untuned", "in_context", "auto", LONG, *FIVE)}
+    learning = {name for name in METHODS if name not in ("untuned", "in_context", LONG, *AUTO, *FIVE)}
     assert {seen[name] for name in learning} == {24} and {seen[name] for name in FIVE} == {5 * 24}
     assert (seen["untuned"], seen["in_context"], seen[LONG]) == (0, 0, 50 * 12)
     trained = {name: entry["trained"] for name, entry in found.items()}
@@ -186,8 +188,9 @@ def test_five_orders_are_five_runs_from_one_start(split, tokenizer, adapted, tmp
         assert found[name]["accuracy"] == round(metrics["accuracy"], 4)
 
 
+@pytest.mark.parametrize("name", AUTO)
 @pytest.mark.parametrize(("few", "kind"), [(True, "one"), (False, "average"), (False, "vote")])
-def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapted, monkeypatch, few, kind):
+def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapted, monkeypatch, few, kind, name):
     made = []
 
     class Field(FieldTrainer):
@@ -201,12 +204,14 @@ def test_the_recipe_auto_is_ranked_as_its_trainer_ranks(split, tokenizer, adapte
 
     monkeypatch.setattr(quality_methods, "FieldTrainer", Field)
     monkeypatch.setattr(rows_apart, "FEW", 500 if few else 0)
-    found = measure("auto", tiny_model("llama"), tokenizer, split, None, epochs=20, points=4, watched=12)["auto"]
+    backbone = tiny_model("llama", max_position_embeddings=512)
+    found = measure(name, backbone, tokenizer, split, None, epochs=20, points=4, watched=12)[name]
     trainer, kept = made[0], {"one": 1, "average": 1, "vote": 2}[kind]
+    P = AUTO[name]
     metrics = trainer.evaluate(adapted[0].ranker.encoder.encode_dataset(split.held_out, "test"))
     assert (found["accuracy"], found["f1"]) == (round(metrics["eval_accuracy"], 4), round(metrics["eval_f1"], 4))
-    assert [tuple(prompt.shape) for prompt in adapted[0].prompts()] == [(20, 32)] * kept
-    assert found["trained"] == kept * 20 * 32
+    assert [tuple(prompt.shape) for prompt in adapted[0].prompts()] == [(P, 32)] * kept
+    assert found["trained"] == kept * P * 32
     assert [(point[0], point[2], point[3]) for point in found["curve"]] == [
         (trainer.state.global_step, found["accuracy"], found["f1"])
     ]
