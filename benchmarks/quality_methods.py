@@ -266,10 +266,11 @@ def last_and_mean(run: Run) -> None:
     run.ends = {"ours": steps.prompts[-1:], "ours_averaged": run.prompts()}
 
 
-def examples(run: Run) -> None:
-    """Train a prompt that starts from training rows: the recipe `examples`, with as many passes as the others."""
-    recipe = RECIPES["examples"]
-    ours(run, recipe.prompt, {name: value for name, value in recipe.training.items() if name not in run.arguments()})
+def of_recipe(run: Run, name: str) -> None:
+    """Train a prompt by a named recipe, with the batches that all methods share."""
+    recipe = RECIPES[name]
+    prompt = {key: value for key, value in recipe.prompt.items() if value != "TEXT"}  # which a task's text means
+    ours(run, prompt, {name: value for name, value in recipe.training.items() if name not in run.arguments()})
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -278,13 +279,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "in_context": Method(in_context, place="auto"),
         "ours": Method(last_and_mean, place="auto"),
         "ours_averaged": Method(last_and_mean, place="auto"),
-        "examples": Method(examples, place="auto"),
+        "few_shot": Method(partial(of_recipe, name="few_shot"), epochs=15, most_rows=100, place="auto"),
+        "examples": Method(partial(of_recipe, name="examples"), place="auto"),
         "auto": Method(auto, place="auto"),
         "auto_examples": Method(partial(auto, prompt=RECIPES["examples"].prompt), place="auto"),
         "five_orders": Method(five_orders, place="auto"),
         "five_orders_averaged": Method(five_orders, place="auto"),
         "peft_defaults": Method(of_peft, (5e-5,)),
         "peft_article": Method(of_article, (3e-2,)),
+        "recipe_peft": Method(partial(of_recipe, name="peft"), epochs=50, most_rows=100, place="auto"),
         "peft_article_50_epochs": Method(of_article, (3e-2,), epochs=50, most_rows=100),
         "lora": Method(lora, (1e-4, 3e-4, 1e-3, 3e-3)),
         "full": Method(full, (1e-5, 3e-5, 1e-4, 3e-4)),
