@@ -1,8 +1,8 @@
 """A run that pushes its checkpoints, in a process of its own, for signals to end.
 
-    python -m tests.sessions.pushed_session FOLDER DOOR
+    python -m tests.sessions.pushed_session FOLDER DOOR SECONDS
 
-It prints `step N` for each step, and trains until it is ended. What waits for the Hub waits for 2 seconds here.
+It prints `step N` for each step, and trains until it is ended. After a signal it waits SECONDS for the Hub.
 """
 
 import sys
@@ -26,8 +26,8 @@ class Say(TrainerCallback):
 
 
 def main() -> None:
-    folder, door = Path(sys.argv[1]), sys.argv[2]
-    publishing.LAST_SECONDS = 2.0
+    folder, door, seconds = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    publishing.LAST_SECONDS = float(seconds)
     trains = door != "end"
     values = dict(num_train_epochs=1000 if trains else 1, save_steps=2, save_strategy="steps" if trains else "no")
     trainer = PromptTuningTrainer(

@@ -25,12 +25,21 @@ def hub():
 class Run:
     """The session in its process; what it prints comes line by line."""
 
-    def __init__(self, hub, folder, door="save"):
+    def __init__(self, hub, folder, door="save", seconds=2):
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         environment = hub.environment(folder / "home", token="hf_alice")
         environment |= {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, "-W", "ignore", "-m", "tests.sessions.pushed_session", str(folder), door]
+        words = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.sessions.pushed_session",
+            str(folder),
+            door,
+            str(seconds),
+        ]
         self.process = subprocess.Popen(
             words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -55,7 +64,7 @@ class Run:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_what_the_signal_saves_is_on_the_hub_when_the_run_has_ended(signum, hub, tmp_path):
     """Though a push was in progress, and the Hub takes its time."""
-    run = Run(hub, tmp_path)
+    run = Run(hub, tmp_path, seconds=60)  # so that no push is left, however slow the machine is
     run.until("step 2")
     hub.fail(COMMIT, delay=0.3)
     run.until("step 6")
