@@ -266,11 +266,11 @@ def last_and_mean(run: Run) -> None:
     run.ends = {"ours": steps.prompts[-1:], "ours_averaged": run.prompts()}
 
 
-def of_recipe(run: Run, name: str) -> None:
-    """Train a prompt by a named recipe, with the batches that all methods share."""
+def of_recipe(run: Run, name: str, **config: Any) -> None:
+    """Train a prompt by a named recipe, with the batches that all methods share, and with further values of config."""
     recipe = RECIPES[name]
     prompt = {key: value for key, value in recipe.prompt.items() if value != "TEXT"}  # which a task's text means
-    ours(run, prompt, {name: value for name, value in recipe.training.items() if name not in run.arguments()})
+    ours(run, prompt | config, {name: value for name, value in recipe.training.items() if name not in run.arguments()})
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -281,6 +281,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ours_averaged": Method(last_and_mean, place="auto"),
         "few_shot": Method(partial(of_recipe, name="few_shot"), epochs=15, most_rows=100, place="auto"),
         "examples": Method(partial(of_recipe, name="examples"), place="auto"),
+        "examples_320": Method(partial(of_recipe, name="examples", num_virtual_tokens=320), place="auto"),
         "auto": Method(auto, place="auto"),
         "auto_examples": Method(partial(auto, prompt=RECIPES["examples"].prompt), place="auto"),
         "five_orders": Method(five_orders, place="auto"),

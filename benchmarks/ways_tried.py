@@ -119,6 +119,7 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         "60 vectors of examples, rate 0.01": Way(EXAMPLES | {"num_virtual_tokens": 60}, {"learning_rate": 1e-2}),
         "120 vectors of examples, rate 0.01": Way(EXAMPLES | {"num_virtual_tokens": 120}, {"learning_rate": 1e-2}),
         "240 vectors of examples, rate 0.01": Way(EXAMPLES | {"num_virtual_tokens": 240}, {"learning_rate": 1e-2}),
+        "320 vectors of examples, rate 0.01": Way(EXAMPLES | {"num_virtual_tokens": 320}, {"learning_rate": 1e-2}),
         "160 vectors, rate 0.01": Way({"num_virtual_tokens": 160}, {"learning_rate": 1e-2}),
         "drawn words": Way({"prompt_tuning_init": "SAMPLE_VOCAB"}, from_text=False),
         "twice the start": Way(change=scaled(2.0)),
