@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from quality_methods import BATCH
+from quality_runs import BATCH
 from quality_tasks import Split, read_tasks, reported_splits
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback

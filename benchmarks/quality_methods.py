@@ -8,7 +8,7 @@ import copy
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -19,24 +19,17 @@ import transformers
 from datasets import Dataset
 
 # Run as a script, a benchmark finds the files beside it.
-from quality_ranking import CountingCollator, Ranker, Steps, Watch
+from quality_ranking import Ranker, Steps, Watch
+from quality_runs import Run
 from quality_tasks import Split, stratified
-from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_prompt_tuning import (
     EnsembleTrainer,
     FieldTrainer,
     PromptTask,
     PromptTuningArguments,
-    PromptTuningConfig,
     PromptTuningTrainer,
     get_prompt_tuning_model,
 )
@@ -45,90 +38,12 @@ from hf_prompt_tuning.data.tokenization import leading_ids
 from hf_prompt_tuning.models.backbone import forget_gguf
 from hf_prompt_tuning.training.recipes import RECIPES
 
-BATCH = 8
 ORDERS = 5
 """The number of prompts that see the rows in other orders."""
+DRAWS = 3
+"""The number of prompts that start from other rows."""
 EXAMPLES = 8
 """The number of examples in context."""
-
-
-@dataclass
-class Run:
-    """What a method is given, and what it counts.
-
-    Attributes:
-        backbone: the method's own copy, all of whose parameters train.
-        raw: the training rows as they are in the file.
-        rows: the encoded training rows.
-        text: the words that a prompt starts from; None for words of the vocabulary.
-        ranker: ranks with the backbone.
-        watch: counts seconds and evaluates; its `evaluate` reads `prompts`.
-        prompts: returns what the rows stand behind when they are ranked: vectors [P, H], or None; several vote.
-        ends: for a training that several methods share, the prompts that each of them ends with.
-        trained: the number of trained numbers.
-        rows_seen: the number of rows that were trained on, by default those of the batches.
-        callbacks: further callbacks of the trainer.
-    """
-
-    backbone: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    ranker: Ranker
-    raw: Dataset
-    rows: Dataset
-    text: str | None
-    labels: Sequence[str]
-    seed: int
-    epochs: float
-    rate: float | None
-    folder: str
-    prompts: Callable[[], Sequence[Tensor | None]] = field(default=lambda: [None])
-    ends: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
-    watch: Watch = field(default_factory=lambda: Watch(0, dict))
-    collator: CountingCollator = field(default_factory=CountingCollator)
-    trained: int = 0
-    rows_seen: int | None = None
-    callbacks: Sequence[TrainerCallback] = ()
-
-    def train(self, kind: type[Trainer], model: nn.Module, args: TrainingArguments, **options: Any) -> Trainer:
-        """Train the model's trainable parameters on the rows. Return the trainer."""
-        self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        trainer = kind(model, args, data_collator=self.collator, callbacks=[self.watch, *self.callbacks], **options)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        return trainer
-
-    def train_plainly(self, model: nn.Module, **values: Any) -> None:
-        """Train under transformers' own Trainer, whose models take no label index."""
-        rows = self.rows.select_columns(["input_ids", "labels"])
-        args = TrainingArguments(**self.arguments() | {"learning_rate": self.rate, **values})
-        args.dataloader_pin_memory = args.device.type != "cpu"
-        self.train(Trainer, model, args, train_dataset=rows)
-
-    def train_several(self, kind: type[Trainer], args: TrainingArguments, **options: Any) -> Trainer:
-        """Train several prompts at once. The curve has their end alone: only then it is known which ones are kept."""
-        self.watch.points = 0
-        template = self.ranker.encoder.template
-        given = {"train_dataset": self.raw, "processing_class": self.tokenizer, "template": template}
-        return self.train(kind, self.backbone, args, **given, **options)
-
-    def config(self, **values: Any) -> PromptTuningConfig:
-        """Return the config of our prompts, which start from the task's text if there is one."""
-        start = {} if self.text is None else {"prompt_tuning_init_text": self.text}
-        return PromptTuningConfig(**start | {"prompt_position": "auto"} | values)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the training arguments that all methods share."""
-        return {
-            "output_dir": self.folder,
-            "per_device_train_batch_size": BATCH,
-            "num_train_epochs": self.epochs,
-            "seed": self.seed,
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": self.backbone.device.type == "cpu",
-        }
 
 
 @dataclass(frozen=True)
@@ -205,21 +120,37 @@ def auto(run: Run, prompt: Mapping[str, Any] = MappingProxyType({})) -> None:
         run.watch.add_point(trainer.state.global_step)
 
 
-def five_orders(run: Run) -> None:
-    """Train five prompts from one start, each with the rows in another order, and each the mean of its last half.
+def ensemble(run: Run, members: Sequence[PromptTask], name: str, averaged: str | None = None) -> None:
+    """Train several prompts, each the mean of its last half, for their vote; `averaged` is the mean of their vectors.
 
-    The run has two ends: their vote, and the mean of their vectors.
+    They are the ends of the run, by these names.
     """
     points = run.watch.points
     args = PromptTuningArguments(**run.arguments() | {"average_last": 0.5})
-    members = [PromptTask(f"order_{i}", run.config(), seed=run.seed, data_seed=i) for i in range(ORDERS)]
     trainer = run.train_several(EnsembleTrainer, args, members=members)
     prompts = [vectors.detach() for vectors in trainer.prompts.values()]
     run.trained = sum(vectors.numel() for vectors in prompts)
-    run.ends = {"five_orders": prompts, "five_orders_averaged": [torch.stack(prompts).mean(0)]}
-    run.prompts, run.rows_seen = lambda: prompts, round(ORDERS * run.epochs * len(run.rows))
+    run.ends = {name: prompts} | ({} if averaged is None else {averaged: [torch.stack(prompts).mean(0)]})
+    run.prompts, run.rows_seen = lambda: prompts, round(len(prompts) * run.epochs * len(run.rows))
     if points:
         run.watch.add_point(trainer.state.global_step)
+
+
+def five_orders(run: Run) -> None:
+    """Train five prompts from one start, each with the rows in another order."""
+    members = [PromptTask(f"order_{i}", run.config(), seed=run.seed, data_seed=i) for i in range(ORDERS)]
+    ensemble(run, members, "five_orders", "five_orders_averaged")
+
+
+def three_draws(run: Run) -> None:
+    """Train three prompts by the recipe `examples`, each from other rows."""
+    recipe = RECIPES["examples"]
+    rate = recipe.training["learning_rate"]
+    members = [
+        PromptTask(f"draw_{i}", run.config(**recipe.prompt), seed=run.seed + i, learning_rate=rate)
+        for i in range(DRAWS)
+    ]
+    ensemble(run, members, "three_draws")
 
 
 def peft_prompt(run: Run, P: int, from_text: bool, **arguments: Any) -> None:
@@ -266,11 +197,11 @@ def last_and_mean(run: Run) -> None:
     run.ends = {"ours": steps.prompts[-1:], "ours_averaged": run.prompts()}
 
 
-def of_recipe(run: Run, name: str, **config: Any) -> None:
-    """Train a prompt by a named recipe, with the batches that all methods share, and with further values of config."""
+def of_recipe(run: Run, name: str) -> None:
+    """Train a prompt by a named recipe, with the batches that all methods share."""
     recipe = RECIPES[name]
     prompt = {key: value for key, value in recipe.prompt.items() if value != "TEXT"}  # which a task's text means
-    ours(run, prompt | config, {name: value for name, value in recipe.training.items() if name not in run.arguments()})
+    ours(run, prompt, {name: value for name, value in recipe.training.items() if name not in run.arguments()})
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -281,7 +212,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ours_averaged": Method(last_and_mean, place="auto"),
         "few_shot": Method(partial(of_recipe, name="few_shot"), epochs=15, most_rows=100, place="auto"),
         "examples": Method(partial(of_recipe, name="examples"), place="auto"),
-        "examples_320": Method(partial(of_recipe, name="examples", num_virtual_tokens=320), place="auto"),
+        "three_draws": Method(three_draws, place="auto"),
         "auto": Method(auto, place="auto"),
         "auto_examples": Method(partial(auto, prompt=RECIPES["examples"].prompt), place="auto"),
         "five_orders": Method(five_orders, place="auto"),

@@ -19,9 +19,10 @@ from typing import Any
 
 import datasets
 import torch
-from quality_methods import Run, ours, prepare
+from quality_methods import ours, prepare
 from quality_ranking import Steps
 from quality_results import Entry, Results, markdown
+from quality_runs import Run
 from quality_tasks import MOST_APART, Split, Task, read_tasks
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn

@@ -18,6 +18,7 @@ from tests.shared.tiny_models import tiny_model
 LONG = {"few_shot": 15, "recipe_peft": 50, "peft_article_50_epochs": 50}
 """How often methods see the rows that do not see them as often as the others."""
 FIVE = ("five_orders", "five_orders_averaged")
+DRAWS = "three_draws"
 AUTO = {"auto": 20, "auto_examples": 160}
 """How many vectors a prompt of the recipe auto has."""
 
@@ -62,8 +63,12 @@ def test_all_methods_see_the_same_number_of_rows_and_leave_the_given_backbone_al
         if name not in AUTO  # too few steps for their rounds
     }
     seen = {name: entry["rows_seen"] for name, entry in found.items()}
-    learning = {name for name in METHODS if name not in ("untuned", "in_context", *LONG, *AUTO, *FIVE)}
-    assert {seen[name] for name in learning} == {24} and {seen[name] for name in FIVE} == {5 * 24}
+    learning = {name for name in METHODS if name not in ("untuned", "in_context", *LONG, *AUTO, *FIVE, DRAWS)}
+    assert (
+        {seen[name] for name in learning} == {24}
+        and {seen[name] for name in FIVE} == {5 * 24}
+        and seen[DRAWS] == 3 * 24
+    )
     assert (seen["untuned"], seen["in_context"]) == (0, 0)
     assert all(seen[name] == 12 * epochs for name, epochs in LONG.items())
     trained = {name: entry["trained"] for name, entry in found.items()}
@@ -188,6 +193,34 @@ def test_five_orders_are_five_runs_from_one_start(split, tokenizer, adapted, tmp
         metrics = ranker.metrics(rows, *voting)
         assert found[name]["loss"] == pytest.approx(metrics["loss"], abs=2e-4)
         assert found[name]["accuracy"] == round(metrics["accuracy"], 4)
+
+
+def test_three_draws_are_three_runs_of_the_recipe_examples(split, tokenizer, adapted, tmp_path):
+    """Each starts from rows that its own seed draws, and all see the rows in the same order."""
+    backbone = tiny_model("llama", max_position_embeddings=512)
+    found = measure(DRAWS, backbone, tokenizer, split, None, epochs=3)
+    assert found.keys() == {DRAWS} and found[DRAWS]["trained"] == 3 * 160 * 32
+    text, prompts = split.task.text, []
+    for seed in (5, 6, 7):
+        trainer = PromptTuningTrainer(
+            backbone,
+            PromptTuningArguments(
+                *(str(tmp_path),), recipe="examples", num_train_epochs=3, seed=seed, data_seed=5, save_strategy="no",
+                use_cpu=True,
+            ),
+            train_dataset=split.train,
+            processing_class=tokenizer,
+            template=split.task.prompt_template(),
+            prompt_config=PromptTuningConfig(
+                prompt_tuning_init="EXAMPLES", prompt_tuning_init_text=text, prompt_position="auto"
+            ),
+        )  # fmt: skip
+        trainer.train()
+        prompts.append(trainer.model.prompt.detach())
+    torch.testing.assert_close(torch.stack(adapted[0].prompts()), torch.stack(prompts), rtol=1e-5, atol=1e-5)
+    assert (prompts[0] - prompts[1]).abs().max() > 1e-3
+    metrics = adapted[0].ranker.metrics(adapted[0].ranker.encoder.encode_dataset(split.held_out, "test"), *prompts)
+    assert found[DRAWS]["accuracy"] == round(metrics["accuracy"], 4)
 
 
 @pytest.mark.parametrize("name", AUTO)
