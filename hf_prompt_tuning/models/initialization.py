@@ -23,6 +23,7 @@ from ..layouts.sharing import embedding_device, whole
 from ..prompts.config import PromptTuningConfig, PromptTuningInit, private_start
 from ..prompts.files import CONFIG_FILE, SavedPrompt, read_prompt
 from ..prompts.foreign import import_prompt
+from ..prompts.info import INFO_FILE, PromptInfo
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -228,10 +229,21 @@ def saved_start(config: PromptTuningConfig) -> SavedPrompt | None:
     return read_prompt(config.init_prompt, **where)
 
 
+def saved_info(config: PromptTuningConfig) -> PromptInfo | None:
+    """Return what is recorded of the prompt that a prompt starts from; None without one, or of other codebases."""
+    if config.prompt_tuning_init != PromptTuningInit.PROMPT or config.init_prompt is None:
+        return None
+    subfolder = config.init_prompt_subfolder or ""
+    if Path(config.init_prompt).exists() and not Path(config.init_prompt, subfolder, INFO_FILE).is_file():
+        return None
+    where = {"revision": config.init_prompt_revision, "subfolder": subfolder, "token": config.init_prompt_token}
+    return read_prompt(config.init_prompt, **where).info
+
+
 def inherited_start(config: PromptTuningConfig) -> dict[str, str]:
     """Return what a prompt's initialisation records of the prompt that it goes on from: a private start, if any."""
-    saved = saved_start(config)
-    start = None if saved is None or saved.info is None else private_start(saved.info.initialization)
+    info = saved_info(config)
+    start = None if info is None else private_start(info.initialization)
     return {} if start is None else {"private_start": start.value}
 
 

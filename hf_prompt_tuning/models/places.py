@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,9 +11,8 @@ from ..data.heads import chat_head_ids, leading_ids, marks_turns
 from ..errors import PromptMismatchError, PromptTuningError
 from ..layouts.traits import token_scale
 from ..prompts.config import AUTO, PromptTuningConfig
-from ..prompts.files import SavedPrompt, read_prompt
-from ..prompts.info import INFO_FILE
-from .initialization import embedded_ids, tokenizer_of
+from ..prompts.files import SavedPrompt
+from .initialization import embedded_ids, saved_info, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +32,8 @@ def place_of(config: PromptTuningConfig, backbone: PreTrainedModel) -> tuple[str
         return ("after_bos", _first_tokens(config, backbone)) if _writes_bos(config, backbone) else ("start", None)
     if config.prompt_position is not None:
         return config.prompt_position, head_of(config, backbone)
-    place: dict[str, Any] = {}
-    folder = Path(config.init_prompt, config.init_prompt_subfolder or "")
-    if not Path(config.init_prompt).exists() or (folder / INFO_FILE).is_file():
-        names = {
-            "revision": "init_prompt_revision",
-            "subfolder": "init_prompt_subfolder",
-            "token": "init_prompt_token",
-        }
-        info = read_prompt(config.init_prompt, **{name: getattr(config, key) for name, key in names.items()}).info
-        place = {} if info is None else info.place
+    info = saved_info(config)
+    place: dict[str, Any] = {} if info is None else info.place
     return place.get("prompt_position", "start"), tuple(place.get("head_token_ids", ())) or None
 
 

@@ -131,9 +131,10 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
         vectors = initial_prompt(config, words, token_scale(backbone))
         config.example_token_ids = None  # trackers write a model's config down
     vectors = vectors.to(embedding_device(words), torch.float32)
-    initialization = config.initialization() | inherited_start(config)
+    initialization = config.initialization()
     if not config.inference_mode:
         start = vectors.detach().cpu().clone()
+        initialization |= inherited_start(config)
         if not can_be_made_again(initialization):
             initialization["hash"] = embedding_hash(start)
     described = {"name_or_path": config.base_model_name_or_path, "revision": config.revision}
