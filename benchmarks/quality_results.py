@@ -191,6 +191,11 @@ def write_tables(runs: Sequence[Entry], page: Path) -> None:
     page.write_text(f"{before}{start}\n\n{tables(runs)}\n\n{end}{after}", encoding="utf-8")
 
 
+def look(number: int) -> dict[str, str]:
+    """Return the colour and the marker of a method's points. There are ten colours, and then other markers."""
+    return {"color": f"C{number % 10}", "fmt": "os^D"[number // 10]}
+
+
 def plot(runs: Sequence[Entry], file: Path) -> None:
     """Draw the mean macro F1 of each method, with its spread between seeds, a row for each task and size."""
     rows = groups(runs)
@@ -204,7 +209,7 @@ def plot(runs: Sequence[Entry], file: Path) -> None:
         heights = [y + 0.6 * (i / max(len(methods) - 1, 1) - 0.5) for y, _ in points]
         spreads = [stdev(found) if len(found) > 1 else 0 for _, found in points]
         means = [mean(found) for _, found in points]
-        axes.errorbar(means, heights, xerr=spreads, fmt="o", markersize=5, label=method, color=f"C{i}")
+        axes.errorbar(means, heights, xerr=spreads, markersize=5, label=method, **look(i))
     axes.set(yticks=range(len(rows)), yticklabels=[f"{task}, {size}" for task, size in rows], xlabel="macro F1")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)

@@ -4,7 +4,18 @@ import pytest
 import quality
 import quality_results
 from quality import Benchmark
-from quality_results import Results, behind_full, mean_curve, of_method, plot, seconds_to, table, tables, write_tables
+from quality_results import (
+    Results,
+    behind_full,
+    look,
+    mean_curve,
+    of_method,
+    plot,
+    seconds_to,
+    table,
+    tables,
+    write_tables,
+)
 from quality_tasks import read_tasks
 
 from hf_prompt_tuning import PromptTuningError
@@ -177,6 +188,10 @@ def test_methods_are_compared_with_full_fine_tuning_on_the_same_seeds_three_at_l
     runs += [run_of("ours", 0, task="other", f1=0.1), *(run_of("lora", seed, f1=0.1) for seed in range(2))]
     assert behind_full(runs).splitlines()[2:] == ["| `ours` | 2 | -2.0 |", "| `full` | 2 | +0.0 |"]
     assert behind_full(runs[:2]) == "" and tables(runs[:2]) == table(runs[:2])
+
+
+def test_no_two_methods_look_alike():
+    assert len({tuple(look(number).values()) for number in range(len(quality.METHODS))}) == len(quality.METHODS)
 
 
 def test_the_plot_is_drawn_from_the_entries_alone(tmp_path):
