@@ -1,7 +1,7 @@
 """What a prompt learns beside other methods: tasks with few and many rows, several seeds, the same rows for all.
 
     python benchmarks/quality.py --data FOLDER [--tasks sst2 …] [--sizes all …] [--methods ours full …] [--seeds 0 …]
-    python benchmarks/quality.py --quick       # ten minutes: the demo's messages, one seed. No result
+    python benchmarks/quality.py --quick       # 13 minutes of one core: the demo's messages, one seed. No result
     python benchmarks/quality.py --table       # the tables and the plot of docs/quality.md, of the runs so far
 
 FOLDER holds the files that benchmarks/README.md names. quality_tasks.yaml describes the tasks, and `--task FILE.yaml`
