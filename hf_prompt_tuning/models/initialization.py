@@ -225,8 +225,7 @@ def saved_start(config: PromptTuningConfig) -> SavedPrompt | None:
     prompt, subfolder = Path(config.init_prompt), config.init_prompt_subfolder or ""
     if prompt.exists():
         return read_prompt(prompt / subfolder) if (prompt / subfolder / CONFIG_FILE).is_file() else None
-    where = {"revision": config.init_prompt_revision, "subfolder": subfolder, "token": config.init_prompt_token}
-    return read_prompt(config.init_prompt, **where)
+    return _read_start(config)
 
 
 def saved_info(config: PromptTuningConfig) -> PromptInfo | None:
@@ -236,8 +235,16 @@ def saved_info(config: PromptTuningConfig) -> PromptInfo | None:
     subfolder = config.init_prompt_subfolder or ""
     if Path(config.init_prompt).exists() and not Path(config.init_prompt, subfolder, INFO_FILE).is_file():
         return None
-    where = {"revision": config.init_prompt_revision, "subfolder": subfolder, "token": config.init_prompt_token}
-    return read_prompt(config.init_prompt, **where).info
+    return _read_start(config).info
+
+
+def _read_start(config: PromptTuningConfig) -> SavedPrompt:
+    return read_prompt(
+        config.init_prompt,
+        revision=config.init_prompt_revision,
+        subfolder=config.init_prompt_subfolder or "",
+        token=config.init_prompt_token,
+    )
 
 
 def inherited_start(config: PromptTuningConfig) -> dict[str, str]:
@@ -251,8 +258,7 @@ def _saved_vectors(config: PromptTuningConfig) -> Tensor:
     """Load the vectors of an untrusted saved prompt, [P, H]: a folder or file of any known format, or a Hub id."""
     prompt, subfolder = Path(config.init_prompt), config.init_prompt_subfolder or ""
     if not prompt.exists():
-        where = {"revision": config.init_prompt_revision, "subfolder": subfolder, "token": config.init_prompt_token}
-        return read_prompt(config.init_prompt, **where).vectors
+        return _read_start(config).vectors
     if config.init_prompt_revision is not None:
         raise PromptTuningError(
             f"init_prompt_revision is {config.init_prompt_revision!r}, and init_prompt {config.init_prompt!r} is on "

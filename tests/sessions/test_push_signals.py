@@ -30,16 +30,8 @@ class Run:
         self.temporary.mkdir()
         environment = hub.environment(folder / "home", token="hf_alice")
         environment |= {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        words = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "tests.sessions.pushed_session",
-            str(folder),
-            door,
-            str(seconds),
-        ]
+        session = ["-m", "tests.sessions.pushed_session", str(folder), door, str(seconds)]
+        words = [sys.executable, "-W", "ignore", *session]
         self.process = subprocess.Popen(
             words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
