@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, count
 from typing import Any
@@ -28,6 +28,21 @@ BETWEEN = "\n\n"
 """What stands behind each example."""
 
 
+@dataclass(frozen=True)
+class StartRows:
+    """Rows that prompts may start from.
+
+    Attributes:
+        rows: a Dataset of raw columns, or a list of rows.
+        numbers: the numbers of the rows that may be drawn; None for all.
+        name: the name of the data in messages.
+    """
+
+    rows: Any
+    numbers: Sequence[int] | None = None
+    name: str = "training"
+
+
 def example_ids(
     rows: Any, template: Any, tokenizer: PreTrainedTokenizerBase, length: int, text: str | None = None
 ) -> list[int]:
@@ -39,7 +54,7 @@ def example_ids(
     how many examples are whole, and which labels have none.
 
     Args:
-        rows: a Dataset of raw columns, or a list of rows.
+        rows: a Dataset of raw columns, a list of rows, or `StartRows`.
         template: the rows' `PromptTemplate`.
         text: what stands before the examples.
 
@@ -47,11 +62,12 @@ def example_ids(
         PromptTuningError: the rows are a stream, of token ids, or without any target; the template is of another kind,
             does not fit the rows, or has pictures; or the text leaves no room.
     """
-    rows = rows_of_examples(rows, template)
+    start = rows if isinstance(rows, StartRows) else StartRows(rows)
+    rows = rows_of_examples(start.rows, template, start.name)
     # The limit of a target is one of its own tokens; here a separator may be among them.
     template = replace(template.with_label_words(rows), chat=None, max_target_length=None)
     between = _plain_ids(continuation_ids(tokenizer, BETWEEN), tokenizer)
-    ids_of = _row_encoder(rows, template, tokenizer, between)
+    ids_of = _row_encoder(rows, template, tokenizer, between, start.name)
     first = [*tokenizer(text, add_special_tokens=False)["input_ids"], *between] if text else []
     if (room := length - len(first)) < 1:
         raise PromptTuningError(
@@ -60,7 +76,8 @@ def example_ids(
         )
     ids: list[int] = []
     whole: list[int] = []
-    kinds = target_kinds(rows, template)
+    all_kinds = target_kinds(rows, template, start.name)
+    kinds = {row: all_kinds[row] for row in (range(len(rows)) if start.numbers is None else start.numbers)}
     turns = _turns(_groups(kinds))
     last = next(turns)
     for row in chain(reversed(last), chain.from_iterable(turns)):
@@ -69,7 +86,7 @@ def example_ids(
             whole.append(kinds[row])
         if len(ids) >= room:
             break
-    _report(whole, kinds, template, len(first) + sum(len(ids_of(row)) for row in last), length)
+    _report(whole, set(kinds.values()), template, len(first) + sum(len(ids_of(row)) for row in last), length)
     return first + ids[-room:]
 
 
@@ -79,7 +96,7 @@ def _plain_ids(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _row_encoder(
-    rows: Dataset, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, between: list[int]
+    rows: Dataset, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, between: list[int], name: str
 ) -> Callable[[int], list[int]]:
     """Return what gives the tokens of a row by its number: source, target and what stands behind an example."""
     encoder = PromptTokenizer(template, tokenizer, is_encoder_decoder=False)
@@ -88,21 +105,21 @@ def _row_encoder(
     @cache
     def ids_of(number: int) -> list[int]:
         row = rows[number]
-        with naming(row, number, "training"):
+        with naming(row, number, name):
             encoded = encoder.encode(row, reader=reader)["input_ids"]
         return [*encoded[leading:-1], *between]  # without EOS
 
     return ids_of
 
 
-def _report(whole: Sequence[int], kinds: Sequence[int], template: PromptTemplate, needed: int, length: int) -> None:
+def _report(whole: Sequence[int], kinds: set[int], template: PromptTemplate, needed: int, length: int) -> None:
     """Log how many examples are whole, with a warning if there is none, or none of a label that rows have.
 
     `needed` is the number of tokens with one whole example of each label.
     """
     logger.info("The prompt starts from training rows, of which %d are whole.", len(whole))
     words = list((template.label_words or {}).values())
-    missing = [words[kind] for kind in sorted(set(kinds) - {-1} - set(whole))] if words else []
+    missing = [words[kind] for kind in sorted(kinds - {-1} - set(whole))] if words else []
     if missing or not whole:
         named = f"of {', '.join(map(repr, missing[:5]))}{', …' if missing[5:] else ''} " if missing else ""
         logger.warning(
@@ -112,28 +129,32 @@ def _report(whole: Sequence[int], kinds: Sequence[int], template: PromptTemplate
         )
 
 
-def rows_of_examples(rows: Any, template: Any) -> Dataset:
-    """Return the rows as a Dataset. Raise PromptTuningError if examples cannot be made of them (see `example_ids`)."""
+def rows_of_examples(rows: Any, template: Any, name: str = "training") -> Dataset:
+    """Return the rows as a Dataset; `name` is that of the data in messages.
+
+    Raise PromptTuningError if examples cannot be made of them (see `example_ids`).
+    """
     if not isinstance(template, PromptTemplate):
+        has = "no template" if template is None else f"a {type(template).__name__}"
         raise PromptTuningError(
-            f"prompt_tuning_init is EXAMPLES, and the template is a {type(template).__name__}; examples are made of "
-            "rows with a source and a target (PromptTemplate), not of conversations, of rows for a head, or without a "
-            "template. Give another start."
+            f"prompt_tuning_init is EXAMPLES, and the {name} data has {has}; examples are made of rows with a source "
+            "and a target (PromptTemplate), not of conversations or of rows for a head. Give "
+            f"{'a template, or ' if template is None else ''}another start."
         )
-    check_kind(rows, "training")
-    rows = from_list(rows, "training") if isinstance(rows, list) else rows
+    check_kind(rows, name)
+    rows = from_list(rows, name) if isinstance(rows, list) else rows
     if not isinstance(rows, Dataset) or not is_text(rows, template):
         what = "rows of token ids" if isinstance(rows, Dataset) else f"of the type {type(rows).__name__}"
         raise PromptTuningError(
-            f"prompt_tuning_init is EXAMPLES, and the training data is {what}; examples are drawn from a Dataset or "
+            f"prompt_tuning_init is EXAMPLES, and the {name} data is {what}; examples are drawn from a Dataset or "
             "a list of rows with the template's columns. Give these, or another start."
         )
     if not len(rows):
-        raise PromptTuningError("prompt_tuning_init is EXAMPLES, and the training data has no rows; give some.")
+        raise PromptTuningError(f"prompt_tuning_init is EXAMPLES, and the {name} data has no rows; give some.")
     if rows.format["type"] != "custom":  # a custom format may make columns
         rows = rows.with_format(None)
     columns = [column for column in rows.column_names if column != ORIGIN]
-    template.check_columns(columns, "training", labelled=True)
+    template.check_columns(columns, name, labelled=True)
     pictures = [name for name in picture_columns(rows.features) if name in template.columns]
     if pictures:
         raise PromptTuningError(
@@ -145,7 +166,7 @@ def rows_of_examples(rows: Any, template: Any) -> Dataset:
     return rows if rows.format["type"] == "custom" else rows.select_columns(list(dict.fromkeys(needed)))
 
 
-def target_kinds(rows: Dataset, template: PromptTemplate) -> list[int]:
+def target_kinds(rows: Dataset, template: PromptTemplate, name: str = "training") -> list[int]:
     """Return the index of each row's label, 0 for a row with free text, and -1 for a row without a target.
 
     Raise PromptTuningError, which names the row, if a label has no words.
@@ -162,7 +183,7 @@ def target_kinds(rows: Dataset, template: PromptTemplate) -> list[int]:
         value = row[column]
         key = value if isinstance(value, Hashable) else repr(value)
         if key not in known:
-            with naming(rows[number], number, "training"):
+            with naming(rows[number], number, name):
                 label = template.label_index(row, reader)
             known[key] = -1 if label is None else label
         kinds.append(known[key])
@@ -178,10 +199,10 @@ def _reader(rows: Dataset, template: PromptTemplate) -> LabelReader | None:
     return template.label_reader(rows.features) if template.is_classification else None
 
 
-def _groups(kinds: Sequence[int]) -> list[list[int]]:
+def _groups(kinds: Mapping[int, int]) -> list[list[int]]:
     """Return the numbers of the rows of each kind of target. Raise PromptTuningError if no row has one."""
     groups: dict[int, list[int]] = {}
-    for number, kind in enumerate(kinds):
+    for number, kind in kinds.items():
         if kind >= 0:
             groups.setdefault(kind, []).append(number)
     if not groups:

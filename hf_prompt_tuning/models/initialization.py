@@ -4,6 +4,7 @@ Token vectors are what the embedding *module* returns, not rows of its weight. G
 module, and a prompt initialised from tokens X must behave exactly like X prepended to the text.
 """
 
+import logging
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,10 @@ from ..hub.backbones import load_tokenizer
 from ..layouts.sharing import embedding_device, whole
 from ..prompts.config import PromptTuningConfig, PromptTuningInit, private_start
 from ..prompts.files import CONFIG_FILE, SavedPrompt, read_prompt
-from ..prompts.foreign import import_prompt
+from ..prompts.foreign import adapter_folder, import_prompt
 from ..prompts.info import INFO_FILE, PromptInfo
+
+logger = logging.getLogger(__name__)
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -194,6 +197,13 @@ def _from_class_labels(config: PromptTuningConfig, embed: nn.Embedding) -> Tenso
             "Give get_prompt_tuning_model a template with label_words, or use SAMPLE_VOCAB."
         )
     tokenizer = _tokenizer(config)
+    if left_out := config.label_words[config.num_virtual_tokens :]:
+        logger.warning(
+            "CLASS_LABELS starts a vector from each label, and %d of %d labels have none: %s%s. Give "
+            "num_virtual_tokens=%d, or another start.",
+            *(len(left_out), len(config.label_words), ", ".join(map(repr, left_out[:5]))),
+            *(", …" if left_out[5:] else "", len(config.label_words)),
+        )
     means = [
         embedded_ids(continuation_ids(tokenizer, " " + w), embed, f"the label words {w!r} have").mean(0, keepdim=True)
         for w in config.label_words[: config.num_virtual_tokens]
@@ -222,23 +232,29 @@ def saved_start(config: PromptTuningConfig) -> SavedPrompt | None:
     """Return the saved prompt that a prompt starts from; None without one, or if it is of another codebase."""
     if config.prompt_tuning_init != PromptTuningInit.PROMPT or config.init_prompt is None:
         return None
-    prompt, subfolder = Path(config.init_prompt), config.init_prompt_subfolder or ""
-    if prompt.exists():
-        return read_prompt(prompt / subfolder) if (prompt / subfolder / CONFIG_FILE).is_file() else None
-    return _read_start(config)
+    if not Path(config.init_prompt).exists():
+        return _read_start(config)
+    folder = _local_start(config)
+    return read_prompt(folder) if (folder / CONFIG_FILE).is_file() else None
 
 
 def saved_info(config: PromptTuningConfig) -> PromptInfo | None:
     """Return what is recorded of the prompt that a prompt starts from; None without one, or of other codebases."""
     if config.prompt_tuning_init != PromptTuningInit.PROMPT or config.init_prompt is None:
         return None
-    subfolder = config.init_prompt_subfolder or ""
-    if Path(config.init_prompt).exists() and not Path(config.init_prompt, subfolder, INFO_FILE).is_file():
-        return None
-    return _read_start(config).info
+    if not Path(config.init_prompt).exists():
+        return _read_start(config).info
+    folder = _local_start(config)
+    return read_prompt(folder).info if (folder / INFO_FILE).is_file() else None
+
+
+def _local_start(config: PromptTuningConfig) -> Path:
+    """Return the folder or file on this machine of the prompt that a prompt starts from."""
+    return adapter_folder(Path(config.init_prompt, config.init_prompt_subfolder or ""))
 
 
 def _read_start(config: PromptTuningConfig) -> SavedPrompt:
+    """Read the prompt of the Hub that a prompt starts from."""
     return read_prompt(
         config.init_prompt,
         revision=config.init_prompt_revision,
@@ -256,12 +272,11 @@ def inherited_start(config: PromptTuningConfig) -> dict[str, str]:
 
 def _saved_vectors(config: PromptTuningConfig) -> Tensor:
     """Load the vectors of an untrusted saved prompt, [P, H]: a folder or file of any known format, or a Hub id."""
-    prompt, subfolder = Path(config.init_prompt), config.init_prompt_subfolder or ""
-    if not prompt.exists():
+    if not Path(config.init_prompt).exists():
         return _read_start(config).vectors
     if config.init_prompt_revision is not None:
         raise PromptTuningError(
             f"init_prompt_revision is {config.init_prompt_revision!r}, and init_prompt {config.init_prompt!r} is on "
             "this machine, where there are no revisions. Leave it out."
         )
-    return import_prompt(prompt / subfolder if subfolder else prompt)
+    return import_prompt(_local_start(config))

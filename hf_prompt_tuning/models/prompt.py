@@ -117,7 +117,7 @@ class PromptConfigs(dict[str, PromptTuningConfig]):
 
 
 def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerprint: dict[str, Any]) -> SoftPrompt:
-    """Make a prompt as its completed config says, from the backbone's embeddings.
+    """Make a prompt as its completed config says, from the backbone's embeddings; the config forgets what is private.
 
     With `inference_mode`, the vectors are zeros: they are loaded later. Raise PromptTuningError if the initialisation
     fails.
@@ -129,7 +129,6 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
     else:
         head = head_embeddings(config.head, backbone) if config.head else head
         vectors = initial_prompt(config, words, token_scale(backbone))
-        config.example_token_ids = None  # trackers write a model's config down
     vectors = vectors.to(embedding_device(words), torch.float32)
     initialization = config.initialization()
     if not config.inference_mode:
@@ -137,6 +136,7 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
         initialization |= inherited_start(config)
         if not can_be_made_again(initialization):
             initialization["hash"] = embedding_hash(start)
+    config.forget_what_is_private()
     described = {"name_or_path": config.base_model_name_or_path, "revision": config.revision}
     place = config.place()
     if place and config.tokenizer is not None:

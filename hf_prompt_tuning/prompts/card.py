@@ -176,11 +176,13 @@ def start_in_words(info: PromptInfo) -> str:
     start = info.initialization
     private = {"TEACHER": "the first tokens of the text that teaches it", "EXAMPLES": "rows of the training data"}
     before = private.get(str(start.get("private_start")))
+    labels, length = start.get("label_words"), start.get("num_virtual_tokens")  # untrusted
+    are_all_of_labels = isinstance(labels, list) and isinstance(length, int) and len(labels) >= length
     words = private | {
         "TEXT": f"the words “{start.get('prompt_tuning_init_text')}”",
         "SAMPLE_VOCAB": f"words drawn from the {start.get('vocab_sample_size')} most common tokens",
         "FIRST_VOCAB": "the first tokens of the vocabulary",
-        "CLASS_LABELS": "the label words, and words drawn from the vocabulary",
+        "CLASS_LABELS": "the label words" + ("" if are_all_of_labels else ", and words drawn from the vocabulary"),
         "RANDOM": f"random numbers in ±{start.get('random_range')}",
         "PROMPT": "another prompt" + ("" if before is None else f", which started from {before}"),
     }

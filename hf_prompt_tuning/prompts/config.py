@@ -64,7 +64,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         init_prompt: for `PROMPT`, a prompt's folder or file (in any format that `import_prompt` reads), or its Hub id.
         init_prompt_revision: the revision of that prompt's repository.
         init_prompt_subfolder: that prompt's folder in its repository or folder.
-        init_prompt_token: a Hub token for that prompt, if it is private; never saved.
+        init_prompt_token: a Hub token for that prompt, if it is private; never saved, and a model does not keep it.
         label_words: for `CLASS_LABELS`, the words of each label. `get_prompt_tuning_model` reads them from the
             template.
         tokenizer: the tokenizer to use instead of `tokenizer_name_or_path`; never saved.
@@ -195,6 +195,15 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         return cls(**values)
 
+    def forget_what_is_private(self) -> None:
+        """Drop what a made prompt no longer needs and others may not read: trackers write a model's configs down.
+
+        These are tokens of the Hub, and the words of a private start.
+        """
+        self.init_prompt_token = self.tokenizer_kwargs = self.example_token_ids = None
+        if self.prompt_tuning_init in PRIVATE_STARTS:
+            self.prompt_tuning_init_text = None
+
     def to_dict(self) -> dict[str, Any]:
         """Return only PEFT's fields and values, for `adapter_config.json`.
 
@@ -224,6 +233,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
             PromptTuningInit.SAMPLE_VOCAB: "vocab_sample_size",
             PromptTuningInit.CLASS_LABELS: "label_words",
         }.get(self.prompt_tuning_init)
+        if detail == "label_words":  # those that vectors started from
+            return values | {detail: (self.label_words or [])[: self.num_virtual_tokens]}
         return values | ({detail: getattr(self, detail)} if detail else {})
 
 

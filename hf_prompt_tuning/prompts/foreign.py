@@ -34,6 +34,7 @@ from .info import INFO_FILE, PromptInfo
 
 logger = logging.getLogger(__name__)
 
+PICKLED_WEIGHTS_FILE = "adapter_model.bin"
 RUPROMPTS_WEIGHTS, RUPROMPTS_CONFIG = "prompt_provider.bin", "prompt.json"
 RUPROMPTS_TOKEN = re.compile(r"<\|P\|>|<P\*\d+>|<P>(?:(?!<P).*?</P>)?", re.DOTALL)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -45,7 +46,7 @@ def import_prompt(path: str | Path, format: str | None = None) -> Tensor:
     """Return the vectors of a prompt that another codebase saved, [P, H] fp32 on the CPU.
 
     Args:
-        path: a file or folder.
+        path: a file or folder. The weights file of an adapter whose config lies beside it is read as the adapter.
         format: one of `FORMATS`. None detects the format from the file names and their content.
             The vectors are found by their key.
 
@@ -56,10 +57,20 @@ def import_prompt(path: str | Path, format: str | None = None) -> Tensor:
     if not path.exists():
         raise PromptLoadError(f"{path} is not there; give a file or folder (a Hub id goes to load_prompt).")
     if format is None:
+        path = adapter_folder(path)
         format = _detected_format(path)
     if format not in FORMATS:
         raise PromptLoadError(f"format is {format!r}; give one of {', '.join(FORMATS)}, or leave it out.")
     return FORMATS[format](path)
+
+
+def adapter_folder(path: Path) -> Path:
+    """Return the folder of an adapter's weights file whose config lies beside it; any other path as it is.
+
+    The config and what is recorded beside it say which of the file's vectors are the prompt's, and what they are of.
+    """
+    is_adapter = path.name in (WEIGHTS_FILE, PICKLED_WEIGHTS_FILE) and path.with_name(CONFIG_FILE).is_file()
+    return path.parent if is_adapter and path.is_file() else path
 
 
 def _detected_format(path: Path) -> str:
@@ -82,11 +93,11 @@ def _detected_format(path: Path) -> str:
 
 
 def _peft(path: Path) -> Tensor:
-    """Read the folder of a PEFT adapter, of ours without its head. Only here `adapter_model.bin` is read, too."""
+    """Read the folder of a PEFT adapter, of ours without its head. Only here a pickle is read, too."""
     if (path / WEIGHTS_FILE).exists():
         vectors = read_vectors(path / WEIGHTS_FILE)
     else:
-        vectors = _pickled(path / "adapter_model.bin")
+        vectors = _pickled(path / PICKLED_WEIGHTS_FILE)
     config = read_json(path / CONFIG_FILE, partial(adapter_config, source=path))
     info = read_json(path / INFO_FILE, PromptInfo.from_json) if (path / INFO_FILE).exists() else None
     return without_head(used_rows(vectors, config, path), info, path)[1]

@@ -13,12 +13,14 @@ from torch import nn
 
 from ..data.chat_tokenization import RowTemplate
 from ..data.encoding import check_kind, with_label_words
+from ..data.examples import StartRows
 from ..errors import PromptTuningError
 from ..models.metric_direction import greater_is_better
 from ..models.recording import to_record
 from ..models.saving import write_start_and_card
 from ..models.scoring import loss_history
 from ..models.soft_prompts import SoftPrompts
+from ..prompts.config import PromptTuningInit
 from ..prompts.ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE
 from ..prompts.repository_files import PROMPT_FILES
@@ -88,11 +90,10 @@ class EnsembleTrainer(MultiPromptTrainer):
             encode.describe(model.prompt_info[member.name], None)
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
         self._description = EnsembleInfo(self.members, best=self.members[0])
-        self._refuse_twins()
 
-    def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> Any:
-        """Return the training rows that prompts may start from (`EXAMPLES`)."""
-        return train_dataset
+    def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> StartRows | None:
+        """Return the training rows that prompts may start from (`EXAMPLES`); None without any."""
+        return None if train_dataset is None else StartRows(train_dataset)
 
     def divided(self, train: Any, evaluation: Any) -> dict[str, Any]:
         """Return the rows of token ids that the members train on, and those that they are evaluated on."""
@@ -106,15 +107,17 @@ class EnsembleTrainer(MultiPromptTrainer):
     def _evaluation_data(self) -> Any:
         return next(iter(self.tasks.values())).eval_dataset
 
-    def _refuse_twins(self) -> None:
-        for first, second in combinations(self.members, 2):
-            one_start = torch.equal(self.prompts[first], self.prompts[second])
+    def check_runs(self, model: SoftPrompts, args: PromptTuningArguments) -> None:
+        """Raise PromptTuningError if two members would stay the same."""
+        prompts = model.prompt_encoder
+        for first, second in combinations(self.tasks, 2):
+            one_start = torch.equal(prompts[first].embedding.weight, prompts[second].embedding.weight)
             one, other = self._runs[first], self._runs[second]
             if one_start and one.args.learning_rate == other.args.learning_rate and _rows(one) == _rows(other):
                 raise PromptTuningError(
                     f"{first!r} and {second!r} start from the same vectors, have the same learning rate and see the "
-                    "rows in the same order, so they would stay the same. Use an initialisation that is drawn "
-                    "(SAMPLE_VOCAB, RANDOM), other lengths, other learning rates, or other orders (data_seed)."
+                    f"rows in the same order, so they would stay the same. {_other_starts(one, other)}, other "
+                    "lengths, other learning rates, or other orders (data_seed)."
                 )
 
     def make_scorer(self, **options: Any) -> VotingScorer:
@@ -216,6 +219,17 @@ class EnsembleTrainer(MultiPromptTrainer):
         prompt.info.write(folder)
         self._description.write(folder)
         write_start_and_card(folder, prompt, config, model.base_model, repo_id, ensemble=self._description)
+
+
+def _other_starts(one: TaskRun, other: TaskRun) -> str:
+    """Return the advice for two prompts that start from the same vectors."""
+    init, length = one.task.config.prompt_tuning_init, one.task.config.num_virtual_tokens
+    if init == PromptTuningInit.EXAMPLES and one.task.seed != other.task.seed:
+        return (
+            f"They are of other draws of the rows, but num_virtual_tokens ({length}) has room for the end of a row "
+            "alone, or there are too few rows: use more vectors, more rows"
+        )
+    return "Use an initialisation that is drawn (SAMPLE_VOCAB, RANDOM) by other seeds (PromptTask(seed=…))"
 
 
 def _rows(run: TaskRun) -> list[list[int]]:

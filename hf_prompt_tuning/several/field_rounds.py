@@ -13,7 +13,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from ..data.chat_tokenization import RowTemplate
-from ..data.examples import rows_of_examples, target_kinds
+from ..data.examples import StartRows, rows_of_examples, target_kinds
+from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import DivergenceCallback
@@ -83,19 +84,23 @@ class FieldRounds(EnsembleTrainer):
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         tokenizer = {"processing_class": processing_class, "template": template}
         super().__init__(model, args, self._field.members, **data, **tokenizer, callbacks=callbacks, **kwargs)
-        self._rounds = self._field.rounds(self.args.max_steps)
-        check_warmup(self.args, self._rounds[0].step)
 
-    def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> Any:
+    def check_runs(self, model: SoftPrompts, args: PromptTuningArguments) -> None:
+        """Plan the rounds; further, raise PromptTuningError if there are too few steps, or the warm-up is too long."""
+        super().check_runs(model, args)
+        self._rounds = self._field.rounds(args.max_steps)
+        check_warmup(args, self._rounds[0].step)
+
+    def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> StartRows | None:
         """Leave out the training rows that are held apart: a prompt that started from them would know them."""
         if not self._holds_training_rows or not any(
             member.config.prompt_tuning_init == PromptTuningInit.EXAMPLES for member in members
         ):
-            return train_dataset
+            return super().rows_to_start_from(train_dataset, members)
         template = members[0].template
         rows = rows_of_examples(train_dataset, template)
         first, _ = divide(target_kinds(rows, template), self._seed, not template.is_classification)
-        return rows.select(first)
+        return StartRows(train_dataset, first)
 
     def divided(self, train: Dataset, evaluation: Dataset | None) -> dict[str, Any]:
         """Return the rows to train on and those to evaluate; without evaluation data, some rows are held apart."""

@@ -9,6 +9,7 @@ import torch
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.examples import StartRows
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..models.create import add_prompt, drawn_examples, get_prompt_tuning_model
@@ -17,6 +18,8 @@ from ..models.soft_prompts import SoftPrompts
 from ..prompts.config import PromptTuningConfig, check_name
 from ..training.arguments import PromptTuningArguments
 
+DRAWS = 10
+"""How often training rows are drawn until a prompt does not start as one of another seed."""
 OF_TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
 """The training arguments that a task may set for itself."""
 
@@ -91,28 +94,47 @@ def model_with_prompts(
 ) -> SoftPrompts:
     """Add a new prompt for each task to a backbone; return the model. A trainer freezes the backbone later.
 
-    Each prompt is initialised from its task's seed, or else `seed`, as it would be alone after `set_seed(seed)`. The
-    global random generator is not changed. Raise PromptTuningError if two tasks have the same name, a prompt could not
-    be initialised, or the backbone has a classification head.
+    Each prompt is initialised from its task's seed, or else `seed`, as it would be alone after `set_seed(seed)`; but
+    training rows are drawn again while another seed drew the same. The global random generator is not changed.
+
+    Raise PromptTuningError if two tasks have the same name, a prompt could not be initialised, or the backbone has a
+    classification head.
     """
     check_names(tasks)
     check_writes_text(backbone)
     model = None
-    drawn: dict[tuple, Any] = {}  # the prompts of a field have few starts
+    drawn: dict[tuple, Any] = {}
     for task in tasks:
         with torch.random.fork_rng():
             torch.manual_seed(seed if task.seed is None else task.seed)
             # A copy, because the calls below fill in values of this prompt.
             config = PromptTuningConfig.from_peft(replace(task.config))
-            rows = (config, tokenizer, task.template, task.train_dataset)
-            values = config.prompt_tuning_init, config.num_virtual_tokens, config.prompt_tuning_init_text
-            start = (task.seed, *values, *map(id, rows[1:]))
-            if start not in drawn:
-                drawn[start] = drawn_examples(*rows)
-            config.example_token_ids = drawn[start]
+            config.example_token_ids = _drawn(task, config, tokenizer, drawn)
             of_task = {"adapter_name": task.name, "template": task.template}
             if model is None:
                 model = get_prompt_tuning_model(backbone, config, tokenizer, **of_task, frozen=False)
             else:
                 add_prompt(model, config=config, tokenizer=tokenizer, **of_task)
     return model
+
+
+def _drawn(
+    task: PromptTask, config: PromptTuningConfig, tokenizer: PreTrainedTokenizerBase | None, drawn: dict[tuple, Any]
+) -> tuple[int, ...] | None:
+    """Return the tokens of training rows that a task's prompt starts from; None for other starts.
+
+    `drawn` holds those of the tasks before: one seed has one draw (the prompts of a field have few starts), and
+    another seed another one, if the rows allow.
+    """
+    values = config.prompt_tuning_init, config.num_virtual_tokens, config.prompt_tuning_init_text
+    start = (task.seed, *values, *map(id, (tokenizer, task.template, task.train_dataset)))
+    if start not in drawn:
+        rows = task.train_dataset
+        if rows is not None and not isinstance(rows, StartRows):
+            rows = StartRows(rows, name=f"{task.name} training")
+        for _ in range(DRAWS):
+            drawn[start] = drawn_examples(config, tokenizer, task.template, rows)
+            others = [ids for other, ids in drawn.items() if other[1:] == start[1:] and other != start]
+            if drawn[start] is None or drawn[start] not in others:
+                break
+    return drawn[start]

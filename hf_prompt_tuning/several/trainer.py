@@ -85,6 +85,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
         if self._streams:
             args.max_steps = max(len(stream.steps) for stream in self._streams)
         args.gradient_accumulation_steps = 1
+        self.check_runs(model, args)  # before anything of the model changes
         model.set_adapter(tasks[0].name)
         super().__init__(model, args, processing_class=processing_class, template=tasks[0].template, **kwargs)
         self._losses = PromptLosses(self.tasks)
@@ -97,6 +98,9 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def prepared(self, run: TaskRun) -> TaskRun:
         """Return what a task has of its own in the run. A subclass may change its update steps."""
         return run
+
+    def check_runs(self, model: SoftPrompts, args: PromptTuningArguments) -> None:
+        """A subclass may raise PromptTuningError if its prompts, whose runs are prepared, cannot train so."""
 
     def encode_data(self, model: SoftPrompts, *_: Any) -> tuple[RowEncoder, None, Any]:
         """Return what encodes the active prompt's rows, and the tasks' evaluation data: `TaskRun` has encoded both."""

@@ -30,7 +30,7 @@ from ..models.metric_direction import check_direction
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..models.text_layouts import check_layout
-from ..prompts.config import PromptTuningConfig, PromptTuningInit
+from ..prompts.config import PromptTuningConfig, PromptTuningInit, private_start
 from .callbacks import DivergenceCallback, PromptAveragingCallback
 from .head_rows import head_template
 from .recipes import AUTO, RECIPES
@@ -257,18 +257,25 @@ def prompt_model(
         set_seed(args.seed)
         options = {"frozen": False, "train_dataset": train_dataset}
         model = get_prompt_tuning_model(model, started_by(teacher, config), tokenizer, template, **options)
-    _warn_of_start(getattr(args, "recipe", None), model.info.initialization.get("prompt_tuning_init"))
     return model
 
 
-def _warn_of_start(name: str | None, init: Any) -> None:
-    """Warn if a named recipe is for prompts that start from training rows, and the prompt started otherwise."""
-    if name in RECIPES and RECIPES[name].prompt.get("prompt_tuning_init") == PromptTuningInit.EXAMPLES != init:
-        logger.warning(
-            "The recipe %s is for a prompt that starts from training rows, and this one started from %s; give "
-            'PromptTuningConfig(prompt_tuning_init="EXAMPLES"), or another recipe.',
-            *(name, init),
-        )
+def warn_of_starts(args: TrainingArguments, model: SoftPrompts, trained: Sequence[str]) -> None:
+    """Warn if the recipe is for prompts that start from training rows, and one of those that train started otherwise.
+
+    A prompt that goes on from such a prompt has rows in it, too.
+    """
+    name = getattr(args, "recipe", None)
+    if name not in RECIPES or RECIPES[name].prompt.get("prompt_tuning_init") != PromptTuningInit.EXAMPLES:
+        return
+    for prompt in trained:
+        start = model.prompt_info[prompt].initialization
+        if private_start(start) != PromptTuningInit.EXAMPLES:
+            logger.warning(
+                "The recipe %s is for a prompt that starts from training rows, and %r started from %s; give "
+                'PromptTuningConfig(prompt_tuning_init="EXAMPLES") (--prompt_tuning_init), or another recipe.',
+                *(name, prompt, start.get("prompt_tuning_init", "what is not recorded")),
+            )
 
 
 def all_callbacks(callbacks: Sequence[Any] | None, args: TrainingArguments) -> list[Any]:

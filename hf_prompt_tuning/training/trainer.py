@@ -126,7 +126,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         )
         setup.leave_loss_to_the_model(self)
         self.model_init = model_init  # not passed to super(), which would call it again
-        self._adopt(self.model)
+        setup.warn_of_starts(args, self._adopt(self.model), self.trained_prompts)
 
     def encode_data(
         self, model: SoftPrompts, template: Any, tokenizer: Any, columns: ColumnCheck, train: Any, evaluation: Any

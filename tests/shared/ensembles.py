@@ -15,10 +15,16 @@ MEMBERS = [
 ]
 
 
+def state_of(model):
+    """What a refused run must leave as it was: what trains, the rates of dropout, and the modules."""
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    return trained, {name: (type(module), getattr(module, "p", None)) for name, module in model.named_modules()}
+
+
 def make(folder, messages, backbone="llama", template=TEMPLATE, members=MEMBERS, evaluate=True, **values):
     rows = [row | {"answer": row["message"][-9:].strip()} for row in messages]
     return EnsembleTrainer(
-        tiny_model(backbone),
+        tiny_model(backbone) if isinstance(backbone, str) else backbone,
         arguments(folder, num_train_epochs=2, max_grad_norm=1.0, **values),
         members,
         rows,

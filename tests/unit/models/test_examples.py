@@ -1,31 +1,19 @@
 """A prompt that starts from training rows starts as these rows, written as they are read in training."""
 
-import json
-
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
 from hf_prompt_tuning import (
     ChatFormat,
-    EnsembleTrainer,
-    FieldTrainer,
-    MultiPromptTrainer,
-    PromptMonitorCallback,
-    PromptTask,
     PromptTemplate,
-    PromptTuningArguments,
     PromptTuningConfig,
     PromptTuningError,
-    PromptTuningTrainer,
     get_prompt_tuning_model,
-    load_prompt,
 )
 from hf_prompt_tuning.data.examples import example_ids
 from hf_prompt_tuning.data.tokenization import PromptTokenizer
 from hf_prompt_tuning.models.create import add_prompt
-from hf_prompt_tuning.models.vocabulary import nearest_words
-from hf_prompt_tuning.prompts.files import START_FILE
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 
 TEMPLATE = PromptTemplate("Message : {message} Label :", label_column="label", label_words={"1": "sad", "2": "glad"})
@@ -201,57 +189,6 @@ def test_the_default_length():
     assert PromptTuningConfig(num_virtual_tokens=7, **EXAMPLES).num_virtual_tokens == 7
 
 
-def test_no_file_of_a_trained_prompt_has_the_rows(tokenizer, messages, tmp_path):
-    """Training rows may be private: neither their words, nor what tells them, is written beside the prompt.
-
-    The nearest words of a trained prompt are those that it started from. The one example row of every card is apart.
-    """
-    run = {"train_dataset": messages, "processing_class": tokenizer, "template": TEMPLATE}
-    args = arguments(tmp_path / "run", learning_rate=1e-3)
-    config = PromptTuningConfig(num_virtual_tokens=60, **EXAMPLES)
-    trainer = PromptTuningTrainer(tiny_model("llama"), args, prompt_config=config, **run)
-    trainer.add_callback(PromptMonitorCallback(trainer, every=2, tokenizer=tokenizer))
-    nearest = nearest_words(trainer.model.prompt, trainer.model.word_embeddings, tokenizer, how_many=1)
-    assert "Label" in "".join(words[0][0] for words in nearest)  # so they could be read there
-    trainer.train()
-    trainer.model.info.example = {}
-    trainer.save_model(tmp_path / "prompt")
-    assert not (tmp_path / "prompt" / START_FILE).exists()
-    saved = [file for file in (tmp_path / "prompt").iterdir() if file.suffix in (".json", ".md")]
-    texts = {file.name: file.read_text() for file in saved}
-    assert "rows of the training data" in texts["README.md"]
-    assert "nearest" not in texts["README.md"].lower()
-    info = json.loads(texts["prompt_tuning.json"])
-    assert not info.get("nearest_words")
-    assert not any("example_token_ids" in text for text in texts.values())
-    assert not any("prompt/nearest_words" in log for log in trainer.state.log_history)
-    assert any("prompt/moved" in log for log in trainer.state.log_history)
-    assert trainer.model.peft_config["default"].example_token_ids is None  # trackers write a model's config down
-    loaded, *_ = load_prompt(tmp_path / "prompt", backbone=tiny_model("llama"))
-    assert loaded.info.initialization.keys() == {"num_virtual_tokens", "prompt_tuning_init", "hash"}
-
-
-def test_a_prompt_that_goes_on_from_rows_keeps_them_too(tokenizer, messages, tmp_path):
-    """Its vectors still tell the rows, so nothing else of it does, over two prompts and a second training."""
-    run = {"train_dataset": messages, "processing_class": tokenizer, "template": TEMPLATE}
-    config = PromptTuningConfig(num_virtual_tokens=60, **EXAMPLES)
-    for name in ("first", "second", "third"):
-        trainer = PromptTuningTrainer(
-            tiny_model("llama"), arguments(tmp_path / "run", learning_rate=1e-3), prompt_config=config, **run
-        )
-        trainer.train()
-        trainer.save_model(tmp_path / name)
-        assert not (tmp_path / name / START_FILE).exists()
-        info = json.loads((tmp_path / name / "prompt_tuning.json").read_text())
-        assert not info.get("nearest_words")
-        config = PromptTuningConfig(init_prompt=str(tmp_path / name))
-    assert info["initialization"]["prompt_tuning_init"] == "PROMPT"
-    assert info["initialization"]["private_start"] == "EXAMPLES"
-    assert (
-        "another prompt, which started from rows of the training data" in (tmp_path / name / "README.md").read_text()
-    )
-
-
 def test_a_second_prompt(tokenizer, messages):
     model = get_prompt_tuning_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=2), tokenizer)
     torch.manual_seed(2)
@@ -305,7 +242,7 @@ STREAM = IterableDataset.from_generator(lambda: iter([{"message": "a", "label": 
         ([], FREE, "the training data has no rows; give some"),
         ([{"text": "a", "label": "1"}], TEMPLATE, r"field \{message\} is no column of the training data"),
         ([{"message": "a", "label": "3"}], TEMPLATE, "row 1 of the training data: the label '3' .* has no words"),
-        ([{"message": "a", "label": "1"}], None, "the template is a NoneType; examples are made of rows"),
+        ([{"message": "a", "label": "1"}], None, "the training data has no template; examples are made of rows"),
         ({"train": []}, TEMPLATE, "the training data is a dict"),
     ],
 )
@@ -321,62 +258,3 @@ def test_a_tokenizer_is_needed(messages):
         get_prompt_tuning_model(
             tiny_model("llama"), PromptTuningConfig(**EXAMPLES), None, TEMPLATE, train_dataset=messages
         )
-
-
-def arguments(tmp_path, **values):
-    return PromptTuningArguments(
-        str(tmp_path), max_steps=8, report_to="none", use_cpu=True, save_strategy="no", **values
-    )
-
-
-def start_of(rows, tokenizer, seed, length=30):
-    embed = tiny_model("llama").get_input_embeddings()
-    torch.manual_seed(seed)
-    return embed(torch.tensor(example_ids(rows, TEMPLATE, tokenizer, length)))
-
-
-def test_each_task_starts_from_its_own_rows(tokenizer, messages, tmp_path):
-    config = PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES)
-    halves = {"first": messages[:6], "second": messages[6:]}
-    tasks = [PromptTask(name, config, rows, template=TEMPLATE, seed=3) for name, rows in halves.items()]
-    drawn = PromptTuningConfig(num_virtual_tokens=30)
-    tasks.insert(1, PromptTask("drawn", drawn, messages[:6], template=TEMPLATE, seed=3))
-    trainer = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), tasks, processing_class=tokenizer)
-    for name, rows in halves.items():
-        assert torch.equal(trainer.prompts[name], start_of(rows, tokenizer, 3))
-
-
-def test_a_field_draws_twice(tokenizer, messages, tmp_path, caplog):
-    """Its ten prompts have two starts, and the log says it of each."""
-    caplog.set_level("INFO", "hf_prompt_tuning")
-    config = PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES)
-    run = {"processing_class": tokenizer, "train_dataset": messages, "template": TEMPLATE}
-    field = FieldTrainer(tiny_model("llama"), arguments(tmp_path, recipe="auto"), config, **run)
-    assert len(field.tasks) == 10
-    assert caplog.text.count("The prompt starts from training rows, of which") == 2
-
-
-def test_trainers_that_make_the_prompt_give_their_rows(tokenizer, messages, tmp_path):
-    config, run = PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES), {"processing_class": tokenizer}
-    run |= {"train_dataset": messages, "template": TEMPLATE}
-    one = PromptTuningTrainer(tiny_model("llama"), arguments(tmp_path, seed=7), prompt_config=config, **run)
-    assert torch.equal(one.model.prompt, start_of(messages, tokenizer, 7))
-    members = [PromptTask("a", config, seed=3), PromptTask("b", config, seed=4)]
-    several = EnsembleTrainer(tiny_model("llama"), arguments(tmp_path), members=members, **run)
-    for name, seed in (("a", 3), ("b", 4)):
-        assert torch.equal(several.prompts[name], start_of(messages, tokenizer, seed))
-
-
-def test_a_field_starts_from_no_row_that_it_compares_by(tokenizer, messages, tmp_path):
-    config = PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES)
-    args = arguments(tmp_path, recipe="auto", seed=7)
-    run = {"processing_class": tokenizer, "train_dataset": messages, "template": TEMPLATE}
-    field = FieldTrainer(tiny_model("llama"), args, config, **run)
-    first = [messages[i] for i in field._first]
-    assert 0 < len(first) < len(messages)
-    started = {task.name: task.seed for task in field.tasks.values()}
-    assert set(started.values()) == {7, 8}
-    for name, seed in started.items():
-        assert torch.equal(field.prompts[name], start_of(first, tokenizer, seed))
-    given = FieldTrainer(tiny_model("llama"), args, config, eval_dataset=messages[:4], **run)
-    assert torch.equal(given.prompts["prompt_1"], start_of(messages, tokenizer, 7))

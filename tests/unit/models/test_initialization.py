@@ -6,6 +6,7 @@ import torch
 
 from hf_prompt_tuning import PromptTemplate, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from hf_prompt_tuning.models.initialization import common_token_ids
+from hf_prompt_tuning.prompts.card import start_in_words
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.tiny_models import DECODERS, tiny_model
 
@@ -78,6 +79,24 @@ def test_class_labels_are_means_of_their_tokens_then_samples(tokenizer):
     rows = embed(torch.arange(400))
     assert all(bool((rows == vector).all(1).any()) for vector in model.prompt[2:])
     assert model.info.initialization["label_words"] == ["complaint", "no complaint"]
+
+
+def test_labels_beyond_the_vectors_are_told(tokenizer, tmp_path, caplog):
+    """A label that no vector starts from is named, and the record and the card have those that vectors start from."""
+    words = ["day", "night", "dog", "cat"]
+    template = PromptTemplate("{message}", label_column="label", label_words=dict(zip("1234", words, strict=True)))
+    of_labels = {"prompt_tuning_init": "CLASS_LABELS"}
+    make("gemma", tokenizer, template, num_virtual_tokens=4, **of_labels)
+    assert caplog.text == ""
+    model = make("gemma", tokenizer, template, num_virtual_tokens=2, **of_labels)
+    assert caplog.messages == [
+        "CLASS_LABELS starts a vector from each label, and 2 of 4 labels have none: 'dog', 'cat'. Give "
+        "num_virtual_tokens=4, or another start."
+    ]
+    assert model.info.initialization["label_words"] == ["day", "night"]
+    assert start_in_words(model.info) == "the label words"
+    longer = make("gemma", tokenizer, template, num_virtual_tokens=5, **of_labels)
+    assert start_in_words(longer.info) == "the label words, and words drawn from the vocabulary"
 
 
 def test_random_is_uniform_in_the_range():

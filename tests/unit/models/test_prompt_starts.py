@@ -55,38 +55,6 @@ def test_what_none_tells_is_kept_in_a_file(tokenizer, tmp_path, init):
     assert made_again(loaded.info.initialization, 3, loaded.word_embeddings, tokenizer) is None
 
 
-def test_what_teaches_is_not_saved(tokenizer, tmp_path):
-    """The first tokens of a teacher's text are the start, and no file of the prompt has them."""
-    text = "Classify if the message is"
-    model, start = trained(tokenizer, num_virtual_tokens=3, prompt_tuning_init="TEACHER", prompt_tuning_init_text=text)
-    _, expected = trained(tokenizer, num_virtual_tokens=3, prompt_tuning_init_text=text)
-    assert torch.equal(start, expected)
-    model.save_pretrained(tmp_path)
-    assert not (tmp_path / START_FILE).exists()
-    assert [file.name for file in tmp_path.iterdir() if b"Classify" in file.read_bytes()] == []
-    assert "first tokens of the text that teaches it" in (tmp_path / "README.md").read_text(encoding="utf-8")
-    loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
-    assert loaded.info.initialization["prompt_tuning_init"] == "TEACHER"
-    assert loaded.prompt_encoder["default"].start is None
-    assert made_again(loaded.info.initialization, 3, loaded.word_embeddings, tokenizer) is None
-
-
-def test_a_prompt_that_goes_on_from_what_teaches_keeps_it_too(tokenizer, tmp_path):
-    """The vectors still tell the text, so no file of the second prompt, or of the third, has them."""
-    text = "Classify if the message is"
-    config = dict(num_virtual_tokens=3, prompt_tuning_init="TEACHER", prompt_tuning_init_text=text)
-    for name in ("first", "second", "third"):
-        model, _ = trained(tokenizer, **config)
-        model.save_pretrained(tmp_path / name)
-        config = dict(init_prompt=str(tmp_path / name))
-    assert not (tmp_path / name / START_FILE).exists()
-    assert [file.name for file in (tmp_path / name).iterdir() if b"Classify" in file.read_bytes()] == []
-    loaded, *_ = load_prompt(tmp_path / name, backbone=tiny_model("gemma"))
-    assert loaded.info.initialization["prompt_tuning_init"] == "PROMPT"
-    assert loaded.info.initialization["private_start"] == "TEACHER"
-    assert "started from the first tokens of the text that teaches it" in (tmp_path / name / "README.md").read_text()
-
-
 def test_a_teacher_without_text_is_refused(tokenizer):
     config = PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init="TEACHER")
     with pytest.raises(PromptTuningError, match="prompt_tuning_init is TEACHER, and no text teaches the prompt"):

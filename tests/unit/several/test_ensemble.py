@@ -15,7 +15,7 @@ from hf_prompt_tuning.several.ensemble import PromptEnsemble, load_ensemble
 from hf_prompt_tuning.several.task import PromptTask
 from hf_prompt_tuning.several.voting import vote, vote_on_texts, votes
 from hf_prompt_tuning.training.trainer import PromptTuningTrainer
-from tests.shared.ensembles import FREE, MEMBERS, TEMPLATE, make
+from tests.shared.ensembles import FREE, MEMBERS, TEMPLATE, make, state_of
 from tests.shared.reference import row_encoder_of
 from tests.shared.several_prompts import arguments, random_prompt
 from tests.shared.tiny_models import tiny_model
@@ -196,8 +196,12 @@ def test_the_best_without_evaluation_has_the_lowest_loss(tmp_path, messages):
 class TestRefusals:
     def test_members_that_would_stay_the_same(self, tmp_path, messages):
         text = PromptTuningConfig(num_virtual_tokens=3, prompt_tuning_init_text="positive negative")
+        backbone = tiny_model("gpt2")
+        before = state_of(backbone)
         with pytest.raises(PromptTuningError, match="'a' and 'b' start from the same vectors"):
-            make(tmp_path, messages, members=[PromptTask("a", text, seed=1), PromptTask("b", text, seed=2)])
+            twins = [PromptTask("a", text, seed=1), PromptTask("b", text, seed=2)]
+            make(tmp_path, messages, members=twins, backbone=backbone)
+        assert state_of(backbone) == before
         make(tmp_path, messages, members=[PromptTask("a", text), PromptTask("b", text, learning_rate=0.1)])
 
     def test_orders_that_are_the_same(self, tmp_path, messages):

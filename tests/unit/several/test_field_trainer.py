@@ -25,7 +25,7 @@ from hf_prompt_tuning.several.field import plan_field
 from hf_prompt_tuning.several.rows_apart import LEAST_OF_A_LABEL, rows_apart
 from hf_prompt_tuning.several.streams import with_first_rows
 from hf_prompt_tuning.training.scorer import RowResults
-from tests.shared.ensembles import FREE, TEMPLATE
+from tests.shared.ensembles import FREE, TEMPLATE, state_of
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.resumed_runs import ROWS
 from tests.shared.several_prompts import arguments
@@ -428,10 +428,11 @@ class TestRefusals:
         ],
     )
     def test_what_does_not_go_with_it(self, values, message, tmp_path):
-        if "model" in values:
-            values = {"model": tiny_prompt_model("llama", num_virtual_tokens=4)}
+        model = tiny_prompt_model("llama", num_virtual_tokens=4) if "model" in values else tiny_model("gpt2")
+        before = state_of(model)
         with pytest.raises(PromptTuningError, match=message):
-            make(tmp_path, **values)
+            make(tmp_path, **values | {"model": model})
+        assert state_of(model) == before
 
     def test_trainers_that_do_not_find_settings(self, tmp_path):
         with pytest.raises(

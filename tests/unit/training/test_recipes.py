@@ -7,9 +7,21 @@ import pickle
 import pytest
 from transformers import HfArgumentParser
 
-from hf_prompt_tuning import PromptTuningArguments, PromptTuningConfig, PromptTuningError, PromptTuningTrainer
+from hf_prompt_tuning import (
+    EnsembleTrainer,
+    PromptTask,
+    PromptTemplate,
+    PromptTuningArguments,
+    PromptTuningConfig,
+    PromptTuningError,
+    PromptTuningTrainer,
+    get_prompt_tuning_model,
+)
 from hf_prompt_tuning.training.recipes import RECIPES, missing_values
 from tests.shared.reference import tiny_prompt_model
+from tests.shared.tiny_models import tiny_model
+
+TEMPLATE = PromptTemplate("Message : {message} Label :", label_column="label", label_words={"1": "sad", "2": "glad"})
 
 
 def values_of(args, names):
@@ -97,5 +109,23 @@ def test_the_arguments_of_examples_with_another_start(tmp_path, caplog):
     assert "starts from training rows" not in caplog.text
     PromptTuningTrainer(tiny_prompt_model("llama"), make(tmp_path, recipe="examples"))
     assert (
-        "The recipe examples is for a prompt that starts from training rows, and this one started from" in caplog.text
-    )
+        "The recipe examples is for a prompt that starts from training rows, and 'default' started from RANDOM; give "
+        'PromptTuningConfig(prompt_tuning_init="EXAMPLES") (--prompt_tuning_init), or another recipe.'
+    ) in caplog.text
+
+
+def test_examples_may_be_in_a_prompt_that_another_goes_on_from(tokenizer, messages, tmp_path, caplog):
+    """Such a prompt has rows in it; one of which nothing is recorded may have any start. All are told of."""
+    examples = PromptTuningConfig(num_virtual_tokens=20, prompt_tuning_init="EXAMPLES")
+    first = get_prompt_tuning_model(tiny_model("llama"), examples, tokenizer, TEMPLATE, train_dataset=messages)
+    first.save_pretrained(tmp_path / "first")
+    model = get_prompt_tuning_model(tiny_model("llama"), PromptTuningConfig(init_prompt=str(tmp_path / "first")))
+    PromptTuningTrainer(model, make(tmp_path, recipe="examples"))
+    assert "starts from training rows" not in caplog.text
+    model.info.initialization = {}
+    PromptTuningTrainer(model, make(tmp_path, recipe="examples"))
+    assert "'default' started from what is not recorded" in caplog.text
+    members = [PromptTask("a", examples), PromptTask("b", PromptTuningConfig(num_virtual_tokens=4))]
+    run = {"members": members, "train_dataset": messages, "processing_class": tokenizer, "template": TEMPLATE}
+    EnsembleTrainer(tiny_model("llama"), make(tmp_path, recipe="examples"), **run)
+    assert "'b' started from SAMPLE_VOCAB" in caplog.text and "'a' started" not in caplog.text
