@@ -19,6 +19,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from ..data.conversation import Conversation
 from ..data.heads import without_head
+from ..data.messages import SYSTEM
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from .exported_prompts import ExportedPrompt
@@ -91,6 +92,11 @@ class RowTexts:
         """Whether rows are told as chats."""
         return self.coder.chats is not None
 
+    @property
+    def has_system_turn(self) -> bool:
+        """Whether chats begin with a system turn. A chat template may know none."""
+        return self.chat("x").messages[0]["role"] in SYSTEM
+
     @cached_property
     def source(self) -> str:
         """The template of a row's source; of conversations, of the user's turn."""
@@ -120,8 +126,11 @@ class RowTexts:
     def template(self, form: PromptText) -> str:
         """Return the template of what stands behind a prefix, in which `{name}` is a column.
 
-        For a chat API it is that of the user's turn; else a chat is told as text.
+        For a chat API it is that of the user's turn, with the prefix if no system turn has it; else a chat is told as
+        text.
         """
+        if form.is_system and not self.has_system_turn:
+            return form.prefix.replace("{", "{{").replace("}", "}}") + self.source
         if form.is_system or not self.is_chat:
             return self.source
         chat = self.coder.chats.user_turn(MARK)
@@ -264,7 +273,8 @@ def request(
     body: dict[str, Any] = {"model": model, "max_tokens": limit, "temperature": 0}
     # Servers stop by themselves at the end tokens of the checkpoint's generation config, and some refuse the key.
     known = prompt.model.get_base_model().generation_config.eos_token_id
-    if ends := [i for i in coder.end_ids if i not in (known if isinstance(known, list) else [known])]:
+    written = coder.end_ids or [prompt.tokenizer.eos_token_id]  # of plain text, what stands behind each target
+    if ends := [i for i in written if i is not None and i not in (known if isinstance(known, list) else [known])]:
         body["stop_token_ids"] = ends
     if form.is_system:
         chat = with_prefix(rows.chat(text), form.prefix)

@@ -208,12 +208,12 @@ def write_prompts(
     """
     described = {}
     for prompt in prompts:
-        form = forms[prompt.name]
+        form, rows = forms[prompt.name], RowTexts(prompt)
         path, body = request(prompt, form, ids[prompt.name], model)
         entry = {
             "prompt_position": prompt.position,
             "prefix": form.prefix,
-            "template": RowTexts(prompt).template(form),
+            "template": rows.template(form),
             "suffix": form.suffix,
             "add_special_tokens": form.add_special_tokens,
             "token_ids": ids[prompt.name],
@@ -221,16 +221,18 @@ def write_prompts(
             "request": body,
             "measured": measured[prompt.name].to_json() | {"vector_error": vector_error},
         }
-        described[prompt.name] = entry | {"notes": _notes(form)}
+        described[prompt.name] = entry | {"notes": _notes(form, rows)}
     text = json.dumps(described, indent=2, ensure_ascii=False)
     (folder / PROMPTS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _notes(form: PromptText) -> list[str]:
+def _notes(form: PromptText, rows: RowTexts) -> list[str]:
     """Return what a client must know beside the request."""
     notes = []
-    if form.is_system:
+    if form.is_system and rows.has_system_turn:
         notes.append("Put the prefix in front of the system message's text; give every chat a system message.")
+    elif form.is_system:
+        notes.append("Put the prefix in front of the first user message's text: the chat template has no system turn.")
     elif form.as_ids:
         notes.append("Send token ids, as the request does: the server writes other special tokens around a text.")
     elif not form.add_special_tokens:

@@ -36,7 +36,7 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
 
     Args:
         prompt: a Hub id or folder, or a model, of which the active prompt is exported (then pass `tokenizer`).
-        out: the folder, created if missing. The files of an earlier export are replaced.
+        out: the folder: new, empty, or an earlier export, whose files are replaced.
         **load: passed to `load_prompt`.
 
     Returns:
@@ -44,9 +44,13 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
 
     Raises:
         PromptTuningError: the model is an encoder-decoder, the template or the tokenizer is missing, or the backbone
-            changes its embeddings after the lookup (Gemma), which a server may do a second time.
+            changes its embeddings after the lookup (Gemma), which a server may do a second time; or `out` holds
+            something else.
         PromptLoadError: as in `load_prompt`.
     """
+    folder = Path(out)
+    if folder.exists() and not (folder / EMBEDDINGS_FILE).is_file() and any(folder.iterdir()):
+        raise PromptTuningError(f"{str(out)!r} holds other files than an export; give a new folder.")
     if isinstance(prompt, str | Path):
         model, tokenizer, template = load_prompt(prompt, **load)
     else:
@@ -56,8 +60,10 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
             f"the prompt is of a {type(model).__name__}; vLLM takes embeddings for causal models alone."
         )
     if tokenizer is None or template is None:
-        lacks = "tokenizer" if tokenizer is None else "template"
-        raise PromptTuningError(f"the prompt has no {lacks}, without which rows cannot be told to it; give {lacks}=….")
+        lacks, advice = "template", "set it as the model's info.template"
+        if tokenizer is None:
+            lacks, advice = "tokenizer", "give tokenizer=…"
+        raise PromptTuningError(f"the prompt has no {lacks}, without which rows cannot be told to it; {advice}.")
     embed = model.word_embeddings
     with whole(embed):
         probe = torch.arange(min(8, embed.num_embeddings), device=embed.weight.device)
@@ -66,7 +72,6 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
                 f"{type(model.base_model).__name__} changes its embeddings after looking them up, and a server may do "
                 "so with those that it is given. Serve it with transformers."
             )
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     weight = embed.weight.detach().cpu()
     head = weight[list(model.active_peft_config.head)]
@@ -136,15 +141,23 @@ class VllmPrompt:
         Args:
             row: as for `embeds`.
             model: the backbone's name on the server.
-            **options: options of the API: `max_tokens`, `temperature`, …
+            **options: options of the API: `max_tokens`, `temperature`, …; in `extra_body` those of vLLM's own.
 
         Returns:
             The client's arguments. `prompt` is empty, and the embeddings are in `extra_body`, for chats with the token
             that ends a turn.
+
+        Raises:
+            PromptTuningError: an option would take the place of the embeddings.
         """
+        own = dict(options.pop("extra_body", None) or {})
+        if given := [name for name in ("prompt", "prompt_embeds") if name in options or name in own]:
+            raise PromptTuningError(
+                f"{given[0]} is given, and the prompt and the row are the embeddings; leave it out."
+            )
         limit = self.coder.template.max_target_length
         defaults: dict[str, Any] = {"temperature": 0.0} | ({} if limit is None else {"max_tokens": limit})
         body: dict[str, Any] = {"prompt_embeds": self.payload(row)}
         if self.coder.end_ids:
-            body["stop_token_ids"] = self.coder.end_ids
-        return defaults | {"model": model, "prompt": "", "extra_body": body} | options
+            body["stop_token_ids"] = list(dict.fromkeys([*self.coder.end_ids, *own.pop("stop_token_ids", ())]))
+        return defaults | {"model": model, "prompt": "", "extra_body": own | body} | options

@@ -229,7 +229,16 @@ def test_a_prompt_in_the_system_turn_serves_the_chat_api(family, tmp_path, monke
     user = request["messages"][-1]["content"].removeprefix(entry["prefix"])
     ours = model.row_encoder(tokenizer, template, "other").content_ids(user)
     assert ids == [*head, *entry["token_ids"], *ours[len(head) :]]
-    assert entry["template"] == "{text}"  # of the user's turn: the rest of the chat is the server's to write
+    # Of the user's turn: the rest of the chat is the server's to write. Without a system turn it has the prefix.
+    assert entry["template"] == (entry["prefix"] if family == "gemma" else "") + "{text}"
+    where = "the first user message's text: the chat" if family == "gemma" else "the system message's text; give"
+    assert f"Put the prefix in front of {where}" in entry["notes"][0]
+    *first, last = request["messages"]  # as docs/how-to/serve-anywhere.md fills a request
+    filled = [*first, last | {"content": entry["template"].format(text="never came")}]
+    text = loaded.apply_chat_template(filled, add_generation_prompt=True, tokenize=False)
+    ours = model.row_encoder(tokenizer, template, "other").content_ids("never came")
+    expected = [*head, *entry["token_ids"], *ours[len(head) :]]
+    assert loaded(text, add_special_tokens=False)["input_ids"] == expected
     for known in ([2, end], 3, None):
         backbone.generation_config.eos_token_id = known
         again = entries(export_tokens(model, tmp_path / "again", tokenizer=tokenizer))["other"]["request"]
@@ -251,6 +260,20 @@ def test_chats_in_front_of_which_a_prompt_stands(place, tmp_path, monkeypatch):
     ours = model.row_encoder(tokenizer, template, "other").content_ids({"message": "never came"})
     assert ids == [*head, *entry["token_ids"], *ours[len(head) :]]
     assert loaded.chat_template == tokenizer.chat_template and entry["request"]["add_special_tokens"] is False
+
+
+def test_a_request_stops_where_training_did(tmp_path, monkeypatch, tokenizer):
+    """Rows of plain text end with the tokenizer's EOS, which the backbone's generation config may not know."""
+    never_refuse(monkeypatch)
+    model = made("llama", tokenizer)
+    for known, ends in (
+        (tokenizer.eos_token_id, None),
+        (3, [tokenizer.eos_token_id]),
+        ([3, tokenizer.eos_token_id], None),
+    ):
+        model.get_base_model().generation_config.eos_token_id = known
+        for entry in entries(export_tokens(model, tmp_path / "out", tokenizer=tokenizer)).values():
+            assert entry["request"].get("stop_token_ids") == ends
 
 
 def test_folders_of_prompts(tmp_path, monkeypatch, tokenizer):

@@ -62,6 +62,31 @@ def test_chats(tmp_path):
     assert request["extra_body"]["stop_token_ids"] == [tokenizer.convert_tokens_to_ids("<|eot_id|>")]
 
 
+def test_options_of_vllms_own_stand_beside_the_embeddings(tmp_path):
+    """The client sends them in `extra_body`, where the prompt and the row are, too."""
+    tokenizer = chat_tokenizer("llama3")
+    prompt = VllmPrompt.load(export_vllm(made(tokenizer, template=ChatTemplate()), tmp_path, tokenizer=tokenizer))
+    chat, end = CHATS[0][:-1], tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    own = {"top_k": 5, "stop_token_ids": [7, end]}
+    body = prompt.request(chat, "m", extra_body=own)["extra_body"]
+    assert body == {"top_k": 5, "stop_token_ids": [end, 7], "prompt_embeds": prompt.payload(chat)}
+    assert own == {"top_k": 5, "stop_token_ids": [7, end]}
+    assert prompt.request(chat, "m", extra_body=None) == prompt.request(chat, "m")
+    for options in ({"prompt": "Be kind."}, {"extra_body": {"prompt_embeds": "…"}}):
+        with pytest.raises(PromptTuningError, match="is given, and the prompt and the row are the embeddings"):
+            prompt.request(chat, "m", **options)
+
+
+def test_a_folder_of_something_else_is_kept(tmp_path, tokenizer):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "mine.txt").write_text("mine")
+    with pytest.raises(PromptTuningError, match="holds other files than an export; give a new folder"):
+        export_vllm(made(tokenizer), tmp_path, tokenizer=tokenizer)
+    assert (tmp_path / "tokenizer" / "mine.txt").read_text() == "mine"
+    for _ in range(2):  # an earlier export is replaced
+        export_vllm(made(tokenizer), tmp_path / "out", tokenizer=tokenizer)
+
+
 def test_a_saved_prompt_is_exported_by_its_folder(tmp_path, tokenizer):
     model = made(tokenizer)
     model.save_pretrained(tmp_path / "prompt")
@@ -82,7 +107,7 @@ def test_refusals(tmp_path, tokenizer):
         export_vllm(made(tokenizer, "gemma"), tmp_path, tokenizer=tokenizer)
     with pytest.raises(PromptTuningError, match="the prompt has no tokenizer, without which"):
         export_vllm(made(tokenizer), tmp_path)
-    with pytest.raises(PromptTuningError, match="the prompt has no template"):
+    with pytest.raises(PromptTuningError, match=r"the prompt has no template, .*; set it as the model's info"):
         export_vllm(made(tokenizer, template=None), tmp_path, tokenizer=tokenizer)
     folder = export_vllm(made(tokenizer), tmp_path / "out", tokenizer=tokenizer)
     file = folder / "embeddings.safetensors"
