@@ -150,7 +150,9 @@ class Arguments(NamedTuple):
 
     def prompt_config(self) -> PromptTuningConfig:
         """Return the prompt's config, with the teacher's text if the prompt starts from it."""
-        return started_by(self.teacher.given(), self.prompt.config(self.model.task_type, self.model.token))
+        return started_by(
+            self.teacher.given(self.model.token), self.prompt.config(self.model.task_type, self.model.token)
+        )
 
 
 GROUPS = (ModelArguments, DataArguments, TeacherArguments, PromptArguments, PromptTuningArguments)

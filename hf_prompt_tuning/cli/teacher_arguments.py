@@ -37,19 +37,25 @@ class TeacherArguments:
         default=None, help="What stands between the text and a row, unless rows are chats. Default: an empty line."
     )
 
-    def given(self) -> Teacher | None:
-        """Return the teacher that is given; None for a run without one.
+    def given(self, token: str | None = None) -> Teacher | None:
+        """Return the teacher that is given, with the Hub's token for its prompt; None for a run without one.
 
         Raise PromptTuningError if several are given, or the file cannot be read, is empty or holds no messages.
         """
         if not (names := [name for name in OF_TEACHER if getattr(self, name) is not None]):
+            if self.teacher_separator is not None:
+                raise PromptTuningError(
+                    f"teacher_separator is {self.teacher_separator!r:.80}, and no text teaches; give teacher_text, or "
+                    "leave it out."
+                )
             return None
         if len(names) > 1:
             raise PromptTuningError(f"{' and '.join(names)} are given, and one of them teaches; give one.")
         values = {"text": self.teacher_text, "prompt": self.teacher, "column": self.teacher_column}
         if self.teacher_file is not None:
             values = _read(Path(self.teacher_file))
-        return Teacher(**values | ({} if self.teacher_separator is None else {"separator": self.teacher_separator}))
+        separator = {} if self.teacher_separator is None else {"separator": self.teacher_separator}
+        return Teacher(**values, token=token, **separator)
 
     def complete(self, training: PromptTuningArguments, template: RowTemplate, rows: Dataset | None) -> None:
         """Have the teacher write one answer to each row, if the rows have none and `teacher_writes` is not given."""

@@ -57,14 +57,14 @@ def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) ->
     }
     if args.recipe == AUTO:
         trainer = FieldTrainer(
-            backbone, prompt_config=arguments.prompt_config(), teacher=arguments.teacher.given(), **options
+            backbone, prompt_config=arguments.prompt_config(), teacher=arguments.teacher.given(model.token), **options
         )
     elif members := ensemble_members(prompt, args.seed, model.token):
         trainer = EnsembleTrainer(backbone, members=members, **options)
     else:
         config, rows = arguments.prompt_config(), splits.get("train")
         tuned = get_prompt_tuning_model(backbone, config, tokenizer, template, train_dataset=rows)
-        trainer = PromptTuningTrainer(tuned, teacher=arguments.teacher.given(), **options)
+        trainer = PromptTuningTrainer(tuned, teacher=arguments.teacher.given(model.token), **options)
     for info in trainer.model.prompt_info.values():
         info.data |= arguments.data.described()
     return trainer

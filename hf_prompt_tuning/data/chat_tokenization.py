@@ -205,7 +205,10 @@ class ChatTokenizer(PromptTokenizer):
         `reader` is not used. Raise PromptTuningError if the row holds no conversation, or the chat template cannot
         tell its targets.
         """
-        chat, was_cut = self._cut(self._to_learn(row) if require_target else self._to_answer(row))
+        if self.reads_targets:
+            chat, was_cut = self._cut(self._to_learn(row) if require_target else self._to_answer(row))
+        else:
+            chat, was_cut = self.question(row)
         if not chat.targets():
             if require_target:
                 roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))

@@ -1,5 +1,6 @@
 """Tokenize rows: cut the source, start the target after it, and end the target with EOS."""
 
+import copy
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -82,6 +83,7 @@ class PromptTokenizer:
         self.is_encoder_decoder = is_encoder_decoder
         self.pictures = pictures
         self.chats = None if template.chat is None else self._renderer(template.chat, always_system)
+        self.reads_targets = True
         self._reports: dict[str, RowReports] = {}
         self.label_token_ids  # noqa: B018  (labels with the same tokens raise here, before training)
 
@@ -93,6 +95,12 @@ class PromptTokenizer:
         if isinstance(chats.template, str):
             self.template = replace(self.template, chat=replace(format, chat_template=chats.template))
         return chats
+
+    def of_sources(self) -> "PromptTokenizer":
+        """Return a copy that reads no targets: each row is one to answer, whatever answer it has."""
+        encoder = copy.copy(self)
+        encoder.reads_targets = False
+        return encoder
 
     @property
     def end_ids(self) -> list[int]:
@@ -259,7 +267,7 @@ class PromptTokenizer:
             index = template.label_index(row, reader)
             text = None if index is None else template.label_words[template.labels[index]]
         else:
-            text = template.target_text(row)
+            text = template.target_text(row) if self.reads_targets else None
         if text is None and require_target:
             column = template.label_column or ", ".join(template.target_columns)
             raise PromptTuningError(

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.collator import DataCollatorForPromptTuning
-from ..data.encoding import encode_data
+from ..data.encoding import encode_data, from_list
 from ..data.template import sources_of
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
@@ -37,7 +37,7 @@ from ..models.load import load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import start_in_words
-from ..prompts.config import private_start
+from ..prompts.privacy import private_start
 from .comparison import compare_vectors
 from .effects import attention_to_prompt, quality, quality_without_each
 from .results import Inspection, Move, Position, PromptInspection, Word
@@ -87,7 +87,7 @@ def inspect_prompt(
     if tokenizer is None:
         raise PromptTuningError("the backbone's tokenizer is not given; give it as tokenizer=….")
     if data is not None and not isinstance(data, Dataset):
-        data = Dataset.from_list(list(data))
+        data = from_list(list(data), "given")
     embed, inspections = model.word_embeddings, []
     norms = vocabulary.vocabulary_norms(embed, vocabulary.vocabulary_size(embed, tokenizer))
     for adapter, name in names.items():
@@ -111,6 +111,12 @@ def _loaded(
     if len({str(path) for path in paths}) < len(paths):
         raise PromptTuningError(f"a prompt is given twice: {', '.join(map(str, paths))}.")
     first, *others = paths
+    for option in ("revision", "subfolder") if others else ():
+        if load_kwargs.get(option):
+            raise PromptTuningError(
+                f"{option} is {load_kwargs[option]!r}, and {len(paths)} prompts are given; inspect each alone, or "
+                "give their folders, of snapshots."
+            )
     if isinstance(backbone, PreTrainedModel):
         backbone = of_all_parts(backbone)
     loaded = load_prompt(first, backbone=backbone, tokenizer=tokenizer, ignore_mismatch=ignore_mismatch, **load_kwargs)

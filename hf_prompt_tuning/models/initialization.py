@@ -21,10 +21,11 @@ from ..data.tokenization import continuation_ids
 from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
 from ..layouts.sharing import embedding_device, whole
-from ..prompts.config import PromptTuningConfig, PromptTuningInit, private_start
+from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..prompts.files import CONFIG_FILE, SavedPrompt, read_prompt
 from ..prompts.foreign import adapter_folder, import_prompt
 from ..prompts.info import INFO_FILE, PromptInfo
+from ..prompts.privacy import private_start, tells_private_words
 
 logger = logging.getLogger(__name__)
 
@@ -264,10 +265,14 @@ def _read_start(config: PromptTuningConfig) -> SavedPrompt:
 
 
 def inherited_start(config: PromptTuningConfig) -> dict[str, str]:
-    """Return what a prompt's initialisation records of the prompt that it goes on from: a private start, if any."""
+    """Return what a prompt's initialisation records of the prompt that it goes on from: a private start, if any.
+
+    A private text that taught that prompt is one, too (`TEACHER`).
+    """
     info = saved_info(config)
-    start = None if info is None else private_start(info.initialization)
-    return {} if start is None else {"private_start": start.value}
+    if info is None or not tells_private_words(info):
+        return {}
+    return {"private_start": (private_start(info.initialization) or PromptTuningInit.TEACHER).value}
 
 
 def _saved_vectors(config: PromptTuningConfig) -> Tensor:

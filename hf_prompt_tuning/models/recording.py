@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
-from ..prompts.config import private_start
 from ..prompts.info import numbers_of
+from ..prompts.privacy import tells_private_words
 from .scoring import loss_history
 from .soft_prompts import SoftPrompts
 from .vocabulary import nearest_words
@@ -34,7 +34,7 @@ def describe_run(
 ) -> None:
     """Write hyperparameters, losses and nearest words of the active prompt into its `info`.
 
-    No nearest words are written of a prompt whose start is private: they would be the words that are not to be saved.
+    No nearest words are written of a prompt that may tell private words: they would be those that are not to be saved.
     `name` is the prompt's name in the log, if several prompts train together.
     """
     values = {name: getattr(args, name) for name in RECORDED}
@@ -47,7 +47,7 @@ def describe_run(
         values["average_last"] = args.average_last
     model.info.training = {name: getattr(value, "value", value) for name, value in values.items()}
     model.info.history = loss_history(state.log_history, name)
-    if tokenizer is not None and private_start(model.info.initialization) is None:
+    if tokenizer is not None and not tells_private_words(model.info):
         model.info.nearest_words = nearest_words(model.prompt, model.word_embeddings, tokenizer)
 
 

@@ -175,7 +175,8 @@ def start_in_words(info: PromptInfo) -> str:
     """Return the prompt's initialisation in words."""
     start = info.initialization
     private = {"TEACHER": "the first tokens of the text that teaches it", "EXAMPLES": "rows of the training data"}
-    before = private.get(str(start.get("private_start")))
+    goes_on = {"TEACHER": "a text taught that is not told", "EXAMPLES": "started from rows of the training data"}
+    before = goes_on.get(str(start.get("private_start")))
     labels, length = start.get("label_words"), start.get("num_virtual_tokens")  # untrusted
     are_all_of_labels = isinstance(labels, list) and isinstance(length, int) and len(labels) >= length
     words = private | {
@@ -184,7 +185,7 @@ def start_in_words(info: PromptInfo) -> str:
         "FIRST_VOCAB": "the first tokens of the vocabulary",
         "CLASS_LABELS": "the label words" + ("" if are_all_of_labels else ", and words drawn from the vocabulary"),
         "RANDOM": f"random numbers in ±{start.get('random_range')}",
-        "PROMPT": "another prompt" + ("" if before is None else f", which started from {before}"),
+        "PROMPT": "another prompt" + ("" if before is None else f", which {before}"),
     }
     return words.get(str(start.get("prompt_tuning_init")), "vectors that are not recorded")
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import enum
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -236,16 +236,6 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         if detail == "label_words":  # those that vectors started from
             return values | {detail: (self.label_words or [])[: self.num_virtual_tokens]}
         return values | ({detail: getattr(self, detail)} if detail else {})
-
-
-def private_start(initialization: Mapping[str, Any]) -> PromptTuningInit | None:
-    """Return the private start that a recorded initialisation names, of the prompt or of one that it goes on from.
-
-    Neither the words of such a start nor its vectors are saved, nor what tells them: the words that are nearest to the
-    prompt.
-    """
-    names = (initialization.get("prompt_tuning_init"), initialization.get("private_start"))
-    return next((init for init in PRIVATE_STARTS if init in names), None)
 
 
 def check_adapter_name(name: Any, others: Collection[str]) -> None:

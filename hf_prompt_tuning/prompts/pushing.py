@@ -14,10 +14,11 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validat
 from ..errors import PromptPushError, PromptTuningError
 from ..hub.push_errors import explained
 from .card import is_ours, repository_card
-from .config import PromptTuningInit, private_start
+from .config import PromptTuningInit
 from .ensemble_info import ENSEMBLE_FILE, EnsembleInfo
 from .files import CONFIG_FILE
 from .info import INFO_FILE
+from .privacy import private_start
 from .repository_files import CARD_FILE, CHECKPOINT, folders_of_prompts, inside, obsolete_files
 
 logger = logging.getLogger(__name__)

@@ -48,9 +48,7 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
             something else.
         PromptLoadError: as in `load_prompt`.
     """
-    folder = Path(out)
-    if folder.exists() and not (folder / EMBEDDINGS_FILE).is_file() and any(folder.iterdir()):
-        raise PromptTuningError(f"{str(out)!r} holds other files than an export; give a new folder.")
+    folder = _checked_folder(out)
     if isinstance(prompt, str | Path):
         model, tokenizer, template = load_prompt(prompt, **load)
     else:
@@ -82,6 +80,14 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
     model.info.write(folder)
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def _checked_folder(out: str | Path) -> Path:
+    """Return the folder of an export. Raise PromptTuningError if it holds something else."""
+    folder = Path(out)
+    if folder.exists() and not (folder / EMBEDDINGS_FILE).is_file() and any(folder.iterdir()):
+        raise PromptTuningError(f"{str(out)!r} holds other files than an export; give a new folder.")
     return folder
 
 

@@ -52,6 +52,15 @@ def check_same(kept: Settings, settings: Settings, name: str, file: Path) -> Non
     )
 
 
+def check_count(answers: Answers, count: int, name: str, file: Path) -> None:
+    """Raise PromptTuningError if a file has answers to fewer or more rows than there are."""
+    if len(answers) != count:
+        raise PromptTuningError(
+            f"{file} has {name} answers to {len(answers)} rows of {count}, so it is not whole. Delete it to have new "
+            "ones written."
+        )
+
+
 def read_answers(file: Path) -> dict[str, tuple[Settings, Answers]]:
     """Return for each data set the settings and the answers of a file; nothing if there is no file."""
     found: dict[str, tuple[Settings, Answers]] = {}

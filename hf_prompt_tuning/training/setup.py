@@ -30,7 +30,8 @@ from ..models.metric_direction import check_direction
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..models.text_layouts import check_layout
-from ..prompts.config import PromptTuningConfig, PromptTuningInit, private_start
+from ..prompts.config import PromptTuningConfig, PromptTuningInit
+from ..prompts.privacy import private_start
 from .callbacks import DivergenceCallback, PromptAveragingCallback
 from .head_rows import head_template
 from .recipes import AUTO, RECIPES
@@ -41,6 +42,13 @@ logger = logging.getLogger(__name__)
 
 OTHER_NAMES = {"tokenizer": "processing_class", "peft_config": "prompt_config"}
 """Names that earlier versions of `Trainer`, and TRL's trainers, have for arguments of this trainer."""
+
+
+OF_TEACHERS = (
+    *("distillation_temperature", "distillation_weight", "distill_over", "teacher_top_k", "teacher_writes"),
+    *("teacher_temperature", "teacher_top_p", "teacher_max_new_tokens", "publish_teacher_text"),
+)
+"""The arguments that only a teacher reads."""
 
 
 def check_argument_names(options: Mapping[str, Any]) -> None:
@@ -115,8 +123,16 @@ def check_devices(model: Any, args: TrainingArguments) -> None:
 
 
 def check_model(model: Any, args: TrainingArguments, teacher: Any) -> None:
-    """Raise PromptTuningError as `check_devices`, and for what a model with a classification head does not take."""
+    """Raise PromptTuningError as `check_devices`, and for what a model with a classification head does not take.
+
+    Arguments of a teacher are refused without one.
+    """
     check_devices(model, args)
+    of_teacher = [name for name in OF_TEACHERS if name in getattr(args, "given", ())]
+    if teacher is None and of_teacher:
+        raise PromptTuningError(
+            f"{of_teacher[0]} is given, and no teacher; give one (teacher=Teacher(…)), or leave the argument out."
+        )
     if head_task(model) is None:
         return
     if teacher is not None:

@@ -1,7 +1,7 @@
 """Define what teaches a prompt: a text, turns of a conversation, a text of each row, or other prompts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Teacher:
         column: the column of the data that holds each row's text.
         separator: what stands between the text and the row, unless the text ends with white space. In chats there is
             none.
+        token: a Hub token for the prompt, if it is private.
 
     Raises:
         PromptTuningError: none or several are given, or a value has another type.
@@ -46,6 +47,7 @@ class Teacher:
     prompt: str | Path | None = None
     column: str | None = None
     separator: str = "\n\n"
+    token: str | bool | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         given = [name for name in KINDS if getattr(self, name) is not None]
@@ -149,11 +151,11 @@ def prompts_of(teacher: Teacher, model: SoftPrompts) -> list[TaughtPrompt]:
         own, config = model.prompt_encoder[name], model.peft_config[name]
         vectors = own.embedding.weight.detach().clone()
         return [TaughtPrompt(FixedPrompt(own.head_ids.clone(), vectors), config.prompt_position, own.info.template)]
-    file = open_place(name).find(ENSEMBLE_FILE)
+    file = open_place(name, token=teacher.token).find(ENSEMBLE_FILE)
     if file is None:
-        return [_taught(read_prompt(name), model)]
+        return [_taught(read_prompt(name, token=teacher.token), model)]
     members = read_json(file, EnsembleInfo.from_json).members
-    return [_taught(read_prompt(name, subfolder=member), model) for member in members]
+    return [_taught(read_prompt(name, subfolder=member, token=teacher.token), model) for member in members]
 
 
 def _taught(saved: SavedPrompt, model: SoftPrompts) -> TaughtPrompt:

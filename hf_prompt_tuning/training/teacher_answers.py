@@ -27,6 +27,7 @@ from .answer_files import (
     Answers,
     Settings,
     Unfinished,
+    check_count,
     check_same,
     digest,
     read_answers,
@@ -40,38 +41,37 @@ DEFAULT_LENGTH = 128
 """The length of an answer if neither `teacher_max_new_tokens` nor the template has a limit."""
 
 
-def without_target(row: dict[str, Any], index: int, raw: Dataset, encoder: PromptTokenizer) -> dict[str, Any]:
+def without_target(row: dict[str, Any], is_encoder_decoder: bool) -> dict[str, Any]:
     """Return an encoded row without its last target and what follows it: what its source is if it is to be answered.
 
-    `raw` are the rows before they were encoded.
+    A row without a target is as it was.
     """
-    if set(encoder.template.source_columns) <= set(raw.column_names):
-        ids = encoder.source_ids(raw[index])[0]
-    elif encoder.is_encoder_decoder:
-        ids = row["input_ids"]
-    else:
-        ids = row["input_ids"][: last_run([label != IGNORED for label in row["labels"]]).start]
-    labels = [] if encoder.is_encoder_decoder else [IGNORED] * len(ids)
+    ids = row["input_ids"]
+    if not is_encoder_decoder:
+        ids = ids[: last_run([label != IGNORED for label in row["labels"]]).start]
+    labels = [] if is_encoder_decoder else [IGNORED] * len(ids)
     return {"input_ids": ids, "labels": labels, "length": len(ids)}
 
 
-def with_answers(data: Dataset, answers: Answers, limit: int | None, is_encoder_decoder: bool) -> Dataset:
+def with_answers(data: Dataset, answers: Answers, limits: dict[str, int | None], is_encoder_decoder: bool) -> Dataset:
     """Return a row for each answer: the student's and each teacher's ids, and the answer as their target.
 
-    An answer ends where the student's row would be longer than `limit`.
+    `limits` are the largest number of tokens in each column of ids, None for no limit. An answer ends where any of a
+    row's columns would be longer.
     """
 
     def rows() -> Iterator[dict[str, Any]]:
         for row, written in zip(data.with_format(None), answers, strict=True):
+            rooms = [most - len(row[name]) for name, most in limits.items() if most is not None]
+            room = None if is_encoder_decoder else min(rooms, default=None)
             for answer in written:
-                kept = answer if limit is None or is_encoder_decoder else answer[: limit - len(row["input_ids"])]
-                yield row | _completed(row, kept, is_encoder_decoder)
+                yield row | _completed(row, answer[:room], is_encoder_decoder)
 
     columns: dict[str, list[Any]] = {name: [] for name in data.column_names}
     for row in rows():
         for name, values in columns.items():
             values.append(row[name])
-    return Dataset.from_dict(columns, features=data.features)
+    return Dataset.from_dict(columns, features=data.features, info=data.info)
 
 
 def _completed(row: dict[str, Any], answer: list[int], is_encoder_decoder: bool) -> dict[str, Any]:
@@ -135,6 +135,7 @@ class Writer:
             kept = read_answers(file)
             if name in kept:
                 check_same(kept[name][0], settings, name, file)
+                check_count(kept[name][1], len(data), name, file)
                 return kept[name][1]
             if not self.args.should_save:
                 raise PromptTuningError(

@@ -20,6 +20,7 @@ from ..data.origins import naming
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from .answer_files import digest
 from .teacher import Teacher, checked_teachers
 
 logger = logging.getLogger(__name__)
@@ -172,6 +173,7 @@ class TeacherRows:
                 "Dataset of the datasets library (Dataset.from_list(list(stream)) of a stream)."
             )
         if ids_column in encoded.column_names:
+            self._check_mark(encoded, name, number)
             return encoded
         if self.teacher.column is not None and self.teacher.column not in columns_of(raw):
             raise PromptTuningError(
@@ -190,7 +192,22 @@ class TeacherRows:
         kinds = dict(encoded.features) | {ids_column: FEATURES["input_ids"], labels_column: FEATURES["labels"]}
         options = {"load_from_cache_file": False, "desc": f"Putting {name} rows behind the teacher"}
         features = type(encoded.features)(kinds)
-        return encoded.with_format(None).map(written, with_indices=True, features=features, **options)
+        added = encoded.with_format(None).map(written, with_indices=True, features=features, **options)
+        added.info.description = f"{added.info.description}{self._mark(number)}"  # which select, shuffle and map keep
+        return added
+
+    def _mark(self, number: int) -> str:
+        """Return what a data set with the columns of this teacher is marked by: no words of it."""
+        told = {key: str(value) for key, value in vars(self.teacher).items() if key != "token"}
+        return f"[teacher_{number} {digest(told)}]"
+
+    def _check_mark(self, encoded: Dataset, name: str, number: int) -> None:
+        """Raise PromptTuningError if rows that have a teacher's columns have those of another one."""
+        if self._mark(number) not in (encoded.info.description or ""):
+            raise PromptTuningError(
+                f"the {name} data has the column 'teacher_{number}_input_ids', of another teacher than this run's; "
+                "give the rows as they were before they were encoded."
+            )
 
 
 def template_of_student(
@@ -222,7 +239,7 @@ def check_room(count: int, limit: int | None) -> None:
     if limit is not None and count > limit:
         raise PromptTuningError(
             f"it has {count} tokens with the teacher's context and its target, and the backbone has {limit} "
-            "positions; shorten the context, or lower max_source_length."
+            "positions for them; shorten the context, or lower max_source_length."
         )
 
 

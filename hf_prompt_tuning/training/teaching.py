@@ -21,6 +21,7 @@ from ..data.chat_tokenization import RowTemplate
 from ..data.collator import TAUGHT_ROWS
 from ..data.encoding import from_list, vocabulary_of
 from ..data.tokenization import PromptTokenizer
+from ..errors import PromptTuningError
 from ..layouts.base import IGNORED, LabelledLogits
 from ..layouts.traits import max_positions, token_scale
 from ..models.distillation import LabelDistillation, TokenDistillation, in_row_order, mean_distribution
@@ -119,17 +120,33 @@ class Teaching:
         if encoded is None:
             return None
         if isinstance(encoded, dict):
+            if sources_only and "training" in encoded:  # answers are kept by the names of the data
+                raise PromptTuningError(
+                    "an evaluation data set is called 'training', as the training data is, and the teacher writes "
+                    "answers to both; give it another name."
+                )
             return {key: self.added_to(rows, raw[key], key, sources_only) for key, rows in encoded.items()}
         raw = from_list(raw, name) if isinstance(raw, list) else raw
         if isinstance(raw, Dataset) and raw.format["type"] != "custom":
             raw = raw.with_format(None)
-        if sources_only and isinstance(encoded, Dataset) and self.columns[0] not in encoded.column_names:
-            strip = partial(without_target, raw=raw, encoder=self._encoder)
+        if sources_only and isinstance(encoded, Dataset):
+            if self.columns[0] in encoded.column_names:
+                raise PromptTuningError(
+                    f"the {name} data was encoded for a teacher already, and teacher_writes asks for new answers; "
+                    "give the rows as they were before."
+                )
+            strip = partial(without_target, is_encoder_decoder=self._is_encoder_decoder)
             options = {"load_from_cache_file": False, "desc": f"Leaving out {name} targets"}
-            encoded = encoded.map(strip, with_indices=True, features=encoded.features, **options)
+            encoded = encoded.map(strip, features=encoded.features, **options)
         for voice in self._voices:
-            encoded = voice.rows.added_to(encoded, raw, name, voice.number, self._limit, self._vocabulary)
+            encoded = voice.rows.added_to(encoded, raw, name, voice.number, self._room(voice), self._vocabulary)
         return encoded
+
+    def _room(self, voice: Voice) -> int | None:
+        """Return the largest number of tokens in a row of a teacher, behind its longest prompt; None for no limit."""
+        if self._limit is None:
+            return None
+        return self._limit - max((len(self._fixed[name].vectors) for name in voice.names), default=0)
 
     def find_contexts(self, *data: Any) -> None:
         """Find what the rows of each teacher of text begin with, in the first of these data sets that is one."""
@@ -177,17 +194,15 @@ class Teaching:
         if isinstance(data, dict):
             return {key: self.written(rows, model, each, key, copies) for key, each in data.items()}
         answers = Writer(model, self.args, rows.tokenizer, self._voices).answered(data, name, copies)
-        return with_answers(data, answers, rows.limit, self._is_encoder_decoder)
+        limits = {f"teacher_{voice.number}_input_ids": self._room(voice) for voice in self._voices}
+        return with_answers(data, answers, limits | {"input_ids": rows.limit}, self._is_encoder_decoder)
 
     def describe(self, model: SoftPrompts, data: Any, measure: bool) -> None:
         """Record the teachers in the active prompt's description; the times of a request only if asked to `measure`.
 
         `data` are rows of the trainer. A measured time is kept.
         """
-        first = self._voices[0]
-        record = record_of(
-            self.teachers, len(first.rows.first_ids()), len(first.names), self.args.publish_teacher_text
-        )
+        record = self._record()
         if record["kind"] in ("text", "messages") and isinstance(data, Dataset):
             record["tokens_saved"] = tokens_saved(data, len(model.prompt))
             if measure and not self._times:
@@ -195,10 +210,16 @@ class Teaching:
             record |= self._times
         model.info.teacher = record
 
+    def _record(self) -> dict[str, Any]:
+        first = self._voices[0]
+        tokens, members = len(first.rows.first_ids()), len(first.names)
+        return record_of(self.teachers, tokens, members, self.args.publish_teacher_text)
+
     def attach(self, model: SoftPrompts) -> None:
-        """Let a model hold the teachers' prompts."""
+        """Let a model hold the teachers' prompts, and tell what teaches the active prompt."""
         for name, prompt in self._fixed.items():
             model.set_fixed_prompt(name, prompt)
+        model.info.teacher = self._record()  # now, because trackers may not be told the words of a private text
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, batches: list[dict[str, Tensor]]) -> LabelledLogits:

@@ -192,7 +192,8 @@ class RowEncoder:
         # Another collator may make labels of its own.
         labels = require_target and self.columns.batched
         options = self.limit, require_target, self.vocabulary, labels, self.head
-        encoded = encode_data(data, name, self.tokenizer, *options)
+        tokenizer = self.tokenizer.of_sources() if self.sources_only else self.tokenizer
+        encoded = encode_data(data, name, tokenizer, *options)
         self.pads(encoded, name)
         return encoded if self.teaching is None else self.teaching.added_to(encoded, data, name, self.sources_only)
 

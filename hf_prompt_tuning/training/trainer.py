@@ -290,12 +290,12 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         # Run on every process, because sharded weights are gathered: the embedding, for the nearest words, and the
         # prompt (ZeRO-3).
         with model.whole_prompt():
-            describe_run(model, self.args, self.state, self.processing_class)
             rows = {"training_rows": self.train_dataset, "evaluation_rows": self.eval_dataset}
             model.info.data |= {name: count_rows(data) for name, data in rows.items() if isinstance(data, Dataset)}
             if self.teaching is not None:
                 data = self.train_dataset if self.train_dataset is not None else self.eval_dataset
                 self.teaching.describe(model, data, measure=self.args.should_save and not self.is_saving_checkpoint)
+            describe_run(model, self.args, self.state, self.processing_class)
             if self.args.should_save:
                 folder = output_dir or self.args.output_dir
                 model.save_pretrained(folder, repo_id=self.publisher.repo_id, card=not self.is_saving_checkpoint)

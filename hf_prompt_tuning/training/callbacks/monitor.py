@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from ...errors import PromptTuningError
 from ...models.soft_prompts import SoftPrompts
 from ...models.vocabulary import nearest_words
-from ...prompts.config import private_start
+from ...prompts.privacy import tells_private_words
 from .watched import mean_word_norm, prompt_vectors, watched
 
 
@@ -87,7 +87,7 @@ class PromptMonitorCallback(TrainerCallback):
         }
         if name in self._gradient_norms:
             values["gradient_norm"] = self._gradient_norms[name].item()
-        if self.tokenizer is not None and private_start(model.prompt_info[name].initialization) is None:
+        if self.tokenizer is not None and not tells_private_words(model.prompt_info[name]):
             words_by_position = nearest_words(vectors, model.word_embeddings, self.tokenizer, how_many=1)
             values["nearest_words"] = " | ".join(words[0][0].strip() for words in words_by_position)
         return values

@@ -217,6 +217,17 @@ def reference(model, tokenizer, rows):
     return lost / tokens, right / len(rows)
 
 
+def test_rows_of_a_list_may_have_other_columns(tokenizer, messages):
+    """The columns are those of all rows, in any order."""
+    model = prompt_model(tokenizer)
+    rows = [{"message": "never came"}, *messages[:3]]
+    for given in (rows, rows[::-1]):
+        (found,) = inspect_prompt(model, tokenizer, given).prompts
+        assert (found.rows, found.labelled_rows) == (4, 3)
+    with pytest.raises(PromptTuningError, match="row 2 of the given data is None"):
+        inspect_prompt(model, tokenizer, [messages[0], None])
+
+
 def test_each_position_removed_is_the_shorter_prompt(tokenizer, messages):
     """Against a model that has nothing but the other vectors; rows without a label are left out."""
     model = prompt_model(tokenizer)
@@ -311,6 +322,8 @@ def test_folders_are_inspected_together(tokenizer, tmp_path, messages):
     assert [one.name for one in found.prompts] == [str(path) for path in paths]
     assert found.prompts[0].positions == alone.positions and found.prompts[0].loss == alone.loss
     assert "{text} is no column" in found.prompts[1].notes["without"]
+    with pytest.raises(PromptTuningError, match="revision is 'v1', and 2 prompts are given; inspect each alone"):
+        inspect_prompt(paths, tokenizer, backbone=tiny_model("llama"), revision="v1")
     assert [len(one.positions) for one in found.prompts] == [4, 3]
     assert found.prompts[1].positions[0].moved.distance == 0  # from its file: it started from sampled words
     means = [model.prompt.detach().mean(0) for model in (first, second)]

@@ -117,7 +117,7 @@ def test_a_prompt_that_goes_on_from_what_teaches_keeps_it_too(tokenizer, tmp_pat
     loaded, *_ = load_prompt(tmp_path / name, backbone=tiny_model("gemma"))
     assert loaded.info.initialization["prompt_tuning_init"] == "PROMPT"
     assert loaded.info.initialization["private_start"] == "TEACHER"
-    assert "started from the first tokens of the text that teaches it" in (tmp_path / name / "README.md").read_text()
+    assert "another prompt, which a text taught that is not told" in (tmp_path / name / "README.md").read_text()
 
 
 def test_a_models_config_does_not_tell_them(tokenizer, messages, tmp_path):

@@ -6,7 +6,13 @@ import pytest
 import torch
 from transformers import set_seed
 
-from hf_prompt_tuning import PromptTuningArguments, PromptTuningTrainer, Teacher, load_prompt
+from hf_prompt_tuning import (
+    PromptMonitorCallback,
+    PromptTuningArguments,
+    PromptTuningTrainer,
+    Teacher,
+    load_prompt,
+)
 from tests.shared.reference import tiny_prompt_model
 from tests.shared.resumed_runs import EVALUATED, ROWS, SAVED, assert_same
 from tests.shared.teaching import TEXT
@@ -72,7 +78,10 @@ def test_no_generator_moves_because_of_a_teacher(tmp_path):
 @pytest.mark.parametrize("publish", [False, True])
 def test_a_saved_prompt_tells_what_taught_it(tmp_path, publish):
     trainer = make(tmp_path, num_train_epochs=1, publish_teacher_text=publish)
+    trainer.add_callback(PromptMonitorCallback(trainer, every=1))
     trainer.train()
+    logs = [log for log in trainer.state.log_history if "prompt/moved" in log]
+    assert logs and all(("prompt/nearest_words" in log) is publish for log in logs)
     trainer.evaluate()
     trainer.save_model(str(tmp_path / "saved"))
     described = json.loads((tmp_path / "saved/prompt_tuning.json").read_text())["teacher"]
@@ -86,6 +95,8 @@ def test_a_saved_prompt_tells_what_taught_it(tmp_path, publish):
     assert (TEXT in card) is publish and "| KL, no context |" in card
     loaded = load_prompt(tmp_path / "saved", backbone=tiny_model("llama"), tokenizer=trainer.processing_class)
     assert loaded.model.info.teacher == described
+    # Vectors that learned from a text are near its words.
+    assert bool(loaded.model.info.nearest_words) is publish and ("nearest" in card.lower()) is publish
     assert set(trainer.model.info.history) == {"loss", "eval_loss", "eval_kl"}
 
 

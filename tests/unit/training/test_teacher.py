@@ -245,6 +245,36 @@ def test_rows_of_a_taught_run_train_without_a_teacher(tmp_path):
     assert losses(trainers[0]) == losses(trainers[1])
 
 
+def test_rows_of_a_taught_run_are_of_that_teacher(tmp_path):
+    """Another run may use them again; one with another teacher would learn what the first one says."""
+    first = make(tmp_path).train_dataset
+    again = make(tmp_path, rows=first, eval_rows=first.select([1]))
+    assert list(again.train_dataset) == list(first) and list(again.eval_dataset) == [first[1]]
+    for teacher in (Teacher(text="Be kind."), Teacher(text=TEXT, separator=" ")):
+        with pytest.raises(PromptTuningError, match="has the column 'teacher_0_input_ids', of another teacher than"):
+            make(tmp_path, teacher, rows=first)
+    with pytest.raises(PromptTuningError, match="encoded for a teacher already, and teacher_writes asks for new"):
+        make(tmp_path, rows=first, teacher_writes=1)
+    with pytest.raises(PromptTuningError, match="an evaluation data set is called 'training', as the training data"):
+        make(tmp_path, eval_rows={"training": ROWS}, teacher_writes=1)
+
+
+@pytest.mark.parametrize("name", ["teacher_writes", "distillation_weight", "publish_teacher_text"])
+def test_arguments_of_a_teacher_without_one(tmp_path, name):
+    model = get_prompt_tuning_model(tiny_model("llama"), place_config("start"))
+    with pytest.raises(PromptTuningError, match=f"{name} is given, and no teacher; give one"):
+        PromptTuningTrainer(model, arguments(tmp_path, **{name: 1}), train_dataset=ROWS, template=FREE)
+
+
+def test_a_private_prompt_teaches_with_its_token(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("hf_prompt_tuning.training.teacher.open_place", lambda name, **hub: asked.append((name, hub)))
+    with pytest.raises(AttributeError):  # what was asked for is not there
+        make(tmp_path, Teacher(prompt="you/private", token="hf_secret"))
+    assert asked == [("you/private", {"token": "hf_secret"})]
+    assert "hf_secret" not in repr(Teacher(prompt="you/private", token="hf_secret"))
+
+
 def test_arguments_of_transformers_do_not_teach(tmp_path):
     with pytest.raises(PromptTuningError, match="give PromptTuningArguments"):
         PromptTuningTrainer(

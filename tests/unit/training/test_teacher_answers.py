@@ -1,6 +1,7 @@
 """Targets that a teacher writes: what they are, that they are kept, and when the kept ones are refused."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,16 +11,19 @@ from transformers import set_seed
 from hf_prompt_tuning import (
     ChatFormat,
     ChatTemplate,
+    PromptTuningConfig,
     PromptTuningError,
     Teacher,
+    get_prompt_tuning_model,
 )
 from hf_prompt_tuning.layouts.base import IGNORED
+from hf_prompt_tuning.models.create import add_prompt
 from hf_prompt_tuning.training.answer_files import ANSWERS_FILE, UNFINISHED_FILE, read_answers
 from hf_prompt_tuning.training.teacher_answers import Writer
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.ensembles import make as make_ensemble
 from tests.shared.teaching import TEXT, taught
-from tests.shared.tiny_models import make_tokenizer
+from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.trainers import FREE
 
 ROWS = [{"message": text} for text in ("never came", "thank you for the quick help", "why", "day and night")]
@@ -104,6 +108,39 @@ def test_a_damaged_file_is_refused_and_a_half_written_one_ignored(tmp_path):
     (tmp_path / ANSWERS_FILE).write_text('{"data": "training", "token_ids"')
     with pytest.raises(PromptTuningError, match="is not a file of a teacher's answers"):
         make(tmp_path)
+
+
+def test_a_file_without_its_end_is_refused(tmp_path):
+    make(tmp_path, eval_rows=None)
+    file = tmp_path / ANSWERS_FILE
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(PromptTuningError, match="has training answers to 3 rows of 4, so it is not whole"):
+        make(tmp_path, eval_rows=None)
+
+
+def test_an_answer_fits_behind_each_teacher(tmp_path):
+    """One teacher writes it, and all of them read it: it ends where the row of the longest would have no more room."""
+    long = Teacher(text="day and night " * 36)
+    trainer = make(tmp_path, [Teacher(text="a dog"), long], teacher_writes=1, teacher_max_new_tokens=40)
+    rooms = [
+        128 - len(ids) + len(new)
+        for ids, new in zip(trainer.train_dataset["teacher_1_input_ids"], targets(trainer.train_dataset), strict=True)
+    ]
+    assert all(0 < room < 40 for room in rooms)
+    for row, room in zip(trainer.train_dataset, rooms, strict=True):
+        assert len(targets([row])[0]) <= room
+        assert targets([row]) == targets([row], "teacher_0_labels") == targets([row], "teacher_1_labels")
+    trainer.train()
+
+
+def test_an_answer_fits_behind_each_prompt_that_teaches(tmp_path):
+    place = {"num_virtual_tokens": 100, "prompt_tuning_init": "RANDOM"}
+    model = get_prompt_tuning_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=3))
+    add_prompt(model, "long", PromptTuningConfig(**place))
+    teachers = [Teacher(text="a dog"), Teacher(prompt="long")]
+    trainer = make(tmp_path, teachers, model=model, teacher_writes=1, teacher_max_new_tokens=60)
+    assert max(map(len, trainer.train_dataset["teacher_1_input_ids"])) <= 28
+    trainer.train()
 
 
 def test_an_answer_may_hold_what_ends_a_line_elsewhere(tmp_path):
@@ -195,6 +232,28 @@ def test_a_chat_is_answered_in_place_of_its_last_answer(tmp_path):
             assert row[f"{column}input_ids"][: len(source)] == source
             assert row[f"{column}labels"] == [IGNORED] * len(source) + row[f"{column}input_ids"][len(source) :]
         assert targets([row]) == targets([row], "teacher_0_labels")
+
+
+@pytest.mark.parametrize("answer", ["", "a long answer that the teacher does not read " * 3])
+def test_answers_that_rows_have_are_not_read(tmp_path, answer):
+    """They may be empty, or too long for `max_target_length`, which limits what the teacher writes."""
+    turn = {"role": "user", "content": "why"}
+    chats = [{"messages": [turn, {"role": "assistant", "content": answer}]}]
+    template = ChatTemplate(chat=ChatFormat(), max_target_length=8)
+    values = {"rows": chats, "eval_rows": None, "teacher_max_new_tokens": None, "teacher_writes": 1}
+    trainer = make(tmp_path / "chats", template=template, tokenizer=chat_tokenizer("chatml"), **values)
+    alone = make(
+        tmp_path / "alone",
+        template=template,
+        tokenizer=chat_tokenizer("chatml"),
+        **values | {"rows": [{"messages": [turn]}]},
+    )
+    assert list(trainer.train_dataset) == list(alone.train_dataset)
+    texts = [row | {"answer": answer} for row in ROWS]
+    short = replace(FREE, max_target_length=8)
+    trainer = make(tmp_path / "texts", template=short, **values | {"rows": texts})
+    alone = make(tmp_path / "rows", template=short, **values | {"rows": ROWS})
+    assert list(trainer.train_dataset) == list(alone.train_dataset)
 
 
 def test_rows_have_their_own_targets_if_they_are_given_later(tmp_path):
