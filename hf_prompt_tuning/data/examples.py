@@ -50,8 +50,9 @@ def example_ids(
 
     A row is written as plain text, also where the template tells it as a chat. torch's generator draws the rows, so
     the run's seed decides; of a classification one of each label in turn. The last turn is complete, if there is room
-    for it; the first example lacks its beginning. Where all rows of a label are there, they follow again. The log says
-    how many examples are whole, and which labels have none.
+    for it; the first example lacks its beginning. Where all rows of a label are there, they follow again. Rows for
+    which there is no room are passed over, unless a label has no others. The log says how many examples are whole, and
+    which labels have none.
 
     Args:
         rows: a Dataset of raw columns, a list of rows, or `StartRows`.
@@ -78,7 +79,7 @@ def example_ids(
     whole: list[int] = []
     all_kinds = target_kinds(rows, template, start.name)
     kinds = {row: all_kinds[row] for row in (range(len(rows)) if start.numbers is None else start.numbers)}
-    turns = _turns(_groups(kinds))
+    turns = _turns(_groups(kinds), lambda row: len(ids_of(row)) <= room)
     last = next(turns)
     for row in chain(reversed(last), chain.from_iterable(turns)):
         ids = ids_of(row) + ids
@@ -117,14 +118,14 @@ def _report(whole: Sequence[int], kinds: set[int], template: PromptTemplate, nee
 
     `needed` is the number of tokens with one whole example of each label.
     """
-    logger.info("The prompt starts from training rows, of which %d are whole.", len(whole))
+    logger.info("The prompt starts from training rows: %d examples are whole.", len(whole))
     words = list((template.label_words or {}).values())
     missing = [words[kind] for kind in sorted(kinds - {-1} - set(whole))] if words else []
     if missing or not whole:
         named = f"of {', '.join(map(repr, missing[:5]))}{', …' if missing[5:] else ''} " if missing else ""
         logger.warning(
             "num_virtual_tokens is %d, and of the examples that the prompt starts from none %sis whole; %s takes "
-            "about %d tokens.",
+            "about %d tokens. Give so many, or shorter rows (max_source_length).",
             *(length, named, "one of each label" if missing else "one", needed),
         )
 
@@ -212,9 +213,18 @@ def _groups(kinds: Mapping[int, int]) -> list[list[int]]:
     return [groups[kind] for kind in sorted(groups)]
 
 
-def _turns(groups: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Yield row numbers without end: one of each group, the groups in a new order each time."""
-    orders = [torch.randperm(len(group)).tolist() for group in groups]
+def _turns(groups: Sequence[Sequence[int]], fits: Callable[[int], bool]) -> Iterator[list[int]]:
+    """Yield row numbers without end: one of each group, the groups in a new order each time.
+
+    A row that does not fit is passed over, unless its group has no others.
+    """
+    orders = [[group[i] for i in torch.randperm(len(group)).tolist()] for group in groups]
     for turn in count():
-        drawn = torch.randperm(len(groups)).tolist()
-        yield [groups[group][orders[group][turn % len(orders[group])]] for group in drawn]
+        yield [_next(orders[group], turn, fits) for group in torch.randperm(len(groups)).tolist()]
+
+
+def _next(order: list[int], turn: int, fits: Callable[[int], bool]) -> int:
+    """Return the row of an order whose turn it is. Rows that do not fit leave the order, but for the last one."""
+    while len(order) > 1 and not fits(order[turn % len(order)]):
+        del order[turn % len(order)]
+    return order[turn % len(order)]

@@ -57,7 +57,10 @@ def checked_words(label_words: Any) -> dict[str, str]:
         if key in words:
             raise PromptTuningError(f"label_words has the label {key!r} twice; give its words once.")
         if isinstance(text, bool) or not isinstance(text, str | Real):
-            raise PromptTuningError(f"the words of label {key!r} are {text!r:.80}; give a text.")
+            of_yaml = " YAML reads yes, no, on and off without quotation marks as true and false."
+            raise PromptTuningError(
+                f"the words of label {key!r} are {text!r:.80}; give a text.{of_yaml if isinstance(text, bool) else ''}"
+            )
         words[key] = text = str(text)
         if not text.strip():
             raise PromptTuningError(f"label {key!r} has no words (got {text!r}); give it some in label_words.")

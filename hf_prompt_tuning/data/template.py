@@ -173,6 +173,8 @@ class PromptTemplate:
             return None
         alike = next((word for word in self.label_words if word.casefold() == key.casefold()), None)
         advice = "Add it there, or correct the row."
+        if key.casefold() in ("yes", "no", "on", "off") and "true" in self.label_words:
+            advice = "YAML reads yes, no, on and off without quotation marks as true and false: quote the label there."
         if alike is not None:
             advice = f"Write {alike!r} and {key!r} in one way: capital letters count" + (
                 ", and YAML reads true without quotation marks as True."

@@ -7,19 +7,33 @@ TO_TRY = (
     "learn' has more."
 )
 
+SIGNS = {"accuracy": 1, "loss": -1}
+"""1 for a metric of which more is better, -1 for one of which less is."""
+
 
 def nothing_learned(untuned: Mapping[str, float], tuned: Mapping[str, float], name: str = "") -> str | None:
     """Return one line that says so and what to try, if a prompt is no better than the backbone; else None.
 
     Compared are the accuracies, or without them the losses, of one evaluation's data: `untuned_accuracy` with
-    `eval_accuracy`; of the prompt `name` among several, `untuned_NAME_accuracy` with `eval_NAME_accuracy`.
+    `eval_accuracy`; of the prompt `name` among several, `untuned_NAME_accuracy` with `eval_NAME_accuracy`. A prompt
+    whose loss is lower, and whose accuracy is not higher, has learned little.
     """
     which = f"{name}_" if name else ""
-    for metric, larger_is_better in (("accuracy", True), ("loss", False)):
-        before, after = untuned.get(f"untuned_{which}{metric}"), tuned.get(f"eval_{which}{metric}")
-        if before is not None and after is not None:
-            better = after > before if larger_is_better else after < before
-            learner = f"the prompt {name!r}" if name else "the prompt"
-            found = f"its {metric} is {after:.4g}, and without it {before:.4g}"
-            return None if better else f"Nothing was learned: {learner} is no better than none; {found}. {TO_TRY}"
-    return None
+    values = {
+        metric: (untuned.get(f"untuned_{which}{metric}"), tuned.get(f"eval_{which}{metric}"))
+        for metric in ("accuracy", "loss")
+    }
+    known = {metric: pair for metric, pair in values.items() if None not in pair}
+    better = [metric for metric, (before, after) in known.items() if (after - before) * SIGNS[metric] > 0]
+    if not known or next(iter(known)) in better:
+        return None
+    learner = f"the prompt {name!r}" if name else "the prompt"
+    found = ", ".join(
+        f"its {metric} is {after:.4g}, and without it {before:.4g}" for metric, (before, after) in known.items()
+    )
+    what = (
+        f"Little was learned: {learner} is no more accurate than none"
+        if better
+        else f"Nothing was learned: {learner} is no better than none"
+    )
+    return f"{what}; {found}. {TO_TRY}"

@@ -149,5 +149,5 @@ def test_a_prompt_starts_from_rows_of_the_training_file(files):
     info = json.loads((files / "out/prompt_tuning.json").read_text())
     assert info["initialization"]["prompt_tuning_init"] == "EXAMPLES"
     assert info["initialization"]["num_virtual_tokens"] == 40
-    assert "The prompt starts from training rows, of which" in done.stderr
+    assert "The prompt starts from training rows: " in done.stderr
     assert not (files / "out" / START_FILE).exists()  # it would hold the rows' words

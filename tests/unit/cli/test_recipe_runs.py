@@ -48,9 +48,13 @@ def test_lists_of_an_ensemble_and_tasks_do_not_go_with_it(config, files):
 
 class TestNothingLearned:
     def test_accuracy_decides_where_there_is_one(self):
-        untuned, tuned = {"untuned_accuracy": 0.5, "untuned_loss": 3.0}, {"eval_accuracy": 0.5, "eval_loss": 1.0}
+        untuned, tuned = {"untuned_accuracy": 0.5, "untuned_loss": 3.0}, {"eval_accuracy": 0.5, "eval_loss": 3.5}
+        found = "its accuracy is 0.5, and without it 0.5, its loss is {}, and without it 3. Try "
         assert nothing_learned(untuned, tuned).startswith(
-            "Nothing was learned: the prompt is no better than none; its accuracy is 0.5, and without it 0.5. Try "
+            "Nothing was learned: the prompt is no better than none; " + found.format(3.5)
+        )
+        assert nothing_learned(untuned, tuned | {"eval_loss": 1.0}).startswith(
+            "Little was learned: the prompt is no more accurate than none; " + found.format(1)
         )
         assert nothing_learned(untuned, tuned | {"eval_accuracy": 0.51}) is None
 

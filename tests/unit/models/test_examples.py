@@ -79,14 +79,27 @@ def test_the_log_says_what_it_starts_from(messages, caplog):
     caplog.set_level("INFO", "hf_prompt_tuning")
     known = {whole(row) for row in messages}
     examples = [text for text in texts_of(messages, 141) if text in known]
-    assert f"The prompt starts from training rows, of which {len(examples)} are whole." in caplog.text
+    assert f"The prompt starts from training rows: {len(examples)} examples are whole." in caplog.text
     assert "num_virtual_tokens is" not in caplog.text
     rows = [{"message": f"never came {'again ' * 20}{i}", "label": str(1 + i % 2)} for i in range(4)]
     last = texts_of(rows, 50)[-2]
     missing = "glad" if last.endswith("sad") else "sad"
     assert f"is 50, and of the examples that the prompt starts from none of '{missing}' is whole" in caplog.text
+    assert "Give so many, or shorter rows (max_source_length)." in caplog.text
     texts_of(rows, 20)
     assert "is 20, and of the examples that the prompt starts from none of 'sad', 'glad' is whole" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_for_which_there_is_no_room_are_passed_over(messages, seed, caplog):
+    """A few long rows would fill the prompt with parts of them; a label whose rows are all long has one of them."""
+    long = [{"message": "never came again " * 60, "label": label} for label in "1212"]
+    *examples, end = texts_of([*long, *messages], 141, seed)
+    assert end == "" and set(examples[1:]) <= {whole(row) for row in messages} and caplog.text == ""
+    short = [row for row in messages if row["label"] == "1"]
+    examples = texts_of([*long, *short], 141, seed)[1:-1]
+    assert {text for text in examples if text.endswith("sad")} <= {whole(row) for row in short}
+    assert "'glad' is whole" in caplog.text
 
 
 def test_an_unequal_class_has_its_turn(messages):

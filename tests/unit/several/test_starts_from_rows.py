@@ -51,7 +51,7 @@ def test_a_field_draws_twice(tokenizer, messages, tmp_path, caplog):
     run = {"processing_class": tokenizer, "train_dataset": messages, "template": TEMPLATE}
     field = FieldTrainer(tiny_model("llama"), arguments(tmp_path, recipe="auto"), config, **run)
     assert len(field.tasks) == 10
-    assert caplog.text.count("The prompt starts from training rows, of which") == 2
+    assert caplog.text.count("The prompt starts from training rows:") == 2
 
 
 def test_trainers_that_make_the_prompt_give_their_rows(tokenizer, messages, tmp_path):
