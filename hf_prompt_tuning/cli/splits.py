@@ -74,8 +74,8 @@ def check_rows_to_predict(do_predict: bool, *splits: DatasetDict) -> None:
     """Raise PromptTuningError if rows are to be predicted, and none of the data has test or validation rows."""
     if do_predict and not any({"test", "validation"} & data.keys() for data in splits):
         raise PromptTuningError(
-            "do_predict is true, and there are neither test nor validation rows; give a test_file, or leave do_predict "
-            "out."
+            "do_predict is true, and there are neither test nor validation rows; give a test_file, or leave "
+            "do_predict out."
         )
 
 

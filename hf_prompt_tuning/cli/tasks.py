@@ -118,7 +118,8 @@ def _load_data(config: TasksConfig) -> _Data:
         splits = found.splits[name] = load_splits(task.data, args.seed, config.model.token)
         if args.do_train and "train" not in splits:
             raise PromptTuningError(
-                f"the task {name!r} has no training data, and others have; give it a train_file, or leave the task out."
+                f"the task {name!r} has no training data, and the run trains; give it a train_file, or leave the task "
+                "out."
             )
         template = task.template().with_label_words(splits.get("train"), splits.get("validation"))
         if transfer := load_transfer(task.data, template, config.model.token):

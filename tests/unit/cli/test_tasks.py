@@ -130,9 +130,10 @@ def test_transfer_of_one_task(config, files):
     kept = {task: json.loads((out / task / "prompt_tuning.json").read_text()) for task in ("lengths", "complaints")}
     assert kept["complaints"]["transfer"] == {} and kept["lengths"]["transfer"]["mails"]["rows"] == 2
     assert kept["lengths"]["transfer"]["mails"]["loss"] == results["transfer_mails_lengths_loss"]
-    assert results["transfer_mails_lengths_loss"] == json.loads((out / "all_results.json").read_text())[
-        "transfer_mails_lengths_loss"
-    ]
+    assert (
+        results["transfer_mails_lengths_loss"]
+        == json.loads((out / "all_results.json").read_text())["transfer_mails_lengths_loss"]
+    )
     assert "| mails | rows | 2 |" in (out / "lengths/README.md").read_text()
 
 
@@ -140,7 +141,7 @@ def test_transfer_of_one_task(config, files):
     "change, message",
     [
         ({"transfer_file": ["other=/does/not/exist.jsonl"]}, "the data file '/does/not/exist.jsonl' "),
-        ({"transfer_file": ["other={files}/test.jsonl"]}, r"field \{text\} is no column of the transfer \(other\) data"),
+        ({"transfer_file": ["other={files}/test.jsonl"]}, r"\{text\} is no column of the transfer \(other\) data"),
         ({"transfer_columns": ["other.a=b"]}, "transfer_columns has 'other.a=b'; give NAME.COLUMN=FIELD"),
         ({"train_file": None}, "the task 'lengths' has no training data"),
         ({"train_file": None, "validation_file": "{files}/lengths.jsonl"}, "the task 'lengths' has no training data"),
