@@ -214,7 +214,7 @@ class HeldPrompts(SavingMixin):
     ) -> _IncompatibleKeys:
         """Load a saved prompt under `adapter_name`. A prompt with that name is replaced.
 
-        Arguments and errors are those of `from_pretrained`.
+        Arguments and errors are those of `from_pretrained`. A load that is refused leaves the model as it was.
         """
         hub, _ = self._split_kwargs(kwargs)
         saved = read_prompt(model_id, **hub)

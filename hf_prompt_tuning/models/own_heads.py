@@ -40,12 +40,12 @@ class OwnHeads(TextRows):
         super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
-        super()._setup_prompt_encoder(adapter_name)
-        config, prompt = self.peft_config[adapter_name], self.prompt_encoder[adapter_name]
-        head = classifiers.copied_head(self.base_model)
+        config, head = self.peft_config[adapter_name], classifiers.copied_head(self.base_model)
         saved = None if config.inference_mode else saved_start(config)
         if saved is not None:
             classifiers.start_head(head, saved, self.base_model)
+        super()._setup_prompt_encoder(adapter_name)  # last, because a head that is refused must leave no prompt
+        prompt = self.prompt_encoder[adapter_name]
         if not config.backbone_dropout:
             turn_off_dropout(head)
         prompt.classifier, config.classifier_modules = head, tuple(head)
@@ -63,6 +63,7 @@ class OwnHeads(TextRows):
     def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
         super()._check_saved(saved, ignore_mismatch)
         classifiers.check_labels_match(saved, self.base_model, self.task_type, ignore_mismatch)
+        classifiers.check_same_head(nn.ModuleDict(classifiers.head_parts(self.base_model)), saved)
 
     def _check_call(self, texts: Texts, arguments: dict[str, Any]) -> None:
         super()._check_call(texts, arguments)
