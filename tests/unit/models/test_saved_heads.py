@@ -4,10 +4,11 @@ from copy import deepcopy
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
+from peft import PromptTuningConfig as PeftConfig
 from safetensors.torch import load_file, save_file
 
-from hf_prompt_tuning import PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
+from hf_prompt_tuning import ClassTemplate, PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
 from tests.shared.classifiers import tiny_classifier
 from tests.shared.head_rows import P, adds_to_all_columns, with_prompt
 from tests.shared.tiny_models import make_tokenizer
@@ -135,3 +136,41 @@ def test_a_refused_length_or_place_leaves_the_model_as_it_was(length, tmp_path):
     with pytest.raises(PromptLoadError, match="Load it under another adapter_name"):
         model.load_adapter(tmp_path, "default")
     assert_as_before(model, before)
+
+
+def test_a_folder_of_peft_replaces_all_that_was_of_the_former_prompt(tmp_path):
+    """Its description is that of a folder which is loaded under a new name, and so is its head: the backbone's."""
+    peft = get_peft_model(
+        tiny_classifier("llama", "SEQ_CLS"), PeftConfig(task_type="SEQ_CLS", num_virtual_tokens=P, modules_to_save=[])
+    )
+    peft.save_pretrained(tmp_path / "peft")
+    file = tmp_path / "peft/adapter_model.safetensors"
+    save_file({"prompt_embeddings": load_file(file)["prompt_embeddings"]}, file)
+    backbone = tiny_classifier("llama", "SEQ_CLS")
+    model = with_prompt(backbone, "start")
+    with torch.no_grad():
+        model.prompt_encoder["default"].classifier["score"].weight.add_(1)
+    info = model.info
+    info.template, info.example = ClassTemplate("{a}", "b"), {"source": "a", "target": "b"}
+    info.metrics = info.untuned_metrics = {"eval_accuracy": 0.9}
+    info.training, info.data, info.transfer = {"learning_rate": 1}, {"training_rows": 1}, {"mails": {"rows": 1}}
+    info.history, info.nearest_words = {"loss": [[1, 0.5]]}, [[["x", 0.5]]] * P
+    info.calibration, info.confusion_matrix = {"temperature": 2.0}, {"labels": ["a"], "counts": [[1]]}
+    info.teacher, info.classifier = {"kind": "text", "text": "t"}, info.classifier | {"id2label": {"0": "other"}}
+    info.backbone = info.backbone | {"name_or_path": "of/another", "vocab_size": 1}
+    model.load_adapter(tmp_path / "peft", "default")
+    model.load_adapter(tmp_path / "peft", "new")
+    assert model.prompt_info["default"] == model.prompt_info["new"]
+    assert model.prompt_encoder["default"].start is None and model.info.metrics == {}
+    assert model.info.classifier["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert torch.equal(model.prompt_encoder["default"].classifier["score"].weight, backbone.score.weight)
+
+
+def test_a_prompt_that_is_loaded_over_another_names_its_own_backbone(tmp_path):
+    """A revision is one of the repository that is named beside it."""
+    names = ("name/one", "name/other")
+    models = [with_prompt(tiny_classifier("llama", "SEQ_CLS"), "start", base_model_name_or_path=n) for n in names]
+    models[1].save_pretrained(tmp_path)
+    models[0].load_adapter(tmp_path, "default")
+    config, info = models[0].peft_config["default"], models[0].info
+    assert (config.base_model_name_or_path, info.backbone["name_or_path"]) == ("name/other", "name/other")
