@@ -151,8 +151,12 @@ class HeldPrompts(SavingMixin):
         super().set_adapter(adapter_name, *args, **kwargs)
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
-        """Make the named prompts trainable, or not."""
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+        """Make the named prompts trainable, or not. Raise PromptTuningError if there is none with one of the names."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in names:
+            if name not in self.prompt_encoder:
+                self.peft_config.check(name)
+        for name in names:
             self.prompt_encoder[name].requires_grad_(requires_grad)
 
     @property

@@ -8,7 +8,14 @@ from peft import PeftModel, get_peft_model
 from peft import PromptTuningConfig as PeftConfig
 from safetensors.torch import load_file, save_file
 
-from hf_prompt_tuning import ClassTemplate, PromptLoadError, PromptTuningConfig, get_prompt_tuning_model, load_prompt
+from hf_prompt_tuning import (
+    ClassTemplate,
+    PromptLoadError,
+    PromptTuningConfig,
+    PromptTuningError,
+    get_prompt_tuning_model,
+    load_prompt,
+)
 from tests.shared.classifiers import tiny_classifier
 from tests.shared.head_rows import P, adds_to_all_columns, with_prompt
 from tests.shared.tiny_models import make_tokenizer
@@ -174,3 +181,19 @@ def test_a_prompt_that_is_loaded_over_another_names_its_own_backbone(tmp_path):
     models[0].load_adapter(tmp_path, "default")
     config, info = models[0].peft_config["default"], models[0].info
     assert (config.base_model_name_or_path, info.backbone["name_or_path"]) == ("name/other", "name/other")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, folder: model.set_requires_grad(["default", "absent"], requires_grad=False),
+        lambda model, folder: model.save_pretrained(folder / "out", selected_adapters=["default", "absent"]),
+    ],
+)
+def test_a_name_that_is_no_prompts_is_refused_before_anything_changes(call, tmp_path):
+    model = with_prompt(tiny_classifier("llama", "SEQ_CLS"), "start").train()
+    before = state_of(model)
+    with pytest.raises(PromptTuningError, match=r"this model has no prompt 'absent'; its prompts are 'default'\."):
+        call(model, tmp_path)
+    assert_as_before(model, before)
+    assert not (tmp_path / "out").exists()
