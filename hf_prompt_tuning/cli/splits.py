@@ -70,6 +70,15 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
     return splits
 
 
+def check_rows_to_predict(do_predict: bool, *splits: DatasetDict) -> None:
+    """Raise PromptTuningError if rows are to be predicted, and none of the data has test or validation rows."""
+    if do_predict and not any({"test", "validation"} & data.keys() for data in splits):
+        raise PromptTuningError(
+            "do_predict is true, and there are neither test nor validation rows; give a test_file, or leave "
+            "do_predict out."
+        )
+
+
 def load_transfer(args: DataArguments, template: RowTemplate, token: str | None = None) -> dict[str, Dataset]:
     """Return the datasets of `transfer_file` by name, with the columns that the template reads.
 

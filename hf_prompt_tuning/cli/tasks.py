@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from ..data.chat_tokenization import RowTemplate
 from ..errors import PromptTuningError
@@ -28,7 +28,7 @@ from .data_arguments import DataArguments
 from .head_arguments import check_for_one_prompt
 from .main import load_backbone, report, save_predictions, set_up_logging, warn_if_unlearned
 from .pictures import for_pictures
-from .splits import load_splits
+from .splits import check_rows_to_predict, load_splits, load_transfer
 from .teacher_arguments import OF_TEACHER
 
 
@@ -69,8 +69,9 @@ def read_tasks(argv: Sequence[str] | None = None) -> TasksConfig | None:
             raise PromptTuningError("recipe is auto, which is for one task; leave it out beside tasks.")
         if tasks[name].teacher.given() is not None:
             raise PromptTuningError(f"{', '.join(OF_TEACHER)} are for one prompt; leave them out beside tasks.")
-    # The run evaluates if at least one task has validation data.
+    # The run evaluates if at least one task has validation data, and trains if at least one has training data.
     of_run = max(tasks.values(), key=lambda arguments: arguments.training.do_eval)
+    of_run.training.do_train = any(arguments.training.do_train for arguments in tasks.values())
     return TasksConfig(of_run.model, of_run.training, tasks)
 
 
@@ -87,19 +88,59 @@ def _own_values(name: str, entry: dict[Any, Any]) -> dict[str, Any]:
     return values
 
 
+@dataclass
+class _Data:
+    """What the tasks learn from and are evaluated on.
+
+    Attributes:
+        splits: the rows of each task's splits.
+        templates: each task's template.
+        transfer: by task, its data to evaluate on without training on them. Tasks without any are left out.
+        pictures: the columns of pictures.
+    """
+
+    splits: dict[str, DatasetDict] = field(default_factory=dict)
+    templates: dict[str, RowTemplate] = field(default_factory=dict)
+    transfer: dict[str, dict[str, Dataset]] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+
+    @property
+    def tests(self) -> dict[str, Dataset]:
+        """The rows to predict of each task that has some."""
+        tests = {name: data.get("test", data.get("validation")) for name, data in self.splits.items()}
+        return {name: data for name, data in tests.items() if data is not None}
+
+
+def _load_data(config: TasksConfig) -> _Data:
+    """Load and check the data of all tasks, before the backbone. Raise PromptTuningError if some is missing."""
+    args, found = config.training, _Data()
+    for name, task in config.tasks.items():
+        splits = found.splits[name] = load_splits(task.data, args.seed, config.model.token)
+        if args.do_train and "train" not in splits:
+            raise PromptTuningError(
+                f"the task {name!r} has no training data, and the run trains; give it a train_file, or leave the task "
+                "out."
+            )
+        template = task.template().with_label_words(splits.get("train"), splits.get("validation"))
+        if transfer := load_transfer(task.data, template, config.model.token):
+            found.transfer[name] = transfer
+        found.templates[name], columns = for_pictures(template, splits, task.data)
+        found.pictures += columns
+    check_rows_to_predict(args.do_predict, *found.splits.values())
+    return found
+
+
 def train_tasks(config: TasksConfig) -> None:
-    """Train, evaluate, save and predict. Write each task's prompt, metrics and predictions into its own folder."""
+    """Train, evaluate, save and predict. Write each task's prompt, metrics and predictions into its own folder.
+
+    Raise PromptTuningError, before the backbone is loaded, if a task's data do not fit what the run is to do.
+    """
     args, arguments = config.training, config.tasks
     set_up_logging(args)
     check_hub(args)
-    splits = {name: load_splits(task.data, args.seed, config.model.token) for name, task in arguments.items()}
-    templates, pictures = {}, []
-    for name, task in arguments.items():
-        template = task.template().with_label_words(splits[name].get("train"), splits[name].get("validation"))
-        templates[name], columns = for_pictures(template, splits[name], task.data)
-        pictures += columns
-    backbone, tokenizer = load_backbone(config.model, pictures=pictures)
-    tasks = [_task(name, splits[name], arguments[name], templates[name], args) for name in arguments]
+    data = _load_data(config)
+    backbone, tokenizer = load_backbone(config.model, pictures=data.pictures)
+    tasks = [_task(name, data.splits[name], arguments[name], data.templates[name], args) for name in arguments]
     trainer = MultiPromptTrainer(backbone, args, tasks, tokenizer)
     for name, task in arguments.items():
         trainer.model.prompt_info[name].data |= task.data.described()
@@ -114,13 +155,14 @@ def train_tasks(config: TasksConfig) -> None:
         report(trainer, "eval", metrics)
         if args.do_train:
             warn_if_unlearned(untuned, metrics, list(arguments))
+    if data.transfer:
+        report(trainer, "transfer", trainer.evaluate_transfer(data.transfer))
     trainer.save_model()
     if args.do_predict:
-        tests = {name: data.get("test", data.get("validation")) for name, data in splits.items()}
-        outputs = trainer.predict_tasks({name: data for name, data in tests.items() if data is not None})
+        outputs = trainer.predict_tasks(data.tests)
         report(trainer, "test", {k: v for output in outputs.values() for k, v in output.metrics.items()})
         for name, output in outputs.items():
-            save_predictions(trainer, output, tests[name], name)
+            save_predictions(trainer, output, data.tests[name], name)
 
 
 def _task(

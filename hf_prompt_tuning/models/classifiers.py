@@ -217,13 +217,17 @@ def fill_head(head: nn.ModuleDict, saved: SavedPrompt) -> None:
             "numbers), load the backbone that has the head that the prompt was trained with."
         )
         return
-    present = head.state_dict()
-    if different := _first_difference(present, saved.classifier):
+    check_same_head(head, saved)
+    head.load_state_dict(saved.classifier)
+
+
+def check_same_head(head: nn.ModuleDict, saved: SavedPrompt) -> None:
+    """Raise PromptLoadError if a saved head has other weights, or other shapes, than this one."""
+    if saved.classifier is not None and (different := _first_difference(head.state_dict(), saved.classifier)):
         raise PromptLoadError(
             f"{saved.source} holds another classification head than the backbone's: {different}. Load the backbone "
             "with the model class and the number of labels (num_labels) that the prompt was trained with."
         )
-    head.load_state_dict(saved.classifier)
 
 
 def start_head(head: nn.ModuleDict, saved: SavedPrompt, backbone: PreTrainedModel) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from ..prompts.files import SavedPrompt
+from ..prompts.info import PromptInfo
 from .base_models import FEATURES
 from .batch_checks import Texts
 from .classifiers import is_other_pooler, pooler_sample
@@ -32,8 +33,15 @@ class PromptTuningModelForFeatureExtraction(TextRows, PeftModelForFeatureExtract
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
         super()._setup_prompt_encoder(adapter_name)
         self._other_poolers -= {adapter_name}
+        self._describe_pooler(self.prompt_encoder[adapter_name].info)
+
+    def _describe_pooler(self, info: PromptInfo) -> PromptInfo:
         if (pooler := pooler_sample(self.base_model)) is not None:
-            self.prompt_encoder[adapter_name].info.backbone["pooler"] = pooler
+            info.backbone["pooler"] = pooler
+        return info
+
+    def _undescribed(self, adapter_name: str) -> PromptInfo:
+        return self._describe_pooler(super()._undescribed(adapter_name))
 
     def _fill(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool, is_new: bool) -> None:
         super()._fill(saved, adapter_name, is_trainable, is_new)

@@ -151,8 +151,12 @@ class HeldPrompts(SavingMixin):
         super().set_adapter(adapter_name, *args, **kwargs)
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
-        """Make the named prompts trainable, or not."""
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+        """Make the named prompts trainable, or not. Raise PromptTuningError if there is none with one of the names."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in names:
+            if name not in self.prompt_encoder:
+                self.peft_config.check(name)
+        for name in names:
             self.prompt_encoder[name].requires_grad_(requires_grad)
 
     @property
@@ -212,9 +216,9 @@ class HeldPrompts(SavingMixin):
         ignore_mismatch: bool = False,
         **kwargs: Any,
     ) -> _IncompatibleKeys:
-        """Load a saved prompt under `adapter_name`. A prompt with that name is replaced.
+        """Load a saved prompt under `adapter_name`. A prompt with that name is replaced, with all that describes it.
 
-        Arguments and errors are those of `from_pretrained`.
+        Arguments and errors are those of `from_pretrained`. A load that is refused leaves the model as it was.
         """
         hub, _ = self._split_kwargs(kwargs)
         saved = read_prompt(model_id, **hub)
@@ -238,10 +242,22 @@ class HeldPrompts(SavingMixin):
         """Replace a prompt by a saved one. A new prompt becomes trainable or not."""
         config = self.peft_config[adapter_name]
         fill(self.prompt_encoder[adapter_name], saved, adapter_name)
-        # The revision of the backbone that the prompt was trained on, not of the current one.
-        config.revision = saved.backbone["revision"]
+        # The name and revision of the backbone that the prompt was trained on, not of the current one.
+        named = saved.config.base_model_name_or_path or self.base_model.name_or_path
+        config.base_model_name_or_path, config.revision = hub_id(named), saved.backbone["revision"]
+        if saved.info is None:
+            self.prompt_encoder[adapter_name].info = self._undescribed(adapter_name)
         if not is_trainable:
             self.eval()
         if is_new:
             config.inference_mode = not is_trainable
             self.set_requires_grad(adapter_name, is_trainable)
+
+    def _undescribed(self, adapter_name: str) -> PromptInfo:
+        """Return what the model knows of a prompt whose files, as PEFT's, do not describe it: its backbone and place.
+
+        How it started, how it was trained and its results are not known. Those of a former prompt are not its own.
+        """
+        config = self.peft_config[adapter_name]
+        described = {"name_or_path": config.base_model_name_or_path, "revision": config.revision}
+        return PromptInfo(backbone=self.fingerprint | described, place=self.prompt_encoder[adapter_name].info.place)

@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import PromptTuningError
 from ..layouts.sharing import calls_its_stand_in
 from ..prompts.files import SavedPrompt
+from ..prompts.info import PromptInfo
 from . import classifiers
 from .backbone import turn_off_dropout
 from .batch_checks import NO_PROMPT, Texts
@@ -40,17 +41,17 @@ class OwnHeads(TextRows):
         super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
-        super()._setup_prompt_encoder(adapter_name)
-        config, prompt = self.peft_config[adapter_name], self.prompt_encoder[adapter_name]
-        head = classifiers.copied_head(self.base_model)
+        config, head = self.peft_config[adapter_name], classifiers.copied_head(self.base_model)
         saved = None if config.inference_mode else saved_start(config)
         if saved is not None:
             classifiers.start_head(head, saved, self.base_model)
+        super()._setup_prompt_encoder(adapter_name)  # last, because a head that is refused must leave no prompt
+        prompt = self.prompt_encoder[adapter_name]
         if not config.backbone_dropout:
             turn_off_dropout(head)
         prompt.classifier, config.classifier_modules = head, tuple(head)
         config.modules_to_save = None  # PEFT, which reads it next, would put a copy of the head into the backbone
-        prompt.info.classifier = classifiers.description(self.base_model, self.task_type, config.train_head)
+        prompt.info.classifier = self._described_head(adapter_name)
         self.set_requires_grad(adapter_name, not config.inference_mode)
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
@@ -63,6 +64,22 @@ class OwnHeads(TextRows):
     def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
         super()._check_saved(saved, ignore_mismatch)
         classifiers.check_labels_match(saved, self.base_model, self.task_type, ignore_mismatch)
+        classifiers.check_same_head(nn.ModuleDict(classifiers.head_parts(self.base_model)), saved)
+
+    def _fill(self, saved: SavedPrompt, adapter_name: str, is_trainable: bool, is_new: bool) -> None:
+        super()._fill(saved, adapter_name, is_trainable, is_new)
+        if saved.classifier is None:  # the present head may be one that trained with the former prompt
+            own = classifiers.copied_head(self.base_model)
+            self.prompt_encoder[adapter_name].classifier.load_state_dict(own.state_dict())
+
+    def _undescribed(self, adapter_name: str) -> PromptInfo:
+        info = super()._undescribed(adapter_name)
+        info.classifier = self._described_head(adapter_name)
+        return info
+
+    def _described_head(self, adapter_name: str) -> dict[str, Any]:
+        config = self.peft_config[adapter_name]
+        return classifiers.description(self.base_model, self.task_type, config.train_head)
 
     def _check_call(self, texts: Texts, arguments: dict[str, Any]) -> None:
         super()._check_call(texts, arguments)

@@ -170,10 +170,6 @@ def fill(prompt: SoftPrompt, saved: SavedPrompt, name: str) -> None:
     prompt.start = _start_of(saved, prompt.start)
     if saved.info is not None:
         prompt.info = saved.info
-    else:
-        # A PEFT adapter does not record how it started. The config that we load it with does not say it either.
-        prompt.info.initialization = {}
-        prompt.info.backbone["revision"] = saved.backbone["revision"]
 
 
 def _start_of(saved: SavedPrompt, present: Tensor | None) -> Tensor | None:

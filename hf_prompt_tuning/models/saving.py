@@ -55,12 +55,14 @@ class SavingMixin:
             **kwargs: as in PEFT.
 
         Raises:
-            PromptTuningError: `safe_serialization=False`; a prompt is never pickled.
+            PromptTuningError: there is no such prompt; or `safe_serialization=False`, because none is ever pickled.
             FloatingPointError: a prompt holds NaN or infinity; nothing is written.
         """
         if not safe_serialization:
             raise PromptTuningError("safe_serialization is False; prompts are saved as safetensors. Leave it out.")
         names = selected_adapters or list(self.peft_config)
+        for name in names:
+            self.peft_config.check(name)
         check_savable({name: self.prompt_encoder[name] for name in names}, card)
         # The embedding layers belong to the backbone, and PEFT's check for them asks the Hub. The same for the
         # backbone's weights: PEFT would gather a sharded backbone's and then drop them.

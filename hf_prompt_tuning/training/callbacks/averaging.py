@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from ...errors import PromptTuningError
 from ...models.soft_prompts import SoftPrompts
+from ...prompts.repository_files import STATE
 from .watched import watched
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ class PromptAveragingCallback(TrainerCallback, ExportableState):
 
     Raises:
         PromptTuningError: the share is none; the run also loads its best checkpoint at its end; or it was resumed from
-            a checkpoint after the first of these steps, without the mean. In transformers' own Trainer,
-            `restore_callback_states_from_checkpoint=True` brings it back.
+            a checkpoint after the first of these steps, without the mean or with a damaged one. In transformers' own
+            Trainer, `restore_callback_states_from_checkpoint=True` brings it back.
     """
 
     def __init__(self, share: float = 0.5):
@@ -65,13 +66,25 @@ class PromptAveragingCallback(TrainerCallback, ExportableState):
                 f"steps in place of {done}; resume from step {self._last_alone} or before, with the same length and "
                 "share, and with restore_callback_states_from_checkpoint=True."
             )
-        for name, parameter in _trained(watched(model, self)):
-            if hasattr(parameter, "ds_id"):
-                raise PromptTuningError(
-                    "DeepSpeed ZeRO-3 spreads the prompt over processes, and its steps cannot be averaged; use ZeRO-2."
-                )
-            if isinstance(text := self.means.get(name), str):
-                self.means[name] = _from_text(text, parameter)
+        trained = dict(_trained(watched(model, self)))
+        if any(hasattr(parameter, "ds_id") for parameter in trained.values()):
+            raise PromptTuningError(
+                "DeepSpeed ZeRO-3 spreads the prompt over processes, and its steps cannot be averaged; use ZeRO-2."
+            )
+        if done:
+            self.means = {name: self._resumed(name, parameter, state) for name, parameter in trained.items()}
+
+    def _resumed(self, name: str, parameter: nn.Parameter, state: Any) -> Tensor:
+        """Return the mean of a resumed run. Raise PromptTuningError if the checkpoint's is missing or damaged."""
+        mean = self.means.get(name)
+        try:
+            return mean if isinstance(mean, Tensor) else _from_text(mean, parameter)
+        except ValueError as error:
+            raise PromptTuningError(
+                f"{STATE} of the checkpoint at step {state.global_step} holds a damaged mean of {name!r}: "
+                f"{error}. Resume from another checkpoint (up to step {self._last_alone} they hold no mean), or start "
+                "anew."
+            ) from error
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
@@ -106,9 +119,16 @@ def _trained(model: SoftPrompts) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _to_text(mean: Tensor | str) -> str:
-    return mean if isinstance(mean, str) else base64.b64encode(mean.cpu().numpy().tobytes()).decode()
+    """Return a mean as base64 without slashes. Else one text in 64 would look like a path, and be cut in a push."""
+    return mean if isinstance(mean, str) else base64.urlsafe_b64encode(mean.cpu().numpy().tobytes()).decode()
 
 
-def _from_text(text: str, like: Tensor) -> Tensor:
-    values = np.frombuffer(base64.b64decode(text), np.float32).reshape(like.shape)
-    return torch.tensor(values, device=like.device)
+def _from_text(text: Any, like: Tensor) -> Tensor:
+    """Return a mean from its text. Raise ValueError if the text is not that of such a mean."""
+    if not isinstance(text, str):
+        raise ValueError(f"it is {text!r:.40}, and no text")
+    # Former checkpoints hold base64 with slashes.
+    values = base64.b64decode(text.translate(str.maketrans("-_", "+/")), validate=True)
+    if len(values) != 4 * like.numel():
+        raise ValueError(f"it has {len(values)} bytes in place of {4 * like.numel()}")
+    return torch.tensor(np.frombuffer(values, np.float32).reshape(like.shape), device=like.device)

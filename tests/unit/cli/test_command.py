@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning.cli import train
 from hf_prompt_tuning.prompts.files import START_FILE
 from tests.shared.command import command
 from tests.shared.hub_server import HubServer
@@ -126,6 +128,15 @@ def test_bad_input_is_one_line(files):
         assert done.stderr.strip().splitlines()[-1].startswith(message)
         assert "Traceback" not in done.stderr
     assert not (files / "out").exists()
+
+
+def test_nothing_to_predict_is_refused_before_training(files, monkeypatch):
+    monkeypatch.setattr(train, "load_backbone", lambda *_: pytest.fail("the backbone is loaded"))
+    config = yaml.safe_load((files / "config.yaml").read_text())
+    del config["validation_file"]
+    (files / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(PromptTuningError, match="do_predict is true, and there are neither test nor validation rows"):
+        train.main([str(files / "config.yaml"), "--do_predict", "true", "--use_cpu", "true"])
 
 
 def test_numbers_that_leave_fp32_end_it_with_a_code_of_their_own(files):

@@ -8,8 +8,9 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning.cli import tasks
 from hf_prompt_tuning.cli.arguments import PromptArguments, parse_arguments
-from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks
+from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
 from hf_prompt_tuning.several.ensemble import load_ensemble
 from tests.shared.command import command
 from tests.shared.tiny_models import make_tokenizer, tiny_model
@@ -108,6 +109,58 @@ def test_two_tasks_from_one_config(config, files):
     assert info["training"]["max_steps"] == 4 and len(info["history"]["loss"]) == 4
     assert load_file(out / "lengths/adapter_model.safetensors")["prompt_embeddings"].shape == (6, 32)
     assert "| learning_rate | 0.1 |" in (out / "lengths/README.md").read_text()
+
+
+def run(config, folder, **values):
+    """Train the tasks of a config in this process."""
+    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    train_tasks(read_tasks([written(folder, config | quiet | values)]))
+
+
+def test_transfer_of_one_task(config, files):
+    """A task's own other data are read by its template, under the names that the run of one prompt gives them."""
+    (files / "mails.jsonl").write_text('{"mail": "the parcel never came", "kind": "small"}\n{"mail": "a"}')
+    config["tasks"][0] |= {"transfer_file": [f"mails={files / 'mails.jsonl'}"]}
+    config["tasks"][0] |= {"transfer_columns": ["mails.mail=text", "mails.kind=size"]}
+    run(config, files, max_steps=1)
+    out = files / "out"
+    results = json.loads((out / "transfer_results.json").read_text())
+    assert {"transfer_mails_lengths_accuracy", "transfer_mails_lengths_loss"} <= set(results)
+    assert not [name for name in results if "complaints" in name]
+    kept = {task: json.loads((out / task / "prompt_tuning.json").read_text()) for task in ("lengths", "complaints")}
+    assert kept["complaints"]["transfer"] == {} and kept["lengths"]["transfer"]["mails"]["rows"] == 2
+    assert kept["lengths"]["transfer"]["mails"]["loss"] == results["transfer_mails_lengths_loss"]
+    assert (
+        results["transfer_mails_lengths_loss"]
+        == json.loads((out / "all_results.json").read_text())["transfer_mails_lengths_loss"]
+    )
+    assert "| mails | rows | 2 |" in (out / "lengths/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"transfer_file": ["other=/does/not/exist.jsonl"]}, "the data file '/does/not/exist.jsonl' "),
+        ({"transfer_file": ["other={files}/test.jsonl"]}, r"\{text\} is no column of the transfer \(other\) data"),
+        ({"transfer_columns": ["other.a=b"]}, "transfer_columns has 'other.a=b'; give NAME.COLUMN=FIELD"),
+        ({"train_file": None}, "the task 'lengths' has no training data"),
+        ({"train_file": None, "validation_file": "{files}/lengths.jsonl"}, "the task 'lengths' has no training data"),
+    ],
+)
+def test_what_would_fail_after_training_fails_before(config, change, message, files, monkeypatch):
+    monkeypatch.setattr(tasks, "load_backbone", lambda *_, **__: pytest.fail("the backbone is loaded"))
+    text = json.dumps(change).replace("{files}", str(files))
+    config["tasks"][0] |= json.loads(text) | {"test_file": str(files / "lengths.jsonl")}
+    with pytest.raises(PromptTuningError, match=message):
+        run(config, files)
+    assert not (files / "out").exists()
+
+
+def test_predictions_without_rows_are_refused_before_training(config, files, monkeypatch):
+    monkeypatch.setattr(tasks, "load_backbone", lambda *_, **__: pytest.fail("the backbone is loaded"))
+    del config["tasks"][1]["validation_file"]
+    with pytest.raises(PromptTuningError, match="do_predict is true, and there are neither test nor validation rows"):
+        run(config, files, do_predict=True)
 
 
 def test_an_ensemble_from_the_command_line(files, messages):

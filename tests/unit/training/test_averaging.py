@@ -1,5 +1,6 @@
 """A run ends with the mean of its last prompts, in any Trainer, and also if it is resumed."""
 
+import base64
 import json
 
 import pytest
@@ -14,6 +15,8 @@ from hf_prompt_tuning import (
     get_prompt_tuning_model,
     load_prompt,
 )
+from hf_prompt_tuning.training.checkpoint_folder import seal
+from hf_prompt_tuning.training.pickle_free import without_pickles
 from tests.shared.classifiers import tiny_classifier
 from tests.shared.ensembles import make as make_ensemble
 from tests.shared.resumed_runs import make
@@ -126,3 +129,72 @@ def test_a_checkpoint_without_the_mean(tmp_path, tokenizer):
     resumed = make(tmp_path / "resumed", tokenizer, average_last=0.5)
     with pytest.raises(PromptTuningError, match=r"resumed at step 8, .* has the mean of 0 steps in place of 2"):
         resumed.train(resume_from_checkpoint=f"{tmp_path}/whole/checkpoint-8")
+
+
+def changed(checkpoint, change):
+    """A checkpoint's states, in which `change` has replaced the means."""
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text())
+    attributes = state["stateful_callbacks"]["PromptAveragingCallback"]["attributes"]
+    attributes["means"] = change(attributes["means"])
+    file.write_text(json.dumps(state))
+    seal(checkpoint)
+
+
+def of_slashes(means):
+    """Means whose bytes are those that base64 writes as slashes."""
+    vectors = torch.tensor(0x3FFFFFFF, dtype=torch.int32).view(torch.float32).expand(4, 32)
+    callback = PromptAveragingCallback()
+    callback.means = dict.fromkeys(means, vectors.contiguous())
+    return callback.state()["attributes"]["means"]
+
+
+def test_a_pushed_checkpoint_keeps_the_mean(tmp_path, tokenizer):
+    """Whatever its bytes, it does not look like a path, and the run goes on as from the checkpoint on this disk."""
+    make(tmp_path / "whole", tokenizer, average_last=0.5).train()
+    checkpoint, pushed = tmp_path / "whole/checkpoint-8", tmp_path / "pushed"
+    changed(checkpoint, of_slashes)
+    pushed.mkdir()
+    ends = []
+    for folder in (checkpoint, without_pickles(checkpoint, pushed)):
+        resumed = make(tmp_path / "resumed", tokenizer, average_last=0.5)
+        resumed.train(resume_from_checkpoint=str(folder))
+        ends.append(resumed.model.prompt.detach())
+    assert torch.equal(*ends)
+
+
+def test_a_mean_in_the_former_alphabet_is_read(tmp_path, tokenizer):
+    make(tmp_path / "whole", tokenizer, average_last=0.5).train()
+    ends, checkpoint = [], tmp_path / "whole/checkpoint-8"
+    changed(checkpoint, of_slashes)
+    for change in (lambda means: means, lambda means: {name: as_before(text) for name, text in means.items()}):
+        changed(checkpoint, change)
+        resumed = make(tmp_path / "resumed", tokenizer, average_last=0.5)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        ends.append(resumed.model.prompt.detach())
+    assert torch.equal(*ends)
+
+
+def as_before(text):
+    former = base64.b64encode(base64.urlsafe_b64decode(text)).decode()
+    assert former.startswith("/")
+    return former
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda text: text[1:], "padding"),
+        (lambda text: text[4:], "509 bytes in place of 512"),
+        (lambda text: "é" + text, "only ASCII"),
+        (lambda text: None, "it is None, and no text"),
+    ],
+)
+def test_a_damaged_mean(change, fault, tmp_path, tokenizer):
+    make(tmp_path / "whole", tokenizer, average_last=0.5).train()
+    checkpoint = tmp_path / "whole/checkpoint-8"
+    changed(checkpoint, lambda means: {name: change(text) for name, text in means.items() if change(text)})
+    resumed = make(tmp_path / "resumed", tokenizer, average_last=0.5)
+    told = rf"trainer_state\.json of the checkpoint at step 8 .* 'default\.embedding\.weight': .*{fault}.*up to step 6"
+    with pytest.raises(PromptTuningError, match=told):
+        resumed.train(resume_from_checkpoint=str(checkpoint))
