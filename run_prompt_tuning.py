@@ -14,7 +14,15 @@ from transformers import set_seed
 
 from hf_prompt_tuning import EnsembleTrainer, FieldTrainer, PromptTuningTrainer, get_prompt_tuning_model
 from hf_prompt_tuning.cli.arguments import Arguments, parse_arguments
-from hf_prompt_tuning.cli.main import load_backbone, report, run, save_predictions, set_up_logging, warn_if_unlearned
+from hf_prompt_tuning.cli.main import (
+    check_evaluated,
+    load_backbone,
+    report,
+    run,
+    save_predictions,
+    set_up_logging,
+    warn_if_unlearned,
+)
 from hf_prompt_tuning.cli.pictures import for_pictures
 from hf_prompt_tuning.cli.splits import check_rows_to_predict, load_splits, load_transfer
 from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
@@ -58,14 +66,16 @@ def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) ->
     }
     if args.recipe == AUTO:
         trainer = FieldTrainer(
-            backbone, prompt_config=arguments.prompt_config(), teacher=arguments.teacher.given(), **options
+            backbone, prompt_config=arguments.prompt_config(), teacher=arguments.teacher.given(model.token), **options
         )
     elif members := ensemble_members(prompt, args.seed, model.token):
         trainer = EnsembleTrainer(backbone, members=members, **options)
     else:
         config, rows = arguments.prompt_config(), splits.get("train")
         tuned = get_prompt_tuning_model(backbone, config, tokenizer, template, train_dataset=rows)
-        trainer = PromptTuningTrainer(tuned, teacher=arguments.teacher.given(), **options)
+        if not args.do_train:
+            check_evaluated(args, config, tuned)
+        trainer = PromptTuningTrainer(tuned, teacher=arguments.teacher.given(model.token), **options)
     for info in trainer.model.prompt_info.values():
         info.data |= arguments.data.described()
     return trainer
@@ -89,7 +99,8 @@ def train_and_evaluate(trainer: PromptTuningTrainer, splits: dict[str, Any], tra
             warn_if_unlearned(untuned, metrics)
     if transfer:
         report(trainer, "transfer", trainer.evaluate_transfer(transfer))
-    trainer.save_model()  # with --push_to_hub, to the Hub as well
+    if args.do_train:
+        trainer.save_model()  # with --push_to_hub, to the Hub as well
     if args.do_predict:
         test = splits.get("test", splits.get("validation"))
         output = trainer.predict(test)

@@ -19,8 +19,12 @@ from transformers.trainer_utils import PredictionOutput
 from ..data.head_template import HeadTemplate
 from ..data.picture_columns import undecoded
 from ..data.shown_pictures import shown
-from ..errors import CheckpointSaveError, PromptTuningError
+from ..errors import CheckpointSaveError, PromptMismatchError, PromptTuningError
 from ..hub import backbones
+from ..models.initialization import saved_start
+from ..models.prompt import differences
+from ..models.soft_prompts import SoftPrompts
+from ..prompts.config import PromptTuningConfig
 from ..several.ensemble_trainer import EnsembleTrainer
 from ..several.voting import label_record, text_record
 from ..training.arguments import PromptTuningArguments
@@ -81,6 +85,25 @@ def report(trainer: PromptTuningTrainer, split: str, metrics: dict[str, Any]) ->
     """Print metrics, and write them to `<split>_results.json` and, unless untuned, to `all_results.json`."""
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics, combined=split != "untuned")
+
+
+def check_evaluated(args: PromptTuningArguments, config: PromptTuningConfig, model: SoftPrompts) -> None:
+    """Check a run without training, which evaluates the prompt `init_prompt`, and saves none.
+
+    Raise PromptMismatchError if it is of another backbone, and PromptTuningError if a prompt is to be pushed.
+    """
+    if args.push_to_hub:
+        raise PromptTuningError(
+            "push_to_hub is on, and do_train is off, so there is no new prompt; leave it out (model.push_to_hub of a "
+            "loaded prompt pushes it)."
+        )
+    saved = saved_start(config)
+    if saved is not None and (different := differences(saved.backbone, model.fingerprint)):
+        raise PromptMismatchError(
+            f"init_prompt {config.init_prompt!r} is evaluated, and is not a prompt of this backbone: "
+            f"{'; '.join(different)}. It was trained on {saved.backbone['name_or_path'] or 'another one'}; give that "
+            "as model_name_or_path."
+        )
 
 
 def warn_if_unlearned(untuned: dict[str, float], tuned: dict[str, float], names: Sequence[str] = ("",)) -> None:

@@ -264,12 +264,11 @@ def _read_start(config: PromptTuningConfig) -> SavedPrompt:
     )
 
 
-def inherited_start(config: PromptTuningConfig) -> dict[str, str]:
+def inherited_start(info: PromptInfo | None) -> dict[str, str]:
     """Return what a prompt's initialisation records of the prompt that it goes on from: a private start, if any.
 
     A private text that taught that prompt is one, too (`TEACHER`).
     """
-    info = saved_info(config)
     if info is None or not tells_private_words(info):
         return {}
     return {"private_start": (private_start(info.initialization) or PromptTuningInit.TEACHER).value}

@@ -29,7 +29,7 @@ from ..prompts.files import SavedPrompt
 from ..prompts.info import PromptInfo
 from .backbone import is_from_gguf
 from .classifiers import fill_head
-from .initialization import can_be_made_again, inherited_start, initial_prompt
+from .initialization import can_be_made_again, inherited_start, initial_prompt, saved_start
 from .places import head_embeddings
 
 logger = logging.getLogger(__name__)
@@ -122,18 +122,20 @@ def make_prompt(config: PromptTuningConfig, backbone: PreTrainedModel, fingerpri
     With `inference_mode`, the vectors are zeros: they are loaded later. Raise PromptTuningError if the initialisation
     fails.
     """
-    words, start = backbone.get_input_embeddings(), None
+    words, start, saved = backbone.get_input_embeddings(), None, None
     head = torch.zeros(len(config.head), words.embedding_dim)
     if config.inference_mode:
         vectors = torch.zeros(config.num_virtual_tokens, words.embedding_dim)
     else:
         head = head_embeddings(config.head, backbone) if config.head else head
         vectors = initial_prompt(config, words, token_scale(backbone))
+        if (saved := saved_start(config)) is not None:  # vectors of another backbone are a start, and no more
+            check_match(saved, words.embedding_dim, fingerprint, ignore_mismatch=True)
     vectors = vectors.to(embedding_device(words), torch.float32)
     initialization = config.initialization()
     if not config.inference_mode:
         start = vectors.detach().cpu().clone()
-        initialization |= inherited_start(config)
+        initialization |= inherited_start(None if saved is None else saved.info)
         if not can_be_made_again(initialization):
             initialization["hash"] = embedding_hash(start)
     config.forget_what_is_private()

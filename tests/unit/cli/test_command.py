@@ -10,6 +10,7 @@ from hf_prompt_tuning.cli import train
 from hf_prompt_tuning.prompts.files import START_FILE
 from tests.shared.command import command
 from tests.shared.hub_server import HubServer
+from tests.shared.tiny_models import make_tokenizer, tiny_model
 
 
 def test_accelerate_launch_leaves_a_prompt_results_and_predictions(files):
@@ -90,6 +91,22 @@ def test_a_prompt_can_be_evaluated_and_used_without_training(files):
     assert again.returncode == 0, again.stderr
     loss = [json.loads((files / name / "eval_results.json").read_text())["eval_loss"] for name in ("out", "again")]
     assert loss[0] == pytest.approx(loss[1], rel=1e-5)
+    assert not (files / "again" / "adapter_config.json").exists()  # nothing was trained, so there is no new prompt
+
+    saved = {file: file.read_bytes() for file in (files / "out").glob("*.*") if "results" not in file.name}
+    own = ["--init_prompt", files / "out", "--do_train", "false", "--prompt_tuning_init", "PROMPT"]
+    again = command("run_prompt_tuning.py", files / "config.yaml", *own)
+    assert again.returncode == 0, again.stderr
+    assert {file: file.read_bytes() for file in saved} == saved
+    other = tiny_model("llama")
+    other.get_input_embeddings().weight.data.add_(0.1)
+    other.save_pretrained(files / "other")
+    make_tokenizer("llama").save_pretrained(files / "other")
+    done = command("run_prompt_tuning.py", files / "config.yaml", *own, "--model_name_or_path", files / "other")
+    assert done.returncode == 2
+    assert "is evaluated, and is not a prompt of this backbone: the embedding matrix differs" in done.stderr
+    done = command("run_prompt_tuning.py", files / "config.yaml", *own, "--push_to_hub", "--hub_token", "hf_alice")
+    assert done.returncode == 2 and "push_to_hub is on, and do_train is off" in done.stderr
 
 
 def test_free_text_end_to_end(files, messages):

@@ -90,6 +90,20 @@ def test_a_file_of_another_start_is_not_believed(tokenizer, tmp_path):
     assert loaded.prompt_encoder["default"].start is None
 
 
+def test_a_start_of_another_backbone_is_told(tokenizer, tmp_path, caplog):
+    """Vectors of another backbone of the same width are no more than a start."""
+    model, _ = trained(tokenizer, num_virtual_tokens=3)
+    model.save_pretrained(tmp_path)
+    config = PromptTuningConfig(init_prompt=str(tmp_path))
+    get_prompt_tuning_model(tiny_model("gemma"), config, tokenizer)
+    assert "is not a prompt of this backbone" not in caplog.text
+    other = tiny_model("gemma")
+    other.get_input_embeddings().weight.data.add_(0.1)
+    started = get_prompt_tuning_model(other, config, tokenizer)
+    assert torch.equal(started.prompt, model.prompt)
+    assert f"{tmp_path} is not a prompt of this backbone: the embedding matrix differs" in caplog.text
+
+
 def test_a_prompt_from_another_starts_where_that_ended(tokenizer, tmp_path):
     model, _ = trained(tokenizer, num_virtual_tokens=3)
     model.save_pretrained(tmp_path / "a")
