@@ -4,15 +4,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import OPTIMIZER_NAME
+
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.files import WEIGHTS_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
+from ..training.pickle_free import with_pickles
 from ..training.recipes import AUTO
+from ..training.resume_checks import saved_state
 from ..training.setup import check_argument_names, kind_of
 from .task import PromptTask
 
+GROUP = "name"
+"""The key of an optimizer's parameter group that has the name of its prompt."""
 OF_TASKS = ("train_dataset", "eval_dataset", "template", "prompt_config", "model_init")
 
 
@@ -133,10 +139,20 @@ def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
 
 
 def check_checkpoint(folder: str | Path, names: Iterable[str]) -> None:
-    """Raise PromptTuningError if a checkpoint does not hold exactly these prompts."""
+    """Raise PromptTuningError if a checkpoint does not hold exactly these prompts, trained in this order."""
+    names = list(names)
     saved = {file.parent.name for file in Path(folder).glob(f"*/{WEIGHTS_FILE}")}
     if saved != set(names):
         raise PromptTuningError(
             f"{folder} holds the prompts {sorted(saved)}, and this run trains {sorted(names)}; resume with the same "
             "tasks."
+        )
+    # torch gives the states of an optimizer, and the rates of a schedule, back by position.
+    with with_pickles(folder) as pickled:
+        state = saved_state(Path(pickled, OPTIMIZER_NAME)) or {}
+    order = [group.get(GROUP) for group in state.get("param_groups", [])]
+    if None not in order and order and order != names:
+        raise PromptTuningError(
+            f"{folder} is of a run of the prompts {order}, in this order, and this run trains {names}; their "
+            "optimizer states and rates go on by position: resume with the same order."
         )

@@ -22,10 +22,12 @@ from ..prompts.info import PromptInfo
 from ..prompts.plots import CURVES_FILE, save_curves
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
+from ..training.resume_checks import warn_of_resumed
 from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
 from .checks import (
+    GROUP,
     check_arguments,
     check_by_task,
     check_callback,
@@ -151,10 +153,10 @@ class MultiPromptTrainer(PromptTuningTrainer):
         if self.optimizer is None:
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
             optimizer_cls, kwargs = chosen
-            groups = [
-                {"params": [self.prompts[name]], "lr": run.args.learning_rate, "weight_decay": run.args.weight_decay}
-                for name, run in self._runs.items()
-            ]
+            groups = []
+            for name, run in self._runs.items():
+                own = {"lr": run.args.learning_rate, "weight_decay": run.args.weight_decay}
+                groups.append({"params": [self.prompts[name]], GROUP: name} | own)
             self.optimizer = optimizer_cls(groups, **kwargs)
         return self.optimizer
 
@@ -335,9 +337,11 @@ class MultiPromptTrainer(PromptTuningTrainer):
             tokenizer.save_pretrained(folder)
         return folder
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_checkpoint(resume_from_checkpoint, self.tasks)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def check_resumed(self, checkpoint: str) -> None:
+        """Raise PromptTuningError if a checkpoint is of other tasks, or of another order; warn of each one's rates."""
+        check_checkpoint(checkpoint, self.tasks)
+        for name, run in self._runs.items():
+            warn_of_resumed(checkpoint, run.args, name)
 
 
 def _renamed(metrics: dict[str, float], prefix: str, new: str) -> dict[str, float]:
