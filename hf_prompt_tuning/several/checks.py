@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.trainer import OPTIMIZER_NAME
 
+from ..data.encoding import check_kind
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.files import WEIGHTS_FILE
@@ -127,14 +128,43 @@ def check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
             )
 
 
+def check_task_data(task: PromptTask) -> None:
+    """Raise PromptTuningError if a task's data is of a wrong kind, a stream to train on, or several sets."""
+    check_kind(task.train_dataset, f"{task.name} training")
+    check_has_length(task.train_dataset, f"{task.name} training")
+    check_one_set(task.eval_dataset, task.name)
+    check_kind(task.eval_dataset, f"{task.name} evaluation")
+
+
+def check_has_length(data: Any, name: str) -> None:
+    """Raise PromptTuningError if the data is a stream: the steps of several prompts are planned from their rows."""
+    if data is not None and not hasattr(data, "__len__"):
+        raise PromptTuningError(
+            f"the {name} data is a {type(data).__name__}, which has no length, and the steps of several prompts are "
+            "planned from their rows; give a list of them, or a Dataset, or train each prompt in a "
+            "PromptTuningTrainer of its own."
+        )
+
+
+def check_one_set(data: Any, name: str) -> None:
+    """Raise PromptTuningError if the data to evaluate a task on is a dict of several data sets."""
+    if isinstance(data, dict):
+        raise PromptTuningError(
+            f"the task {name!r} is to be evaluated on a dict of {', '.join(map(repr, data)) or 'nothing'}, and takes "
+            f"one data set at a time; give one, and the others to evaluate({{{name!r}: rows}}, metric_key_prefix=…)."
+        )
+
+
 def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
-    """Return the data; raise PromptTuningError if it is not a dict from the names of tasks to data."""
+    """Return the data; raise PromptTuningError if it is not a dict from the names of tasks to one data set each."""
     if not isinstance(data, dict) or not data:
         raise PromptTuningError(
             f"the data is a {type(data).__name__}; with several tasks give a dict of name to data."
         )
     if unknown := [name for name in data if name not in names]:
         raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, names))}.")
+    for name, rows in data.items():
+        check_one_set(rows, name)
     return data
 
 

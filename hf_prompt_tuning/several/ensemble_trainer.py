@@ -26,7 +26,7 @@ from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
-from .checks import check_prompts
+from .checks import check_has_length, check_prompts
 from .task import PromptTask, model_with_prompts
 from .task_run import TaskRun
 from .trainer import MultiPromptTrainer
@@ -65,6 +65,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         **kwargs: Any,
     ):
         check_kind(train_dataset, "training")
+        check_has_length(train_dataset, "training")
         check_kind(eval_dataset, "evaluation", may_be_several=True)  # a dict is refused below
         if len(members) < 2:
             raise PromptTuningError(f"an ensemble has {len(members)} member; give at least two, or train one prompt.")

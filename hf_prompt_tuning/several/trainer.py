@@ -146,7 +146,7 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def get_total_train_batch_size(self, args: PromptTuningArguments) -> int:
         """Return the mean number of rows in an update step, over all prompts together."""
         rows = sum(len(batch) for stream in self._streams for step in stream.steps for batch in step)
-        return round(rows / args.max_steps)
+        return round(rows / max(args.max_steps, 1))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer as `Trainer` does, with a parameter group for each prompt."""

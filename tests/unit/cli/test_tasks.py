@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.cli.arguments import PromptArguments, parse_arguments
-from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks
+from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
 from hf_prompt_tuning.several.ensemble import load_ensemble
 from tests.shared.command import command
 from tests.shared.tiny_models import make_tokenizer, tiny_model
@@ -77,6 +77,16 @@ def test_what_stands_beside_tasks_goes_for_each(config, tmp_path):
 def test_refusals(config, change, message, tmp_path):
     with pytest.raises(PromptTuningError, match=message):
         read_tasks([written(tmp_path, config | change)])
+
+
+@pytest.mark.parametrize(("flags", "steps"), [([], [4, 0]), (["--max_steps", "0"], [0, 0])])
+def test_tasks_of_no_step(flags, steps, config, tmp_path):
+    config = config | {"max_steps": 0, "output_dir": str(tmp_path / "out"), "logging_steps": 1}
+    train_tasks(read_tasks([written(tmp_path, config), *flags]))
+    found = [
+        json.loads((tmp_path / f"out/{name}/prompt_tuning.json").read_text()) for name in ("lengths", "complaints")
+    ]
+    assert [len(info["history"].get("loss", [])) for info in found] == steps
 
 
 def test_two_tasks_from_one_config(config, files):
