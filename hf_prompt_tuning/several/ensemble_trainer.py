@@ -81,9 +81,9 @@ class EnsembleTrainer(MultiPromptTrainer):
             made = [replace(member, train_dataset=rows) for member in members]
             model = model_with_prompts(model, made, processing_class, args.seed)
         check_prompts(model, members)
-        tokenizer = encoder_for_members(model, [member.name for member in members], processing_class, template)
+        self._encoder = encoder_for_members(model, [member.name for member in members], processing_class, template)
         columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), alone=False)
-        encode = RowEncoder(tokenizer, None, None, columns)
+        encode = RowEncoder(self._encoder, None, None, columns)
         # Tokenize once for all members.
         train = encode(train_dataset, "training", require_target=True)
         data = self.divided(train, encode(eval_dataset, "evaluation", require_target=False))
@@ -123,10 +123,14 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def make_scorer(self, **options: Any) -> VotingScorer:
         """Return the scorer of all members and their vote; `options` are fields of `VotingScorer`."""
-        # The members have the same rows, so they have the room behind the longest prompt.
+        return VotingScorer(**vars(self.scorer_of_prompt()) | {"members": tuple(self.members)} | options)
+
+    def rows_and_data(self) -> tuple[RowEncoder, Any]:
+        """Return what encodes rows for all members, and the data of their task."""
+        # The members have the same rows, so they have the room behind the longest prompt. With one in the system turn,
+        # the rows of all have that turn.
         longest = max(self.members, key=lambda name: len(self.prompts[name]))
-        scorer = vars(self.scorer_of_prompt()) | {"rows": self._runs[longest].rows, "members": tuple(self.members)}
-        return VotingScorer(**scorer | options)
+        return replace(self._runs[longest].rows, tokenizer=self._encoder), super().rows_and_data()[1]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
