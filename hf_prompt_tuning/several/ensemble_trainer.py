@@ -87,9 +87,9 @@ class EnsembleTrainer(MultiPromptTrainer):
         # Tokenize once for all members.
         train = encode(train_dataset, "training", require_target=True)
         data = self.divided(train, encode(eval_dataset, "evaluation", require_target=False))
-        for member in members:  # each run gets encoded rows, which do not tell what their pictures were called
-            encode.describe(model.prompt_info[member.name], None)
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
+        for member in members:  # each run got encoded rows, which do not tell what their pictures were called
+            encode.describe(self.unwrapped.prompt_info[member.name], None)
         self._description = EnsembleInfo(self.members, best=self.members[0])
 
     def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> StartRows | None:

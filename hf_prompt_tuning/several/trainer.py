@@ -23,6 +23,7 @@ from ..prompts.plots import CURVES_FILE, save_curves
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.resume_checks import warn_of_resumed
+from ..training.setup import warn_of_template
 from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
@@ -88,8 +89,10 @@ class MultiPromptTrainer(PromptTuningTrainer):
             args.max_steps = max(len(stream.steps) for stream in self._streams)
         args.gradient_accumulation_steps = 1
         self.check_runs(model, args)  # before anything of the model changes
-        model.set_adapter(tasks[0].name)
-        super().__init__(model, args, processing_class=processing_class, template=tasks[0].template, **kwargs)
+        with active_if_accepted(model, tasks[0].name):
+            super().__init__(model, args, processing_class=processing_class, template=tasks[0].template, **kwargs)
+        for task in tasks[1:]:  # the trainer of one prompt has told of the active one
+            warn_of_template(self.model, task.name, task.template)
         self._losses = PromptLosses(self.tasks)
         if any(run.rows.sees for run in runs):
             self._set_signature_columns_if_needed()
@@ -342,6 +345,18 @@ class MultiPromptTrainer(PromptTuningTrainer):
         check_checkpoint(checkpoint, self.tasks)
         for name, run in self._runs.items():
             warn_of_resumed(checkpoint, run.args, name)
+
+
+@contextmanager
+def active_if_accepted(model: SoftPrompts, name: str) -> Iterator[None]:
+    """Make a prompt the active one, as which a trainer checks it. After an error, the one before is active again."""
+    before = model.active_adapter
+    model.set_adapter(name)
+    try:
+        yield
+    except BaseException:
+        model.set_adapter(before)
+        raise
 
 
 def _renamed(metrics: dict[str, float], prefix: str, new: str) -> dict[str, float]:
