@@ -1,5 +1,6 @@
 """Train several prompts in one run: the tasks that a config lists, or the members of an ensemble."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -140,6 +141,9 @@ def train_tasks(config: TasksConfig) -> None:
     check_hub(args)
     data = _load_data(config)
     backbone, tokenizer = load_backbone(config.model, pictures=data.pictures)
+    if any(task.training.max_steps == 0 for task in arguments.values()):
+        args = copy.copy(args)
+        args.max_steps = 0  # for the tasks of no step: the others have epochs or steps of their own
     tasks = [_task(name, data.splits[name], arguments[name], data.templates[name], args) for name in arguments]
     trainer = MultiPromptTrainer(backbone, args, tasks, tokenizer)
     for name, task in arguments.items():
@@ -170,7 +174,7 @@ def _task(
 ) -> PromptTask:
     model, prompt, training = arguments.model, arguments.prompt, arguments.training
     train, validation = splits.get("train"), splits.get("validation")
-    by_steps = training.max_steps > 0
+    by_steps, by_epochs = training.max_steps > 0, training.max_steps < 0  # neither: no step, as the run has
     return PromptTask(
         name,
         prompt.config(model.task_type, model.token),
@@ -178,7 +182,7 @@ def _task(
         validation if of_run.do_eval else None,
         template,
         learning_rate=training.learning_rate,
-        num_train_epochs=None if by_steps else training.num_train_epochs,
+        num_train_epochs=training.num_train_epochs if by_epochs else None,
         max_steps=training.max_steps if by_steps else None,
         per_device_train_batch_size=training.per_device_train_batch_size,
     )

@@ -185,7 +185,7 @@ def source(place: HubFolder | None, **hub: Any) -> dict[str, Any]:
 
     They start from the caller's `revision`, `token`, `cache_dir` and `local_files_only`.
     """
-    hub = {name: value for name, value in hub.items() if value}
+    hub = {name: value for name, value in hub.items() if value is not None}  # `token` may be False
     if place is not None and place.commit is not None and not is_adapter(place):
         hub["revision"] = place.commit
         hub |= {"local_files_only": True} if place.offline else {}

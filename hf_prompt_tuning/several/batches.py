@@ -49,6 +49,11 @@ class MixedBatches:
     def __len__(self) -> int:
         return max(len(stream.steps) for stream in self.streams)
 
+    @property
+    def steps_of_prompts(self) -> dict[str, int]:
+        """The number of update steps of each prompt, by name."""
+        return {stream.name: len(stream.steps) for stream in self.streams}
+
     def __getitem__(self, step: int) -> dict[str, list[dict[str, Any]]]:
         micro: list[list[tuple[str, dict[str, Any]]]] = []
         items: dict[str, int] = {}

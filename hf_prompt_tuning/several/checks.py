@@ -4,15 +4,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import OPTIMIZER_NAME
+
+from ..data.encoding import check_kind
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.files import WEIGHTS_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
+from ..training.pickle_free import with_pickles
 from ..training.recipes import AUTO
+from ..training.resume_checks import saved_state
 from ..training.setup import check_argument_names, kind_of
 from .task import PromptTask
 
+GROUP = "name"
+"""The key of an optimizer's parameter group that has the name of its prompt."""
 OF_TASKS = ("train_dataset", "eval_dataset", "template", "prompt_config", "model_init")
 
 
@@ -121,22 +128,61 @@ def check_prompts(model: Any, tasks: Sequence[PromptTask]) -> None:
             )
 
 
+def check_task_data(task: PromptTask) -> None:
+    """Raise PromptTuningError if a task's data is of a wrong kind, a stream to train on, or several sets."""
+    check_kind(task.train_dataset, f"{task.name} training")
+    check_has_length(task.train_dataset, f"{task.name} training")
+    check_one_set(task.eval_dataset, task.name)
+    check_kind(task.eval_dataset, f"{task.name} evaluation")
+
+
+def check_has_length(data: Any, name: str) -> None:
+    """Raise PromptTuningError if the data is a stream: the steps of several prompts are planned from their rows."""
+    if data is not None and not hasattr(data, "__len__"):
+        raise PromptTuningError(
+            f"the {name} data is a {type(data).__name__}, which has no length, and the steps of several prompts are "
+            "planned from their rows; give a list of them, or a Dataset, or train each prompt in a "
+            "PromptTuningTrainer of its own."
+        )
+
+
+def check_one_set(data: Any, name: str) -> None:
+    """Raise PromptTuningError if the data to evaluate a task on is a dict of several data sets."""
+    if isinstance(data, dict):
+        raise PromptTuningError(
+            f"the task {name!r} is to be evaluated on a dict of {', '.join(map(repr, data)) or 'nothing'}, and takes "
+            f"one data set at a time; give one, and the others to evaluate({{{name!r}: rows}}, metric_key_prefix=…)."
+        )
+
+
 def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
-    """Return the data; raise PromptTuningError if it is not a dict from the names of tasks to data."""
+    """Return the data; raise PromptTuningError if it is not a dict from the names of tasks to one data set each."""
     if not isinstance(data, dict) or not data:
         raise PromptTuningError(
             f"the data is a {type(data).__name__}; with several tasks give a dict of name to data."
         )
     if unknown := [name for name in data if name not in names]:
         raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, names))}.")
+    for name, rows in data.items():
+        check_one_set(rows, name)
     return data
 
 
 def check_checkpoint(folder: str | Path, names: Iterable[str]) -> None:
-    """Raise PromptTuningError if a checkpoint does not hold exactly these prompts."""
+    """Raise PromptTuningError if a checkpoint does not hold exactly these prompts, trained in this order."""
+    names = list(names)
     saved = {file.parent.name for file in Path(folder).glob(f"*/{WEIGHTS_FILE}")}
     if saved != set(names):
         raise PromptTuningError(
             f"{folder} holds the prompts {sorted(saved)}, and this run trains {sorted(names)}; resume with the same "
             "tasks."
+        )
+    # torch gives the states of an optimizer, and the rates of a schedule, back by position.
+    with with_pickles(folder) as pickled:
+        state = saved_state(Path(pickled, OPTIMIZER_NAME)) or {}
+    order = [group.get(GROUP) for group in state.get("param_groups", [])]
+    if None not in order and order and order != names:
+        raise PromptTuningError(
+            f"{folder} is of a run of the prompts {order}, in this order, and this run trains {names}; their "
+            "optimizer states and rates go on by position: resume with the same order."
         )

@@ -131,7 +131,7 @@ def load_ensemble(prompt: str | Path, **kwargs: Any) -> PromptEnsemble:
         PromptLoadError: it is not an ensemble, could not be loaded, or is damaged or unsafe.
         PromptMismatchError: a prompt was trained on another backbone.
     """
-    hub = {name: kwargs[name] for name in OPTIONS if kwargs.get(name)}
+    hub = {name: kwargs[name] for name in OPTIONS if kwargs.get(name) is not None}  # token may be False
     info, place = read_whole(open_place(prompt, **hub), lambda place: _described(place, prompt))
     if place.commit is not None:  # load every prompt at the commit of the description
         kwargs["revision"] = hub["revision"] = place.commit

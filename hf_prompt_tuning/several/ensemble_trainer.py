@@ -26,7 +26,7 @@ from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
-from .checks import check_prompts
+from .checks import check_has_length, check_prompts
 from .task import PromptTask, model_with_prompts
 from .task_run import TaskRun
 from .trainer import MultiPromptTrainer
@@ -65,6 +65,7 @@ class EnsembleTrainer(MultiPromptTrainer):
         **kwargs: Any,
     ):
         check_kind(train_dataset, "training")
+        check_has_length(train_dataset, "training")
         check_kind(eval_dataset, "evaluation", may_be_several=True)  # a dict is refused below
         if len(members) < 2:
             raise PromptTuningError(f"an ensemble has {len(members)} member; give at least two, or train one prompt.")
@@ -80,15 +81,15 @@ class EnsembleTrainer(MultiPromptTrainer):
             made = [replace(member, train_dataset=rows) for member in members]
             model = model_with_prompts(model, made, processing_class, args.seed)
         check_prompts(model, members)
-        tokenizer = encoder_for_members(model, [member.name for member in members], processing_class, template)
+        self._encoder = encoder_for_members(model, [member.name for member in members], processing_class, template)
         columns = ColumnCheck.of_run(model.get_base_model(), args, kwargs.get("data_collator"), alone=False)
-        encode = RowEncoder(tokenizer, None, None, columns)
+        encode = RowEncoder(self._encoder, None, None, columns)
         # Tokenize once for all members.
         train = encode(train_dataset, "training", require_target=True)
         data = self.divided(train, encode(eval_dataset, "evaluation", require_target=False))
-        for member in members:  # each run gets encoded rows, which do not tell what their pictures were called
-            encode.describe(model.prompt_info[member.name], None)
         super().__init__(model, args, [replace(member, **data) for member in members], processing_class, **kwargs)
+        for member in members:  # each run got encoded rows, which do not tell what their pictures were called
+            encode.describe(self.unwrapped.prompt_info[member.name], None)
         self._description = EnsembleInfo(self.members, best=self.members[0])
 
     def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> StartRows | None:
@@ -122,10 +123,14 @@ class EnsembleTrainer(MultiPromptTrainer):
 
     def make_scorer(self, **options: Any) -> VotingScorer:
         """Return the scorer of all members and their vote; `options` are fields of `VotingScorer`."""
-        # The members have the same rows, so they have the room behind the longest prompt.
+        return VotingScorer(**vars(self.scorer_of_prompt()) | {"members": tuple(self.members)} | options)
+
+    def rows_and_data(self) -> tuple[RowEncoder, Any]:
+        """Return what encodes rows for all members, and the data of their task."""
+        # The members have the same rows, so they have the room behind the longest prompt. With one in the system turn,
+        # the rows of all have that turn.
         longest = max(self.members, key=lambda name: len(self.prompts[name]))
-        scorer = vars(self.scorer_of_prompt()) | {"rows": self._runs[longest].rows, "members": tuple(self.members)}
-        return VotingScorer(**scorer | options)
+        return replace(self._runs[longest].rows, tokenizer=self._encoder), super().rows_and_data()[1]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

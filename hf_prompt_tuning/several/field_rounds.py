@@ -27,7 +27,7 @@ from .ensemble_trainer import EnsembleTrainer
 from .field import ONE, TWO, Round, cost, plan_field
 from .field_choice import best_first, order
 from .field_state import FieldState
-from .rows_apart import are_learned_later, check_is_dataset, check_labelled, divide
+from .rows_apart import are_learned_later, check_is_no_stream, check_labelled, divide
 from .streams import with_first_rows
 from .task import PromptTask
 from .task_run import TaskRun
@@ -68,6 +68,8 @@ class FieldRounds(EnsembleTrainer):
     ):
         args = args if args is not None else PromptTuningArguments(output_dir="trainer_output", recipe=AUTO)
         check_field(model, args, train_dataset, template, kwargs)
+        check_is_no_stream(train_dataset, "training")
+        check_is_no_stream(eval_dataset, "evaluation")
         config = PromptTuningConfig.from_peft(prompt_config if prompt_config is not None else PromptTuningConfig())
         self.learns_from_all = are_learned_later(train_dataset, eval_dataset)
         left = ONE if self.learns_from_all else TWO
@@ -104,8 +106,6 @@ class FieldRounds(EnsembleTrainer):
 
     def divided(self, train: Dataset, evaluation: Dataset | None) -> dict[str, Any]:
         """Return the rows to train on and those to evaluate; without evaluation data, some rows are held apart."""
-        check_is_dataset(train, "training")
-        check_is_dataset(evaluation, "evaluation")
         self._apart = evaluation
         if evaluation is None:
             are_texts = "label" not in train.column_names

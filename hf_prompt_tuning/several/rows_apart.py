@@ -33,9 +33,9 @@ def rows_apart(labels: Sequence[Any], least: int, seed: int) -> list[int]:
     return sorted(held)
 
 
-def check_is_dataset(rows: Any, name: str) -> None:
+def check_is_no_stream(rows: Any, name: str) -> None:
     """Raise PromptTuningError if the data `name` is a stream, whose rows cannot be counted or chosen."""
-    if rows is not None and not isinstance(rows, Dataset):
+    if rows is not None and not isinstance(rows, Sized):
         raise PromptTuningError(
             f"the {name} data is a {type(rows).__name__}, and recipe auto chooses among rows; give a list of them, or "
             "a Dataset of the datasets library."

@@ -47,7 +47,7 @@ def read_stream(name: str, data: Any, args: PromptTuningArguments) -> Stream:
             raise PromptTuningError(f"{rows} rows are no batch of {size}, and dataloader_drop_last is set.")
         steps_of_epoch = list(BatchSampler(batches, args.gradient_accumulation_steps, drop_last=False))
         steps += steps_of_epoch
-        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(steps_of_epoch))
+        total = args.max_steps if args.max_steps >= 0 else math.ceil(args.num_train_epochs * len(steps_of_epoch))
         if len(steps) >= total:
             break
     return Stream(name, data, steps[:total], len(steps_of_epoch))

@@ -33,8 +33,8 @@ class PromptTask:
     Args:
         name: name of the prompt's folder and adapter, used in its metrics (`eval_NAME_accuracy`).
         config: the prompt's initialisation and length.
-        train_dataset: raw columns if there is a template, otherwise rows of `input_ids` and `labels`.
-        eval_dataset: the same as `train_dataset`.
+        train_dataset: raw columns if there is a template, otherwise rows of `input_ids` and `labels`. No stream.
+        eval_dataset: the same as `train_dataset`, or a stream. One data set.
         template: turns a row into text.
         learning_rate: the prompt's peak learning rate.
         num_train_epochs: passes over the task's data; overrides the run's `max_steps`.

@@ -6,12 +6,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import with_own_chat_template
-from ..data.encoding import check_kind, with_label_words
+from ..data.encoding import with_label_words
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
 from ..training.arguments import PromptTuningArguments
 from ..training.token_rows import ColumnCheck, RowEncoder
+from .checks import check_task_data
 from .streams import Stream, read_stream
 from .task import PromptTask
 
@@ -44,7 +45,7 @@ class TaskRun:
         """Encode a task's data with its template. Raise PromptTuningError if it does not fit behind its prompt."""
         encode = RowEncoder.behind(model, tokenizer, task.template, columns, task.name)
         train = encode(task.train_dataset, f"{task.name} training", require_target=True)
-        evaluation = encode(task.eval_dataset, f"{task.name} evaluation", require_target=False, may_be_several=True)
+        evaluation = encode(task.eval_dataset, f"{task.name} evaluation", require_target=False)
         args = task.arguments(args)
         stream = None if train is None else read_stream(task.name, train, args)
         return cls(replace(task, train_dataset=train, eval_dataset=evaluation), encode, args, stream)
@@ -56,7 +57,7 @@ class TaskRun:
         if self.task.data_seed is not None:
             info.training["data_seed"] = self.task.data_seed
         rows = {"training_rows": self.task.train_dataset, "evaluation_rows": self.task.eval_dataset}
-        info.data |= {name: len(data) for name, data in rows.items() if data is not None}
+        info.data |= {name: len(data) for name, data in rows.items() if hasattr(data, "__len__")}
 
 
 def with_template(task: PromptTask, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> PromptTask:
@@ -64,8 +65,7 @@ def with_template(task: PromptTask, model: Any, tokenizer: PreTrainedTokenizerBa
 
     Raise PromptTuningError if there is a template and no tokenizer, or the data is of another kind.
     """
-    check_kind(task.train_dataset, f"{task.name} training")
-    check_kind(task.eval_dataset, f"{task.name} evaluation", may_be_several=True)
+    check_task_data(task)
     template = task.template
     if template is None and isinstance(model, SoftPrompts) and task.name in model.prompt_info:
         template = model.prompt_info[task.name].template

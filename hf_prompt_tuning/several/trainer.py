@@ -22,10 +22,13 @@ from ..prompts.info import PromptInfo
 from ..prompts.plots import CURVES_FILE, save_curves
 from ..prompts.repository_files import PROMPT_FILES
 from ..training.arguments import PromptTuningArguments
+from ..training.resume_checks import warn_of_resumed
+from ..training.setup import warn_of_template
 from ..training.token_rows import ColumnCheck, RowEncoder
 from ..training.trainer import PromptTuningTrainer
 from .batches import mixed_dataloader
 from .checks import (
+    GROUP,
     check_arguments,
     check_by_task,
     check_callback,
@@ -86,8 +89,10 @@ class MultiPromptTrainer(PromptTuningTrainer):
             args.max_steps = max(len(stream.steps) for stream in self._streams)
         args.gradient_accumulation_steps = 1
         self.check_runs(model, args)  # before anything of the model changes
-        model.set_adapter(tasks[0].name)
-        super().__init__(model, args, processing_class=processing_class, template=tasks[0].template, **kwargs)
+        with active_if_accepted(model, tasks[0].name):
+            super().__init__(model, args, processing_class=processing_class, template=tasks[0].template, **kwargs)
+        for task in tasks[1:]:  # the trainer of one prompt has told of the active one
+            warn_of_template(self.model, task.name, task.template)
         self._losses = PromptLosses(self.tasks)
         if any(run.rows.sees for run in runs):
             self._set_signature_columns_if_needed()
@@ -144,17 +149,17 @@ class MultiPromptTrainer(PromptTuningTrainer):
     def get_total_train_batch_size(self, args: PromptTuningArguments) -> int:
         """Return the mean number of rows in an update step, over all prompts together."""
         rows = sum(len(batch) for stream in self._streams for step in stream.steps for batch in step)
-        return round(rows / args.max_steps)
+        return round(rows / max(args.max_steps, 1))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer as `Trainer` does, with a parameter group for each prompt."""
         if self.optimizer is None:
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
             optimizer_cls, kwargs = chosen
-            groups = [
-                {"params": [self.prompts[name]], "lr": run.args.learning_rate, "weight_decay": run.args.weight_decay}
-                for name, run in self._runs.items()
-            ]
+            groups = []
+            for name, run in self._runs.items():
+                own = {"lr": run.args.learning_rate, "weight_decay": run.args.weight_decay}
+                groups.append({"params": [self.prompts[name]], GROUP: name} | own)
             self.optimizer = optimizer_cls(groups, **kwargs)
         return self.optimizer
 
@@ -335,9 +340,23 @@ class MultiPromptTrainer(PromptTuningTrainer):
             tokenizer.save_pretrained(folder)
         return folder
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_checkpoint(resume_from_checkpoint, self.tasks)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def check_resumed(self, checkpoint: str) -> None:
+        """Raise PromptTuningError if a checkpoint is of other tasks, or of another order; warn of each one's rates."""
+        check_checkpoint(checkpoint, self.tasks)
+        for name, run in self._runs.items():
+            warn_of_resumed(checkpoint, run.args, name)
+
+
+@contextmanager
+def active_if_accepted(model: SoftPrompts, name: str) -> Iterator[None]:
+    """Make a prompt the active one, as which a trainer checks it. After an error, the one before is active again."""
+    before = model.active_adapter
+    model.set_adapter(name)
+    try:
+        yield
+    except BaseException:
+        model.set_adapter(before)
+        raise
 
 
 def _renamed(metrics: dict[str, float], prefix: str, new: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ from ..layouts.sharing import ByContext, is_sharded
 from . import distributed
 from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, publish, saving, seal, tidy
 from .pickle_free import with_pickles
-from .resume_checks import check_like, check_states
+from .resume_checks import check_like, check_states, warn_of_resumed
 from .sampling import SeededLengthGroupedSampler
 from .signals import SignalWatch
 
@@ -65,7 +65,12 @@ class CheckpointMixin:
             scales = self.accelerator.scaler is not None
             own = self.optimizer_cls_and_kwargs is not None or self._own_optimizer
             check_like(checkpoint, self.args, scales, own)
+            self.check_resumed(checkpoint)
         return checkpoint
+
+    def check_resumed(self, checkpoint: str) -> None:
+        """Warn of arguments that go on as a checkpoint's. A subclass may also refuse what its prompts do not fit."""
+        warn_of_resumed(checkpoint, self.args)
 
     def watching_signals(self, then: str) -> AbstractContextManager:
         """Within this context, record a first SIGTERM or SIGINT, and do `then` next; only with `save_on_signal`."""

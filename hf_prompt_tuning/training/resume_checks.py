@@ -28,7 +28,7 @@ def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optim
     folder = Path(checkpoint)
     if not any(folder.glob(f"{OPTIMIZER_NAME}*")):
         return  # it holds only the prompt: optimizer and schedule start from the beginning
-    recorded = _recorded(folder)
+    recorded = _recorded(folder)  # several prompts share what is required
     required = {} if own_optimizer else {"optim": str(args.optim.value)}
     required["lr_scheduler_type"] = str(args.lr_scheduler_type.value)
     for name, value in required.items():
@@ -45,28 +45,35 @@ def check_like(checkpoint: str, args: TrainingArguments, scales: bool, own_optim
             f"{checkpoint} is of a run {'with' if scaled else 'without'} fp16, and this one is "
             f"{'with' if scales else 'without'}; resume with the same, or start anew from its prompt (init_prompt)."
         )
+
+
+def warn_of_resumed(checkpoint: str, args: TrainingArguments, prompt: str | None = None) -> None:
+    """Warn of each argument that has changed and goes on as the checkpoint's.
+
+    `prompt` is the name of one of several prompts, whose arguments these are.
+    """
+    folder = Path(checkpoint)
+    if not any(folder.glob(f"{OPTIMIZER_NAME}*")):
+        return
+    recorded, whose = _recorded(folder / (prompt or "")), "" if prompt is None else f" of {prompt!r}"
     for name in RESUMED:
         if name in recorded and recorded[name] != getattr(args, name, None):
             logger.warning(
-                f"{name} is {getattr(args, name, None)}, and the checkpoint's {recorded[name]} goes on: optimizer and "
-                "schedule are resumed as they were."
+                f"{name}{whose} is {getattr(args, name, None)}, and the checkpoint's {recorded[name]} goes on: "
+                "optimizer and schedule are resumed as they were."
             )
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """Return the hyperparameters that the checkpoint's prompt records; for several prompts, those they share."""
-    file = folder / INFO_FILE
-    if not file.is_file():
-        # Several prompts may have different learning rates. The other values are equal, so read any prompt.
-        files = sorted(folder.glob(f"*/{INFO_FILE}"))
-        values = json.loads(files[0].read_text(encoding="utf-8")).get("training", {}) if files else {}
-        return {name: value for name, value in values.items() if name not in RESUMED}
-    return json.loads(file.read_text(encoding="utf-8")).get("training", {})
+    """Return the hyperparameters that the checkpoint's prompt records, or the first of several prompts."""
+    files = [folder / INFO_FILE, *sorted(folder.glob(f"*/{INFO_FILE}"))]
+    file = next((file for file in files if file.is_file()), None)
+    return {} if file is None else json.loads(file.read_text(encoding="utf-8")).get("training", {})
 
 
 def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
     """Raise PromptTuningError if a checkpoint's optimizer or schedule has another type than the run's."""
-    saved = _state(Path(checkpoint, OPTIMIZER_NAME))
+    saved = saved_state(Path(checkpoint, OPTIMIZER_NAME))
     inner = getattr(optimizer, "optimizer", optimizer)
     if saved is not None and saved.get("param_groups"):
         # Adafactor's groups lack options that torch adds to its defaults.
@@ -76,7 +83,7 @@ def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
                 f"{checkpoint} is of a run with another optimizer: it knows no {missing[0]!r} of "
                 f"{type(inner).__name__}; resume with the same one."
             )
-    saved = _state(Path(checkpoint, SCHEDULER_NAME))
+    saved = saved_state(Path(checkpoint, SCHEDULER_NAME))
     if saved is not None and set(saved) != set(scheduler.state_dict()):
         kind = type(getattr(scheduler, "scheduler", scheduler)).__name__
         raise PromptTuningError(
@@ -84,7 +91,8 @@ def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
         )
 
 
-def _state(file: Path) -> dict[str, Any] | None:
+def saved_state(file: Path) -> dict[str, Any] | None:
+    """Return the state that a checkpoint's file holds; None if there is no file, or it holds something else."""
     if not file.is_file():
         return None
     with safe_globals():

@@ -183,12 +183,14 @@ def check_options(
         )
 
 
-def warn_of_template(own: PromptTemplate | None, template: PromptTemplate | None) -> None:
-    """Warn if the given template replaces a different template of the prompt."""
+def warn_of_template(model: SoftPrompts, name: str, template: PromptTemplate | None) -> None:
+    """Warn if the given template replaces a different template of the prompt `name` of a model."""
+    own = model.prompt_info[name].template
     if own is not None and template is not None and parts(own) != parts(template):
         before, after = (" + ".join(map(repr, sources_of(each))) for each in (own, template))
         change = f"with the source {before}, is replaced by the one that the trainer is given, {after}"
-        logger.warning(f"The prompt's template, {change}.")
+        which = "The prompt's template" if len(model.prompt_info) == 1 else f"The template of the prompt {name!r}"
+        logger.warning(f"{which}, {change}.")
 
 
 def parts(template: PromptTemplate) -> tuple[Any, ...]:
@@ -216,7 +218,8 @@ def choose_template(
     """
     template = head_template(template, head_task(model))
     own = model.info.template if isinstance(model, SoftPrompts) else None
-    warn_of_template(own, template)
+    if own is not None:
+        warn_of_template(model, model.active_adapter, template)
     chosen = template if template is not None else own
     if chosen is None or tokenizer is not None:
         return with_own_chat_template(with_label_words(chosen, train, evaluation), tokenizer)

@@ -9,7 +9,7 @@ import pytest
 import transformers
 from huggingface_hub import HfApi, close_session, constants
 
-from tests.shared.hub_server import HubServer
+from tests.shared.hub_server import Handler, HubServer
 from tests.shared.versions import forget_lists_of_files
 
 
@@ -42,6 +42,25 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, cache: Path, token: str | None = 
         close_session()
     # Trees of commits that the client keeps in memory are of this Hub's repositories alone.
     forget_lists_of_files()
+
+
+def authorizations(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """From here on a token of the machine's, and the list of what each request of a file sends as its token.
+
+    transformers asks for the list of a tokenizer's files with the machine's token in any case.
+    """
+    sent: list[str | None] = []
+    handle = Handler.handle_request
+
+    def noted(request: Handler) -> None:
+        if "/resolve/" in request.path:
+            sent.append(request.headers.get("Authorization"))
+        handle(request)
+
+    for method in ("do_GET", "do_HEAD"):
+        monkeypatch.setattr(Handler, method, noted)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    return sent
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -23,13 +23,14 @@ class PromptAveragingCallback(TrainerCallback, ExportableState):
     """Let a run end with the mean of its prompts after each of its last steps, in place of the last one.
 
     With few rows a prompt still moves to and fro at the end of a run, and its mean is mostly nearer to where it would
-    settle. A classification head that trains with the prompt is averaged with it. Of several prompts, each is.
+    settle. A classification head that trains with the prompt is averaged with it. Each of several prompts is averaged
+    over the last of its own steps.
 
     Evaluations during the run are of the prompt of their step. Checkpoints hold it and the mean so far, so that a
     resumed run ends the same, bit for bit. At the end the metrics in a description are forgotten: evaluate again.
 
     Args:
-        share: the share of the run's steps whose prompts are averaged, above 0 and up to 1; one step at least.
+        share: the share of a prompt's steps that are averaged, above 0 and up to 1; one step at least.
 
     Raises:
         PromptTuningError: the share is none; the run also loads its best checkpoint at its end; or it was resumed from
@@ -41,74 +42,93 @@ class PromptAveragingCallback(TrainerCallback, ExportableState):
         if not 0 < share <= 1:
             raise PromptTuningError(f"the share of steps to average is {share}; give a number above 0, up to 1.")
         self.share = share
-        self.steps = 0
+        self.steps: dict[str, int] = {}
         self.means: dict[str, Any] = {}
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint saves, as text: the number of steps that were averaged, and the means."""
+        """Return what a checkpoint saves, as text: the means, and the number of steps in each."""
         means = {name: _to_text(mean) for name, mean in self.means.items()}
         return {"args": {"share": self.share}, "attributes": {"steps": self.steps, "means": means}}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        """Count the steps to average, and take up the mean of a resumed run."""
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: nn.Module, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Count the steps to average, and take up the means of a resumed run."""
         if args.load_best_model_at_end:
             raise PromptTuningError(
                 "load_best_model_at_end (or early_stopping_patience) keeps the prompt of one step, and the mean of "
                 "the last steps is asked for, too; leave one of them out."
             )
-        self._last_alone = state.max_steps - max(1, round(self.share * state.max_steps))
-        done = max(0, state.global_step - self._last_alone)
-        if done == 0:
-            self.steps, self.means = 0, {}
-        elif self.steps != done:
-            raise PromptTuningError(
-                f"the run is resumed at step {state.global_step}, and the checkpoint has the mean of {self.steps} "
-                f"steps in place of {done}; resume from step {self._last_alone} or before, with the same length and "
-                "share, and with restore_callback_states_from_checkpoint=True."
-            )
-        trained = dict(_trained(watched(model, self)))
-        if any(hasattr(parameter, "ds_id") for parameter in trained.values()):
-            raise PromptTuningError(
-                "DeepSpeed ZeRO-3 spreads the prompt over processes, and its steps cannot be averaged; use ZeRO-2."
-            )
-        if done:
-            self.means = {name: self._resumed(name, parameter, state) for name, parameter in trained.items()}
+        # The data of several prompts tell how many steps each has (`MixedBatches`).
+        own = getattr(getattr(train_dataloader, "dataset", None), "steps_of_prompts", {})
+        self._averaged = {}
+        for name, parameter in _trained(watched(model, self)):
+            if hasattr(parameter, "ds_id"):
+                raise PromptTuningError(
+                    "DeepSpeed ZeRO-3 spreads the prompt over processes, and its steps cannot be averaged; use ZeRO-2."
+                )
+            last = own.get(_prompt_of(name), state.max_steps)
+            self._averaged[name] = range(max(0, last - max(1, round(self.share * last))), last)
+            self._take_up(name, parameter, state.global_step)
 
-    def _resumed(self, name: str, parameter: nn.Parameter, state: Any) -> Tensor:
+    def _take_up(self, name: str, parameter: nn.Parameter, step: int) -> None:
+        """Go on with a checkpoint's mean, or begin a new one. Raise PromptTuningError if it is of other steps."""
+        averaged, found = self._averaged[name], self.steps.get(name, 0)
+        done = len(range(averaged.start, min(step, averaged.stop)))
+        if done == 0:
+            self.steps.pop(name, None)
+            self.means.pop(name, None)
+        elif found != done:
+            raise PromptTuningError(
+                f"the run is resumed at step {step}, and the checkpoint has the mean of {found} steps of "
+                f"{_prompt_of(name)!r} in place of {done}; resume from step {averaged.start} or before, "
+                "with the same length and share, and with restore_callback_states_from_checkpoint=True."
+            )
+        else:
+            self.means[name] = self._resumed(name, parameter, step)
+
+    def _resumed(self, name: str, parameter: nn.Parameter, step: int) -> Tensor:
         """Return the mean of a resumed run. Raise PromptTuningError if the checkpoint's is missing or damaged."""
         mean = self.means.get(name)
         try:
             return mean if isinstance(mean, Tensor) else _from_text(mean, parameter)
         except ValueError as error:
             raise PromptTuningError(
-                f"{STATE} of the checkpoint at step {state.global_step} holds a damaged mean of {name!r}: "
-                f"{error}. Resume from another checkpoint (up to step {self._last_alone} they hold no mean), or start "
-                "anew."
+                f"{STATE} of the checkpoint at step {step} holds a damaged mean of {name!r}: {error}. Resume from "
+                f"another checkpoint (up to step {self._averaged[name].start} they hold no mean), or start anew."
             ) from error
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Add this step's prompts to the means."""
-        if state.global_step <= self._last_alone:
-            return
-        self.steps += 1
         for name, parameter in _trained(watched(model, self)):
+            if state.global_step - 1 not in self._averaged[name]:
+                continue
+            self.steps[name] = self.steps.get(name, 0) + 1
             mean = self.means.setdefault(name, parameter.detach().clone().float())
             # A prompt that stands still stays as it is, bit for bit.
-            mean += (parameter.float() - mean) / self.steps
+            mean += (parameter.float() - mean) / self.steps[name]
 
     @torch.no_grad()
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Put the means in place of the last step's prompts."""
-        model = watched(model, self)
-        if not self.steps:
-            logger.warning("The run ended at step %d, before a step to average.", state.global_step)
-            return
+        model, steps = watched(model, self), {}
         for name, parameter in _trained(model):
-            parameter.copy_(self.means[name])
-        for info in model.prompt_info.values():
+            if name in self.means:
+                parameter.copy_(self.means[name])
+            steps[_prompt_of(name)] = self.steps.get(name, 0)  # a head has as many as its prompt
+        for prompt, averaged in steps.items():
+            if not averaged:
+                logger.warning("The run ended at step %d, before a step of %r to average.", state.global_step, prompt)
+                continue
+            info = model.prompt_info[prompt]
             info.metrics, info.confusion_matrix, info.calibration = {}, {}, {}
-        logger.info("The prompt is the mean of those after the last %d steps.", self.steps)
+            logger.info("The prompt %r is the mean of those after its last %d steps.", prompt, averaged)
+
+
+def _prompt_of(parameter: str) -> str:
+    """Return the name of the prompt that a parameter belongs to, or whose head it is of."""
+    return parameter.partition(".")[0]
 
 
 def _trained(model: SoftPrompts) -> Iterator[tuple[str, nn.Parameter]]:

@@ -80,6 +80,16 @@ def test_refusals(config, change, message, tmp_path):
         read_tasks([written(tmp_path, config | change)])
 
 
+@pytest.mark.parametrize(("flags", "steps"), [([], [4, 0]), (["--max_steps", "0"], [0, 0])])
+def test_tasks_of_no_step(flags, steps, config, tmp_path):
+    config = config | {"max_steps": 0, "output_dir": str(tmp_path / "out"), "logging_steps": 1}
+    train_tasks(read_tasks([written(tmp_path, config), *flags]))
+    found = [
+        json.loads((tmp_path / f"out/{name}/prompt_tuning.json").read_text()) for name in ("lengths", "complaints")
+    ]
+    assert [len(info["history"].get("loss", [])) for info in found] == steps
+
+
 def test_two_tasks_from_one_config(config, files):
     done = command("run_prompt_tuning.py", written(files, config), "--do_predict", "true", "--save_strategy", "no")
     assert done.returncode == 0, done.stderr

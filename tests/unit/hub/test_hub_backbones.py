@@ -21,7 +21,7 @@ from hf_prompt_tuning.cli.arguments import ModelArguments
 from hf_prompt_tuning.cli.main import load_backbone
 from hf_prompt_tuning.errors import HubUnavailableError, PromptTuningError
 from hf_prompt_tuning.hub.backbones import commit_of
-from tests.shared.hub_client import contents, local_hub
+from tests.shared.hub_client import authorizations, contents, local_hub
 from tests.shared.hub_faults import LATER, WRONG
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.versions import TRIES_AGAIN
@@ -106,6 +106,15 @@ def test_the_commit_is_recorded_and_loaded_again(hub, moved, tmp_path, elsewhere
     for name, weight in backbone.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight)
     assert again.hub_commit == expected
+
+
+def test_no_token_is_sent_if_none_is_to_be(hub, monkeypatch, tmp_path, elsewhere):
+    """For the backbone and its tokenizer either."""
+    saved(hub, by_the_user(), tmp_path / "prompt")
+    elsewhere()
+    sent = authorizations(monkeypatch)
+    load_prompt(ID, token=False)
+    assert len(sent) > 3 and set(sent) == {None}
 
 
 def test_peft_loads_the_same_commit(hub, moved, tmp_path, elsewhere):

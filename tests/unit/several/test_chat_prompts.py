@@ -8,6 +8,7 @@ import torch
 from datasets import IterableDataset
 
 from hf_prompt_tuning import (
+    ChatFormat,
     ChatTemplate,
     MultiPromptTrainer,
     PromptTask,
@@ -24,7 +25,7 @@ from tests.shared.places import place_config, placed_model
 from tests.shared.reference import greedy
 from tests.shared.several_prompts import arguments, random_prompt
 from tests.shared.tiny_models import tiny_model
-from tests.shared.trainers import FREE, make
+from tests.shared.trainers import FREE, TEMPLATE, make
 
 CHAT = ChatTemplate(max_target_length=7)
 ASKED = [chat[:-1] for chat in CHATS]
@@ -62,6 +63,38 @@ def test_a_member_with_another_head_than_the_templates_is_refused_before_rows_ar
     model.add_adapter("p1", place_config("system"))
     with pytest.raises(PromptTuningError, match="the ensemble's prompt 'p1': the chat template writes"):
         PromptEnsemble(model, ["default", "p1"], tokenizer, CHAT)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_members_at_different_places_read_other_rows_as_their_own(first, tmp_path, messages):
+    """All rows have the system turn, that one of them stands in."""
+    tokenizer, template = chat_tokenizer("chatml"), replace(TEMPLATE, chat=ChatFormat())
+    members = [
+        PromptTask("short", replace(random_prompt(3), prompt_position="system"), seed=1, learning_rate=0.3),
+        PromptTask("long", random_prompt(6), seed=2, learning_rate=0.3),
+    ]
+    members = [members[first], members[1 - first]]
+    rows = messages[:5]
+    trainer = EnsembleTrainer(
+        *(tiny_model("llama"), arguments(tmp_path, num_train_epochs=1, max_grad_norm=1.0), members),
+        *(messages, rows, tokenizer, template),
+    )
+    trainer.train()
+    own = trainer.evaluate()
+    ensemble = PromptEnsemble(trainer.model, [member.name for member in members], tokenizer, template)
+    scores = ensemble.scores(rows)
+    np.testing.assert_allclose(trainer.predict(rows).predictions, scores, rtol=1e-5, atol=1e-5)
+    others = {key: value for key, value in own.items() if key.endswith(("loss", "accuracy", "f1"))}
+    assert len(others) == 9
+    found, transfer = (
+        trainer.evaluate(list(rows), metric_key_prefix="other"),
+        trainer.evaluate_transfer({"same": rows}),
+    )
+    for key, value in others.items():
+        name = key.removeprefix("eval_")
+        assert found[f"other_{name}"] == transfer[f"transfer_same_{name}"] == pytest.approx(value, rel=1e-5)
+    untuned = trainer.evaluate_untuned()
+    assert trainer.evaluate_untuned(list(rows))["untuned_loss"] == pytest.approx(untuned["untuned_loss"], rel=1e-5)
 
 
 def test_members_that_start_from_a_prompt_in_the_system_turn_stand_there(tmp_path):

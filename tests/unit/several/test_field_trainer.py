@@ -34,6 +34,7 @@ from tests.shared.tiny_models import make_tokenizer, tiny_model
 CONFIG = PromptTuningConfig(num_virtual_tokens=4)
 HELD = rows_apart([row["label"] for row in ROWS], LEAST_OF_A_LABEL, 42)  # the seed of the runs
 LEARNED, APART = [row for i, row in enumerate(ROWS) if i not in HELD], [ROWS[i] for i in HELD]
+STREAM = Dataset.from_list(ROWS).to_iterable_dataset()
 
 
 def run_arguments(folder, **values):
@@ -422,7 +423,8 @@ class TestRefusals:
                 "teacher is given, and recipe auto trains on targets",
             ),
             ({"options": {"compute_metrics": print}}, "compute_metrics is given, which a field would call with votes"),
-            ({"rows": Dataset.from_list(ROWS).to_iterable_dataset()}, "the training data is a IterableDataset, and"),
+            ({"rows": STREAM}, "the training data is a IterableDataset, and recipe auto chooses among rows"),
+            ({"evaluation": STREAM}, "the evaluation data is a IterableDataset, and recipe auto chooses among rows"),
             ({"options": {"model_init": print}}, "model_init is given beside tasks"),
             ({"model": "prompt"}, "the model has a prompt, and recipe auto makes its own"),
         ],

@@ -9,7 +9,7 @@ from hf_prompt_tuning import PromptLoadError, PromptTemplate, PromptTuningConfig
 from hf_prompt_tuning.errors import HubUnavailableError
 from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
 from hf_prompt_tuning.several.ensemble import load_ensemble
-from tests.shared.hub_client import contents, local_hub
+from tests.shared.hub_client import authorizations, contents, local_hub
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 
 ID = "alice/ensemble"
@@ -83,6 +83,16 @@ def test_the_cache_serves_when_the_server_cannot(hub, versions):
     assert load(local_files_only=True)[0] == old[0] and hub.requests == []
     hub.heal()
     assert load()[0] == "B {message}"
+
+
+def test_no_token_is_sent_if_none_is_to_be(hub, monkeypatch):
+    """Also for the members, and with one that the machine knows."""
+    sent = authorizations(monkeypatch)
+    load(token=False)
+    assert len(sent) > 3 and set(sent) == {None}
+    sent.clear()
+    load()
+    assert set(sent) == {"Bearer hf_alice"}
 
 
 def test_a_prompt_is_no_ensemble(hub, versions):

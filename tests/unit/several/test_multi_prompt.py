@@ -102,6 +102,28 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path, tokenizer, tasks)
         )
 
 
+@pytest.mark.parametrize("resumed", [None, 3, 4, 5, 8])
+def test_each_mean_is_over_the_tasks_own_steps(resumed, tmp_path, tokenizer, tasks):
+    """They are 9, 8 and 4 steps, of which the last 4 (5 to 8), 4 (4 to 7) and 2 (2 and 3) are averaged."""
+    values = {"average_last": 0.5, "max_grad_norm": 1.0, "save_strategy": "steps", "save_steps": 1}
+
+    def run(resume=None):
+        trainer = MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path, **values), tasks, tokenizer)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    trainer = run()
+    if resumed is not None:
+        again = run(str(tmp_path / f"checkpoint-{resumed}"))
+        assert all(weight.equal(again.prompts[name]) for name, weight in trainer.prompts.items())
+        return
+    for task in tasks:
+        expected = alone(task, tmp_path / task.name, "llama", tokenizer, **values)
+        last = alone(task, tmp_path / f"{task.name}-last", "llama", tokenizer, **values | {"average_last": 0.0})
+        assert (expected.model.prompt - last.model.prompt).abs().max() > 1e-3
+        torch.testing.assert_close(trainer.prompts[task.name], expected.model.prompt, rtol=1e-5, atol=1e-5)
+
+
 def test_a_run_behind_another_of_the_process(tmp_path, tokenizer, tasks):
     """Accelerate keeps, for the whole process, that the last run's data were at their end."""
     alone(tasks[0], tmp_path / "alone", "llama", tokenizer)

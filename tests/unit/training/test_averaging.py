@@ -100,6 +100,14 @@ def test_a_second_run_begins_a_new_mean(tmp_path, tokenizer):
     torch.testing.assert_close(trainer.model.prompt.detach(), watch.mean(name, 6), rtol=1e-6, atol=1e-7)
 
 
+def test_a_run_of_no_step_has_no_mean(tmp_path, tokenizer, caplog):
+    trainer = make(tmp_path, tokenizer, average_last=0.5, max_steps=0)
+    before = trainer.model.prompt.detach().clone()
+    trainer.train()
+    assert torch.equal(trainer.model.prompt, before)
+    assert "The run ended at step 0, before a step of 'default' to average." in caplog.messages
+
+
 def test_metrics_of_another_prompt_are_forgotten(tmp_path, tokenizer):
     trainer = make(tmp_path, tokenizer, average_last=0.5, eval_strategy="epoch")
     trainer.train()
@@ -127,7 +135,7 @@ def test_refusals(tmp_path, tokenizer):
 def test_a_checkpoint_without_the_mean(tmp_path, tokenizer):
     make(tmp_path / "whole", tokenizer).train()
     resumed = make(tmp_path / "resumed", tokenizer, average_last=0.5)
-    with pytest.raises(PromptTuningError, match=r"resumed at step 8, .* has the mean of 0 steps in place of 2"):
+    with pytest.raises(PromptTuningError, match=r"resumed at step 8, .* mean of 0 steps of 'default' in place of 2"):
         resumed.train(resume_from_checkpoint=f"{tmp_path}/whole/checkpoint-8")
 
 
