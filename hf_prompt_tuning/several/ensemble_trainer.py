@@ -33,6 +33,9 @@ from .trainer import MultiPromptTrainer
 from .voting import encoder_for_members
 from .voting_scorer import VotingScorer
 
+DRAWN = (PromptTuningInit.SAMPLE_VOCAB, PromptTuningInit.RANDOM, PromptTuningInit.EXAMPLES)
+"""The initialisations that another seed draws otherwise."""
+
 
 class EnsembleTrainer(MultiPromptTrainer):
     """Train several prompts on the same rows of one task; evaluate each prompt and their majority vote.
@@ -118,7 +121,7 @@ class EnsembleTrainer(MultiPromptTrainer):
                 raise PromptTuningError(
                     f"{first!r} and {second!r} start from the same vectors, have the same learning rate and see the "
                     f"rows in the same order, so they would stay the same. {_other_starts(one, other)}, other "
-                    "lengths, other learning rates, or other orders (data_seed)."
+                    "lengths, other learning rates, or other orders (--data_seeds, data_seed)."
                 )
 
     def make_scorer(self, **options: Any) -> VotingScorer:
@@ -234,7 +237,10 @@ def _other_starts(one: TaskRun, other: TaskRun) -> str:
             f"They are of other draws of the rows, but num_virtual_tokens ({length}) has room for the end of a row "
             "alone, or there are too few rows: use more vectors, more rows"
         )
-    return "Use an initialisation that is drawn (SAMPLE_VOCAB, RANDOM) by other seeds (PromptTask(seed=…))"
+    seeds = "by other seeds (--prompt_seeds, PromptTask(seed=…))"
+    if init in DRAWN:
+        return f"Draw them {seeds}"
+    return f"Use an initialisation that is drawn (SAMPLE_VOCAB, RANDOM) {seeds}"
 
 
 def _rows(run: TaskRun) -> list[list[int]]:

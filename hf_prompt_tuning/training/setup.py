@@ -26,6 +26,7 @@ from ..errors import PromptTuningError
 from ..layouts import check_layout_name
 from ..models.classifiers import QUESTION_ANS, TOKEN_CLS, classification_task
 from ..models.create import get_prompt_tuning_model
+from ..models.initialization import saved_info
 from ..models.metric_direction import check_direction
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
@@ -209,16 +210,18 @@ def check_trains(model: Any, names: Sequence[str]) -> None:
 
 
 def choose_template(
-    template: PromptTemplate | None, model: nn.Module, tokenizer: Any, train: Any, evaluation: Any
+    template: PromptTemplate | None, model: nn.Module, config: Any, tokenizer: Any, train: Any, evaluation: Any
 ) -> PromptTemplate | HeadTemplate | None:
     """Return the template for the data: the given one, or the prompt's; None if all data are token ids.
+
+    The prompt is the model's, or the one that `config` starts from.
 
     Raise PromptTuningError if the data is text and there is no tokenizer, or the template is for another kind of
     backbone.
     """
     template = head_template(template, head_task(model))
-    own = model.info.template if isinstance(model, SoftPrompts) else None
-    if own is not None:
+    own = _own_template(model, config)
+    if isinstance(model, SoftPrompts) and own is not None:
         warn_of_template(model, model.active_adapter, template)
     chosen = template if template is not None else own
     if chosen is None or tokenizer is not None:
@@ -227,6 +230,14 @@ def choose_template(
     if template is not None or not data or any(text_rows(rows, chosen) is not None for rows in data):
         raise PromptTuningError("processing_class is not given; give the backbone's tokenizer.")
     return None
+
+
+def _own_template(model: nn.Module, config: Any) -> Any:
+    """Return the template of the model's prompt, or of the one that a new prompt starts from; None without one."""
+    if isinstance(model, SoftPrompts):
+        return model.info.template
+    info = saved_info(config) if isinstance(config, PromptTuningConfig) else None
+    return None if info is None else info.template
 
 
 def head_task(model: nn.Module) -> str | None:

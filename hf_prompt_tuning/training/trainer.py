@@ -102,7 +102,7 @@ class PromptTuningTrainer(EvaluationMixin, CheckpointMixin, Trainer):
         model = super().call_model_init() if model_init is not None else model
         setup.check_model(model, args, teacher)
         processor, processing_class = processing_class, tokenizer_of(processing_class, teacher, train_dataset, args)
-        template = setup.choose_template(template, model, processor, train_dataset, eval_dataset)
+        template = setup.choose_template(template, model, prompt_config, processor, train_dataset, eval_dataset)
         setup.check_options(args, kwargs, compute_metrics, template)
         model = setup.prompt_model(model, prompt_config, processing_class, template, args, train_dataset, teacher)
         template = template_of_student(teacher, template, model.active_peft_config.prompt_position, processing_class)

@@ -8,8 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from hf_prompt_tuning import (
     PromptLoadError,
+    PromptTemplate,
+    PromptTuningArguments,
     PromptTuningConfig,
     PromptTuningError,
+    PromptTuningTrainer,
     get_prompt_tuning_model,
     load_prompt,
 )
@@ -88,6 +91,21 @@ def test_a_file_of_another_start_is_not_believed(tokenizer, tmp_path):
     save_file({"prompt_embeddings": start + 1}, tmp_path / START_FILE)
     loaded, *_ = load_prompt(tmp_path, backbone=tiny_model("gemma"))
     assert loaded.prompt_encoder["default"].start is None
+
+
+def test_a_start_brings_its_template(tokenizer, messages, tmp_path):
+    """As on the command line, and as a loaded prompt does."""
+    template = PromptTemplate("Say : {message}", label_column="label", label_words={"1": "sad", "2": "glad"})
+    first = get_prompt_tuning_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=3), tokenizer, template)
+    first.save_pretrained(tmp_path / "first")
+    args = PromptTuningArguments(str(tmp_path / "run"), use_cpu=True, report_to="none")
+    run = {"train_dataset": messages, "processing_class": tokenizer}
+    config = PromptTuningConfig(init_prompt=str(tmp_path / "first"))
+    trainer = PromptTuningTrainer(tiny_model("llama"), args, prompt_config=config, **run)
+    assert trainer.model.info.template == template
+    other = PromptTemplate("{message} =>", label_column="label", label_words=template.label_words)
+    given = PromptTuningTrainer(tiny_model("llama"), args, prompt_config=config, template=other, **run)
+    assert given.model.info.template == other
 
 
 def test_a_start_of_another_backbone_is_told(tokenizer, tmp_path, caplog):

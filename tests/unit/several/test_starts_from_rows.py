@@ -103,7 +103,7 @@ def test_draws_that_cannot_differ_are_refused(tokenizer, tmp_path):
 def test_members_of_one_seed_are_told_of_seeds(tokenizer, messages, tmp_path):
     members = [PromptTask(name, PromptTuningConfig(num_virtual_tokens=30, **EXAMPLES)) for name in "ab"]
     run = {"processing_class": tokenizer, "train_dataset": messages, "template": TEMPLATE}
-    with pytest.raises(PromptTuningError, match=r"'a' and 'b' start .* \(PromptTask\(seed=…\)"):
+    with pytest.raises(PromptTuningError, match=r"'a' and 'b' start .* Draw them by other seeds \(--prompt"):
         EnsembleTrainer(tiny_model("llama"), arguments(tmp_path), members=members, **run)
 
 
