@@ -19,9 +19,13 @@ from .pictures import pictures_of_file, pictures_of_split
 def split_names(
     dataset_name: str | None, config_name: str | None, revision: str | None, token: str | None = None
 ) -> list[str]:
-    """Return the names of a Hub dataset's splits, or an empty list if no dataset is named."""
+    """Return the names of a Hub dataset's splits, or an empty list if no dataset is named.
+
+    Raise PromptTuningError if they cannot be told, or the dataset is a folder whose path would be read as a pattern.
+    """
     if dataset_name is None:
         return []
+    _check_folder(dataset_name)
     try:
         return datasets.get_dataset_split_names(dataset_name, config_name, revision=revision, token=token)
     except Exception as error:  # datasets raises its own errors and the Hub client's
@@ -38,6 +42,7 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
     """
     splits = DatasetDict()
     if args.dataset_name is not None:
+        _check_folder(args.dataset_name)
         try:
             splits = load_dataset(
                 args.dataset_name, args.dataset_config_name, revision=args.dataset_revision, token=token
@@ -68,6 +73,16 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
                 raise PromptTuningError(f"the limit on {split} samples is {limit}; give 1 or more.")
             splits[split] = splits[split].shuffle(seed=seed).select(range(min(limit, len(splits[split]))))
     return splits
+
+
+def _check_folder(dataset_name: str) -> None:
+    """Raise PromptTuningError if a folder's path has the characters of a pattern, for which load_dataset takes it."""
+    path = Path(dataset_name).expanduser().resolve()
+    if path.is_dir() and set("*?[") & set(str(path)):
+        raise PromptTuningError(
+            f"dataset_name is {dataset_name!r}, the folder {str(path)!r}, and the datasets library takes its path for "
+            "a pattern; give a folder whose path is without *, ? and [."
+        )
 
 
 def check_rows_to_predict(do_predict: bool, *splits: DatasetDict) -> None:

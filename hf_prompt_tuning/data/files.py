@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset
+from datasets.data_files import DataFilesList
 from pyarrow import parquet
 
 from ..compat.python import CsvReader
@@ -273,7 +274,7 @@ def _columnar(path: Path, kind: str) -> Dataset:
             return data
         with parquet.ParquetFile(path) as file:
             _check_texts(path, file.iter_batches(CHUNK))
-        return load_dataset("parquet", data_files={"data": str(path)}, split="data")
+        return load_dataset("parquet", data_files={"data": _exactly(path)}, split="data")
     except PromptTuningError:
         raise
     except Exception as error:  # pyarrow and datasets each raise their own errors
@@ -281,6 +282,15 @@ def _columnar(path: Path, kind: str) -> Dataset:
         raise PromptTuningError(
             f"the data file {str(path)!r} cannot be read as {kind[1:]}: {sentence(cause)} Write the file again."
         ) from error
+
+
+def _exactly(path: Path) -> DataFilesList:
+    """Return one file for load_dataset, which takes a path for a pattern: "data[1].parquet" would name data1.parquet.
+
+    Its time and size are for the cache of datasets, which keeps what it made of a file until they change.
+    """
+    found = path.stat()
+    return DataFilesList([str(path.absolute())], [(str(found.st_mtime_ns), str(found.st_size))])
 
 
 def _check_texts(path: Path, batches: Iterable[pa.RecordBatch]) -> None:

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.cli.data_arguments import DataArguments
-from hf_prompt_tuning.cli.splits import load_splits
+from hf_prompt_tuning.cli.splits import load_splits, split_names
 from hf_prompt_tuning.data.files import read_file
 
 ROWS = [{"text": "NA", "label": 1}, {"text": "null, or \U0001f600", "label": 0}]
@@ -24,6 +24,21 @@ def test_every_kind_of_file(tmp_path):
         assert read_file(tmp_path / name).to_list() == ROWS
     for name in ("a.csv", "a.tsv"):
         assert read_file(tmp_path / name).to_list() == TEXTS
+
+
+@pytest.mark.parametrize("place", ["data[1].parquet", "data?.parquet", "data*.parquet", "run[1]/data1.parquet"])
+def test_a_file_whose_path_looks_like_a_pattern_is_read_and_no_other(tmp_path, place):
+    for name, rows in (("data1.parquet", ROWS[:1]), ("run1/data1.parquet", ROWS[:1]), (place, ROWS[1:])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Dataset.from_list(rows).to_parquet(tmp_path / name)
+    assert read_file(tmp_path / place).to_list() == ROWS[1:]
+
+
+def test_a_parquet_file_that_was_written_again_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for rows in (ROWS, ROWS[1:]):
+        Dataset.from_list(rows).to_parquet("a[1].parquet")
+        assert read_file("a[1].parquet").to_list() == rows
 
 
 def test_a_file_without_a_header(tmp_path):
@@ -94,6 +109,17 @@ def test_a_local_data_set_by_name(tmp_path):
     (tmp_path / "validation.jsonl").write_text(json.dumps(ROWS[1]))
     splits = load_splits(DataArguments(dataset_name=str(tmp_path)), seed=0)
     assert splits["validation"].to_list() == ROWS[1:]
+
+
+def test_a_local_data_set_whose_path_is_a_pattern_is_refused(tmp_path):
+    for name, row in (("data1", ROWS[0]), ("data[1]", ROWS[1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(json.dumps(row))
+    name, message = str(tmp_path / "data[1]"), r"dataset_name is '.*data\[1\]'.* without \*, \? and \["
+    with pytest.raises(PromptTuningError, match=message):
+        load_splits(DataArguments(dataset_name=name), seed=0)
+    with pytest.raises(PromptTuningError, match=message):
+        split_names(name, None, None)
 
 
 def test_a_data_set_that_is_a_script(tmp_path):
