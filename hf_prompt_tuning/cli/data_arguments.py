@@ -44,7 +44,9 @@ class DataArguments:
         "that the datasets library has as pictures need no mention.",
     )
     validation_split_percentage: int | None = HfArg(
-        default=None, help="Percentage of the training rows to use for validation, if there are no validation rows."
+        default=None,
+        help="Percentage of the training rows to use for validation, if the data set has no validation rows. Not "
+        "beside --validation_file.",
     )
     max_train_samples: int | None = HfArg(default=None, help="Number of training rows to sample, by --seed.")
     max_eval_samples: int | None = HfArg(default=None, help="Number of validation rows to sample, by --seed.")

@@ -29,7 +29,7 @@ from .data_arguments import DataArguments
 from .head_arguments import check_for_one_prompt
 from .main import load_backbone, report, save_predictions, set_up_logging, warn_if_unlearned
 from .pictures import for_pictures
-from .splits import check_rows_to_predict, load_splits, load_transfer
+from .splits import check_rows, load_splits, load_transfer, warn_of_unlearned_labels
 from .teacher_arguments import OF_TEACHER
 
 
@@ -123,11 +123,12 @@ def _load_data(config: TasksConfig) -> _Data:
                 "out."
             )
         template = task.template().with_label_words(splits.get("train"), splits.get("validation"))
+        warn_of_unlearned_labels(template, splits)
         if transfer := load_transfer(task.data, template, config.model.token):
             found.transfer[name] = transfer
         found.templates[name], columns = for_pictures(template, splits, task.data)
         found.pictures += columns
-    check_rows_to_predict(args.do_predict, *found.splits.values())
+    check_rows(args, *found.splits.values())
     return found
 
 

@@ -24,7 +24,7 @@ from hf_prompt_tuning.cli.main import (
     warn_if_unlearned,
 )
 from hf_prompt_tuning.cli.pictures import for_pictures
-from hf_prompt_tuning.cli.splits import check_rows_to_predict, load_splits, load_transfer
+from hf_prompt_tuning.cli.splits import check_rows, load_splits, load_transfer, warn_of_unlearned_labels
 from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
 from hf_prompt_tuning.training.push_arguments import check_hub
 from hf_prompt_tuning.training.recipes import AUTO
@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The rows of each split, the template that makes text of a row, and rows to evaluate on without training on them.
     with arguments.training.main_process_first(desc="loading the data"):
         splits = load_splits(arguments.data, arguments.training.seed, arguments.model.token)
-        check_rows_to_predict(arguments.training.do_predict, splits)
+        check_rows(arguments.training, splits)
         template = arguments.template().with_label_words(splits.get("train"), splits.get("validation"))
+        warn_of_unlearned_labels(template, splits)
         transfer = load_transfer(arguments.data, template, arguments.model.token)
         arguments.teacher.complete(arguments.training, template, splits.get("train"))
 

@@ -50,6 +50,10 @@ class AnswerTokenizer(HeadTokenizer):
         "%d of %d windows of the %s data are of rows whose answer is whole in none of its windows of max_length=%d "
         "tokens, so that they say that there is none. Raise stride, which two windows share, or max_length."
     )
+    first_cut = (
+        "Row %d is the first of the %s stream whose answer is whole in none of its windows of max_length=%d tokens, "
+        "so that they say that there is none. Raise stride, which two windows share, or max_length."
+    )
 
     def __init__(self, template: AnswerTemplate, tokenizer: PreTrainedTokenizerBase, with_types: bool = False):
         super().__init__(template.behind_prompt(None) if isinstance(template, self.takes) else template, tokenizer)
@@ -151,7 +155,9 @@ class AnswerTokenizer(HeadTokenizer):
         """
         data = self._plain(data, name, require_target)
         kinds = self.kinds
-        reports = RowReports(name, self.cut, self.template.max_length, are_chats=False)
+        is_stream, limit = isinstance(data, IterableDataset), self.template.max_length
+        # One for each name, as in `PromptTokenizer`.
+        reports = self._reports.setdefault(name, RowReports(name, self.cut, self.first_cut, limit, are_chats=False))
         columns = {**kinds, **reports.columns}
 
         def encode_rows(rows: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
@@ -161,11 +167,14 @@ class AnswerTokenizer(HeadTokenizer):
 
         def encode_row(row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
             with naming(row, number, name):
-                return self.encode(row, require_target, number=number)
+                windows = self.encode(row, require_target, number=number)
+            for window in windows if is_stream else ():
+                reports.see(window, number)
+            return windows
 
         options = {"batched": True, "batch_size": 100, "with_indices": True, "remove_columns": columns_of(data)}
         options["features"] = Features(columns)
-        if isinstance(data, IterableDataset):
+        if is_stream:
             return data.map(encode_rows, **options).select_columns(list(kinds))
         encoded = data.map(encode_rows, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
         reports.tell(encoded)

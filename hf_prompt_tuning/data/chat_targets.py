@@ -19,6 +19,7 @@ from ..errors import PromptTuningError
 from .chat_rendering import ChatRenderer, Span, common_prefix
 from .continuation import continuation_ids
 from .conversation import Conversation
+from .message_content import joined
 from .messages import ASSISTANT
 
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -77,12 +78,44 @@ def _marked(chats: ChatRenderer, chat: Conversation, which: str) -> tuple[str, l
                 f"targets. Give {advice}a chat_template that renders each turn in one way."
             )
         spans = spans[len(earlier) :]
+    _check_marked(chats, chat, which)
     if not spans:
         raise PromptTuningError(
             "the chat template marks no text of this conversation as the assistant's ({% generation %}); correct "
             "the template, or the messages."
         )
     return text, spans
+
+
+def _check_marked(chats: ChatRenderer, chat: Conversation, which: str) -> None:
+    """Raise PromptTuningError if a target has no text, and the template marks none for it but the end of the turn.
+
+    Markers do not tell turns apart: what it marks for a turn is what it marks up to that turn, and not before it.
+    """
+    for turn in chat.targets(which):
+        if joined(chat.messages[turn].get("content", "")).strip():
+            continue
+        has_earlier = any(message["role"] == ASSISTANT for message in chat.messages[:turn])
+        before = _marked_text(chats, chat.beginning(turn)) if has_earlier else ""
+        marked = _marked_text(chats, chat.beginning(turn + 1)).removeprefix(before)
+        _check_written(chats, chat, turn, marked.rstrip())
+
+
+def _marked_text(chats: ChatRenderer, chat: Conversation) -> str:
+    text, spans = chats.marks(chat)
+    return "".join(text[start:end] for start, end in spans)
+
+
+def _check_written(chats: ChatRenderer, chat: Conversation, turn: int, text: str) -> None:
+    """Raise PromptTuningError if nothing stands before the end of an assistant's turn, as the template writes it."""
+    if text.removesuffix(chats.end_of_turn).strip():
+        return
+    if chat.messages[turn].get("tool_calls"):
+        raise PromptTuningError(
+            f"{chat.name_of(turn)}, the assistant's, is calls of tools, which the chat template does not write; "
+            "give a chat_template with tools, or remove the row."
+        )
+    raise PromptTuningError(f"{chat.name_of(turn)}, the assistant's, is empty; give it a text, or remove it.")
 
 
 def _before(chats: ChatRenderer, chat: Conversation, turn: int) -> str:
@@ -130,13 +163,7 @@ def _span(chats: ChatRenderer, chat: Conversation, turn: int, text: str) -> Span
             f"({_difference(whole[:end], before, text)}), so what the assistant writes there cannot be told. Give "
             f"{advice}, or a chat_template with generation markers."
         )
-    if not whole[len(before) : end].removesuffix(chats.end_of_turn).strip():
-        if chat.messages[turn].get("tool_calls"):
-            raise PromptTuningError(
-                f"{chat.name_of(turn)}, the assistant's, is calls of tools, which the chat template does not write; "
-                "give a chat_template with tools, or remove the row."
-            )
-        raise PromptTuningError(f"{chat.name_of(turn)}, the assistant's, is empty; give it a text, or remove it.")
+    _check_written(chats, chat, turn, whole[len(before) : end])
     return len(before), end
 
 

@@ -66,6 +66,7 @@ class ChatTokenizer(PromptTokenizer):
 
     takes = ChatTemplate
     cut = "Of %d of %d %s rows the first turns were left out, to max_source_length=%d tokens."
+    first_cut = "Row %d is the first of the %s stream whose first turns are left out, to max_source_length=%d tokens."
     template: ChatTemplate
 
     def _read(self, row: Mapping[str, Any]) -> Conversation:

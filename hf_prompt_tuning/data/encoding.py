@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
+from .changed_values import ChangeWarning
 from .encoded_rows import columns_of, is_encoded, is_of_token_ids
 from .files import ORIGIN, agreeing
 from .heads import without_head
@@ -58,7 +59,7 @@ def encode_data(
     if isinstance(data, dict):
         options = limit, require_target, vocabulary, False, head
         return {key: encode_data(rows, key, encoder, *options) for key, rows in data.items()}
-    rows = from_list(data, name) if isinstance(data, list) else data
+    rows = from_list(data, name, tells=True) if isinstance(data, list) else data
     if hasattr(rows, "__len__") and len(rows) == 0:
         raise PromptTuningError(f"the {name} data has no rows; give it some, or leave it out.")
     if isinstance(rows, Dataset | IterableDataset):
@@ -122,8 +123,8 @@ def check_kind(data: Any, name: str, may_be_several: bool = False) -> None:
         )
 
 
-def from_list(rows: list[Any], name: str) -> Dataset:
-    """Return the rows as a dataset with the columns of all rows.
+def from_list(rows: list[Any], name: str, tells: bool = False) -> Dataset:
+    """Return the rows as a dataset with the columns of all rows. If it `tells`, warn of a column that is changed.
 
     Raise PromptTuningError if a row is not a mapping with column names as keys, or a column holds different types.
     """
@@ -135,7 +136,12 @@ def from_list(rows: list[Any], name: str) -> Dataset:
     # Take the columns of all rows: `Dataset.from_list` reads only those of the first row.
     columns = dict.fromkeys(column for row in rows for column in row)
     with agreeing(f"the rows of the {name} data"):
-        return Dataset.from_dict({column: of_one_kind([row.get(column) for row in rows]) for column in columns})
+        values = {column: of_one_kind([row.get(column) for row in rows]) for column in columns}
+        data = Dataset.from_dict(values)
+    warning = ChangeWarning(f"the {name} data")
+    for column in columns if tells else ():
+        warning.see(column, 1, values[column], data.data.column(column))
+    return data
 
 
 def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:

@@ -11,11 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset
+from datasets.data_files import DataFilesList
 from pyarrow import parquet
 
 from ..compat.python import CsvReader
 from ..errors import PromptTuningError, first_line, sentence
 from ..hub.errors import words
+from .changed_values import ChangeWarning
 from .message_content import of_one_kind
 
 csv.field_size_limit(2**31 - 1)  # Some documents are longer than Python's default limit of 128 KB.
@@ -82,18 +84,36 @@ def _fault(path: Path, what: Any, row: int, line: int | None = None) -> PromptTu
 
 
 def _dataset(path: Path, rows: Iterator[dict[str, Any]]) -> Dataset:
-    """Return the rows as a dataset; a column that a row lacks becomes a missing value."""
-    tables = []
+    """Return the rows as a dataset; a column that a row lacks becomes a missing value.
+
+    Warn of a column whose values are changed.
+    """
+    tables, warning = [], ChangeWarning(f"the data file {str(path)!r}")
     while chunk := list(islice(rows, CHUNK)):
         names = dict.fromkeys(name for row in chunk for name in row)
         first = sum(table.num_rows for table in tables) + 1
         with agreeing(f"rows {first} to {first + len(chunk) - 1} of the data file {str(path)!r}"):
             columns = {name: of_one_kind([row.get(name) for row in chunk]) for name in names}
             tables.append(pa.table({name: pa.array(values) for name, values in columns.items()}))
+        for name, values in columns.items():
+            warning.see(name, first, values, tables[-1].column(name))
     if not tables:
         return Dataset.from_dict({})
     with agreeing(f"the rows of the data file {str(path)!r}"):
-        return Dataset(_concatenated(tables))
+        whole = _concatenated(tables)
+    _see_promoted(tables, whole, warning)
+    return Dataset(whole)
+
+
+def _see_promoted(tables: list[pa.Table], whole: pa.Table, warning: ChangeWarning) -> None:
+    """Warn of values that change where tables with other types are joined."""
+    start = 0
+    for table in tables:
+        for name in table.column_names:
+            if table.schema.field(name).type != whole.schema.field(name).type:
+                joined = whole.column(name).slice(start, table.num_rows)
+                warning.see(name, start + 1, table.column(name).to_pylist(), joined)
+        start += table.num_rows
 
 
 def _concatenated(tables: list[pa.Table]) -> pa.Table:
@@ -112,7 +132,8 @@ def agreeing(rows: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise PromptTuningError(
-            f"{rows} do not agree on what a column holds: {sentence(first_line(error))} Write it alike in all of them."
+            f"{rows} do not agree on what a column holds: {sentence(first_line(error))} Write it alike in all, or as "
+            "JSON text: tools, and a call of tools as a message {'from': 'function_call', 'value': TEXT}."
         ) from error
 
 
@@ -273,7 +294,7 @@ def _columnar(path: Path, kind: str) -> Dataset:
             return data
         with parquet.ParquetFile(path) as file:
             _check_texts(path, file.iter_batches(CHUNK))
-        return load_dataset("parquet", data_files={"data": str(path)}, split="data")
+        return load_dataset("parquet", data_files={"data": _exactly(path)}, split="data")
     except PromptTuningError:
         raise
     except Exception as error:  # pyarrow and datasets each raise their own errors
@@ -281,6 +302,15 @@ def _columnar(path: Path, kind: str) -> Dataset:
         raise PromptTuningError(
             f"the data file {str(path)!r} cannot be read as {kind[1:]}: {sentence(cause)} Write the file again."
         ) from error
+
+
+def _exactly(path: Path) -> DataFilesList:
+    """Return one file for load_dataset, which takes a path for a pattern: "data[1].parquet" would name data1.parquet.
+
+    Its time and size are for the cache of datasets, which keeps what it made of a file until they change.
+    """
+    found = path.stat()
+    return DataFilesList([str(path.absolute())], [(str(found.st_mtime_ns), str(found.st_size))])
 
 
 def _check_texts(path: Path, batches: Iterable[pa.RecordBatch]) -> None:

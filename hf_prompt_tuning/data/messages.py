@@ -63,7 +63,8 @@ def _message(value: Any, where: str) -> Message:
         if role == FUNCTION_CALL:
             message = {"role": ASSISTANT, "tool_calls": _calls(content, where)} | message
         else:
-            message = {"role": SHAREGPT_ROLES.get(role, role), "content": content} | message
+            role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role  # a list has no hash
+            message = {"role": role, "content": content} | message
     if not isinstance(message.get("role"), str):
         raise PromptTuningError(f"{where} has the role {message.get('role')!r:.80}; give a text.")
     if message.get("content") is not None:

@@ -18,12 +18,15 @@ class RowReports:
         name: the data set, as messages name it.
         cut: says how many of how many rows of the data set were cut, to how many tokens (`logging`'s `%`, in this
             order).
+        first_cut: says which row of a stream is the first that is cut, to how many tokens (`logging`'s `%`: the row's
+            number, the data set and the tokens).
         limit: the tokens of a source at most; None if it is never cut.
         are_chats: whether the rows are told as chats.
     """
 
-    def __init__(self, name: str, cut: str, limit: int | None, are_chats: bool):
-        self.name, self.cut, self.limit, self.are_chats = name, cut, limit, are_chats
+    def __init__(self, name: str, cut: str, first_cut: str, limit: int | None, are_chats: bool):
+        self.name, self.cut, self.first_cut, self.limit, self.are_chats = name, cut, first_cut, limit, are_chats
+        self._cut_is_told = False
         self._of_stream = UnwrittenWarning(f"the {name} data hold")
 
     @property
@@ -39,6 +42,9 @@ class RowReports:
             warn_of_unwritten(encoded["unwritten"], self.name)
 
     def see(self, encoded: Mapping[str, Any], index: int) -> None:
-        """Log what there is to tell of a stream, at the first row that has it."""
+        """Log what there is to tell of a stream, at the first row that has it. `index` is the row's, from 0."""
+        if encoded["was_cut"] and not self._cut_is_told:
+            self._cut_is_told = True
+            logger.warning(self.first_cut, index + 1, self.name, self.limit)
         if self.are_chats:
             self._of_stream.see(index + 1, encoded["unwritten"])

@@ -54,6 +54,8 @@ class PromptTokenizer:
     takes: type = PromptTemplate
     cut = "%d of %d %s rows were cut to max_source_length=%d tokens."
     """What is logged of a data set: how many of how many of its rows were cut, to how many tokens (`RowReports`)."""
+    first_cut = "Row %d is the first of the %s stream that is cut to max_source_length=%d tokens."
+    """What is logged of a stream: which row is the first that is cut."""
 
     def __init__(
         self,
@@ -352,7 +354,7 @@ class PromptTokenizer:
         is_stream = isinstance(data, IterableDataset)
         # One for each name: a stream that is encoded again, for another evaluation, is not told of again.
         limit, are_chats = self.template.max_source_length, self.chats is not None
-        reports = self._reports.setdefault(name, RowReports(name, self.cut, limit, are_chats))
+        reports = self._reports.setdefault(name, RowReports(name, self.cut, self.first_cut, limit, are_chats))
 
         def encode_row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
             with naming(row, index, name):

@@ -147,13 +147,43 @@ def test_bad_input_is_one_line(files):
     assert not (files / "out").exists()
 
 
-def test_nothing_to_predict_is_refused_before_training(files, monkeypatch):
+@pytest.mark.parametrize(
+    ("without", "flags", "message"),
+    [
+        (
+            ["validation_file"],
+            ["--do_predict", "true"],
+            "do_predict is true, and there are neither test nor validation rows",
+        ),
+        (["validation_file"], ["--do_eval", "true"], "do_eval is true, and there are no validation rows; give a val"),
+        (
+            ["validation_file"],
+            ["--eval_strategy", "epoch"],
+            "eval_strategy is epoch, and there are no validation rows; give a val",
+        ),
+        (["train_file"], ["--do_train", "true"], "do_train is true, and there are no training rows; give a"),
+    ],
+)
+def test_a_run_without_the_rows_that_it_needs_is_refused_before_the_backbone(
+    without, flags, message, files, monkeypatch
+):
+    monkeypatch.setattr(train, "load_backbone", lambda *_: pytest.fail("the backbone is loaded"))
+    config = yaml.safe_load((files / "config.yaml").read_text())
+    config = {name: value for name, value in config.items() if name not in without}
+    (files / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(PromptTuningError, match=message):
+        train.main([str(files / "config.yaml"), "--use_cpu", "true", *flags])
+
+
+def test_a_split_that_takes_the_only_row_of_a_label_is_told_by_the_command(files, monkeypatch, caplog):
     monkeypatch.setattr(train, "load_backbone", lambda *_: pytest.fail("the backbone is loaded"))
     config = yaml.safe_load((files / "config.yaml").read_text())
     del config["validation_file"]
-    (files / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(PromptTuningError, match="do_predict is true, and there are neither test nor validation rows"):
-        train.main([str(files / "config.yaml"), "--do_predict", "true", "--use_cpu", "true"])
+    (files / "config.yaml").write_text(yaml.safe_dump(config | {"validation_split_percentage": 50}))
+    (files / "train.jsonl").write_text('{"message": "a", "label": 1}\n{"message": "b", "label": 2}')
+    with pytest.raises(pytest.fail.Exception, match="the backbone is loaded"):
+        train.main([str(files / "config.yaml"), "--use_cpu", "true"])
+    assert len([line for line in caplog.messages if "no training row has the label" in line]) == 1
 
 
 def test_numbers_that_leave_fp32_end_it_with_a_code_of_their_own(files):

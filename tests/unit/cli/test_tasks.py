@@ -173,6 +173,13 @@ def test_predictions_without_rows_are_refused_before_training(config, files, mon
         run(config, files, do_predict=True)
 
 
+def test_an_evaluation_without_rows_is_refused_before_training(config, files, monkeypatch):
+    monkeypatch.setattr(tasks, "load_backbone", lambda *_, **__: pytest.fail("the backbone is loaded"))
+    del config["tasks"][1]["validation_file"]
+    with pytest.raises(PromptTuningError, match="do_eval is true, and there are no validation rows"):
+        run(config, files, do_eval=True)
+
+
 def test_an_ensemble_from_the_command_line(files, messages):
     done = command(
         "run_prompt_tuning.py", files / "config.yaml", "--prompt_tuning_inits", "SAMPLE_VOCAB", "TEXT", "RANDOM",

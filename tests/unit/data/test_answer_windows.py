@@ -138,7 +138,9 @@ def test_a_data_set_has_a_row_for_each_window(caplog):
         assert caplog.text.count("2 of 6 windows of the training data are of rows") == 1
         caplog.clear()
     stream = coder(max_length=8).encode_dataset(Dataset.from_list(rows).to_iterable_dataset(), "training")
-    assert [window["window_row"] for window in stream] == [0, 0, 1, 1, 2, 2]
+    assert [[window["window_row"] for window in stream] for _ in range(2)] == [[0, 0, 1, 1, 2, 2]] * 2
+    (told,) = caplog.messages
+    assert told.startswith("Row 2 is the first of the training stream whose answer is whole in none of its windows of")
     with refused("row 2 of the test data: 'context' holds ' '; give a text"):
         coder().encode_dataset(Dataset.from_list([rows[0], rows[1] | {"context": " "}]), "test")
 

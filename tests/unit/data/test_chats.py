@@ -273,7 +273,12 @@ def test_whole_turns_are_left_out_from_the_front(caplog):
     data = cut.encode_dataset(rows, "training")
     assert data.column_names == ["input_ids", "labels", "length"]
     assert "Of 1 of 2 training rows the first turns were left out, to max_source_length" in caplog.text
-    assert f"4 turns of a chat were left out, to max_source_length={lengths[2]} tokens." in caplog.text
+    told_of_calls = caplog.text
+    caplog.clear()
+    assert len(list(cut.encode_dataset(rows.to_iterable_dataset(), "streamed"))) == 2
+    (told,) = caplog.messages
+    assert told.startswith("Row 1 is the first of the streamed stream whose first turns are left out, to max_source_l")
+    assert f"4 turns of a chat were left out, to max_source_length={lengths[2]} tokens." in told_of_calls
     short = encoder(tokenizer, ChatTemplate(max_source_length=lengths[2] - 1))
     with pytest.raises(PromptTuningError, match=f"the last turn of the conversation takes {lengths[2]} tokens"):
         short.content_ids(long[:-1])
@@ -404,6 +409,9 @@ def test_a_tokenizer_without_offsets_gives_the_same():
         (["why"], r"message 1 of \{messages\} is 'why'; give a mapping with 'role' and 'content'"),
         ([{"content": "why"}], "message 1 .* give a mapping with 'role'"),
         ([{"role": None, "content": "why"}], "has the role None; give a text"),
+        ([{"from": ["x"], "value": "why"}], r"message 1 .* has the role \['x'\]; give a text"),
+        ([{"from": {"x": 1}, "value": "why"}], r"message 1 .* has the role \{'x': 1\}; give a text"),
+        ([{"role": ["x"], "content": "why"}], r"message 1 .* has the role \['x'\]; give a text"),
         ([{"role": "user", "content": None}], "message 1 .* has no content"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a prompt is tuned on text"),
         ([{"role": "user", "content": 3}], "a prompt is tuned on text"),

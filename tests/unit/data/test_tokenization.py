@@ -125,6 +125,15 @@ def test_how_many_rows_were_cut_is_said_once(tokenizers, caplog):
     assert set(encoded.column_names) == {"input_ids", "labels", "label", "length"}
 
 
+def test_the_first_row_of_a_stream_that_is_cut_is_told_once(tokenizers, caplog):
+    data = Dataset.from_list([{"message": "day and night " * n, "label": 1} for n in (1, 30, 40)])
+    coder = encoder(tokenizers["gpt2"], max_source_length=20)
+    for _ in range(2):
+        for row in coder.encode_dataset(data.to_iterable_dataset(), "training"):
+            assert set(row) == {"input_ids", "labels", "label", "length"}
+    assert caplog.messages == ["Row 2 is the first of the training stream that is cut to max_source_length=20 tokens."]
+
+
 def test_streams_are_encoded_as_they_come(tokenizers):
     stream = IterableDataset.from_generator(lambda: iter([{"message": "day", "label": "1"}]))
     rows = list(encoder(tokenizers["gpt2"]).encode_dataset(stream, "training"))

@@ -13,7 +13,8 @@ from hf_prompt_tuning import (
     PromptTokenizer,
     PromptTuningError,
 )
-from tests.shared.chat_templates import FAMILIES, chat_tokenizer
+from tests.shared.chat_templates import FAMILIES, MARKED, chat_tokenizer
+from tests.shared.chat_templates import TOOLS as WITH_CALLS
 from tests.shared.conversations import SYSTEM, TURNS
 
 CALL = {"type": "function", "function": {"name": "lines", "arguments": {"town": "old"}}}
@@ -33,6 +34,19 @@ WITH_ANOTHER_TAG = DROPS.replace(
     "m.content | trim", "m.content.replace('<think>', 'First: ').replace('</think>', ' Then: ') | trim"
 )
 WITHOUT_REASONING = DROPS.replace("m.content | trim", "m.content.split('</think>')[-1] | trim")
+
+MARKS_CONTENT = MARKED["chatml"].replace(
+    "message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n'",
+    "message['content'] }}{% endgeneration %}{{ '<|im_end|>\n'",
+)
+MARKS_TEXTS = MARKED["chatml"].replace(
+    "{% if message['role'] == 'assistant' %}",
+    "{% if message['role'] == 'assistant' and not message['content'].strip() %}"
+    "{% elif message['role'] == 'assistant' %}",
+)
+MARKS_CALLS = WITH_CALLS.replace(
+    "{% for call in message.tool_calls or [] %}", "{% for call in message.tool_calls or [] %}{% generation %}"
+).replace("</tool_call>' }}{% endfor %}", "</tool_call>' }}{% endgeneration %}{% endfor %}")
 
 
 def coder(name="chatml", template=None, which="last"):
@@ -129,6 +143,30 @@ def test_what_a_template_writes_in_its_own_form_is_not_left_out(row, name, templ
 def test_calls_that_a_template_without_tools_cannot_write_are_refused(name, words):
     with pytest.raises(PromptTuningError, match=words):
         coder(name, which="all").encode({"messages": CALLED})
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma", "content alone", "texts alone"])
+def test_a_marked_turn_that_holds_nothing_is_refused_as_one_without_markers(name):
+    """It would teach to end at once."""
+    template = MARKED.get(name, MARKS_CONTENT if name == "content alone" else MARKS_TEXTS)
+    family = name if name in MARKED else "chatml"
+    empty, silent = TURNS[1] | {"content": " "}, TURNS[1] | {"content": "", "tool_calls": CALLED[1]["tool_calls"]}
+    reasons = (empty, "is empty; give it a text"), (silent, "is calls of tools, which the chat template does")
+    for turn, words in reasons:
+        early, late = [TURNS[0], turn, *TURNS[2:]], [*TURNS[:3], turn]
+        refused = (early, 2, "all"), (late, 4, "all"), (late, 4, "last"), (early[:2], 2, "all")
+        for messages, number, which in refused:
+            with pytest.raises(PromptTuningError, match=f"message {number}, the assistant's, {words}"):
+                coder(family, template, which).encode({"messages": messages})
+        of_last = coder(family, template, "last").encode({"messages": early})
+        said = chat_tokenizer(family).decode([label for label in of_last["labels"] if label != -100])
+        assert said.startswith("quick help") and "thank" not in said
+
+
+def test_marked_calls_of_tools_that_are_written_are_targets():
+    encoded = coder("tools", MARKS_CALLS, which="all").encode({"messages": CALLED})
+    said = chat_tokenizer("tools").decode([label for label in encoded["labels"] if label != -100])
+    assert said == '<tool_call>\n{"name": "lines", "arguments": {"town": "old"}}\n</tool_call>'
 
 
 def test_messages_are_counted_as_the_row_has_them():
