@@ -71,7 +71,7 @@ def test_a_folder_of_this_machine(prompts, tmp_path):
     config = PromptTuningConfig(init_prompt=str(tmp_path), init_prompt_subfolder="task")
     assert torch.equal(get_prompt_tuning_model(tiny_model("llama"), config).prompt, prompts[0][0])
     config.init_prompt_revision = "old"
-    with pytest.raises(PromptTuningError, match="is a folder on this machine, which has none; leave it out"):
+    with pytest.raises(PromptTuningError, match=r"is on this machine, where there are no revisions. Leave it out"):
         get_prompt_tuning_model(tiny_model("llama"), config)
     with pytest.raises(PromptTuningError, match=r"init_prompt_revision is 'old' without a prompt. Give init_prompt"):
         PromptTuningConfig(init_prompt_revision="old")
