@@ -1,12 +1,10 @@
 """Check the arguments of a run with several prompts before anything changes."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
-from ..prompts.files import WEIGHTS_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
 from ..training.recipes import AUTO
@@ -130,13 +128,3 @@ def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
     if unknown := [name for name in data if name not in names]:
         raise PromptTuningError(f"there is no task {unknown[0]!r}; there are {', '.join(map(repr, names))}.")
     return data
-
-
-def check_checkpoint(folder: str | Path, names: Iterable[str]) -> None:
-    """Raise PromptTuningError if a checkpoint does not hold exactly these prompts."""
-    saved = {file.parent.name for file in Path(folder).glob(f"*/{WEIGHTS_FILE}")}
-    if saved != set(names):
-        raise PromptTuningError(
-            f"{folder} holds the prompts {sorted(saved)}, and this run trains {sorted(names)}; resume with the same "
-            "tasks."
-        )

@@ -29,7 +29,6 @@ from .checks import (
     check_arguments,
     check_by_task,
     check_callback,
-    check_checkpoint,
     check_options,
     check_prompts,
 )
@@ -334,10 +333,6 @@ class MultiPromptTrainer(PromptTuningTrainer):
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         return folder
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_checkpoint(resume_from_checkpoint, self.tasks)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 def _renamed(metrics: dict[str, float], prefix: str, new: str) -> dict[str, float]:
