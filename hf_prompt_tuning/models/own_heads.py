@@ -44,13 +44,14 @@ class OwnHeads(TextRows):
         config, prompt = self.peft_config[adapter_name], self.prompt_encoder[adapter_name]
         head = classifiers.copied_head(self.base_model)
         saved = None if config.inference_mode else saved_start(config)
-        if saved is not None:
-            classifiers.start_head(head, saved, self.base_model)
+        labels = None if saved is None else classifiers.start_head(head, saved, self.base_model, config.classes)
         if not config.backbone_dropout:
             turn_off_dropout(head)
         prompt.classifier, config.classifier_modules = head, tuple(head)
         config.modules_to_save = None  # PEFT, which reads it next, would put a copy of the head into the backbone
         prompt.info.classifier = classifiers.description(self.base_model, self.task_type, config.train_head)
+        if labels is not None:
+            prompt.info.classifier["id2label"] = labels
         self.set_requires_grad(adapter_name, not config.inference_mode)
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:

@@ -1,11 +1,12 @@
 """Check that the prompts of a checkpoint learn what the run learns: same prompts, template, labels and head."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..data.backbone_classes import classes_of_prompt
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.files import WEIGHTS_FILE
@@ -48,7 +49,7 @@ def check_prompts(checkpoint: str, model: SoftPrompts, trained: Iterable[str]) -
 
 def _differences(there: PromptInfo, here: PromptInfo) -> Iterator[tuple[str, str]]:
     """Yield what two descriptions say that differs, each as two texts."""
-    classes = [_classes(info.classifier) for info in (there, here)]
+    classes = [classes_of_prompt(info.classifier) for info in (there, here)]
     if None not in classes and classes[0] != classes[1]:
         yield f"the classes {_listed(classes[0])}", _listed(classes[1])
     trains = [info.classifier.get("is_trained") for info in (there, here)]
@@ -93,12 +94,6 @@ def _words(template: Any) -> dict[str, str]:
     if "labels" in {field.name for field in fields(template)}:
         return {}  # a head's, whose classes are compared
     return {names[int(key)] if key.isdecimal() and int(key) < len(names) else key: text for key, text in words.items()}
-
-
-def _classes(classifier: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of a head's classes in their order; None if it has none, or transformers' default names."""
-    names = list(classifier.get("id2label", {}).values())
-    return None if not names or names == [f"LABEL_{index}" for index in range(len(names))] else names
 
 
 def _listed(names: Iterable[str]) -> str:
