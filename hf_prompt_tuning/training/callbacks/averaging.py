@@ -25,7 +25,8 @@ class PromptAveragingCallback(TrainerCallback, ExportableState):
     settle. A classification head that trains with the prompt is averaged with it. Of several prompts, each is.
 
     Evaluations during the run are of the prompt of their step. Checkpoints hold it and the mean so far, so that a
-    resumed run ends the same, bit for bit. At the end the metrics in a description are forgotten: evaluate again.
+    resumed run ends the same, bit for bit. At the end the metrics of prompts that it changed are forgotten:
+    evaluate again.
 
     Args:
         share: the share of the run's steps whose prompts are averaged, above 0 and up to 1; one step at least.
@@ -92,8 +93,10 @@ class PromptAveragingCallback(TrainerCallback, ExportableState):
             logger.warning("The run ended at step %d, before a step to average.", state.global_step)
             return
         for name, parameter in _trained(model):
+            if torch.equal(parameter.float(), self.means[name]):
+                continue  # of a prompt that stood still, or of one step alone: what is known of it stays true
             parameter.copy_(self.means[name])
-        for info in model.prompt_info.values():
+            info = model.prompt_info[name.partition(".")[0]]
             info.metrics, info.confusion_matrix, info.calibration = {}, {}, {}
         logger.info("The prompt is the mean of those after the last %d steps.", self.steps)
 
