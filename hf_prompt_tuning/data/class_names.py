@@ -79,7 +79,7 @@ def _values(data: Dataset, column: str) -> Iterable[Any]:
 
 
 def class_index(value: Any, classes: Sequence[str], names: Sequence[str], column: str) -> int | None:
-    """Return the index of a label in `classes`; None for a missing one (None, NaN, an empty text or -1).
+    """Return the index of a label in `classes`; None for a missing one (None, NaN, an empty text, -1 or -100).
 
     Args:
         value: a name, a number, or with `names` a number of theirs.
@@ -129,6 +129,24 @@ def number(value: Any, column: str) -> float | None:
     if found in (float("inf"), float("-inf")):
         raise PromptTuningError(f"the label (column {column!r}) is {found}, which no head learns; give a number.")
     return found
+
+
+def check_not_hot(data: Dataset, column: str, classes: Sequence[str], name: str) -> None:
+    """Raise PromptTuningError if the lists of a column may be rows of zeros and ones, one number for each class.
+
+    With two classes, [0, 1] would name both. A ClassLabel's numbers are labels.
+    """
+    if names_of(data.features, column) or column not in (data.features or {}):
+        return
+    lists = [value for value in data[column] if isinstance(value, list)]
+    if len(classes) < 2 or not lists or any(len(value) != len(classes) for value in lists):
+        return
+    if all(isinstance(item, int) and item in (0, 1) for value in lists for item in value):
+        raise PromptTuningError(
+            f"the {name} data: every list in the column {column!r} holds 0 or 1 for each of the {len(classes)} "
+            f"classes {', '.join(map(repr, classes))}, as rows of zeros and ones do, and is to list a row's labels; "
+            "give the names of each row's labels, or lists of a ClassLabel."
+        )
 
 
 def several(value: Any, classes: Sequence[str], names: Sequence[str], column: str) -> list[float] | None:

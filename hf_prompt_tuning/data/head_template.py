@@ -244,7 +244,8 @@ class TagTemplate(HeadTemplate):
 
     Args:
         words_column: the column of the words, a list of texts.
-        label_column: the column of the tags: texts, whole numbers or ClassLabels; None or -1 for a word without one.
+        label_column: the column of the tags: texts, whole numbers or ClassLabels; None, -1 or -100 for a word
+            without one.
         labels: the names of the tags in the order of the logits. Default: the backbone's, or those of the training
             data.
         problem_type: "single_label_classification", the only one.

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError, first_line
 from ..layouts.base import IGNORED
-from .class_names import MULTI, REGRESSION, SINGLE, names_of
+from .class_names import MULTI, REGRESSION, SINGLE, check_not_hot, names_of
 from .contents import Content
 from .encoded_rows import TYPES_FEATURE
 from .head_template import ClassTemplate, HeadTemplate, TagTemplate
@@ -73,7 +73,10 @@ class HeadTokenizer(PromptTokenizer):
         Rows without a label are rejected if `require_target` is set. Log once how many rows were cut.
         """
         data = self._plain(data, name, require_target)
-        names = names_of(data.features, self.template.label_column)
+        column, classes = self.template.label_column, self.template.labels
+        names = names_of(data.features, column)
+        if self.template.problem_type == MULTI and isinstance(data, Dataset):
+            check_not_hot(data, column, classes or (), name)
         kinds = {"input_ids": List(Value("int64")), "labels": self.label_type, "length": Value("int64")}
         kinds |= dict.fromkeys(self.columns_beside, TYPES_FEATURE)
         return self._mapped(data, name, lambda row: self.encode(row, require_target, names), kinds)

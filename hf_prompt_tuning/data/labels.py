@@ -15,8 +15,8 @@ from .files import ORIGIN
 
 logger = logging.getLogger(__name__)
 
-UNLABELLED = ("", "-1")
-"""The keys that mean "no label", unless `label_words` has words for them."""
+UNLABELLED = ("", "-1", "-100")
+"""The keys that mean "no label", unless `label_words` has words for them. -1 and -100 do so in other libraries."""
 
 
 def is_missing(value: Any) -> bool:

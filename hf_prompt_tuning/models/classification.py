@@ -33,7 +33,8 @@ class ClassificationPrompts(OwnHeads):
 
         Raise PromptTuningError if there is none, or it is for language models.
         """
-        template = self.prompt_info[name or self.active_adapter].template if template is None else template
+        info = self.prompt_info[name or self.active_adapter]
+        template = info.template if template is None else template
         if not isinstance(template, HeadTemplate):
             found = "missing" if template is None else f"a {type(template).__name__}"
             raise PromptTuningError(
@@ -42,7 +43,8 @@ class ClassificationPrompts(OwnHeads):
                 "input_ids (tokenizer(texts))."
             )
         backbone = self.base_model
-        return head_tokenizer(for_backbone(template, backbone.config), tokenizer, token_types(backbone))
+        template = for_backbone(template, backbone.config, info.classifier)
+        return head_tokenizer(template, tokenizer, token_types(backbone))
 
     def _check_saved(self, saved: SavedPrompt, ignore_mismatch: bool) -> None:
         super()._check_saved(saved, ignore_mismatch)

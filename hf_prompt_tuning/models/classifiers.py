@@ -7,7 +7,7 @@ the backbone would then get. So each prompt holds its own copy, and a call puts 
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from ..data.backbone_classes import classes_of_backbone, classes_of_prompt
 from ..data.class_names import MULTI, REGRESSION
 from ..errors import PromptLoadError, PromptMismatchError, PromptTuningError
 from ..layouts.traits import has_per_layer_inputs, with_own_positions
@@ -230,19 +231,38 @@ def check_same_head(head: nn.ModuleDict, saved: SavedPrompt) -> None:
         )
 
 
-def start_head(head: nn.ModuleDict, saved: SavedPrompt, backbone: PreTrainedModel) -> None:
+def start_head(
+    head: nn.ModuleDict, saved: SavedPrompt, backbone: PreTrainedModel, classes: Sequence[str] | None
+) -> dict[str, str] | None:
     """Let a new prompt's head start from that of the prompt from which its vectors start, if it is for these labels.
 
-    Otherwise it stays the backbone's, with a warning if the other prompt has a head.
+    Otherwise it stays the backbone's, with a warning if the other prompt has a head. `classes` are those of the data,
+    if they are known.
+
+    Return the names of the labels that the head now has (`id2label`); None if it stays, or they are not recorded.
     """
     if saved.classifier is None:
-        return
+        return None
     try:
         check_labels_match(saved, backbone, classification_task(backbone), ignore_mismatch=False)
+        _check_classes(saved, backbone, classes)
     except PromptMismatchError as error:
         logger.warning(f"The head does not start from that of init_prompt, but from the backbone's: {error}")
-        return
+        return None
     fill_head(head, saved)
+    return None if saved.info is None else saved.info.classifier.get("id2label")
+
+
+def _check_classes(saved: SavedPrompt, backbone: PreTrainedModel, classes: Sequence[str] | None) -> None:
+    """Raise PromptMismatchError if a saved head has other classes than the data, where the backbone names none."""
+    there = None if saved.info is None else classes_of_prompt(saved.info.classifier)
+    if not there or classes is None or classes_of_backbone(backbone.config) is not None:
+        return
+    if not set(classes) <= set(there):
+        raise PromptMismatchError(
+            f"{saved.source} has the classes {', '.join(map(repr, there))}, and the template's are "
+            f"{', '.join(map(repr, classes))}."
+        )
 
 
 def _first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import with_own_chat_template
 from ..data.examples import example_ids
+from ..data.head_template import HeadTemplate
 from ..data.processors import tokenizer_in
 from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
@@ -87,6 +88,8 @@ def _completed(
         )
     if config.label_words is None and template is not None and template.label_words:
         config.label_words = list(template.label_words.values())
+    if config.classes is None and isinstance(template, HeadTemplate) and template.labels is not None:
+        config.classes = tuple(template.labels)
     if config.example_token_ids is None:
         config.example_token_ids = drawn_examples(config, config.tokenizer, template, train_dataset)
     return config

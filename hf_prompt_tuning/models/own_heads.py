@@ -43,8 +43,7 @@ class OwnHeads(TextRows):
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
         config, head = self.peft_config[adapter_name], classifiers.copied_head(self.base_model)
         saved = None if config.inference_mode else saved_start(config)
-        if saved is not None:
-            classifiers.start_head(head, saved, self.base_model)
+        labels = None if saved is None else classifiers.start_head(head, saved, self.base_model, config.classes)
         super()._setup_prompt_encoder(adapter_name)  # last, because a head that is refused must leave no prompt
         prompt = self.prompt_encoder[adapter_name]
         if not config.backbone_dropout:
@@ -52,6 +51,8 @@ class OwnHeads(TextRows):
         prompt.classifier, config.classifier_modules = head, tuple(head)
         config.modules_to_save = None  # PEFT, which reads it next, would put a copy of the head into the backbone
         prompt.info.classifier = self._described_head(adapter_name)
+        if labels is not None:
+            prompt.info.classifier["id2label"] = labels
         self.set_requires_grad(adapter_name, not config.inference_mode)
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:

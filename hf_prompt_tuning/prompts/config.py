@@ -79,6 +79,8 @@ class PromptTuningConfig(peft.PromptTuningConfig):
         chat: for "system", the `ChatFormat` of the data; default the tokenizer's own chat template. Never saved.
         head_token_ids: the prompt's head, the tokens that it stands behind; found when the prompt is made.
         example_token_ids: for `EXAMPLES`, the tokens of rows; drawn when the prompt is made. Never saved.
+        classes: the names of the classes of the data, to compare with those of the head of `init_prompt`.
+            `get_prompt_tuning_model` reads them from the template. Never saved.
         classifier_modules: the names of the classification head's modules, which are saved with the prompt; found
             when the prompt is made.
 
@@ -105,6 +107,7 @@ class PromptTuningConfig(peft.PromptTuningConfig):
     head_token_ids: tuple[int, ...] | None = None
     train_head: bool = True
     example_token_ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
+    classes: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
     classifier_modules: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -9,7 +9,6 @@ from transformers.trainer import OPTIMIZER_NAME
 from ..data.encoding import check_kind
 from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
-from ..prompts.files import WEIGHTS_FILE
 from ..training.arguments import PromptTuningArguments
 from ..training.callbacks import PromptHubCallback
 from ..training.pickle_free import with_pickles
@@ -168,15 +167,9 @@ def check_by_task(data: Any, names: Collection[str]) -> dict[str, Any]:
     return data
 
 
-def check_checkpoint(folder: str | Path, names: Iterable[str]) -> None:
-    """Raise PromptTuningError if a checkpoint does not hold exactly these prompts, trained in this order."""
+def check_order(folder: str | Path, names: Iterable[str]) -> None:
+    """Raise PromptTuningError if a checkpoint's prompts trained in another order."""
     names = list(names)
-    saved = {file.parent.name for file in Path(folder).glob(f"*/{WEIGHTS_FILE}")}
-    if saved != set(names):
-        raise PromptTuningError(
-            f"{folder} holds the prompts {sorted(saved)}, and this run trains {sorted(names)}; resume with the same "
-            "tasks."
-        )
     # torch gives the states of an optimizer, and the rates of a schedule, back by position.
     with with_pickles(folder) as pickled:
         state = saved_state(Path(pickled, OPTIMIZER_NAME)) or {}

@@ -32,8 +32,8 @@ from .checks import (
     check_arguments,
     check_by_task,
     check_callback,
-    check_checkpoint,
     check_options,
+    check_order,
     check_prompts,
 )
 from .losses import PromptLosses
@@ -341,8 +341,8 @@ class MultiPromptTrainer(PromptTuningTrainer):
         return folder
 
     def check_resumed(self, checkpoint: str) -> None:
-        """Raise PromptTuningError if a checkpoint is of other tasks, or of another order; warn of each one's rates."""
-        check_checkpoint(checkpoint, self.tasks)
+        """Raise PromptTuningError if a checkpoint has the tasks in another order; warn of each one's rates."""
+        check_order(checkpoint, self.tasks)
         for name, run in self._runs.items():
             warn_of_resumed(checkpoint, run.args, name)
 

@@ -33,8 +33,8 @@ class AnswerScorer(Scorer):
     def reads(self, data: Any) -> None:
         """Keep the windows that are to be scored, for the texts of their rows.
 
-        Raise PromptTuningError for a stream, whose windows are not there when all are scored, and for inputs in
-        metrics, which are of windows.
+        Raise PromptTuningError for a stream, whose windows are not there when all are scored, for inputs in metrics,
+        which are of windows, and for windows that are not in the order in which rows were cut into them.
         """
         if not isinstance(data, Dataset):
             raise PromptTuningError(
@@ -45,6 +45,8 @@ class AnswerScorer(Scorer):
             raise PromptTuningError(
                 "include_for_metrics has 'inputs', which are windows, and metrics are of rows; leave it out."
             )
+        if not self.args.prediction_loss_only:
+            _check_order(data)
         self.windows[:] = [data]
 
     def score(self, model: nn.Module, batch: dict[str, Any], loss_only: bool = False) -> tuple[RowResults, Tensor]:
@@ -90,6 +92,25 @@ class AnswerScorer(Scorer):
         of_row = [np.add.reduceat(values, first) for values in (results.nll, results.tokens)]
         rows = EvalPrediction(RowResults(nll=of_row[0], tokens=of_row[1]), prediction.label_ids)
         return super().callers_metrics(outputs, references, rows)
+
+
+def _check_order(windows: Dataset) -> None:
+    """Raise PromptTuningError if the windows of a row are not together, or its first one does not come first.
+
+    The first window of a row holds the row's context and answers.
+    """
+    columns = windows.with_format(None)
+    before, seen = None, set()
+    for number, (row, context) in enumerate(zip(columns[ROW][:], columns[CONTEXT][:], strict=True), 1):
+        begins, is_first = row != before, context is not None
+        if begins != is_first or (begins and row in seen):
+            what = "a first one" if is_first else "not the first one"
+            raise PromptTuningError(
+                f"window {number} of the data to evaluate is {what} of its row, and the windows of a row are read "
+                "together, the first one first: keep the order of windows, and choose among rows before they are cut."
+            )
+        before = row
+        seen.add(row)
 
 
 def answer_metrics(answers: list[Answer], references: list[list[str] | None]) -> dict[str, float]:

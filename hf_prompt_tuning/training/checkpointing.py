@@ -25,6 +25,7 @@ from . import distributed
 from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, publish, saving, seal, tidy
 from .pickle_free import with_pickles
 from .resume_checks import check_like, check_states, warn_of_resumed
+from .resumed_tasks import check_prompts
 from .sampling import SeededLengthGroupedSampler
 from .signals import SignalWatch
 
@@ -55,7 +56,7 @@ class CheckpointMixin:
         """Return the folder to resume from, after a look at what the output folder and the checkpoint hold.
 
         `wanted` is a checkpoint folder, True for the newest complete one, or None. Raise PromptTuningError if it is
-        missing or damaged, or is of another optimizer, schedule or precision.
+        missing or damaged, or is of another optimizer, schedule or precision, or of prompts that learn something else.
         """
         if self.args.should_save:
             tidy(self.args.output_dir)
@@ -65,6 +66,8 @@ class CheckpointMixin:
             scales = self.accelerator.scaler is not None
             own = self.optimizer_cls_and_kwargs is not None or self._own_optimizer
             check_like(checkpoint, self.args, scales, own)
+            if self.model is not None:  # otherwise `model_init` makes the model later
+                check_prompts(checkpoint, self.unwrapped, self.trained_prompts)
             self.check_resumed(checkpoint)
         return checkpoint
 
@@ -158,6 +161,16 @@ class CheckpointMixin:
     def counted_column(self) -> str:
         """The column of a batch whose values other than -100 are the items of its loss."""
         return "labels"
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # What the checkpoint says of its run comes with it. Columns and spellings may be other ones in this run.
+        own = {name: self.unwrapped.prompt_info[name] for name in self.trained_prompts}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, before in own.items():
+            info = self.unwrapped.prompt_info[name]
+            info.classifier = before.classifier
+            if before.template is not None:
+                info.template = before.template
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with with_pickles(checkpoint) as folder:

@@ -72,7 +72,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
-    """Raise PromptTuningError if a checkpoint's optimizer or schedule has another type than the run's."""
+    """Raise PromptTuningError if a checkpoint's optimizer or schedule has another type or size than the run's."""
     saved = saved_state(Path(checkpoint, OPTIMIZER_NAME))
     inner = getattr(optimizer, "optimizer", optimizer)
     if saved is not None and saved.get("param_groups"):
@@ -82,6 +82,13 @@ def check_states(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
             raise PromptTuningError(
                 f"{checkpoint} is of a run with another optimizer: it knows no {missing[0]!r} of "
                 f"{type(inner).__name__}; resume with the same one."
+            )
+        both = saved["param_groups"], inner.param_groups
+        before, now = (" + ".join(str(len(group["params"])) for group in of) for of in both)
+        if before != now:
+            raise PromptTuningError(
+                f"{checkpoint} is of a run that trains {before} parameters (by group), and this one {now}; resume "
+                "with the same prompts, and the same train_head and learning rates of their own."
             )
     saved = saved_state(Path(checkpoint, SCHEDULER_NAME))
     if saved is not None and set(saved) != set(scheduler.state_dict()):

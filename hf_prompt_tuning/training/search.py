@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from ..models.metric_direction import greater_is_better, value_of
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.repository_files import STATE
+from .callbacks import PromptAveragingCallback
 
 
 def objective_of(args: TrainingArguments) -> Callable[[dict[str, float]], float]:
@@ -26,7 +27,7 @@ def direction_of(args: TrainingArguments) -> str:
 
 def keep_trial(trainer: Trainer, trial: Any) -> Path:
     """Save a trial's prompt (some kilobytes) in `run-<number>`, and return that folder."""
-    if trainer.objective is None or trainer.args.load_best_model_at_end:
+    if trainer.objective is None or not _last_was_evaluated(trainer):
         # The kept prompt was not the one in the last evaluation, so evaluate it.
         trainer.objective = trainer.compute_objective(trainer.evaluate())
     folder = Path(trainer._get_output_dir(trial))
@@ -34,6 +35,15 @@ def keep_trial(trainer: Trainer, trial: Any) -> Path:
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / STATE))
     return folder
+
+
+def _last_was_evaluated(trainer: Trainer) -> bool:
+    """Tell whether the last evaluation of a run was of the prompt with which it ended."""
+    is_another = trainer.args.load_best_model_at_end or any(
+        isinstance(callback, PromptAveragingCallback) for callback in trainer.callback_handler.callbacks
+    )
+    steps = [log["step"] for log in trainer.state.log_history if any(name.startswith("eval_") for name in log)]
+    return not is_another and bool(steps) and steps[-1] == trainer.state.global_step
 
 
 def load_trial(model: SoftPrompts, folder: Path) -> SoftPrompts:

@@ -27,7 +27,8 @@ class PromptAveragingCallback(TrainerCallback, ExportableState):
     over the last of its own steps.
 
     Evaluations during the run are of the prompt of their step. Checkpoints hold it and the mean so far, so that a
-    resumed run ends the same, bit for bit. At the end the metrics in a description are forgotten: evaluate again.
+    resumed run ends the same, bit for bit. At the end the metrics of prompts that it changed are forgotten:
+    evaluate again.
 
     Args:
         share: the share of a prompt's steps that are averaged, above 0 and up to 1; one step at least.
@@ -114,15 +115,16 @@ class PromptAveragingCallback(TrainerCallback, ExportableState):
         """Put the means in place of the last step's prompts."""
         model, steps = watched(model, self), {}
         for name, parameter in _trained(model):
-            if name in self.means:
+            if name in self.means and not torch.equal(parameter.float(), self.means[name]):
                 parameter.copy_(self.means[name])
+                # What is known of a prompt that stood still, or of one step alone, stays true.
+                info = model.prompt_info[_prompt_of(name)]
+                info.metrics, info.confusion_matrix, info.calibration = {}, {}, {}
             steps[_prompt_of(name)] = self.steps.get(name, 0)  # a head has as many as its prompt
         for prompt, averaged in steps.items():
             if not averaged:
                 logger.warning("The run ended at step %d, before a step of %r to average.", state.global_step, prompt)
                 continue
-            info = model.prompt_info[prompt]
-            info.metrics, info.confusion_matrix, info.calibration = {}, {}, {}
             logger.info("The prompt %r is the mean of those after its last %d steps.", prompt, averaged)
 
 

@@ -43,11 +43,18 @@ class PromptCheckpointCallback(TrainerCallback):
     name. Metrics of no single prompt (an ensemble's vote) are not saved.
 
     A checkpoint is for resuming, and old checkpoints are deleted. This file is for looking back. 20 vectors of width
-    4096 take 320 kB per evaluation. A resumed run adds to the existing file.
+    4096 take 320 kB per evaluation. A run that begins replaces the file of an earlier run at its first evaluation; a
+    resumed run, and an evaluation without training, add to the existing file.
     """
 
     def __init__(self, file: str | Path | None = None):
         self.file = file
+        self._begins = False
+        self._before_training: set[str] = set()  # what this run has evaluated at step 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note whether a run begins, or an earlier one goes on."""
+        self._begins = state.global_step == 0
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: nn.Module, metrics: dict[str, float], **kwargs: Any
@@ -61,10 +68,17 @@ class PromptCheckpointCallback(TrainerCallback):
             return
         file = Path(self.file) if self.file is not None else Path(args.output_dir) / FILE
         kept = _read(file) if file.exists() else {}
+        if self._begins:
+            kept = {key: prompt for key, prompt in kept.items() if key in self._before_training}
+            self._begins = False
+        if state.global_step > 0:
+            self._before_training = set()
         for name, numbers in metrics_by_prompt.items():
             key = _key(state.global_step, name if len(model.prompt_encoder) > 1 else None)
             before = kept[key].metrics if key in kept else {}
             kept[key] = KeptPrompt(vectors[name], before | numbers)
+            if state.global_step == 0:
+                self._before_training.add(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, kept)
 

@@ -186,3 +186,46 @@ def test_a_number_is_told_to_people_as_it_was_given():
     template = ClassTemplate("{text}", "label", problem_type=REGRESSION)
     coder = head_tokenizer(template, tokenizer_with_cls())
     assert [coder.label_of(np.float32(value)) for value in (3.38, -2.0, math.nan)] == [3.38, -2.0, None]
+
+
+@pytest.mark.parametrize("rows", [[[0, 1], [1, 0]], [[True, False], None, [False, True]], [[0, 1, 0], [1, 0, 0]]])
+def test_rows_of_zeros_and_ones_are_no_lists_of_labels(rows):
+    """With two classes each row would name both."""
+    classes = [str(index) for index in range(len(rows[0]))]
+    for template in (
+        ClassTemplate("{text}", "label", labels=["a", "b", "c"][: len(classes)], problem_type=MULTI),
+        ClassTemplate("{text}", "label", labels=classes, problem_type=MULTI),
+    ):
+        coder = head_tokenizer(template, tokenizer_with_cls())
+        with refused("the given data: every list in the column 'label' holds 0 or 1 for each of the . classes"):
+            coder.encode_dataset(data_of(rows), "given", require_target=False)
+
+
+def test_lists_of_numbers_that_are_no_rows_of_zeros_and_ones():
+    two, three = (ClassTemplate("{text}", "label", labels=list("abc")[:n], problem_type=MULTI) for n in (2, 3))
+    for template, rows, learned in (
+        (two, [[0, 1], [1]], [[1, 1], [0, 1]]),
+        (two, [[1], [0]], [[0, 1], [1, 0]]),
+        (two, [[0, 1], []], [[1, 1], [0, 0]]),
+        (three, [[0, 1], [1, 0]], [[1, 1, 0], [1, 1, 0]]),
+    ):
+        coder = head_tokenizer(template, tokenizer_with_cls())
+        assert coder.encode_dataset(data_of(rows), "given")["labels"][:] == learned
+    named = head_tokenizer(two, tokenizer_with_cls())
+    of_names = data_of([[0, 1], [1, 0]], List(ClassLabel(names=["b", "a"])))
+    assert named.encode_dataset(of_names, "given")["labels"][:] == [[1, 1], [1, 1]]
+
+
+def test_a_label_of_minus_100_is_none():
+    """As everywhere in transformers. Of numbers to predict, it is a number."""
+    data = data_of([1, 0, -100])
+    template = TEXT.with_label_words(data)
+    assert template.labels == ["0", "1"]
+    coder = head_tokenizer(template, tokenizer_with_cls())
+    assert coder.encode_dataset(data, "given", require_target=False)["labels"][:] == [1, 0, -100]
+    with refused("row 3 of the training data: the row has no label .column 'label' holds -100"):
+        coder.encode_dataset(data, "training")
+    rows = [{"words": ["a", "b", "c"], "tags": [0, 1, -100]}]
+    assert WORDS.with_label_words(Dataset.from_list(rows)).labels == ["0", "1"]
+    (tagged,) = tags_of(rows)["labels"]
+    assert [tag for tag in tagged if tag != -100] == [0, 1] and tagged[-1] == -100

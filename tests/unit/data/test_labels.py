@@ -268,3 +268,12 @@ def test_lists_of_rows_have_the_columns_of_all_rows(tokenizer):
         encode_data([{"text": "never"}, "great"], "evaluation", encoder, None, False)
     with pytest.raises(PromptTuningError, match="the rows of the evaluation data do not agree on what a column holds"):
         encode_data([{"text": "never", "Label": 1}, {"text": "x", "Label": "b"}], "evaluation", encoder, None, False)
+
+
+def test_a_label_of_minus_100_is_none_unless_it_has_words(tokenizer):
+    template = PromptTemplate("{text}", label_column="Label", label_words={"0": "no", "1": "yes"})
+    assert targets(template, rows([0, 1, -100]), tokenizer) == ["no", "yes", None]
+    worded = PromptTemplate("{text}", label_column="Label", label_words={"0": "no", "-100": "yes"})
+    assert targets(worded, rows([0, -100]), tokenizer) == ["no", "yes"]
+    texts = PromptTemplate("{text}", label_column="Label").with_label_words(rows(["no", "yes", "-100"]))
+    assert texts.label_words == {"no": "no", "yes": "yes"}

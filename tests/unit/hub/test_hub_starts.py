@@ -92,6 +92,8 @@ def test_the_commands_token_is_for_all_that_it_reads(hub, prompts, tmp_path, mon
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, messages)))
     values = {
         "model_name_or_path": "alice/backbone",
+        "train_file": tmp_path / "rows.jsonl",
+        "max_steps": 0,
         "validation_file": tmp_path / "rows.jsonl",
         "source_template": "{message} :",
         "label_column": "label",

@@ -96,7 +96,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path, tokenizer, tasks)
         assert torch.equal(weight, again.prompts[name]), name
     assert logged(again, "loss_complaints") == logged(whole, "loss_complaints")
     assert logged(again, "learning_rate") == logged(whole, "learning_rate")
-    with pytest.raises(PromptTuningError, match=r"holds the prompts \['answers', .* trains \['complaints'"):
+    with pytest.raises(PromptTuningError, match=r"holds the prompts 'answers', .* trains 'complaints'"):
         MultiPromptTrainer(tiny_model("llama"), arguments(tmp_path), tasks[:2], tokenizer).train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-3")
         )

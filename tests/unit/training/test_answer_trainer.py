@@ -33,6 +33,22 @@ def refused(message):
     return pytest.raises(PromptTuningError, match=message)
 
 
+def test_windows_whose_rows_are_not_together_are_refused(tmp_path):
+    trainer = answer_trainer(tmp_path, eval_rows=answer_rows())
+    windows = trainer.eval_dataset
+    rows = windows["window_row"][:]
+    second = next(i for i in range(1, len(rows)) if rows[i] == rows[i - 1])
+    apart = [i for i in range(len(rows)) if i != second] + [second]
+    twice = [*range(len(rows)), 0]
+    without_first = [i for i in range(len(rows)) if i != second - 1]
+    within = [second, second - 1]
+    for order, number in ((apart, len(rows)), (twice, len(rows) + 1), (without_first, second), (within, 1)):
+        with refused(f"window {number} of the data to evaluate is .* of its row, .*keep the order of windows"):
+            trainer.evaluate(windows.select(order))
+    whole = [i for i, row in enumerate(rows) if row != rows[second]]
+    assert "eval_f1" in trainer.evaluate(windows.select(whole))
+
+
 @pytest.mark.parametrize(
     ("prediction", "texts", "exact", "f1"),
     [

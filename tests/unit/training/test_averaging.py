@@ -119,6 +119,23 @@ def test_metrics_of_another_prompt_are_forgotten(tmp_path, tokenizer):
     assert saved["metrics"]["eval_loss"] == metrics["eval_loss"]
 
 
+def test_metrics_of_a_prompt_that_did_not_train_stay(tmp_path, tokenizer):
+    trainer = make(tmp_path, tokenizer, average_last=0.5)
+    model = trainer.model
+    info = model.info
+    info.metrics, info.calibration = {"eval_accuracy": 0.75}, {"temperature": 1.5}
+    info.confusion_matrix = {"labels": ["a"], "counts": [[1]]}
+    model.add_adapter("second", PromptTuningConfig(num_virtual_tokens=4, prompt_tuning_init="RANDOM"))
+    model.set_adapter("second")
+    model.prompt_info["second"].metrics = {"eval_accuracy": 0.25}
+    before = model.prompt_encoder["default"].embedding.weight.detach().clone()
+    trainer.train()
+    assert torch.equal(model.prompt_encoder["default"].embedding.weight, before)
+    assert (info.metrics, info.calibration) == ({"eval_accuracy": 0.75}, {"temperature": 1.5})
+    assert info.confusion_matrix == {"labels": ["a"], "counts": [[1]]}
+    assert model.prompt_info["second"].metrics == {}
+
+
 def test_refusals(tmp_path, tokenizer):
     with pytest.raises(PromptTuningError, match=r"the share of steps to average is 0; give a number above 0, up to 1"):
         PromptAveragingCallback(0)

@@ -94,6 +94,34 @@ class TestCheckpoint:
         # the evaluation just now was at step 6, with the older prompt: the file says what was evaluated last
         assert torch.equal(kept_prompts(tmp_path)[6].vectors, kept[3].vectors)
 
+    def test_a_run_begins_a_new_file_and_a_resumed_one_adds_to_it(self, tmp_path, tokenizer):
+        def run(length, epochs, resume=None, **values):
+            model = tiny_prompt_model("llama", num_virtual_tokens=length)
+            values = dict(eval_strategy="epoch", num_train_epochs=epochs) | values
+            trainer = vanilla(tmp_path, tokenizer, model, [PromptCheckpointCallback()], **values)
+            trainer.train(resume_from_checkpoint=resume)
+            return trainer
+
+        run(2, 3)
+        run(3, 1, save_strategy="epoch")
+        assert {step: len(kept.vectors) for step, kept in kept_prompts(tmp_path).items()} == {3: 3}
+        trainer = run(3, 2, str(tmp_path / "checkpoint-3"))
+        assert list(kept_prompts(tmp_path)) == [3, 6]
+        # a prompt that is looked at later, without training, is added as well
+        vanilla(tmp_path, tokenizer, trainer.model, [PromptCheckpointCallback()]).evaluate()
+        assert list(kept_prompts(tmp_path)) == [0, 3, 6]
+
+    def test_a_file_of_an_earlier_run_stays_until_there_is_a_new_prompt(self, tmp_path, tokenizer):
+        vanilla(tmp_path, tokenizer, callbacks=[PromptCheckpointCallback()], eval_strategy="epoch").train()
+        vanilla(tmp_path, tokenizer, callbacks=[PromptCheckpointCallback()]).train()
+        assert list(kept_prompts(tmp_path)) == [3, 6]
+
+    def test_what_was_evaluated_before_training_is_of_the_run(self, tmp_path, tokenizer):
+        trainer = vanilla(tmp_path, tokenizer, callbacks=[PromptCheckpointCallback()], eval_strategy="epoch")
+        trainer.evaluate()
+        trainer.train()
+        assert list(kept_prompts(tmp_path)) == [0, 3, 6]
+
     def test_refusals(self, tmp_path, tokenizer):
         model = tiny_prompt_model("llama", num_virtual_tokens=3)
         with pytest.raises(PromptLoadError, match="is not there; PromptCheckpointCallback writes it"):

@@ -73,6 +73,24 @@ def test_with_load_best_the_objective_is_that_of_the_prompt_that_is_kept(tmp_pat
     assert best.objective == pytest.approx(min(logged[:3]), rel=1e-6) and logged[2] > best.objective + 0.01
 
 
+@pytest.mark.parametrize(
+    "values", [{"eval_strategy": "epoch", "average_last": 1.0}, {"eval_strategy": "steps", "eval_steps": 2}]
+)
+def test_the_objective_is_that_of_the_prompt_that_is_kept(values, tmp_path, tokenizer, messages):
+    """The mean of the last steps, and the last step's where the last evaluation was before it."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    search = Search(tmp_path, tokenizer, messages, [Stop()], max_steps=5, **values)
+    best = search.run(n_trials=2)
+    assert search.trainer.state.global_step == 3
+    assert search.trainer.evaluate()["eval_loss"] == pytest.approx(best.objective, rel=1e-6)
+    infos = [json.loads((tmp_path / f"run-{i}/prompt_tuning.json").read_text()) for i in range(2)]
+    assert best.objective == min(info["metrics"]["eval_loss"] for info in infos)
+
+
 def test_training_goes_on_from_model_init(tmp_path, tokenizer, messages):
     """`train` makes its model anew, as in Trainer, so two runs are the same."""
     trainer = Search(tmp_path, tokenizer, messages).trainer
