@@ -22,7 +22,7 @@ from ..errors import PromptTuningError
 from ..hub.backbones import load_tokenizer
 from ..layouts.sharing import embedding_device, whole
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
-from ..prompts.files import CONFIG_FILE, SavedPrompt, read_prompt
+from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE, SavedPrompt, read_prompt
 from ..prompts.foreign import adapter_folder, import_prompt
 from ..prompts.info import INFO_FILE, PromptInfo
 from ..prompts.privacy import private_start, tells_private_words
@@ -236,7 +236,8 @@ def saved_start(config: PromptTuningConfig) -> SavedPrompt | None:
     if not Path(config.init_prompt).exists():
         return _read_start(config)
     folder = _local_start(config)
-    return read_prompt(folder) if (folder / CONFIG_FILE).is_file() else None
+    is_ours = all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))  # of others, weights are pickled
+    return read_prompt(folder) if is_ours else None
 
 
 def saved_info(config: PromptTuningConfig) -> PromptInfo | None:
