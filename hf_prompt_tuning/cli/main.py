@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..several.ensemble_trainer import EnsembleTrainer
 from ..several.voting import label_record, text_record
 from ..training.arguments import PromptTuningArguments
 from ..training.learned import nothing_learned
+from ..training.push_arguments import check_hub
 from ..training.trainer import PromptTuningTrainer
 from .arguments import ModelArguments
 from .head_arguments import TRAINED_HEADS, head_options
@@ -87,23 +88,29 @@ def report(trainer: PromptTuningTrainer, split: str, metrics: dict[str, Any]) ->
     trainer.save_metrics(split, metrics, combined=split != "untuned")
 
 
-def check_evaluated(args: PromptTuningArguments, config: PromptTuningConfig, model: SoftPrompts) -> None:
-    """Check a run without training, which evaluates the prompt `init_prompt`, and saves none.
-
-    Raise PromptMismatchError if it is of another backbone, and PromptTuningError if a prompt is to be pushed.
-    """
-    if args.push_to_hub:
+def check_push(args: PromptTuningArguments) -> None:
+    """Check a run's pushes (`check_hub`). Raise PromptTuningError if it trains no prompt that could be pushed."""
+    if args.push_to_hub and not args.do_train:
         raise PromptTuningError(
             "push_to_hub is on, and do_train is off, so there is no new prompt; leave it out (model.push_to_hub of a "
             "loaded prompt pushes it)."
         )
-    saved = saved_start(config)
-    if saved is not None and (different := differences(saved.backbone, model.fingerprint)):
-        raise PromptMismatchError(
-            f"init_prompt {config.init_prompt!r} is evaluated, and is not a prompt of this backbone: "
-            f"{'; '.join(different)}. It was trained on {saved.backbone['name_or_path'] or 'another one'}; give that "
-            "as model_name_or_path."
-        )
+    check_hub(args)
+
+
+def check_evaluated(configs: Iterable[PromptTuningConfig], model: SoftPrompts) -> None:
+    """Raise PromptMismatchError if a prompt that a run without training evaluates is of another backbone.
+
+    It is the one that a config starts from.
+    """
+    for config in configs:
+        saved = saved_start(config)
+        if saved is not None and (different := differences(saved.backbone, model.fingerprint)):
+            raise PromptMismatchError(
+                f"init_prompt {config.init_prompt!r} is evaluated, and is not a prompt of this backbone: "
+                f"{'; '.join(different)}. It was trained on {saved.backbone['name_or_path'] or 'another one'}; give "
+                "that as model_name_or_path."
+            )
 
 
 def warn_if_unlearned(untuned: dict[str, float], tuned: dict[str, float], names: Sequence[str] = ("",)) -> None:

@@ -14,7 +14,6 @@ from ..prompts.config import PromptTuningInit, check_name
 from ..several.task import OF_TRAINING, PromptTask
 from ..several.trainer import MultiPromptTrainer
 from ..training.arguments import PromptTuningArguments
-from ..training.push_arguments import check_hub
 from ..training.recipes import AUTO
 from .arguments import (
     OF_LISTS,
@@ -27,7 +26,15 @@ from .arguments import (
 )
 from .data_arguments import DataArguments
 from .head_arguments import check_for_one_prompt
-from .main import load_backbone, report, save_predictions, set_up_logging, warn_if_unlearned
+from .main import (
+    check_evaluated,
+    check_push,
+    load_backbone,
+    report,
+    save_predictions,
+    set_up_logging,
+    warn_if_unlearned,
+)
 from .pictures import for_pictures
 from .splits import check_rows, load_splits, load_transfer, warn_of_unlearned_labels
 from .teacher_arguments import OF_TEACHER
@@ -139,7 +146,7 @@ def train_tasks(config: TasksConfig) -> None:
     """
     args, arguments = config.training, config.tasks
     set_up_logging(args)
-    check_hub(args)
+    check_push(args)
     data = _load_data(config)
     backbone, tokenizer = load_backbone(config.model, pictures=data.pictures)
     if any(task.training.max_steps == 0 for task in arguments.values()):
@@ -147,6 +154,8 @@ def train_tasks(config: TasksConfig) -> None:
         args.max_steps = 0  # for the tasks of no step: the others have epochs or steps of their own
     tasks = [_task(name, data.splits[name], arguments[name], data.templates[name], args) for name in arguments]
     trainer = MultiPromptTrainer(backbone, args, tasks, tokenizer)
+    if not args.do_train:
+        check_evaluated([task.config for task in tasks], trainer.model)
     for name, task in arguments.items():
         trainer.model.prompt_info[name].data |= task.data.described()
     untuned = trainer.evaluate_untuned() if args.do_eval else {}
@@ -162,7 +171,8 @@ def train_tasks(config: TasksConfig) -> None:
             warn_if_unlearned(untuned, metrics, list(arguments))
     if data.transfer:
         report(trainer, "transfer", trainer.evaluate_transfer(data.transfer))
-    trainer.save_model()
+    if args.do_train:
+        trainer.save_model()
     if args.do_predict:
         outputs = trainer.predict_tasks(data.tests)
         report(trainer, "test", {k: v for output in outputs.values() for k, v in output.metrics.items()})

@@ -16,6 +16,7 @@ from hf_prompt_tuning import EnsembleTrainer, FieldTrainer, PromptTuningTrainer,
 from hf_prompt_tuning.cli.arguments import Arguments, parse_arguments
 from hf_prompt_tuning.cli.main import (
     check_evaluated,
+    check_push,
     load_backbone,
     report,
     run,
@@ -26,7 +27,6 @@ from hf_prompt_tuning.cli.main import (
 from hf_prompt_tuning.cli.pictures import for_pictures
 from hf_prompt_tuning.cli.splits import check_rows, load_splits, load_transfer, warn_of_unlearned_labels
 from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
-from hf_prompt_tuning.training.push_arguments import check_hub
 from hf_prompt_tuning.training.recipes import AUTO
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return train_tasks(tasks)
     arguments = parse_arguments(argv)
     set_up_logging(arguments.training)
-    check_hub(arguments.training)
+    check_push(arguments.training)
 
     # The rows of each split, the template that makes text of a row, and rows to evaluate on without training on them.
     with arguments.training.main_process_first(desc="loading the data"):
@@ -65,18 +65,18 @@ def make_trainer(arguments: Arguments, splits: dict[str, Any], template: Any) ->
         "processing_class": tokenizer,
         "template": template,
     }
+    members, teacher = ensemble_members(prompt, args.seed, model.token), arguments.teacher.given(model.token)
+    configs = [member.config for member in members] or [arguments.prompt_config()]
     if args.recipe == AUTO:
-        trainer = FieldTrainer(
-            backbone, prompt_config=arguments.prompt_config(), teacher=arguments.teacher.given(model.token), **options
-        )
-    elif members := ensemble_members(prompt, args.seed, model.token):
+        trainer = FieldTrainer(backbone, prompt_config=configs[0], teacher=teacher, **options)
+    elif members:
         trainer = EnsembleTrainer(backbone, members=members, **options)
     else:
-        config, rows = arguments.prompt_config(), splits.get("train")
-        tuned = get_prompt_tuning_model(backbone, config, tokenizer, template, train_dataset=rows)
-        if not args.do_train:
-            check_evaluated(args, config, tuned)
-        trainer = PromptTuningTrainer(tuned, teacher=arguments.teacher.given(model.token), **options)
+        rows = splits.get("train")
+        tuned = get_prompt_tuning_model(backbone, configs[0], tokenizer, template, train_dataset=rows)
+        trainer = PromptTuningTrainer(tuned, teacher=teacher, **options)
+    if not args.do_train:
+        check_evaluated(configs, trainer.model)
     for info in trainer.model.prompt_info.values():
         info.data |= arguments.data.described()
     return trainer

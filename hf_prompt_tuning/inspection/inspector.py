@@ -33,7 +33,7 @@ from ..layouts.sharing import of_all_parts
 from ..layouts.traits import token_scale
 from ..models import vocabulary
 from ..models.initialization import made_again
-from ..models.load import load_prompt
+from ..models.load import check_for_one, load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import start_in_words
@@ -111,12 +111,7 @@ def _loaded(
     if len({str(path) for path in paths}) < len(paths):
         raise PromptTuningError(f"a prompt is given twice: {', '.join(map(str, paths))}.")
     first, *others = paths
-    for option in ("revision", "subfolder") if others else ():
-        if load_kwargs.get(option):
-            raise PromptTuningError(
-                f"{option} is {load_kwargs[option]!r}, and {len(paths)} prompts are given; inspect each alone, or "
-                "give their folders, of snapshots."
-            )
+    check_for_one(load_kwargs, len(paths))
     if isinstance(backbone, PreTrainedModel):
         backbone = of_all_parts(backbone)
     loaded = load_prompt(first, backbone=backbone, tokenizer=tokenizer, ignore_mismatch=ignore_mismatch, **load_kwargs)

@@ -24,7 +24,7 @@ from ..layouts.sharing import embedding_device, whole
 from ..prompts.config import PromptTuningConfig, PromptTuningInit
 from ..prompts.files import CONFIG_FILE, WEIGHTS_FILE, SavedPrompt, read_prompt
 from ..prompts.foreign import adapter_folder, import_prompt
-from ..prompts.info import INFO_FILE, PromptInfo
+from ..prompts.info import PromptInfo
 from ..prompts.privacy import private_start, tells_private_words
 
 logger = logging.getLogger(__name__)
@@ -242,12 +242,8 @@ def saved_start(config: PromptTuningConfig) -> SavedPrompt | None:
 
 def saved_info(config: PromptTuningConfig) -> PromptInfo | None:
     """Return what is recorded of the prompt that a prompt starts from; None without one, or of other codebases."""
-    if config.prompt_tuning_init != PromptTuningInit.PROMPT or config.init_prompt is None:
-        return None
-    if not Path(config.init_prompt).exists():
-        return _read_start(config).info
-    folder = _local_start(config)
-    return read_prompt(folder).info if (folder / INFO_FILE).is_file() else None
+    saved = saved_start(config)
+    return None if saved is None else saved.info
 
 
 def _local_start(config: PromptTuningConfig) -> Path:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..data.processors import own_chat_template
 from ..data.template import PromptTemplate, sources_of
-from ..errors import PromptLoadError
+from ..errors import PromptLoadError, PromptTuningError
 from ..hub.auto_classes import named_auto_class, reads_pictures
 from ..hub.backbones import commit_of, load_backbone, load_processor, load_tokenizer
 from ..hub.files import hub_id
@@ -70,6 +70,15 @@ def describe_parts(
     name = f" {backbone.name_or_path!r}" if backbone.name_or_path else ""
     coder = "no tokenizer" if tokenizer is None else type(tokenizer).__name__
     return f"{type(backbone).__name__}{name}, {text}, {coder}"
+
+
+def check_for_one(options: Mapping[str, Any], count: int) -> None:
+    """Raise PromptTuningError for an option of `load_prompt` that says where one prompt is, if several are loaded."""
+    for option in ("revision", "subfolder") if count > 1 else ():
+        if options.get(option):
+            raise PromptTuningError(
+                f"{option} is {options[option]!r}, and {count} prompts are given; give their folders, of snapshots."
+            )
 
 
 def load_prompt(

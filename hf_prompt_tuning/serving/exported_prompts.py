@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
-from ..models.load import load_prompt
+from ..models.load import check_for_one, load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
@@ -99,11 +99,7 @@ def load_prompts(
         return [ExportedPrompt(name, prompts, adapter, tokenizer) for name, adapter in names.items()]
     exported: list[ExportedPrompt] = []
     named = named_prompts(prompts)
-    for option in ("revision", "subfolder") if len(named) > 1 else ():
-        if load.get(option):
-            raise PromptTuningError(
-                f"{option} is {load[option]!r}, and {len(named)} prompts are given; give their folders, of snapshots."
-            )
+    check_for_one(load, len(named))
     for name, prompt in named.items():
         loaded = load_prompt(prompt, backbone=backbone, tokenizer=tokenizer, **load)
         check_writes_text(loaded.model)

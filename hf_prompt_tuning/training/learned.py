@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
+from ..models.metric_direction import greater_is_better
+
 TO_TRY = (
     "Try more epochs, other words in the template, or --recipe auto if this was not it; the page 'My prompt does not "
     "learn' has more."
 )
-
-SIGNS = {"accuracy": 1, "loss": -1}
-"""1 for a metric of which more is better, -1 for one of which less is."""
 
 
 def nothing_learned(untuned: Mapping[str, float], tuned: Mapping[str, float], name: str = "") -> str | None:
@@ -24,16 +23,16 @@ def nothing_learned(untuned: Mapping[str, float], tuned: Mapping[str, float], na
         for metric in ("accuracy", "loss")
     }
     known = {metric: pair for metric, pair in values.items() if None not in pair}
-    better = [metric for metric, (before, after) in known.items() if (after - before) * SIGNS[metric] > 0]
+    better = [
+        metric
+        for metric, (before, after) in known.items()
+        if (after > before if greater_is_better(metric) else after < before)
+    ]
     if not known or next(iter(known)) in better:
         return None
     learner = f"the prompt {name!r}" if name else "the prompt"
     found = ", ".join(
         f"its {metric} is {after:.4g}, and without it {before:.4g}" for metric, (before, after) in known.items()
     )
-    what = (
-        f"Little was learned: {learner} is no more accurate than none"
-        if better
-        else f"Nothing was learned: {learner} is no better than none"
-    )
-    return f"{what}; {found}. {TO_TRY}"
+    how_much, than_what = ("Little", "no more accurate") if better else ("Nothing", "no better")
+    return f"{how_much} was learned: {learner} is {than_what} than none; {found}. {TO_TRY}"

@@ -193,7 +193,8 @@ class TeacherRows:
         options = {"load_from_cache_file": False, "desc": f"Putting {name} rows behind the teacher"}
         features = type(encoded.features)(kinds)
         added = encoded.with_format(None).map(written, with_indices=True, features=features, **options)
-        added.info.description = f"{added.info.description}{self._mark(number)}"  # which select, shuffle and map keep
+        # What select, shuffle and map keep.
+        added.info.description = f"{added.info.description or ''}{self._mark(number)}"
         return added
 
     def _mark(self, number: int) -> str:

@@ -7,7 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hf_prompt_tuning import PromptTuningError
+from hf_prompt_tuning import PromptMismatchError, PromptTuningError
 from hf_prompt_tuning.cli import tasks
 from hf_prompt_tuning.cli.arguments import PromptArguments, parse_arguments
 from hf_prompt_tuning.cli.tasks import ensemble_members, read_tasks, train_tasks
@@ -45,6 +45,29 @@ def written(folder, config):
     file = folder / "tasks.yaml"
     file.write_text(yaml.safe_dump(config))
     return str(file)
+
+
+def test_prompts_are_evaluated_without_training_and_stay(config, files, tmp_path):
+    """Nothing is saved, nothing can be pushed, and a prompt of another backbone is refused, as for one prompt."""
+    out = files / "out"
+    train_tasks(read_tasks([written(tmp_path, config), "--max_steps=1", "--use_cpu=true", "--report_to=none"]))
+    del config["prompt_tuning_init_text"]
+    for task in config["tasks"]:
+        task["init_prompt"] = str(out / task["name"])
+    config["output_dir"] = str(tmp_path / "again")
+    flags = [written(tmp_path, config), "--do_train=false", "--use_cpu=true", "--report_to=none"]
+    train_tasks(read_tasks(flags))
+    results = [json.loads((each / "eval_results.json").read_text()) for each in (out, tmp_path / "again")]
+    assert results[0]["eval_complaints_loss"] == pytest.approx(results[1]["eval_complaints_loss"], rel=1e-5)
+    assert not list((tmp_path / "again").rglob("adapter_config.json"))
+    with pytest.raises(PromptTuningError, match="push_to_hub is on, and do_train is off"):
+        train_tasks(read_tasks([*flags, "--push_to_hub=true"]))
+    other = tiny_model("llama")
+    other.get_input_embeddings().weight.data.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    make_tokenizer("llama").save_pretrained(tmp_path / "other")
+    with pytest.raises(PromptMismatchError, match="is evaluated, and is not a prompt of this backbone"):
+        train_tasks(read_tasks([*flags, f"--model_name_or_path={tmp_path / 'other'}"]))
 
 
 def test_what_stands_beside_tasks_goes_for_each(config, tmp_path):

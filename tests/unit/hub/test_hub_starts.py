@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import run_prompt_tuning
-from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
+from hf_prompt_tuning import PromptTuningConfig, PromptTuningError, Teacher, get_prompt_tuning_model
 from hf_prompt_tuning.cli.arguments import ModelArguments, PromptArguments, parse_arguments
 from hf_prompt_tuning.cli.splits import load_splits, load_transfer
 from hf_prompt_tuning.cli.tasks import ensemble_members
 from hf_prompt_tuning.errors import HubUnavailableError, PromptLoadError
 from tests.shared.hub_client import contents, local_hub
+from tests.shared.teaching import taught
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 
 ID, WHERE = "alice/prompts", {"init_prompt_revision": "old", "init_prompt_subfolder": "task"}
@@ -62,6 +63,14 @@ def test_the_token_is_not_saved(hub, tmp_path):
     assert "hf_alice" not in repr(config) + str(config.to_dict())
     get_prompt_tuning_model(tiny_model("llama"), config).save_pretrained(tmp_path / "saved")
     assert not [name for name, content in contents(tmp_path / "saved").items() if b"hf_alice" in content]
+
+
+def test_a_private_prompt_teaches_with_its_token(hub, tmp_path):
+    teacher = Teacher(prompt=ID, token="hf_alice")
+    assert taught(tmp_path, teacher).model.info.teacher["prompt"] == ID
+    assert "hf_alice" not in repr(teacher)
+    with pytest.raises(PromptLoadError, match="'alice/prompts' could not be loaded: the server says 404"):
+        taught(tmp_path, Teacher(prompt=ID, token="hf_bob"))
 
 
 def test_a_folder_of_this_machine(prompts, tmp_path):

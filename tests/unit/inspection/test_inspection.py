@@ -322,7 +322,7 @@ def test_folders_are_inspected_together(tokenizer, tmp_path, messages):
     assert [one.name for one in found.prompts] == [str(path) for path in paths]
     assert found.prompts[0].positions == alone.positions and found.prompts[0].loss == alone.loss
     assert "{text} is no column" in found.prompts[1].notes["without"]
-    with pytest.raises(PromptTuningError, match="revision is 'v1', and 2 prompts are given; inspect each alone"):
+    with pytest.raises(PromptTuningError, match="revision is 'v1', and 2 prompts are given; give their folders"):
         inspect_prompt(paths, tokenizer, backbone=tiny_model("llama"), revision="v1")
     assert [len(one.positions) for one in found.prompts] == [4, 3]
     assert found.prompts[1].positions[0].moved.distance == 0  # from its file: it started from sampled words

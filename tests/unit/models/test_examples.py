@@ -14,11 +14,10 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.data.examples import example_ids
 from hf_prompt_tuning.data.tokenization import PromptTokenizer
 from hf_prompt_tuning.models.create import add_prompt
+from tests.shared.start_rows import EXAMPLES, TEMPLATE
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 
-TEMPLATE = PromptTemplate("Message : {message} Label :", label_column="label", label_words={"1": "sad", "2": "glad"})
 FREE = PromptTemplate("{message} =>", target="{answer}")
-EXAMPLES = {"prompt_tuning_init": "EXAMPLES"}
 
 
 def texts_of(rows, length=120, seed=0, template=TEMPLATE, kind="gpt2"):

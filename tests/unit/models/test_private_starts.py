@@ -7,8 +7,6 @@ import torch
 
 from hf_prompt_tuning import (
     PromptMonitorCallback,
-    PromptTemplate,
-    PromptTuningArguments,
     PromptTuningConfig,
     PromptTuningTrainer,
     Teacher,
@@ -18,17 +16,10 @@ from hf_prompt_tuning import (
 from hf_prompt_tuning.models.initialization import made_again
 from hf_prompt_tuning.models.vocabulary import nearest_words
 from hf_prompt_tuning.prompts.files import START_FILE
+from tests.shared.start_rows import EXAMPLES, TEMPLATE, arguments
 from tests.shared.tiny_models import tiny_model
 
-TEMPLATE = PromptTemplate("Message : {message} Label :", label_column="label", label_words={"1": "sad", "2": "glad"})
-EXAMPLES = {"prompt_tuning_init": "EXAMPLES"}
 TEXT = "Classify if the message is"
-
-
-def arguments(tmp_path, **values):
-    return PromptTuningArguments(
-        str(tmp_path), max_steps=8, report_to="none", use_cpu=True, save_strategy="no", **values
-    )
 
 
 def taught(**config):

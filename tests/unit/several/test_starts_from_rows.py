@@ -9,22 +9,13 @@ from hf_prompt_tuning import (
     MultiPromptTrainer,
     PromptTask,
     PromptTemplate,
-    PromptTuningArguments,
     PromptTuningConfig,
     PromptTuningError,
     PromptTuningTrainer,
 )
 from hf_prompt_tuning.data.examples import example_ids
+from tests.shared.start_rows import EXAMPLES, TEMPLATE, arguments
 from tests.shared.tiny_models import make_tokenizer, tiny_model
-
-TEMPLATE = PromptTemplate("Message : {message} Label :", label_column="label", label_words={"1": "sad", "2": "glad"})
-EXAMPLES = {"prompt_tuning_init": "EXAMPLES"}
-
-
-def arguments(tmp_path, **values):
-    return PromptTuningArguments(
-        str(tmp_path), max_steps=8, report_to="none", use_cpu=True, save_strategy="no", **values
-    )
 
 
 def start_of(rows, tokenizer, seed, length=30):

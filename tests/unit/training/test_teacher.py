@@ -266,15 +266,6 @@ def test_arguments_of_a_teacher_without_one(tmp_path, name):
         PromptTuningTrainer(model, arguments(tmp_path, **{name: 1}), train_dataset=ROWS, template=FREE)
 
 
-def test_a_private_prompt_teaches_with_its_token(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("hf_prompt_tuning.training.teacher.open_place", lambda name, **hub: asked.append((name, hub)))
-    with pytest.raises(AttributeError):  # what was asked for is not there
-        make(tmp_path, Teacher(prompt="you/private", token="hf_secret"))
-    assert asked == [("you/private", {"token": "hf_secret"})]
-    assert "hf_secret" not in repr(Teacher(prompt="you/private", token="hf_secret"))
-
-
 def test_arguments_of_transformers_do_not_teach(tmp_path):
     with pytest.raises(PromptTuningError, match="give PromptTuningArguments"):
         PromptTuningTrainer(
