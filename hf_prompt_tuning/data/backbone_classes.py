@@ -61,10 +61,10 @@ def for_backbone(
     if template.labels is None:
         return replace(template, labels=numbered)
     if known and all(name in known for name in template.labels):
-        return replace(template, labels=known)
+        return template.in_order(known)
     are_indices = all(name.isdecimal() and int(name) < count for name in template.labels)
     if are_indices and not any(name.isdecimal() for name in known or ()):
-        return replace(template, labels=numbered)
+        return replace(template, labels=numbered, label_names=None)
     if known:
         raise _unknown_class(template, known, known == classes_of_backbone(config))
     if len(template.labels) != count:
@@ -72,7 +72,7 @@ def for_backbone(
             f"the data has the {len(template.labels)} classes {', '.join(map(repr, template.labels))}, and the "
             f"backbone's head has {count} labels; load it with num_labels={len(template.labels)}, or with id2label."
         )
-    return template
+    return template.in_order(template.labels)
 
 
 def _unknown_class(template: Template, known: list[str], of_backbone: bool) -> PromptTuningError:

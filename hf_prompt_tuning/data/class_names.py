@@ -84,7 +84,8 @@ def class_index(value: Any, classes: Sequence[str], names: Sequence[str], column
     Args:
         value: a name, a number, or with `names` a number of theirs.
         classes: the names of the classes. A number that is no name is an index, unless names are numbers.
-        names: those of the ClassLabel in the row's data set; empty for another column.
+        names: those of the ClassLabel in the row's data set, else of the one that the classes are from; empty if
+            neither is a ClassLabel.
         column: the label column.
 
     Raises:
@@ -96,7 +97,8 @@ def class_index(value: Any, classes: Sequence[str], names: Sequence[str], column
             "number."
         )
     key = label_key(value)
-    if names and not isinstance(value, str) and key.isdecimal() and int(key) < len(names):
+    is_name = isinstance(value, str) and key in names
+    if key.isdecimal() and int(key) < len(names) and not is_name:
         key = names[int(key)]
     if key in classes:
         return classes.index(key)

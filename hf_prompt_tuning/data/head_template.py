@@ -36,6 +36,7 @@ class HeadTemplate:
         labels: the names of the classes, in the order of the head's logits; None for numbers to predict, and before
             they are known.
         problem_type: which labels a row has; None before it is known.
+        label_names: the names of the ClassLabel that the classes are from, if its numbers are not theirs.
     """
 
     label_column: str
@@ -47,8 +48,9 @@ class HeadTemplate:
     """The argument that names the column of the labels."""
     is_classification = False
     """Whether words of labels are ranked, which a head does not need."""
-    target = chat = label_names = max_target_length = None
+    target = chat = max_target_length = None
     label_words: Mapping[str, str] | None = None
+    label_names: Sequence[str] | None = None
     pair: str | None = None
 
     @property
@@ -99,13 +101,18 @@ class HeadTemplate:
             kind = self._kind_of(feature)
         if kind == REGRESSION or self.labels is not None:
             return replace(self, problem_type=kind)
-        if isinstance(data, Dataset):
-            return replace(self, problem_type=kind, labels=classes_of(data, self.label_column))
-        if not (classes := names_of(data.features, self.label_column)):
+        names = names_of(data.features, self.label_column)
+        if not names and not isinstance(data, Dataset):
             raise PromptTuningError(
                 "the training data is a stream, whose classes are not known before; give the template its labels."
             )
-        return replace(self, problem_type=kind, labels=classes)
+        classes = classes_of(data, self.label_column) if isinstance(data, Dataset) else names
+        return replace(self, problem_type=kind, labels=classes, label_names=names or None)
+
+    def in_order(self: Template, labels: Sequence[str]) -> Template:
+        """Return this template with the classes in the order of a head's logits."""
+        names = self.label_names
+        return replace(self, labels=list(labels), label_names=None if names == list(labels) else names)
 
     @property
     def is_complete(self) -> bool:
@@ -156,6 +163,8 @@ class ClassTemplate(HeadTemplate):
             tokenizer's `longest_first` does: at the end of the longer text, whatever is there. None never cuts it.
         pair: a second text, e.g. `"{sentence2}"`. The tokenizer joins both by its special tokens and token types, as
             `tokenizer(text, text_pair)` does. None for a single text.
+        label_names: the names of the ClassLabel that the classes are from, if its numbers are not theirs. They are
+            set by `with_label_words`. Numbers in data without a ClassLabel are read by them.
 
     Raises:
         PromptTuningError: a brace is unpaired, or an argument is invalid.
@@ -167,6 +176,7 @@ class ClassTemplate(HeadTemplate):
     problem_type: str | None = None
     max_source_length: int | None = None
     pair: str | None = None
+    label_names: Sequence[str] | None = None
 
     def __post_init__(self):
         _check(self, "source", *([] if self.pair is None else ["pair"]))
@@ -235,7 +245,7 @@ class ClassTemplate(HeadTemplate):
         if self.problem_type == REGRESSION:
             return number(value, self.label_column)
         read = several if self.problem_type == MULTI else class_index
-        return read(value, self.labels, names, self.label_column)
+        return read(value, self.labels, names or self.label_names or (), self.label_column)
 
 
 @dataclass(frozen=True)
@@ -249,6 +259,7 @@ class TagTemplate(HeadTemplate):
         labels: the names of the tags in the order of the logits. Default: the backbone's, or those of the training
             data.
         problem_type: "single_label_classification", the only one.
+        label_names: as in `ClassTemplate`.
 
     Raises:
         PromptTuningError: an argument is invalid.
@@ -258,6 +269,7 @@ class TagTemplate(HeadTemplate):
     label_column: str
     labels: Sequence[str] | None = None
     problem_type: str | None = SINGLE
+    label_names: Sequence[str] | None = None
 
     max_source_length = None
     """Words are never cut off: their tags would be lost."""
@@ -314,4 +326,5 @@ class TagTemplate(HeadTemplate):
             raise PromptTuningError(
                 f"{self.label_column!r} holds {count} for {len(words)} words; give a list with a tag for each word."
             )
+        names = names or self.label_names or ()
         return [class_index(tag, self.labels, names, self.label_column) for tag in tags]

@@ -87,10 +87,9 @@ class PromptInfo:
         for name in ("place", "teacher", "classifier"):
             if not values[name]:
                 del values[name]
-        if isinstance(self.template, PromptTemplate):
-            for name in ("label_names", "chat"):  # earlier versions reject these fields
-                if values["template"][name] is None:
-                    del values["template"][name]
+        for name in ("label_names", "chat"):  # earlier versions reject these fields
+            if name in (values["template"] or {}) and values["template"][name] is None:
+                del values["template"][name]
         for name in ("metrics", "untuned_metrics", "calibration"):
             values[name] = numbers_of(values[name])
         values["transfer"] = {name: numbers_of(metrics) for name, metrics in values["transfer"].items()}

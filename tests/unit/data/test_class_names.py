@@ -1,5 +1,6 @@
 """Labels of classification heads: which classes a column has, and what a head learns of a row."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from hf_prompt_tuning import ClassTemplate, PromptTuningError, TagTemplate
 from hf_prompt_tuning.data.backbone_classes import for_backbone
 from hf_prompt_tuning.data.head_tokenization import head_tokenizer
+from hf_prompt_tuning.prompts.info import INFO_FILE, PromptInfo
 from tests.shared.classifiers import tiny_classifier, tokenizer_with_cls
 
 TEXT = ClassTemplate("{text}", "label")
@@ -126,6 +128,44 @@ def test_classes_are_in_the_order_of_the_backbones_logits(labels, named, count, 
     assert template.labels == classes
     if named and isinstance(labels[0], int):
         assert [template.value({"label": label}) for label in labels] == labels
+
+
+RAFT = ClassLabel(names=["Unlabeled", "complaint", "no complaint"])
+"""Its first name is in no row, so its numbers are not the indices of the classes in use."""
+
+
+@pytest.mark.parametrize("order", [["complaint", "no complaint"], ["no complaint", "complaint"]])
+@pytest.mark.parametrize("text", [False, True])
+def test_numbers_without_names_are_those_of_the_training_datas_class_label(order, text):
+    config = tiny_classifier("bert", num_labels=2, id2label=dict(enumerate(order))).config
+    template = for_backbone(TEXT.with_label_words(data_of([2, 1], RAFT)), config)
+    assert template.labels == order
+    rows = data_of(["2", "1", "-1"] if text else [2, 1, -1])
+    encoded = head_tokenizer(template, tokenizer_with_cls()).encode_dataset(rows, "test", require_target=False)
+    assert encoded["labels"][:] == [order.index("no complaint"), order.index("complaint"), -100]
+    for unknown, named in ((0, "'Unlabeled'"), (3, "'3'")):
+        with refused(f"row 1 of the test data: the label {named} .* is none of the classes"):
+            head_tokenizer(template, tokenizer_with_cls()).encode_dataset(data_of([unknown]), "test")
+
+
+def test_tags_in_numbers_without_names_are_those_of_the_training_datas_class_label():
+    feature = Features({"words": List(Value("string")), "tags": List(ClassLabel(names=["O", "B-X"]))})
+    train = Dataset.from_dict({"words": [["a", "b"]], "tags": [[0, 1]]}, features=feature)
+    config = tiny_classifier("bert", num_labels=2, id2label={0: "B-X", 1: "O"}).config
+    template = for_backbone(WORDS.with_label_words(train), config)
+    assert template.labels == ["B-X", "O"]
+    assert template.tags({"words": ["a", "b"], "tags": [0, 1]}) == [1, 0]
+
+
+def test_a_prompt_records_the_numbers_of_its_classes_only_if_they_are_no_indices(tmp_path):
+    for labels, names in (([1, 0], None), ([2, 1], RAFT.names)):
+        data = data_of(labels, RAFT if names else ClassLabel(names=["no", "yes"]))
+        config = tiny_classifier("bert", num_labels=2).config
+        info = PromptInfo(template=for_backbone(TEXT.with_label_words(data), config))
+        info.write(tmp_path)
+        values = json.loads((tmp_path / INFO_FILE).read_text(encoding="utf-8"))
+        assert values["template"].get("label_names") == names
+        assert PromptInfo.from_json(values).template == info.template
 
 
 def test_classes_that_are_not_the_backbones():
