@@ -93,6 +93,11 @@ class FieldRounds(EnsembleTrainer):
         self._rounds = self._field.rounds(args.max_steps)
         check_warmup(args, self._rounds[0].step)
 
+    def check_resumed(self, checkpoint: str) -> None:
+        """Check as `MultiPromptTrainer` does; further, raise PromptTuningError if the checkpoint's rounds are others."""
+        super().check_resumed(checkpoint)
+        self._progress.check_resumed(checkpoint)
+
     def rows_to_start_from(self, train_dataset: Any, members: Sequence[PromptTask]) -> StartRows | None:
         """Leave out the training rows that are held apart: a prompt that started from them would know them."""
         if not self._holds_training_rows or not any(

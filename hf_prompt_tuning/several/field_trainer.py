@@ -81,7 +81,7 @@ class FieldTrainer(FieldRounds):
         """
         if self.end is not None:
             raise PromptTuningError("the field has ended; make a new FieldTrainer, or train its prompt on as one.")
-        self._progress.forget()
+        self._progress.begin(self._rounds)
         steps, apart = self.args.max_steps, len(self._apart)
         logger.info(
             "The field has %d prompts; rounds end at the steps %s of %d. It costs %.2f ordinary runs. Prompts are "

@@ -25,7 +25,7 @@ from . import distributed
 from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, publish, saving, seal, tidy
 from .pickle_free import with_pickles
 from .resume_checks import check_like, check_states, warn_of_resumed
-from .resumed_tasks import check_prompts
+from .resumed_tasks import check_same_prompts
 from .sampling import SeededLengthGroupedSampler
 from .signals import SignalWatch
 
@@ -67,7 +67,7 @@ class CheckpointMixin:
             own = self.optimizer_cls_and_kwargs is not None or self._own_optimizer
             check_like(checkpoint, self.args, scales, own)
             if self.model is not None:  # otherwise `model_init` makes the model later
-                check_prompts(checkpoint, self.unwrapped, self.trained_prompts)
+                check_same_prompts(checkpoint, self.unwrapped, self.trained_prompts)
             self.check_resumed(checkpoint)
         return checkpoint
 

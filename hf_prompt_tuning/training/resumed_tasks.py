@@ -20,7 +20,7 @@ ENDINGS_OF_THE_DATA = ("_column", "_length", "longest_answer")
 """The ends of the names of fields that say which column is read, and how much of it."""
 
 
-def check_prompts(checkpoint: str, model: SoftPrompts, trained: Iterable[str]) -> None:
+def check_same_prompts(checkpoint: str, model: SoftPrompts, trained: Iterable[str]) -> None:
     """Raise PromptTuningError if the prompts of a checkpoint are others, or learn something else than those `trained`.
 
     Their descriptions are compared. What a description does not say is not compared.

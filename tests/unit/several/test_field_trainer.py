@@ -173,6 +173,13 @@ class TestTraining:
         assert resumed._progress.rounds == whole._progress.rounds and resumed.members == whole.members
         assert all(torch.equal(resumed.prompts[name], whole.prompts[name]) for name in whole.tasks)
 
+    def test_a_field_with_other_rounds_is_no_resumed_one(self, whole, tmp_path):
+        resumed = make(tmp_path, recipe_budget=3.7, warmup_steps=0)
+        before = {name: vectors.clone() for name, vectors in resumed.prompts.items()}
+        with pytest.raises(PromptTuningError, match=r"rounds end at the steps .*; resume with the same recipe_budget"):
+            resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-3")
+        assert all(torch.equal(resumed.prompts[name], vectors) for name, vectors in before.items())
+
     def test_a_resumed_field_decides_the_same(self, whole, tmp_path):
         ends = []
         for step in (3, 12):
