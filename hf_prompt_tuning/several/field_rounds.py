@@ -94,7 +94,7 @@ class FieldRounds(EnsembleTrainer):
         check_warmup(args, self._rounds[0].step)
 
     def check_resumed(self, checkpoint: str) -> None:
-        """Check as `MultiPromptTrainer` does; further, raise PromptTuningError if the checkpoint's rounds are others."""
+        """Check as `MultiPromptTrainer` does; further, raise PromptTuningError if the rounds are others."""
         super().check_resumed(checkpoint)
         self._progress.check_resumed(checkpoint)
 
