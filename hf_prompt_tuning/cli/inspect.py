@@ -16,6 +16,7 @@ from ..data.files import read_file
 from ..errors import PromptTuningError
 from ..inspection.inspector import inspect_prompt
 from .main import run
+from .pictures import pictures_of_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--ignore_mismatch", action="store_true", help="accept another backbone than the prompt's")
     flags.add_argument("--data", help="rows with the template's columns: csv, tsv, json, jsonl, parquet or arrow")
     flags.add_argument("--column_names", nargs="+", help="columns of a csv or tsv file without a header line")
+    flags.add_argument("--image_columns", nargs="+", help="columns of --data that name files of pictures")
     flags.add_argument("--max_rows", type=int, default=100, help="number of rows to sample (default: 100)")
     flags.add_argument("--words", type=int, default=5, help="number of nearest words for each position (default: 5)")
     flags.add_argument("--batch_size", type=int, default=32, help="rows in a batch (default: 32)")
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     data = None
     if args.data is not None:
-        data = read_file(args.data, args.column_names)
+        data = pictures_of_file(read_file(args.data, args.column_names), args.image_columns, args.data)
         data = data.shuffle(seed=0).select(range(min(args.max_rows, len(data))))
     loading = {name: getattr(args, name) for name in ("gguf_file", "dtype") if getattr(args, name) is not None}
     inspection = inspect_prompt(

@@ -23,10 +23,10 @@ from .data_arguments import DataArguments
 logger = logging.getLogger(__name__)
 
 
-def pictures_of_file(data: Dataset, args: DataArguments, file: str) -> Dataset:
-    """Return the rows of a file whose `image_columns` are pictures. Raise PromptTuningError as `read_columns` does."""
+def pictures_of_file(data: Dataset, columns: Sequence[str] | None, file: str) -> Dataset:
+    """Return a file's rows in which these columns are pictures. Raise PromptTuningError as `read_columns` does."""
     folder = None if str(file).startswith(URL) else Path(file).absolute().parent
-    return read_columns(data, args.image_columns or (), f"data file {str(file)!r}", folder)
+    return read_columns(data, columns or (), f"data file {str(file)!r}", folder)
 
 
 def pictures_of_split(data: Dataset, args: DataArguments, split: str) -> Dataset:

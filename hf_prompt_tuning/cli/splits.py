@@ -64,7 +64,7 @@ def load_splits(args: DataArguments, seed: int, token: str | None = None) -> Dat
     for split in ("train", "validation", "test"):
         file = getattr(args, f"{split}_file")
         if file is not None:
-            data = pictures_of_file(read_file(file, args.column_names, token), args, file)
+            data = pictures_of_file(read_file(file, args.column_names, token), args.image_columns, file)
             splits[split] = _with_origin(data, file)
     if not splits:
         raise PromptTuningError("there is no data; give train_file, validation_file, test_file or dataset_name.")
@@ -176,7 +176,7 @@ def load_transfer(args: DataArguments, template: RowTemplate, token: str | None 
     transfer = {}
     for name, file in files.items():
         data = _for_template(read_file(file, None, token), name, renamed[name], template)
-        transfer[name] = _with_origin(pictures_of_file(data, args, file), file)
+        transfer[name] = _with_origin(pictures_of_file(data, args.image_columns, file), file)
     return transfer
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..data.collator import DataCollatorForPromptTuning, beside_texts
 from ..data.heads import without_head
 from ..errors import PromptTuningError, first_line
 from ..layouts.label_search import LabelSearch
@@ -29,14 +30,16 @@ class Quality(NamedTuple):
 
 
 @torch.no_grad()
-def attention_to_prompt(model: SoftPrompts, rows: Sequence[dict[str, Any]]) -> Tensor:
+def attention_to_prompt(
+    model: SoftPrompts, rows: Sequence[dict[str, Any]], collate: DataCollatorForPromptTuning
+) -> Tensor:
     """Return the share of the text's attention that each prompt vector gets in each layer, [layers, P] fp32, on CPU.
 
     It is the mean over heads and over the text's tokens (source and target), then over rows. The shares that a token
     gives to the prompt, to its head and to the text add up to 1. For an encoder-decoder model it is the encoder's
-    self-attention. Each row (`input_ids`) runs on its own, because attention takes layers · heads · (P+T)² numbers.
-    The model is in eval mode, and is not changed. Raise PromptTuningError if there are no rows, the backbone returns
-    no attentions, or its eager code computes other logits than its usual code.
+    self-attention. Each row runs on its own, with its pictures, because attention takes layers · heads · (P+T)²
+    numbers. `collate` makes a batch of it. The model is in eval mode, and is not changed. Raise PromptTuningError if
+    there are no rows, the backbone returns no attentions, or its eager code computes other logits than its usual code.
     """
     if not rows:
         raise PromptTuningError("there are no rows to look at; give some.")
@@ -44,9 +47,11 @@ def attention_to_prompt(model: SoftPrompts, rows: Sequence[dict[str, Any]]) -> T
     first, text, eager = len(head), len(head) + len(model.prompt), _in_eager(model)
     shares = []
     for number, row in enumerate(rows):
-        output = _run(eager, row, output_attentions=True)
+        batch = collate([row])
+        batch = {name: batch[name].to(model.prompt.device) for name in ("input_ids", *beside_texts(batch))}
+        output = _run(eager, batch, output_attentions=True)
         if not number:
-            _check_agreement(model.get_base_model(), output.logits, _run(model, row).logits)
+            _check_agreement(model.get_base_model(), output.logits, _run(model, batch).logits)
         layers = _layers(output, text + len(without_head(row["input_ids"], head)))
         if not layers:
             raise PromptTuningError(f"{type(model.get_base_model()).__name__} gives no attentions.")
@@ -65,14 +70,14 @@ def _in_eager(model: SoftPrompts) -> SoftPrompts:
     return eager
 
 
-def _run(model: SoftPrompts, row: dict[str, Any], **kwargs: Any) -> Any:
+def _run(model: SoftPrompts, batch: dict[str, Tensor], **kwargs: Any) -> Any:
     backbone = model.get_base_model()
     if backbone.config.is_encoder_decoder:
         start = backbone.config.decoder_start_token_id or 0
         kwargs["decoder_input_ids"] = torch.tensor([[start]], device=model.prompt.device)
     elif "use_cache" in inspect.signature(backbone.forward).parameters:
         kwargs["use_cache"] = False
-    return model(input_ids=torch.tensor([row["input_ids"]], device=model.prompt.device), **kwargs)
+    return model(**batch, **kwargs)
 
 
 def _layers(output: Any, width: int) -> list[Tensor]:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.collator import DataCollatorForPromptTuning
 from ..data.encoding import encode_data, from_list
+from ..data.processors import tokenizer_in
 from ..data.template import sources_of
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED
@@ -33,7 +34,7 @@ from ..layouts.sharing import of_all_parts
 from ..layouts.traits import token_scale
 from ..models import vocabulary
 from ..models.initialization import made_again
-from ..models.load import check_for_one, load_prompt
+from ..models.load import Coder, check_for_one, load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import start_in_words
@@ -48,7 +49,7 @@ BINS = 60
 
 def inspect_prompt(
     prompts: SoftPrompts | str | Path | Sequence[str | Path],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Coder | None = None,
     data: Dataset | Sequence[dict[str, Any]] | None = None,
     *,
     backbone: PreTrainedModel | str | Path | None = None,
@@ -63,7 +64,7 @@ def inspect_prompt(
 
     Args:
         prompts: a prompt-tuning model (all its prompts are inspected), or folders or Hub ids of prompts.
-        tokenizer: the backbone's tokenizer; required with a model.
+        tokenizer: the backbone's tokenizer, or its processor if the data has pictures; required with a model.
         data: rows with the columns of the prompt's template. Without them, only the vectors are inspected.
         backbone: as in `load_prompt`, for folders and Hub ids. One backbone is loaded for all prompts.
         words: number of nearest words for each position.
@@ -82,8 +83,8 @@ def inspect_prompt(
     if isinstance(prompts, SoftPrompts):
         model, names = of_all_parts(prompts).eval(), {name: name for name in prompts.peft_config}
     else:
-        paths = [prompts] if isinstance(prompts, str | Path) else list(prompts)
-        model, tokenizer, names = _loaded(paths, tokenizer, backbone, ignore_mismatch, load_kwargs)
+        model, tokenizer, names = _loaded(prompts, tokenizer, backbone, ignore_mismatch, load_kwargs)
+    coder, tokenizer = tokenizer, tokenizer_in(tokenizer)
     if tokenizer is None:
         raise PromptTuningError("the backbone's tokenizer is not given; give it as tokenizer=….")
     if data is not None and not isinstance(data, Dataset):
@@ -93,19 +94,20 @@ def inspect_prompt(
     for adapter, name in names.items():
         model.set_adapter(adapter)
         inspections.append(_of_vectors(model, name, tokenizer, norms, words))
-        _add_effects(inspections[-1], model, tokenizer, data, batch_size, is_alone=len(names) == 1)
+        _add_effects(inspections[-1], model, coder, data, batch_size, is_alone=len(names) == 1)
     vectors = {name: model.prompt_encoder[adapter].embedding.weight.detach() for adapter, name in names.items()}
     return Inspection(inspections, compare_vectors(vectors) if len(names) > 1 else None)
 
 
 def _loaded(
-    paths: list[str | Path],
-    tokenizer: PreTrainedTokenizerBase | None,
+    prompts: str | Path | Sequence[str | Path],
+    tokenizer: Coder | None,
     backbone: PreTrainedModel | str | Path | None,
     ignore_mismatch: bool,
     load_kwargs: dict[str, Any],
-) -> tuple[SoftPrompts, PreTrainedTokenizerBase | None, dict[str, str]]:
-    """Return a model with all prompts, its tokenizer, and the prompts' names by adapter name."""
+) -> tuple[SoftPrompts, Coder | None, dict[str, str]]:
+    """Return a model with all prompts, its tokenizer or processor, and the prompts' names by adapter name."""
+    paths = [prompts] if isinstance(prompts, str | Path) else list(prompts)
     if not paths:
         raise PromptTuningError("there is no prompt; give a folder or a Hub id.")
     if len({str(path) for path in paths}) < len(paths):
@@ -120,7 +122,7 @@ def _loaded(
     for number, path in enumerate(others, start=2):
         names[f"prompt_{number}"] = str(path)
         loaded.model.load_adapter(path, f"prompt_{number}", ignore_mismatch=ignore_mismatch, **hub)
-    return loaded.model, loaded.tokenizer, names
+    return loaded.model, loaded.processor or loaded.tokenizer, names
 
 
 def _of_vectors(
@@ -191,7 +193,7 @@ def _add_moves(
 def _add_effects(
     inspection: PromptInspection,
     model: SoftPrompts,
-    tokenizer: PreTrainedTokenizerBase,
+    coder: Coder,
     data: Dataset | None,
     batch_size: int,
     is_alone: bool,
@@ -203,7 +205,7 @@ def _add_effects(
     reason = "no rows of text were given"
     if data is not None:
         try:
-            return _add_effects_on_rows(inspection, model, tokenizer, data, batch_size)
+            return _add_effects_on_rows(inspection, model, coder, data, batch_size)
         except PromptTuningError as error:
             if is_alone:
                 raise
@@ -214,7 +216,7 @@ def _add_effects(
 def _add_effects_on_rows(
     inspection: PromptInspection,
     model: SoftPrompts,
-    tokenizer: PreTrainedTokenizerBase,
+    coder: Coder,
     data: Dataset,
     batch_size: int,
 ) -> None:
@@ -222,12 +224,12 @@ def _add_effects_on_rows(
     if template is None:
         raise PromptTuningError(f"{inspection.name} has no template, by which rows become text; leave the data out.")
     check_writes_text(model)
-    encoder = model.row_encoder(tokenizer)
+    encoder, collate = model.row_encoder(coder), DataCollatorForPromptTuning(coder)
     head = model.active_peft_config.head
     rows = encode_data(data, "given", encoder, model.room(), require_target=False, head=head)
     inspection.rows = len(rows)
     try:
-        by_layer = attention_to_prompt(model, rows)
+        by_layer = attention_to_prompt(model, rows, collate)
     except PromptTuningError as error:
         inspection.notes["attention"] = str(error)
     else:
@@ -240,7 +242,6 @@ def _add_effects_on_rows(
     if not labelled:
         inspection.notes["without"] = "the rows have no labels"
         return
-    collate = DataCollatorForPromptTuning(tokenizer)
     batches = [collate(labelled[i : i + batch_size]) for i in range(0, len(labelled), batch_size)]
     inspection.loss, inspection.accuracy = quality(model, batches, encoder.label_token_ids)
     without_each = quality_without_each(model, batches, encoder.label_token_ids)
