@@ -1,7 +1,7 @@
 """What a prompt learns beside other methods: tasks with few and many rows, several seeds, the same rows for all.
 
     python benchmarks/quality.py --data FOLDER [--tasks sst2 …] [--sizes all …] [--methods ours full …] [--seeds 0 …]
-    python benchmarks/quality.py --quick       # 13 minutes of one core: the demo's messages, one seed. No result
+    python benchmarks/quality.py --quick       # ten minutes of one core: the demo's messages, one seed. No result
     python benchmarks/quality.py --table       # the tables and the plot of docs/quality.md, of the runs so far
 
 FOLDER holds the files that benchmarks/README.md names. quality_tasks.yaml describes the tasks, and `--task FILE.yaml`
@@ -144,7 +144,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--reported_rows", type=int, default=600, help="at most so many rows of a test file")
     parser.add_argument("--points", type=int, default=10, help="evaluations on the way; 0 for no curve, in less time")
-    parser.add_argument("--quick", action="store_true", help="the demo with 30 rows, one seed; in a file of its own")
+    parser.add_argument("--quick", action="store_true", help="the demo with 24 rows, one seed; in a file of its own")
     parser.add_argument("--table", action="store_true", help="only make the tables and the plot")
     parser.add_argument("--machine", default=this_machine(), help="only seconds of one name are compared")
     parser.add_argument("--name", default="SmolLM2-135M-Instruct", help="the backbone's name in the results")
@@ -153,7 +153,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args(argv)
     if args.quick:
-        args.tasks, args.sizes, args.seeds = ["demo"], ["30"], [0]
+        args.tasks, args.sizes, args.seeds = ["demo"], ["24"], [0]
         args.methods = [name for name in args.methods if METHODS[name].most_rows is None and name not in SLOW]
     return args
 

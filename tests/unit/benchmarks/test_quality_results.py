@@ -262,6 +262,6 @@ def test_the_command_makes_the_runs_of_a_described_task_and_the_tables(files, re
     quality.main(["--quick", "--methods", "untuned", *model])
     assert capsys.readouterr().out.endswith(f"{quality.NO_RESULT}\n")
     assert [(e["task"], e["size"], e["reported_rows"]) for e in Results(quality.QUICK).entries("run")] == [
-        ("demo", "30", 120)
+        ("demo", "24", 120)
     ]
     assert Results(quality.RESULTS).entries("run") == runs

@@ -105,10 +105,10 @@ def test_the_benchmarks_own_tasks_are_read(tmp_path):
         "sst2": [50, 1000, "all"],
         "trec": [60, 600, "all"],
         "mrpc": [400, "all"],
-        "demo": [40, "all"],
+        "demo": [24, "all"],
     }
-    demo = next(reported_splits(tasks["demo"], 40, 0, 600))
-    assert (len(demo.train), len(demo.held_out)) == (40, 120)
+    demo = next(reported_splits(tasks["demo"], 24, 0, 600))
+    assert (len(demo.train), len(demo.held_out)) == (24, 120)
     assert demo.task.prompt_template().labels == ["complaint", "no complaint"]
     with pytest.raises(PromptTuningError, match=r"no file .*sst2_train.tsv; give its folder with --data"):
         next(reported_splits(tasks["sst2"], 50, 0, 600))
