@@ -81,6 +81,12 @@ def check_for_one(options: Mapping[str, Any], count: int) -> None:
             )
 
 
+def for_other_prompts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `load_prompt`'s options for a first prompt that hold for the next ones on its backbone, too."""
+    kept = ("token", "cache_dir", "local_files_only", "ignore_mismatch")
+    return {name: value for name, value in options.items() if name in kept}
+
+
 def load_prompt(
     prompt: str | Path,
     revision: str | None = None,

@@ -21,7 +21,7 @@ from hf_prompt_tuning import (
     PromptTuningError,
     export_tokens,
 )
-from hf_prompt_tuning.serving import tokens
+from hf_prompt_tuning.serving import exported_prompts, tokens
 from hf_prompt_tuning.serving.added_tokens import embedding_rows
 from hf_prompt_tuning.serving.output_rows import fitted_row
 from tests.shared.chat_templates import chat_tokenizer
@@ -370,6 +370,50 @@ def test_a_mount_point_is_refused(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(tokens.Path, "is_mount", lambda path: path == tmp_path)
     with pytest.raises(PromptTuningError, match="is a mount point, which cannot be replaced; give a folder in it"):
         export_tokens(made("llama", tokenizer), tmp_path, tokenizer=tokenizer)
+
+
+def test_dropout_that_is_kept_for_training_is_not_measured(tmp_path, monkeypatch, tokenizer):
+    never_refuse(monkeypatch)
+    backbone = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    model = prompted(backbone, tokenizer, backbone_dropout=True).train()
+    entry = entries(export_tokens(model, tmp_path / "out", tokenizer=tokenizer))["other"]
+    assert entry["measured"]["logit_error"] < 1e-6
+    assert model.training and all(module.training for module in backbone.modules())
+
+
+def test_options_of_loading_hold_for_every_prompt(tmp_path, monkeypatch, tokenizer):
+    never_refuse(monkeypatch)
+    model = made("llama", tokenizer)
+    model.save_pretrained(tmp_path)
+    given, load = [], exported_prompts.load_prompt
+    monkeypatch.setattr(exported_prompts, "load_prompt", lambda *args, **kw: given.append(kw) or load(*args, **kw))
+    options = {"local_files_only": True, "cache_dir": tmp_path / "cache", "token": False, "ignore_mismatch": True}
+    model.get_base_model().save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    export_tokens({"a": tmp_path, "b": tmp_path / "other"}, tmp_path / "out", tmp_path / "backbone", **options)
+    assert [{name: kw[name] for name in options} for kw in given] == [options, options]
+
+
+def test_texts_that_nothing_can_be_measured_on(tmp_path, tokenizer):
+    model = made("gpt2", tokenizer)
+    for texts, message in (
+        ("never came", "texts is the text 'never came'; give a list of texts"),
+        (["never came", " \n"], r"texts has ' \\n'; give texts that are not empty"),
+        ([None], "texts has None; give texts"),
+        (["never came " * 99], r"the text 'never came .* has \d+ tokens, and is measured on 1 .*, at most 128"),
+    ):
+        with pytest.raises(PromptTuningError, match=message):
+            export_tokens(model, tmp_path / "out", tokenizer=tokenizer, texts=texts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(PromptTuningError, match=r"nothing can be written in '.*file': '.*file' is no folder; give"):
+        export_tokens("nobody/nothing", tmp_path / "file/out")
+    monkeypatch.setattr(tokens.os, "access", lambda place, mode: place != tmp_path)
+    with pytest.raises(PromptTuningError, match=r"nothing can be written in '.*a': '.*' may not be written; give"):
+        export_tokens("nobody/nothing", tmp_path / "a/out")
 
 
 def test_refusals(tmp_path, tokenizer):
