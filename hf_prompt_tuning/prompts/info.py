@@ -91,9 +91,6 @@ class PromptInfo:
             for name in ("label_names", "chat"):  # earlier versions reject these fields
                 if values["template"][name] is None:
                     del values["template"][name]
-        for name in ("metrics", "untuned_metrics", "calibration"):
-            values[name] = numbers_of(values[name])
-        values["transfer"] = {name: numbers_of(metrics) for name, metrics in values["transfer"].items()}
         write_json(Path(folder) / INFO_FILE, values)
         results = {name: values[name] for name in RESULTS if values[name]}
         if results:
@@ -102,13 +99,22 @@ class PromptInfo:
             (Path(folder) / RESULTS_FILE).unlink(missing_ok=True)  # remove an earlier prompt's file
 
     def for_others(self) -> "PromptInfo":
-        """Return a copy without local paths: only the names of files, and only the Hub id of the backbone."""
+        """Return a copy for files and cards, of finite numbers and without local paths.
+
+        Of paths it has only the names of files, and only the Hub id of the backbone.
+        """
+        calibration = numbers_of(self.calibration)
         data = {name: value for name, value in self.data.items() if name != "dataset" or not is_local_path(value)}
         return replace(
             self,
             data={name: without_local_paths(value) for name, value in data.items()},
             training={name: without_local_paths(value) for name, value in self.training.items()},
             backbone=self.backbone | {"name_or_path": hub_id(self.backbone.get("name_or_path"))},
+            metrics=numbers_of(self.metrics),
+            untuned_metrics=numbers_of(self.untuned_metrics),
+            transfer={name: numbers_of(metrics) for name, metrics in self.transfer.items()},
+            history={name: _points(curve) for name, curve in self.history.items()},
+            calibration=calibration if len(calibration) == len(self.calibration) else {},
         )
 
     @classmethod
@@ -144,6 +150,12 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
         if isinstance(value, bool | int | float) and math.isfinite(value):
             numbers[name] = int(value) if isinstance(value, int) and abs(value) < 2**63 else float(value)
     return numbers
+
+
+def _points(curve: Sequence[Sequence[Any]]) -> list[list[float]]:
+    """Return a curve's points [update step, value] whose values are finite numbers."""
+    points = [[step, *numbers_of({"value": value}).values()] for step, value in curve]
+    return [point for point in points if len(point) == 2]
 
 
 JSON_TYPES = {Mapping: dict, Sequence: list, ChatFormat: dict}
