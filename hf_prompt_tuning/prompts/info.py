@@ -18,7 +18,7 @@ from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
 from .config import POSITIONS
-from .json_files import write_json
+from .json_files import numbers_of, points_of, write_json
 from .local_paths import is_local_path, without_local_paths
 
 INFO_FILE = "prompt_tuning.json"
@@ -113,7 +113,7 @@ class PromptInfo:
             metrics=numbers_of(self.metrics),
             untuned_metrics=numbers_of(self.untuned_metrics),
             transfer={name: numbers_of(metrics) for name, metrics in self.transfer.items()},
-            history={name: _points(curve) for name, curve in self.history.items()},
+            history={name: points_of(curve) for name, curve in self.history.items()},
             calibration=calibration if len(calibration) == len(self.calibration) else {},
         )
 
@@ -135,27 +135,6 @@ class PromptInfo:
         for name, value in kept.items():
             CHECKS[name](name, value)
         return cls(template=None if template is None else _template(template), **kept)
-
-
-def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics that are finite numbers, as Python numbers. A prompt's files and its card hold no others.
-
-    An array or tensor of one number counts as a number. Lists, texts, NaN and infinity are left out.
-    """
-    numbers: dict[str, float] = {}
-    for name, value in metrics.items():
-        size = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
-        if size == 1 and hasattr(value, "item"):
-            value = value.item()
-        if isinstance(value, bool | int | float) and math.isfinite(value):
-            numbers[name] = int(value) if isinstance(value, int) and abs(value) < 2**63 else float(value)
-    return numbers
-
-
-def _points(curve: Sequence[Sequence[Any]]) -> list[list[float]]:
-    """Return a curve's points [update step, value] whose values are finite numbers."""
-    points = [[step, *numbers_of({"value": value}).values()] for step, value in curve]
-    return [point for point in points if len(point) == 2]
 
 
 JSON_TYPES = {Mapping: dict, Sequence: list, ChatFormat: dict}

@@ -115,7 +115,7 @@ def named_prompts(prompts: str | Path | Iterable[str | Path] | Mapping[str, str 
     """Return the folders or Hub ids of prompts by name. Raise PromptTuningError as `load_prompts` does."""
     if isinstance(prompts, Mapping):
         return by_name(prompts.items())
-    listed = [prompts] if isinstance(prompts, str | Path) else list(prompts)
+    listed = [prompts] if isinstance(prompts, str | Path) or not isinstance(prompts, Iterable) else list(prompts)
     return by_name((_last_part(prompt), prompt) for prompt in listed)
 
 
@@ -136,7 +136,9 @@ def by_name(pairs: Iterable[tuple[str, str | Path]]) -> dict[str, str | Path]:
 
 def _last_part(prompt: Any) -> str:
     if not isinstance(prompt, str | Path):
-        raise PromptTuningError(f"a prompt is given as a {type(prompt).__name__}; give a folder or a Hub id.")
+        raise PromptTuningError(
+            f"a prompt is given as a {type(prompt).__name__}; give a folder or a Hub id, or a model of this package."
+        )
     return Path(prompt).resolve().name if Path(prompt).exists() else Path(prompt).name
 
 

@@ -53,7 +53,7 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
             something else, or cannot be written; or an option is for loading a prompt that is loaded.
         PromptLoadError: as in `load_prompt`.
     """
-    folder = _checked_folder(out)
+    folder = checked_place(out)
     model, tokenizer = _loaded(prompt, load)
     embed = model.word_embeddings
     with whole(embed):
@@ -91,8 +91,8 @@ def _loaded(prompt: Any, load: dict[str, Any]) -> tuple[PromptTuningModelForCaus
     return model, tokenizer
 
 
-def _checked_folder(out: str | Path) -> Path:
-    """Return the folder of an export. Raise PromptTuningError if it holds something else, or cannot be written."""
+def checked_place(out: str | Path) -> Path:
+    """Return an export's folder. Raise PromptTuningError if it holds something else, or cannot be written."""
     folder = Path(out)
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_empty and not (folder / EMBEDDINGS_FILE).is_file():

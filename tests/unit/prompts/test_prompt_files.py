@@ -64,6 +64,13 @@ def test_any_text_is_one_cell_of_the_cards_tables(tmp_path):
         assert line in lines
 
 
+def test_an_empty_name_is_not_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert read_prompt(".").vectors.shape == (3, 32)
+    with pytest.raises(PromptLoadError, match="the prompt is ''; give a folder or a Hub id"):
+        read_prompt("")
+
+
 def declare(file, shape):
     """A header that promises a tensor of this shape, and no bytes behind it."""
     size = 4 * shape[0] * shape[1]

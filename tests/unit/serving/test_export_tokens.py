@@ -21,9 +21,10 @@ from hf_prompt_tuning import (
     PromptTuningError,
     export_tokens,
 )
-from hf_prompt_tuning.serving import exported_prompts, tokens
+from hf_prompt_tuning.serving import exported_prompts, measured_export, tokens
 from hf_prompt_tuning.serving.added_tokens import embedding_rows
 from hf_prompt_tuning.serving.output_rows import fitted_row
+from hf_prompt_tuning.serving.sample_texts import SAMPLE_TEXTS
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.exports import TEMPLATE, entries, fitted_rows, made, never_refuse, prompted, read_elsewhere
 from tests.shared.tiny_models import BART_LIKE, VOCAB, make_tokenizer, tiny_model
@@ -407,6 +408,20 @@ def test_texts_that_nothing_can_be_measured_on(tmp_path, tokenizer):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sample_text_that_does_not_fit_behind_a_prompt_is_not_measured(tokenizer):
+    (prompt,) = exported_prompts.load_prompts(
+        prompted(tiny_model("gpt2"), tokenizer, lengths=(60,)), tokenizer=tokenizer
+    )
+    ids = {"default": list(range(400, 460))}
+    rows = measured_export.rows_of([prompt], ids, SAMPLE_TEXTS)
+    assert {row.text for row in rows if row.prompt} < {row.text for row in rows if not row.prompt} == set(SAMPLE_TEXTS)
+    assert all(len(row.served) <= 128 for row in rows)
+    long = prompted(tiny_model("gpt2"), tokenizer, lengths=(127,))
+    (prompt,) = exported_prompts.load_prompts(long, tokenizer=tokenizer)
+    with pytest.raises(PromptTuningError, match=r"the text 'a' has \d+ tokens with .*, or a shorter prompt"):
+        measured_export.rows_of([prompt], {"default": list(range(400, 527))}, SAMPLE_TEXTS)
+
+
 def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(PromptTuningError, match=r"nothing can be written in '.*file': '.*file' is no folder; give"):
@@ -431,8 +446,9 @@ def test_refusals(tmp_path, tokenizer):
             export_tokens(none, tmp_path / "out")
     with pytest.raises(PromptTuningError, match=r"the prompt's name is 'a\.b'"):
         export_tokens({"a.b": "x"}, tmp_path / "out")
-    with pytest.raises(PromptTuningError, match="a prompt is given as a int"):
-        export_tokens([3], tmp_path / "out")
+    for given, kind in (([3], "int"), (None, "NoneType"), (model.get_base_model(), "LlamaForCausalLM")):
+        with pytest.raises(PromptTuningError, match=f"a prompt is given as a {kind}; give a folder or a Hub id, or a"):
+            export_tokens(given, tmp_path / "out")
     small = tiny_model("llama", vocab_size=len(tokenizer) - 1)
     with pytest.raises(PromptTuningError, match=r"the tokenizer has the id \d+, and the backbone's embedding"):
         export_tokens(prompted(small, tokenizer), tmp_path / "out", tokenizer=tokenizer)
