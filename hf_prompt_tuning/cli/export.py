@@ -14,7 +14,7 @@ from ..errors import PromptTuningError
 from ..serving.exported_prompts import by_name, named_prompts
 from ..serving.gguf import export_gguf
 from ..serving.tokens import PROMPTS_FILE, export_tokens
-from ..serving.vllm import export_vllm
+from ..serving.vllm import checked_place, export_vllm
 from .main import run
 
 LOADING = ("backbone", "gguf_file", "dtype", "token")
@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.to == "vllm":
         if args.texts is not None:
             raise PromptTuningError("texts is given, and vllm measures nothing; leave it out.")
+        folders = {name: checked_place(args.out if len(prompts) == 1 else Path(args.out, name)) for name in prompts}
         for name, prompt in prompts.items():
-            print(export_vllm(prompt, args.out if len(prompts) == 1 else Path(args.out, name), **load))
+            print(export_vllm(prompt, folders[name], **load))
         return
     load["texts"] = _texts(args.texts)
     folder = export_tokens(prompts, args.out, **load) if args.to == "tokens" else _gguf(prompts, args, load)

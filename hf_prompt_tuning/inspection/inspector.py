@@ -34,7 +34,7 @@ from ..layouts.sharing import of_all_parts
 from ..layouts.traits import token_scale
 from ..models import vocabulary
 from ..models.initialization import made_again
-from ..models.load import Coder, check_for_one, load_prompt
+from ..models.load import Coder, check_for_one, for_other_prompts, load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.card import start_in_words
@@ -117,11 +117,11 @@ def _loaded(
     if isinstance(backbone, PreTrainedModel):
         backbone = of_all_parts(backbone)
     loaded = load_prompt(first, backbone=backbone, tokenizer=tokenizer, ignore_mismatch=ignore_mismatch, **load_kwargs)
-    hub = {name: load_kwargs[name] for name in ("token", "cache_dir") if name in load_kwargs}
+    options = for_other_prompts(load_kwargs | {"ignore_mismatch": ignore_mismatch})
     names = {"default": str(first)}
     for number, path in enumerate(others, start=2):
         names[f"prompt_{number}"] = str(path)
-        loaded.model.load_adapter(path, f"prompt_{number}", ignore_mismatch=ignore_mismatch, **hub)
+        loaded.model.load_adapter(path, f"prompt_{number}", **options)
     return loaded.model, loaded.processor or loaded.tokenizer, names
 
 

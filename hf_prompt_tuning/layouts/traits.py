@@ -154,6 +154,15 @@ def token_scale(backbone: PreTrainedModel) -> float:
     return backbone.get_encoder().embed_scale
 
 
+def encoder_matrix(backbone: PreTrainedModel) -> Tensor:
+    """Return the embedding matrix that texts are looked up in. An encoder may have one for itself (an untied BART)."""
+    weight = backbone.get_input_embeddings().weight
+    if not backbone.config.is_encoder_decoder:
+        return weight
+    encoder = backbone.base_model.get_encoder()
+    return getattr(getattr(encoder, "embed_tokens", None), "weight", weight)
+
+
 def has_per_layer_inputs(backbone: PreTrainedModel) -> bool:
     """Tell whether every layer reads its own vector for each token id (Gemma 3n, Gemma 4)."""
     return bool(getattr(backbone.config.get_text_config(), "hidden_size_per_layer_input", None))

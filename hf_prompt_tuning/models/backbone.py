@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft import PromptTuningConfig as PeftPromptTuningConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -16,6 +17,7 @@ from ..compat.accelerate import check_offloaded
 from ..compat.transformers import GGUF
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
+from ..layouts.traits import encoder_matrix
 from ..prompts.config import PromptTuningConfig
 from .base_models import FEATURES, check_features_are_of_text, is_base_model
 from .classifiers import check_head_reads_text, classification_task
@@ -27,7 +29,8 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
     """Return the task type of a model that a prompt can be put in front of. `task_type` is the expected one, or None.
 
     Raise PromptTuningError if it already has a prompt or adapters, is neither a language model of transformers nor one
-    with a classification head that can be read exactly, is wrapped, or has another task type.
+    with a classification head that can be read exactly, is wrapped, looks texts up in another matrix than its own, or
+    has another task type.
     """
     if isinstance(backbone, PeftModel):
         raise _is_peft(backbone)
@@ -58,7 +61,20 @@ def check_backbone(backbone: Any, task_type: str | None = None) -> str:
     elif own_type not in (CAUSAL, SEQ2SEQ):
         check_head_reads_text(backbone, own_type)
     check_offloaded(backbone)
+    _check_reads_its_matrix(backbone)
     return own_type
+
+
+def _check_reads_its_matrix(backbone: PreTrainedModel) -> None:
+    """Raise PromptTuningError if the encoder looks texts up in another embedding matrix than the backbone names."""
+    named, own = backbone.get_input_embeddings().weight, encoder_matrix(backbone)
+    are_plain = all(type(weight) is nn.Parameter and not weight.is_meta for weight in (named, own))
+    if own is not named and are_plain and not (named.shape == own.shape and torch.equal(named.to(own.device), own)):
+        raise PromptTuningError(
+            f"the backbone is a {type(backbone).__name__} whose encoder has an embedding matrix of its own "
+            "(tie_word_embeddings=False), and not that of get_input_embeddings, which a prompt's texts are looked up "
+            "in; load it with tie_word_embeddings=True, if it was trained so, or use another backbone."
+        )
 
 
 def reading_task(backbone: PreTrainedModel) -> str | None:

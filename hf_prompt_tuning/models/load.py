@@ -81,6 +81,12 @@ def check_for_one(options: Mapping[str, Any], count: int) -> None:
             )
 
 
+def for_other_prompts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `load_prompt`'s options for a first prompt that hold for the next ones on its backbone, too."""
+    kept = ("token", "cache_dir", "local_files_only", "ignore_mismatch")
+    return {name: value for name, value in options.items() if name in kept}
+
+
 def load_prompt(
     prompt: str | Path,
     revision: str | None = None,
@@ -175,7 +181,7 @@ def _backbone_and_tokenizer(
             name = next(iter(options))
             raise PromptLoadError(f"{name} is given for a backbone that is loaded already; leave it out.")
         _compare_commits(saved, backbone)
-        return backbone, tokenizer if tokenizer is not None else _tokenizer_here(saved, backbone, hub["token"])
+        return backbone, tokenizer if tokenizer is not None else _tokenizer_here(saved, backbone, hub)
     is_named_by_prompt = backbone is None
     if is_named_by_prompt:  # by its Hub id: the prompt is untrusted, so that it may not name a local folder
         backbone, hub = saved.backbone.get("name_or_path"), hub | {"revision": saved.backbone["revision"]}
@@ -223,12 +229,15 @@ def _coder(saved: SavedPrompt, backbone: PreTrainedModel, *place: Any) -> Coder:
     return load_tokenizer(*place, ADVICE, gguf_file)
 
 
-def _tokenizer_here(saved: SavedPrompt, backbone: PreTrainedModel, token: str | bool | None) -> Coder | None:
-    """Return the tokenizer, or processor, of a loaded backbone, None if it is not on this machine."""
+def _tokenizer_here(saved: SavedPrompt, backbone: PreTrainedModel, hub: dict[str, Any]) -> Coder | None:
+    """Return the tokenizer, or processor, of a loaded backbone, None if it is not on this machine.
+
+    `hub` has the `token` and `cache_dir` of `load_prompt`.
+    """
     name = backbone.name_or_path
     if not name:
         return None
-    hub = {"token": token, "local_files_only": True, "revision": commit_of(backbone)}
+    hub = hub | {"local_files_only": True, "revision": commit_of(backbone)}
     try:
         return _coder(saved, backbone, name, None, hub, None)
     except PromptLoadError:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
-from ..prompts.info import numbers_of
+from ..prompts.json_files import numbers_of
 from ..prompts.privacy import tells_private_words
 from .scoring import loss_history
 from .soft_prompts import SoftPrompts

@@ -17,7 +17,7 @@ from ..data.collator import beside_texts
 from ..errors import PromptTuningError
 from ..layouts.base import IGNORED, LabelledLogits, nll_by_row, token_nll
 from ..layouts.label_search import LabelSearch
-from ..prompts.info import numbers_of
+from ..prompts.json_files import numbers_of
 from .generation_options import ends_of_text
 from .outputs import RankingOutput
 

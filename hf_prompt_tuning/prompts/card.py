@@ -160,7 +160,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         value = f"{value:.4g}"
     text = repr(value) if isinstance(value, list) else str(value)
-    return text.replace("\n", " ").replace("|", "\\|")
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def _fence(text: str) -> str:

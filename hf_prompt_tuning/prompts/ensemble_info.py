@@ -7,7 +7,8 @@ from typing import Any
 
 from ..errors import PromptTuningError
 from .config import check_name
-from .info import check_metrics, check_metrics_by_data, numbers_of
+from .info import check_metrics, check_metrics_by_data
+from .json_files import numbers_of
 
 ENSEMBLE_FILE = "ensemble.json"
 FORMAT_VERSION = 1

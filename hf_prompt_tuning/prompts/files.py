@@ -74,6 +74,8 @@ def open_place(prompt: str | Path, **hub: Any) -> Place:
     revision is given for a folder.
     """
     hub = {name: value for name, value in hub.items() if name in OPTIONS and value is not None}
+    if not str(prompt).strip():
+        raise PromptLoadError(f"the prompt is {str(prompt)!r}; give a folder or a Hub id.")  # not the current folder
     if Path(prompt).is_dir():
         if revision := hub.get("revision"):
             raise PromptLoadError(

@@ -56,10 +56,9 @@ def import_prompt(path: str | Path, format: str | None = None) -> Tensor:
     path = Path(path)
     if not path.exists():
         raise PromptLoadError(f"{path} is not there; give a file or folder (a Hub id goes to load_prompt).")
-    if format is None:
-        path = adapter_folder(path)
-        format = _detected_format(path)
-    if format not in FORMATS:
+    path = adapter_folder(path) if format in (None, "peft") else path
+    format = _detected_format(path) if format is None else format
+    if not isinstance(format, str) or format not in FORMATS:
         raise PromptLoadError(f"format is {format!r}; give one of {', '.join(FORMATS)}, or leave it out.")
     return FORMATS[format](path)
 
@@ -132,7 +131,7 @@ def _ruprompts(path: Path) -> Tensor:
     vectors = _pickled(path / RUPROMPTS_WEIGHTS)
     config = path / RUPROMPTS_CONFIG
     if config.exists():
-        template = read_json(config, lambda values: str((values.get("format") or {}).get("template", "")))
+        template = read_json(config, _ruprompts_template)
         behind = RUPROMPTS_TOKEN.sub("\0", template).lstrip("\0")
         if "\0" in behind:
             logger.warning(
@@ -140,6 +139,15 @@ def _ruprompts(path: Path) -> Tensor:
                 f"({template}). Here all {len(vectors)} do: train them further before you rely on them."
             )
     return vectors
+
+
+def _ruprompts_template(values: dict[str, Any]) -> str:
+    """Return the template in ruPrompts' config, empty if there is none. Raise PromptTuningError if it is no text."""
+    format = values.get("format") or {}
+    template = format.get("template", "") if isinstance(format, dict) else format
+    if not isinstance(template, str | None) or not isinstance(format, dict):
+        raise PromptTuningError(f"its format is {values['format']!r:.80}, not an object with a template")
+    return template or ""
 
 
 def _pickled(path: Path) -> Tensor:
@@ -162,6 +170,9 @@ def _pickled(path: Path) -> Tensor:
             "compute them with the code that made it, and save them as .npy."
         )
     vectors = tensors[_choice({key: tensor.dim() for key, tensor in tensors.items()}, path)]
+    is_plain = vectors.layout == torch.strided and not vectors.is_nested and not vectors.is_meta
+    if not is_plain:
+        raise PromptLoadError(f"{path} holds a sparse, nested or empty (meta) tensor; a prompt is floats [P, H].")
     if vectors.numel() > MAX_NUMBERS or not vectors.is_floating_point():
         raise PromptLoadError(
             f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}; a prompt is floats [P, H]: save it so."

@@ -18,7 +18,7 @@ from ..data.template import PromptTemplate
 from ..errors import PromptTuningError
 from ..hub.files import hub_id
 from .config import POSITIONS
-from .json_files import write_json
+from .json_files import numbers_of, points_of, write_json
 from .local_paths import is_local_path, without_local_paths
 
 INFO_FILE = "prompt_tuning.json"
@@ -90,9 +90,6 @@ class PromptInfo:
         for name in ("label_names", "chat"):  # earlier versions reject these fields
             if name in (values["template"] or {}) and values["template"][name] is None:
                 del values["template"][name]
-        for name in ("metrics", "untuned_metrics", "calibration"):
-            values[name] = numbers_of(values[name])
-        values["transfer"] = {name: numbers_of(metrics) for name, metrics in values["transfer"].items()}
         write_json(Path(folder) / INFO_FILE, values)
         results = {name: values[name] for name in RESULTS if values[name]}
         if results:
@@ -101,13 +98,22 @@ class PromptInfo:
             (Path(folder) / RESULTS_FILE).unlink(missing_ok=True)  # remove an earlier prompt's file
 
     def for_others(self) -> "PromptInfo":
-        """Return a copy without local paths: only the names of files, and only the Hub id of the backbone."""
+        """Return a copy for files and cards, of finite numbers and without local paths.
+
+        Of paths it has only the names of files, and only the Hub id of the backbone.
+        """
+        calibration = numbers_of(self.calibration)
         data = {name: value for name, value in self.data.items() if name != "dataset" or not is_local_path(value)}
         return replace(
             self,
             data={name: without_local_paths(value) for name, value in data.items()},
             training={name: without_local_paths(value) for name, value in self.training.items()},
             backbone=self.backbone | {"name_or_path": hub_id(self.backbone.get("name_or_path"))},
+            metrics=numbers_of(self.metrics),
+            untuned_metrics=numbers_of(self.untuned_metrics),
+            transfer={name: numbers_of(metrics) for name, metrics in self.transfer.items()},
+            history={name: points_of(curve) for name, curve in self.history.items()},
+            calibration=calibration if len(calibration) == len(self.calibration) else {},
         )
 
     @classmethod
@@ -128,21 +134,6 @@ class PromptInfo:
         for name, value in kept.items():
             CHECKS[name](name, value)
         return cls(template=None if template is None else _template(template), **kept)
-
-
-def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics that are finite numbers, as Python numbers. A prompt's files and its card hold no others.
-
-    An array or tensor of one number counts as a number. Lists, texts, NaN and infinity are left out.
-    """
-    numbers: dict[str, float] = {}
-    for name, value in metrics.items():
-        size = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
-        if size == 1 and hasattr(value, "item"):
-            value = value.item()
-        if isinstance(value, bool | int | float) and math.isfinite(value):
-            numbers[name] = int(value) if isinstance(value, int) and abs(value) < 2**63 else float(value)
-    return numbers
 
 
 JSON_TYPES = {Mapping: dict, Sequence: list, ChatFormat: dict}

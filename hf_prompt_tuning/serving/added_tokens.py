@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError
 from ..layouts.sharing import of_all_parts
-from ..layouts.traits import has_per_layer_inputs, token_scale
+from ..layouts.traits import encoder_matrix, has_per_layer_inputs, token_scale
 from ..models.backbone import is_from_gguf
 from .output_rows import FAR, bias_of
 
@@ -33,6 +33,11 @@ def check_extensible(backbone: PreTrainedModel) -> None:
             "the backbone's weights are spread over processes, or lie on the disk; load it whole, without device_map."
         )
     output, embed = backbone.get_output_embeddings(), backbone.get_input_embeddings()
+    if encoder_matrix(backbone) is not embed.weight:
+        raise PromptTuningError(
+            f"{name} has its embedding matrix twice, once for its encoder, so that a token has no single row; load it "
+            "with tie_word_embeddings=True, or serve it with transformers."
+        )
     if not isinstance(output, nn.Linear) or len(output.weight) != len(embed.weight):
         shape = list(output.weight.shape) if isinstance(output, nn.Linear) else type(output).__name__
         raise PromptTuningError(

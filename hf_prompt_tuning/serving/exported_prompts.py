@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.template import PromptTemplate
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
-from ..models.load import check_for_one, load_prompt
+from ..layouts.sharing import of_all_parts
+from ..models.load import check_for_one, for_other_prompts, load_prompt
 from ..models.model_classes import check_writes_text
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.info import PromptInfo
@@ -94,6 +95,7 @@ def load_prompts(
         if backbone is not None or load:
             name = "backbone" if backbone is not None else next(iter(load))
             raise PromptTuningError(f"{name} is given, and the prompts are on a backbone already; leave it out.")
+        prompts = of_all_parts(prompts).eval()  # dropout would change what is measured; the caller's keeps its mode
         names = {_checked(name): name for name in prompts.peft_config}
         tokenizer = _needed(tokenizer, prompts.base_model)
         return [ExportedPrompt(name, prompts, adapter, tokenizer) for name, adapter in names.items()]
@@ -105,7 +107,7 @@ def load_prompts(
         check_writes_text(loaded.model)
         backbone, tokenizer = loaded.model.get_base_model(), _needed(loaded.tokenizer, backbone)
         exported.append(ExportedPrompt(name, loaded.model, "default", tokenizer))
-        load = {key: value for key, value in load.items() if key in ("token", "cache_dir", "ignore_mismatch")}
+        load = for_other_prompts(load)
     return exported
 
 
@@ -113,7 +115,7 @@ def named_prompts(prompts: str | Path | Iterable[str | Path] | Mapping[str, str 
     """Return the folders or Hub ids of prompts by name. Raise PromptTuningError as `load_prompts` does."""
     if isinstance(prompts, Mapping):
         return by_name(prompts.items())
-    listed = [prompts] if isinstance(prompts, str | Path) else list(prompts)
+    listed = [prompts] if isinstance(prompts, str | Path) or not isinstance(prompts, Iterable) else list(prompts)
     return by_name((_last_part(prompt), prompt) for prompt in listed)
 
 
@@ -134,7 +136,9 @@ def by_name(pairs: Iterable[tuple[str, str | Path]]) -> dict[str, str | Path]:
 
 def _last_part(prompt: Any) -> str:
     if not isinstance(prompt, str | Path):
-        raise PromptTuningError(f"a prompt is given as a {type(prompt).__name__}; give a folder or a Hub id.")
+        raise PromptTuningError(
+            f"a prompt is given as a {type(prompt).__name__}; give a folder or a Hub id, or a model of this package."
+        )
     return Path(prompt).resolve().name if Path(prompt).exists() else Path(prompt).name
 
 

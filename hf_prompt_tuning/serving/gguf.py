@@ -14,18 +14,21 @@ from ..errors import PromptTuningError
 from ..models.soft_prompts import SoftPrompts
 from .added_tokens import check_extensible, embedding_rows
 from .exported_prompts import ExportedPrompt, Prompts, load_prompts
-from .gguf_file import EMBEDDING, OUTPUT, GGUFFile, Matrix, as_matrix
+from .gguf_file import EMBEDDING, OUTPUT, TOKENS, GGUFFile, Matrix, as_matrix
 from .measured_export import rows_of
 from .output_rows import bias_of
-from .prompt_texts import PromptText, RowTexts, prompt_text, special_around, with_tokens
-from .sample_texts import SAMPLE_TEXTS
+from .prompt_texts import PromptText, RowTexts, chat_template_of, prompt_text, special_around, with_tokens
+from .sample_texts import SAMPLE_TEXTS, checked_texts
 from .tokens import check_ids, check_is_not_of, checked_folder, unfinished, with_prompts, write_prompts
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Architectures of which llama.cpp looks up rows as they are, and reads an output matrix if there is one."""
 TYPES = ("F32", "F16", "Q8_0")
-WITH_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "tekken", "chameleon")
+WITH_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")
+WITH_BOS += ("tekken", "chameleon")
 """Names of byte-level tokenizers that write BOS in llama.cpp where a file does not say whether they do."""
+USUAL_IDS = {"llama": (1, 2), "gpt2": (11, 11)}
+"""The ids of BOS and EOS in llama.cpp where a file does not say them, by the kind of its tokenizer."""
 
 
 def export_gguf(
@@ -41,7 +44,8 @@ def export_gguf(
     """Write a backbone's GGUF file again, with prompts as tokens of its vocabulary, and a `prompt.json` beside it.
 
     The embedding matrix is stored in `embedding_type`. The output matrix keeps its type, and is one of its own. The
-    lists of tokens are longer. All else is the same, byte for byte.
+    lists of tokens are longer. The chat template is that of training, if the prompts were trained on chats. All else
+    is the same, byte for byte.
 
     Args:
         prompts: as in `export_tokens`, trained on the backbone as transformers reads it from the file.
@@ -52,13 +56,12 @@ def export_gguf(
         **load: passed to `load_prompt`.
 
     Raises:
-        PromptTuningError: as in `export_tokens`; or the file is damaged, of several parts, of another backbone, or of
-            an architecture that is not known to work; or its output matrix is of a type that cannot be written.
+        PromptTuningError: as in `export_tokens`; or the file is damaged, of several parts, no whole model, of another
+            backbone, or of an architecture that is not known to work; or its output matrix, or a list of its tokens,
+            is of a type that cannot be written.
     """
-    file, folder = _opened(gguf_file, embedding_type), checked_folder(out)
-    if not isinstance(prompts, SoftPrompts):
-        load |= {"backbone": file.path.parent, "gguf_file": file.path.name}
-    exported = load_prompts(prompts, tokenizer=tokenizer, **load)
+    file, folder, texts = _opened(gguf_file, embedding_type), checked_folder(out), checked_texts(texts)
+    exported = _loaded(prompts, file, load | {"tokenizer": tokenizer})
     base, own = exported[0].model.get_base_model(), exported[0].tokenizer
     check_extensible(base)
     _check_same(file, base)
@@ -73,10 +76,20 @@ def export_gguf(
     vectors = torch.cat([embedding_rows(prompt.vectors, base) for prompt in exported]).float().cpu().numpy()
     matrices = _matrices(file, served, vectors, embedding_type)
     with unfinished(folder) as made:
-        file.write(made / file.path.name, [token for prompt in exported for token in prompt.tokens], matrices)
+        tokens = [token for prompt in exported for token in prompt.tokens]
+        file.write(made / file.path.name, tokens, matrices, chat_template_of(exported))
         error = _error(matrices[EMBEDDING], vectors)
         write_prompts(made, file.path.stem, exported, ids, forms, measured, error)
     return folder
+
+
+def _loaded(prompts: Prompts, file: GGUFFile, load: dict[str, Any]) -> list[ExportedPrompt]:
+    """Load prompts on the file's backbone. Raise PromptTuningError if another one is given."""
+    if "backbone" in load:
+        raise PromptTuningError("backbone is given, and gguf_file is the backbone; leave it out.")
+    if not isinstance(prompts, SoftPrompts):
+        load |= {"backbone": file.path.parent, "gguf_file": file.path.name}
+    return load_prompts(prompts, **load)
 
 
 def _opened(gguf_file: str | Path, embedding_type: str) -> GGUFFile:
@@ -92,6 +105,11 @@ def _opened(gguf_file: str | Path, embedding_type: str) -> GGUFFile:
         raise PromptTuningError(
             f"{file.path.name} is of the architecture {architecture!r}, and tokens are added to "
             f"{', '.join(ARCHITECTURES)}; export a checkpoint (export_tokens) and convert it with llama.cpp."
+        )
+    if EMBEDDING not in file.tensors or TOKENS not in file.reader.fields:
+        raise PromptTuningError(
+            f"{file.path.name} has no {EMBEDDING if EMBEDDING not in file.tensors else TOKENS}, so it is no whole "
+            "model (an adapter, or a part of one); give the backbone's file."
         )
     return file
 
@@ -147,10 +165,10 @@ def _special_of(file: GGUFFile) -> tuple[list[int], list[int]]:
     kind, name = file.value("tokenizer.ggml.model"), file.value("tokenizer.ggml.pre")
     bos, eos = file.value("tokenizer.ggml.add_bos_token"), file.value("tokenizer.ggml.add_eos_token")
     bos = (kind == "llama" or name in WITH_BOS) if bos is None else bos
-    return (
-        [file.value("tokenizer.ggml.bos_token_id")] if bos else [],
-        [file.value("tokenizer.ggml.eos_token_id")] if eos else [],
-    )
+    usual = USUAL_IDS.get(kind, USUAL_IDS["gpt2"])
+    named = [file.value(f"tokenizer.ggml.{token}_token_id") for token in ("bos", "eos")]
+    ids = [own if own is not None else other for own, other in zip(named, usual, strict=True)]
+    return ids[:1] if bos else [], ids[1:] if eos else []
 
 
 def _as_stored(file: GGUFFile) -> Callable[[Tensor], Tensor]:

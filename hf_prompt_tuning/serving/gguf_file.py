@@ -1,7 +1,8 @@
-"""Write a GGUF file again with more tokens. All that is not about tokens stays as it is, byte for byte.
+"""Write a GGUF file again with more tokens. All that is not about tokens or chats stays as it is, byte for byte.
 
 magic, version, number of tensors, number of values
-values by key                     tokenizer.ggml.tokens, .token_type and .scores become longer
+values by key                     tokenizer.ggml.tokens, .token_type and .scores become longer; tokenizer.chat_template
+                                  is that of training
 names, shapes, types and offsets  those of token_embd.weight and output.weight change; all offsets are new
 data, each tensor aligned         token_embd.weight and output.weight are written anew
 """
@@ -24,7 +25,10 @@ CONTROL, SCORE = 3, -1000.0
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Newer versions of llama.cpp never sample these ids; older ones do not know them."""
 EXTENDED = {TOKENS, "tokenizer.ggml.token_type", "tokenizer.ggml.scores", SUPPRESSED}
-INT32, ARRAY = 5, 9
+CHAT_TEMPLATE = "tokenizer.chat_template"
+INT32, STRING, ARRAY = 5, 8, 9
+NUMBERS = dict(enumerate("BbHhIif")) | {10: "Q", 11: "q", 12: "d"}
+"""The types of numbers by their ids in GGUF, as `struct` names them."""
 
 
 @dataclass(frozen=True)
@@ -123,21 +127,20 @@ class GGUFFile:
         data = np.ascontiguousarray(tensor.data).view(np.uint8)
         return Matrix(tensor.tensor_type, data.reshape(int(tensor.shape[1]), -1))
 
-    def write(self, out: Path, tokens: Sequence[str], matrices: dict[str, Matrix]) -> None:
-        """Write the file again with more tokens, and other data of some tensors, new ones at the end."""
+    def write(
+        self, out: Path, tokens: Sequence[str], matrices: dict[str, Matrix], chat_template: str | None = None
+    ) -> None:
+        """Write the file again with more tokens, and other data of some tensors, new ones at the end.
+
+        A `chat_template` takes the place of the file's. Raise PromptTuningError if a value that tells of tokens is of
+        a type that cannot tell of more.
+        """
         names = [*self.tensors, *(name for name in matrices if name not in self.tensors)]
         sizes = {n: matrices[n].data.nbytes if n in matrices else int(self.tensors[n].n_bytes) for n in names}
-        fields = [f for f in self.reader.fields.values() if not f.name.startswith("GGUF.")]
-        alignment, offset = self.reader.alignment, 0
+        values, alignment, offset = self._values(tokens, chat_template), self.reader.alignment, 0
         with out.open("wb") as file:
-            is_new = SUPPRESSED not in self.reader.fields
-            file.write(
-                b"GGUF" + struct.pack("<IQQ", int(self.value("GGUF.version")), len(names), len(fields) + is_new)
-            )
-            for field in fields:
-                file.write(self._value(field.name, b"".join(part.tobytes() for part in field.parts), tokens))
-            if is_new:
-                file.write(self._value(SUPPRESSED, _text(SUPPRESSED) + struct.pack("<IIQ", ARRAY, INT32, 0), tokens))
+            file.write(b"GGUF" + struct.pack("<IQQ", int(self.value("GGUF.version")), len(names), len(values)))
+            file.writelines(values)
             for name in names:
                 file.write(self._info(name, matrices.get(name), offset))
                 offset += -(-sizes[name] // alignment) * alignment
@@ -149,22 +152,31 @@ class GGUFFile:
                     np.ascontiguousarray(self.tensors[name].data).tofile(file)
             _pad(file, alignment)
 
+    def _values(self, tokens: Sequence[str], chat_template: str | None) -> list[bytes]:
+        """Return the bytes of each value with its key, those that tell of tokens longer by `tokens`."""
+        fields = {key: field for key, field in self.reader.fields.items() if not key.startswith("GGUF.")}
+        raw = {key: b"".join(part.tobytes() for part in field.parts) for key, field in fields.items()}
+        raw.setdefault(SUPPRESSED, _text(SUPPRESSED) + struct.pack("<IIQ", ARRAY, INT32, 0))
+        if chat_template is not None:
+            raw[CHAT_TEMPLATE] = _text(CHAT_TEMPLATE) + struct.pack("<I", STRING) + _text(chat_template)
+        return [self._value(key, value, tokens) for key, value in raw.items()]
+
     def _value(self, key: str, raw: bytes, tokens: Sequence[str]) -> bytes:
         """Return the bytes of a value with its key, longer by `tokens` if it tells of tokens."""
+        first, new, place = len(self.tokens), len(tokens), 8 + len(key.encode())  # the type stands behind the key
         if key == f"{self.value('general.architecture')}.vocab_size":
-            return raw[:-4] + struct.pack("<I", len(self.tokens) + len(tokens))
+            (kind,) = struct.unpack_from("<I", raw, place)
+            return raw[: place + 4] + _numbers([first + new], kind, key)
         if key not in EXTENDED:
             return raw
-        first, new = len(self.tokens), len(tokens)
-        added = {
-            TOKENS: b"".join(map(_text, tokens)),
-            "tokenizer.ggml.token_type": struct.pack("<i", CONTROL) * new,
-            "tokenizer.ggml.scores": struct.pack("<f", SCORE) * new,
-            SUPPRESSED: struct.pack(f"<{new}i", *range(first, first + new)),
+        _, kind, length = struct.unpack_from("<IIQ", raw, place)
+        numbers = {
+            "tokenizer.ggml.token_type": [CONTROL] * new,
+            "tokenizer.ggml.scores": [SCORE] * new,
+            SUPPRESSED: range(first, first + new),
         }
-        count = 8 + len(key.encode()) + 4 + 4  # behind the key, and the types of the value and of its items
-        (length,) = struct.unpack_from("<Q", raw, count)
-        return raw[:count] + struct.pack("<Q", length + new) + raw[count + 8 :] + added[key]
+        added = b"".join(map(_text, tokens)) if key == TOKENS else _numbers(numbers[key], kind, key)
+        return raw[: place + 8] + struct.pack("<Q", length + new) + raw[place + 16 :] + added
 
     def _info(self, name: str, matrix: Matrix | None, offset: int) -> bytes:
         """Return the name, shape, type and offset of a tensor. A new matrix has the embedding's width."""
@@ -178,6 +190,17 @@ class GGUFFile:
 
 def _text(text: str) -> bytes:
     return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _numbers(values: Sequence[float], kind: int, key: str) -> bytes:
+    """Return numbers in a type of GGUF. Raise PromptTuningError if it cannot hold them."""
+    try:
+        return struct.pack(f"<{len(values)}{NUMBERS[kind]}", *values)
+    except (KeyError, struct.error) as error:
+        raise PromptTuningError(
+            f"{key} is of GGUF's type {kind}, which cannot hold {values[-1]}; convert the model again, so that it has "
+            "the types that llama.cpp writes."
+        ) from error
 
 
 def _pad(file: BinaryIO, alignment: int) -> None:

@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 
 from ..data.heads import without_head
 from ..errors import PromptTuningError
+from ..layouts.traits import max_positions
 from .exported_prompts import ExportedPrompt
 from .output_rows import recorded_states
 from .prompt_texts import RowTexts
+from .sample_texts import SAMPLE_TEXTS
 
 REACH = 2.0**-24
 """The largest probability of all added tokens together: half a unit in the last place of an fp32 probability."""
@@ -87,9 +89,12 @@ class Measured:
 
 
 def rows_of(prompts: Sequence[ExportedPrompt], ids: dict[str, list[int]], texts: Sequence[str]) -> list[Row]:
-    """Return the texts that are measured: all without a prompt, and some of them behind each, in turn."""
-    tokenizer = prompts[0].tokenizer
-    rows = []
+    """Return the texts that are measured: all without a prompt, and some of them behind each, in turn.
+
+    Raise PromptTuningError if a caller's text has no tokens, or more than the backbone has positions.
+    """
+    tokenizer, limit = prompts[0].tokenizer, max_positions(prompts[0].model.get_base_model())
+    rows: list[Row] = []
     for number, text in enumerate(texts):
         plain = tokenizer(text)["input_ids"]
         rows.append(Row(text, None, plain, plain, fits=number % 2 == 0))
@@ -101,7 +106,23 @@ def rows_of(prompts: Sequence[ExportedPrompt], ids: dict[str, list[int]], texts:
             served = [*head, *ids[prompt.name], *without_head(own, head)]
             # Behind a prompt's vectors, and in a chat, a hidden state may be like none of a bare text.
             rows.append(Row(text, prompt, own, served, fits=number % 2 == 0))
-    return rows
+    return [row for row in rows if _fits(row, limit)]
+
+
+def _fits(row: Row, limit: int | None) -> bool:
+    """Tell whether a row is measured: a long sample text is not, if the backbone has no room for it.
+
+    Raise PromptTuningError for a caller's text without room or without tokens, and for the shortest sample text.
+    """
+    if row.served and (limit is None or len(row.served) <= limit):
+        return True
+    if row.served and row.text in SAMPLE_TEXTS[:-1]:
+        return False
+    counted = f"{len(row.served)} tokens{' with the prompt' if row.prompt else ''}"
+    raise PromptTuningError(
+        f"the text {row.text[:40]!r} has {counted}, and is measured on 1 or more"
+        f"{'' if limit is None else f', at most {limit}'}; give other texts, or a shorter prompt."
+    )
 
 
 def states_to_fit(served: PreTrainedModel, rows: Iterable[Row]) -> list[Tensor]:

@@ -158,13 +158,16 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[ExportedPr
     extended = copy.deepcopy(tokenizer)
     added = [AddedToken(token, special=True, normalized=False, lstrip=False, rstrip=False) for token in tokens]
     extended.add_tokens(added, special_tokens=True)
-    if (chat_template := _chat_template(prompts)) is not None:
+    if (chat_template := chat_template_of(prompts)) is not None:
         extended.chat_template = chat_template
     return extended
 
 
-def _chat_template(prompts: Sequence[ExportedPrompt]) -> str | None:
-    """Return the chat template that the prompts were trained with. Raise PromptTuningError if they have several."""
+def chat_template_of(prompts: Sequence[ExportedPrompt]) -> str | None:
+    """Return the chat template that the prompts were trained with, None without one.
+
+    Raise PromptTuningError if they have several.
+    """
     templates: dict[str, str] = {}
     for prompt in prompts:
         chat = getattr(prompt.encoder().template, "chat", None)

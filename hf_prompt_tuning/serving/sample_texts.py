@@ -1,5 +1,9 @@
 """Texts of many kinds, on which an export measures that its added tokens are never written."""
 
+from collections.abc import Iterable
+
+from ..errors import PromptTuningError
+
 SAMPLE_TEXTS = (
     "The parcel that I ordered two weeks ago has still not arrived, and nobody answers the phone.",
     "Thank you for the quick help yesterday! Everything works again.",
@@ -31,3 +35,14 @@ SAMPLE_TEXTS = (
     "a",
 )
 """Their even ones fit the output rows of the added tokens, and all of them check these rows."""
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """Return a caller's texts. Raise PromptTuningError for a single text, and for an item without anything to read."""
+    if isinstance(texts, str):
+        raise PromptTuningError(f"texts is the text {texts!r:.80}; give a list of texts.")
+    listed = list(texts)
+    for text in listed:
+        if not isinstance(text, str) or not text.strip():
+            raise PromptTuningError(f"texts has {text!r:.80}; give texts that are not empty.")
+    return listed

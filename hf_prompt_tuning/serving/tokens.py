@@ -6,6 +6,7 @@ in its batches, and its prefix cache shares the keys and values of each prompt.
 """
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from .exported_prompts import ExportedPrompt, Prompts, load_prompts
 from .measured_export import Measured, Row, measure, rows_of, states_to_fit
 from .output_rows import RADII, bias_of, fitted_row
 from .prompt_texts import PromptText, RowTexts, prompt_text, request, with_tokens
-from .sample_texts import SAMPLE_TEXTS
+from .sample_texts import SAMPLE_TEXTS, checked_texts
 
 PROMPTS_FILE = "prompt.json"
 
@@ -63,7 +64,7 @@ def export_tokens(
         PromptLoadError: as in `load_prompt`.
         PromptMismatchError: the prompts are of different backbones.
     """
-    folder = checked_folder(out)
+    folder, texts = checked_folder(out), checked_texts(texts)
     exported = load_prompts(prompts, backbone, tokenizer, **load)
     base, own = exported[0].model.get_base_model(), exported[0].tokenizer
     check_extensible(base)
@@ -117,7 +118,18 @@ def checked_folder(out: str | Path) -> Path:
         raise PromptTuningError(f"{str(out)!r} holds other files than an export; give a new folder.")
     if folder.is_mount():
         raise PromptTuningError(f"{str(out)!r} is a mount point, which cannot be replaced; give a folder in it.")
+    check_writable(folder.resolve().parent)
     return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Raise PromptTuningError if nothing can be written into a folder, or it cannot be made."""
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is no folder"
+        raise PromptTuningError(
+            f"nothing can be written in {str(folder)!r}: {str(there)!r} {why}; give another folder."
+        )
 
 
 def check_is_not_of(base: PreTrainedModel, folder: Path) -> None:
@@ -149,9 +161,7 @@ def unfinished(folder: Path) -> Iterator[Path]:
     before = made.with_name(f"{made.name}-before")
     try:
         yield made
-        # safetensors writes files that their owner alone may read, and a server may be another user.
-        for path in (made, *made.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        let_others_read(made)
         if folder.exists():
             folder.rename(before)
         made.rename(folder)
@@ -162,6 +172,12 @@ def unfinished(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def let_others_read(folder: Path) -> None:
+    """Let all users read an export. safetensors writes files for their owner alone, and a server may be another."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def check_ids(ids: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel) -> None:

@@ -7,28 +7,33 @@ client concatenates prompt and text. From the backbone it needs only the embeddi
 import base64
 import io
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import row_tokenizer
 from ..data.heads import needs_system_turn, without_head
 from ..data.tokenization import PromptTokenizer
 from ..data.unwritten import UnwrittenWarning
-from ..errors import PromptTuningError
+from ..errors import PromptLoadError, PromptTuningError
+from ..hub.backbones import load_tokenizer
 from ..hub.files import open_tensors
 from ..layouts.sharing import whole
 from ..models.causal_lm import PromptTuningModelForCausalLM
 from ..models.load import load_prompt
 from ..prompts.files import read_json
-from ..prompts.info import INFO_FILE, PromptInfo
+from ..prompts.info import INFO_FILE, RESULTS_FILE, PromptInfo
+from .tokens import check_writable, let_others_read
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
+TOKENIZER = "tokenizer"
 
 
 def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Path, **load: Any) -> Path:
@@ -37,58 +42,94 @@ def export_vllm(prompt: str | Path | PromptTuningModelForCausalLM, out: str | Pa
     Args:
         prompt: a Hub id or folder, or a model, of which the active prompt is exported (then pass `tokenizer`).
         out: the folder: new, empty, or an earlier export, whose files are replaced.
-        **load: passed to `load_prompt`.
+        **load: passed to `load_prompt`; of a model, `tokenizer` alone.
 
     Returns:
         The folder, for `VllmPrompt.load`.
 
     Raises:
         PromptTuningError: the model is an encoder-decoder, the template or the tokenizer is missing, or the backbone
-            changes its embeddings after the lookup (Gemma), which a server may do a second time; or `out` holds
-            something else.
+            changes its embeddings after the lookup (Gemma), which a server may do a second time; `out` holds
+            something else, or cannot be written; or an option is for loading a prompt that is loaded.
         PromptLoadError: as in `load_prompt`.
     """
-    folder = _checked_folder(out)
-    if isinstance(prompt, str | Path):
-        model, tokenizer, template = load_prompt(prompt, **load)
-    else:
-        model, tokenizer, template = prompt, load.get("tokenizer"), prompt.info.template
-    if not isinstance(model, PromptTuningModelForCausalLM):
-        raise PromptTuningError(
-            f"the prompt is of a {type(model).__name__}; vLLM takes embeddings for causal models alone."
-        )
-    if tokenizer is None or template is None:
-        lacks, advice = "template", "set it as the model's info.template"
-        if tokenizer is None:
-            lacks, advice = "tokenizer", "give tokenizer=…"
-        raise PromptTuningError(f"the prompt has no {lacks}, without which rows cannot be told to it; {advice}.")
+    folder = checked_place(out)
+    model, tokenizer = _loaded(prompt, load)
     embed = model.word_embeddings
     with whole(embed):
-        probe = torch.arange(min(8, embed.num_embeddings), device=embed.weight.device)
-        if not torch.equal(embed.forward(probe), embed.weight[probe]):
+        weight = embed.weight.detach().cpu()  # before a lookup, after which accelerate may take it off its device
+        probe = torch.arange(min(8, embed.num_embeddings))
+        if not torch.equal(embed.forward(probe.to(embed.weight.device)).cpu(), weight[probe]):
             raise PromptTuningError(
                 f"{type(model.base_model).__name__} changes its embeddings after looking them up, and a server may do "
                 "so with those that it is given. Serve it with transformers."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    weight = embed.weight.detach().cpu()
     head = weight[list(model.active_peft_config.head)]
-    save_file(
-        {"prompt": torch.cat([head, model.prompt.detach().to(head).cpu()]), "embedding": weight.contiguous()},
-        folder / EMBEDDINGS_FILE,
-    )
-    model.info.write(folder)
-    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    tensors = {"prompt": torch.cat([head, model.prompt.detach().to(head).cpu()]), "embedding": weight.contiguous()}
+    with _replaced(folder) as made:
+        save_file(tensors, made / EMBEDDINGS_FILE)
+        model.info.write(made)
+        tokenizer.save_pretrained(made / TOKENIZER)
     return folder
 
 
-def _checked_folder(out: str | Path) -> Path:
-    """Return the folder of an export. Raise PromptTuningError if it holds something else."""
+def _loaded(prompt: Any, load: dict[str, Any]) -> tuple[PromptTuningModelForCausalLM, PreTrainedTokenizerBase]:
+    """Return the model and the tokenizer of a prompt that is to be exported. Raise PromptTuningError as said there."""
+    is_model = not isinstance(prompt, str | Path)
+    model, tokenizer, _ = (prompt, load.get("tokenizer"), None) if is_model else load_prompt(prompt, **load)
+    if not isinstance(model, PromptTuningModelForCausalLM):
+        raise PromptTuningError(
+            f"the prompt is of a {type(model).__name__}; vLLM takes embeddings for causal models alone."
+        )
+    if is_model and (others := [name for name in load if name != "tokenizer"]):
+        raise PromptTuningError(f"{others[0]} is given, and the prompt is on a backbone already; leave it out.")
+    if tokenizer is None or model.info.template is None:
+        lacks, advice = "template", "set it as the model's info.template"
+        if tokenizer is None:
+            lacks, advice = "tokenizer", "give tokenizer=…"
+        raise PromptTuningError(f"the prompt has no {lacks}, without which rows cannot be told to it; {advice}.")
+    return model, tokenizer
+
+
+def checked_place(out: str | Path) -> Path:
+    """Return an export's folder. Raise PromptTuningError if it holds something else, or cannot be written."""
     folder = Path(out)
-    if folder.exists() and not (folder / EMBEDDINGS_FILE).is_file() and any(folder.iterdir()):
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / EMBEDDINGS_FILE).is_file():
         raise PromptTuningError(f"{str(out)!r} holds other files than an export; give a new folder.")
+    check_writable(folder.resolve())
     return folder
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Yield a folder, of which all goes into `folder` at the end, in place of an earlier export's files.
+
+    After an error the earlier export is there, whole. Other files stay.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
+    try:
+        yield made
+        let_others_read(made)
+        # Without its embeddings an export does not load. So a crash in between leaves no mixture of two that would.
+        for name in (EMBEDDINGS_FILE, INFO_FILE, RESULTS_FILE):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
+        for part in sorted(made.iterdir(), key=lambda part: part.name == EMBEDDINGS_FILE):
+            part.replace(folder / part.name)
+    except BaseException:
+        shutil.rmtree(folder if is_new else made, ignore_errors=True)
+        raise
+    made.rmdir()
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load an export's tokenizer. Raise PromptLoadError if it is missing or damaged."""
+    if not folder.is_dir():  # transformers would ask the Hub for a repository of that name
+        raise PromptLoadError(f"{str(folder)!r}, the export's tokenizer, is not there; export it again.")
+    return load_tokenizer(str(folder), None, {}, "Export it again.")
 
 
 class VllmPrompt:
@@ -120,7 +161,7 @@ class VllmPrompt:
         info = read_json(folder / INFO_FILE, PromptInfo.from_json)
         with open_tensors(folder / EMBEDDINGS_FILE, "is not whole", "; export it again.") as tensors:
             prompt, embedding = tensors.get_tensor("prompt"), tensors.get_tensor("embedding")
-        tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(folder / "tokenizer")
+        tokenizer = tokenizer if tokenizer is not None else _tokenizer(folder / TOKENIZER)
         head, position = info.place.get("head_token_ids", ()), info.place.get("prompt_position")
         always_system = needs_system_turn(position, info.template.chat, tokenizer, head)
         return cls(prompt, embedding, row_tokenizer(info.template, tokenizer, False, always_system), head)
@@ -150,8 +191,8 @@ class VllmPrompt:
             **options: options of the API: `max_tokens`, `temperature`, …; in `extra_body` those of vLLM's own.
 
         Returns:
-            The client's arguments. `prompt` is empty, and the embeddings are in `extra_body`, for chats with the token
-            that ends a turn.
+            The client's arguments. `prompt` is empty, and the embeddings are in `extra_body`, with the token that ends
+            a target.
 
         Raises:
             PromptTuningError: an option would take the place of the embeddings.
@@ -164,6 +205,7 @@ class VllmPrompt:
         limit = self.coder.template.max_target_length
         defaults: dict[str, Any] = {"temperature": 0.0} | ({} if limit is None else {"max_tokens": limit})
         body: dict[str, Any] = {"prompt_embeds": self.payload(row)}
-        if self.coder.end_ids:
-            body["stop_token_ids"] = list(dict.fromkeys([*self.coder.end_ids, *own.pop("stop_token_ids", ())]))
+        # Plain text ends with the tokenizer's EOS, which the server's generation config may not know.
+        ends = self.coder.end_ids or [self.coder.tokenizer.eos_token_id]
+        body["stop_token_ids"] = list(dict.fromkeys([*ends, *own.pop("stop_token_ids", ())]))
         return defaults | {"model": model, "prompt": "", "extra_body": own | body} | options

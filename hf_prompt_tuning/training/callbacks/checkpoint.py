@@ -16,7 +16,7 @@ from ...errors import PromptLoadError
 from ...hub.files import open_tensors
 from ...models.soft_prompts import SoftPrompts
 from ...prompts.files import checked
-from ...prompts.info import numbers_of
+from ...prompts.json_files import numbers_of
 from .watched import prompt_vectors, watched
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """The command `hf-prompt-tuning export`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ def test_vllm(folders):
     export.main([f"{folders}/prompts", f"{folders}/prompts/other", "--to", "vllm", f"{folders}/both", *backbone])
     assert len(VllmPrompt.load(folders / "both/other").prompt) == 5
     assert len(VllmPrompt.load(folders / "both/prompts").prompt) == 3
+    for folder in ("both/prompts", "both/other"):  # of several, nothing is written if the last one cannot be
+        (folders / folder / "embeddings.safetensors").unlink()
+    (folders / "both/prompts/prompt_tuning.json").unlink()
+    shutil.rmtree(folders / "both/prompts/tokenizer")
+    with pytest.raises(PromptTuningError, match=r"both/other' holds other files than an export"):
+        export.main([f"{folders}/prompts", f"{folders}/prompts/other", "--to", "vllm", f"{folders}/both", *backbone])
+    assert not list((folders / "both/prompts").iterdir())
 
 
 def test_gguf(monkeypatch, capsys):

@@ -311,7 +311,7 @@ def test_tasks_are_compared_by_their_means_and_by_all_pairs():
         compare_vectors({"a": a, "d": torch.ones(1, 3)})
 
 
-def test_folders_are_inspected_together(tokenizer, tmp_path, messages):
+def test_folders_are_inspected_together(tokenizer, tmp_path, messages, monkeypatch):
     other = PromptTemplate("{text}", target="{answer}")
     first, second = prompt_model(tokenizer), prompt_model(tokenizer, template=other, num_virtual_tokens=3)
     first.save_pretrained(tmp_path / "first")
@@ -331,6 +331,10 @@ def test_folders_are_inspected_together(tokenizer, tmp_path, messages):
     assert found.comparison.mean_cosine[0][1] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(PromptTuningError, match="a prompt is given twice"):
         inspect_prompt([paths[0], paths[0]], tokenizer, backbone=tiny_model("llama"))
+    given, load = [], type(first).load_adapter
+    monkeypatch.setattr(type(first), "load_adapter", lambda *args, **kw: given.append(kw) or load(*args, **kw))
+    inspect_prompt(paths, tokenizer, backbone=tiny_model("llama"), local_files_only=True, ignore_mismatch=True)
+    assert given == [{"local_files_only": True, "ignore_mismatch": True}]
 
 
 def test_all_prompts_of_a_model_and_the_model_as_it_was(tokenizer, messages):

@@ -58,3 +58,19 @@ def test_a_backbone_that_sees_is_loaded_by_its_own_class(tmp_path):
     file.write_text(json.dumps(described | {"data": described["data"] | {"processor": "LlavaProcessor"}}))
     with pytest.raises(PromptLoadError, match=r"with AutoModelForImageTextToText.from_pretrained\(…\) and give it as"):
         load_prompt(tmp_path / "prompt")
+
+
+def test_the_tokenizer_of_a_given_backbone_is_found_in_the_cache_that_is_named(tmp_path, tokenizer):
+    storage, commit = tmp_path / "cache/models--alice--base", "a" * 40
+    (storage / "refs").mkdir(parents=True)
+    (storage / "refs/main").write_text(commit)
+    made = tiny_model("llama")
+    made.save_pretrained(storage / "snapshots" / commit)
+    tokenizer.save_pretrained(storage / "snapshots" / commit)
+    config = PromptTuningConfig(num_virtual_tokens=2, prompt_tuning_init="RANDOM")
+    get_prompt_tuning_model(made, config).save_pretrained(tmp_path / "prompt")
+    cache = {"cache_dir": tmp_path / "cache"}
+    backbone = transformers.AutoModelForCausalLM.from_pretrained("alice/base", local_files_only=True, **cache)
+    loaded = load_prompt(tmp_path / "prompt", backbone=backbone, **cache)
+    assert loaded.tokenizer("never came")["input_ids"] == tokenizer("never came")["input_ids"]
+    assert load_prompt(tmp_path / "prompt", backbone=backbone).tokenizer is None

@@ -145,6 +145,14 @@ class Harmful:
             "a network of its own",
         ),
         ("p.pt", compressed, "no file of tensors alone, and others are not read: it is compressed"),
+        ("p.pt", lambda f: torch.save(VECTORS.to_sparse(), f), "holds a sparse, nested or empty"),
+        pytest.param(
+            "p.pt",
+            lambda f: torch.save(torch.nested.nested_tensor([VECTORS]), f),
+            "holds a sparse, nested or empty",
+            marks=pytest.mark.filterwarnings("ignore::UserWarning"),
+        ),
+        ("p.pt", lambda f: torch.save(VECTORS.to("meta"), f), "holds a sparse, nested or empty"),
         ("p.txt", lambda f: f.write_text("x"), "is of no known kind"),
         ("p.safetensors", lambda f: f.write_bytes(b"xx"), "not a whole safetensors file"),
         ("p", lambda f: f.mkdir(), "holds no prompt that is known here"),
@@ -156,11 +164,28 @@ def test_refusals(name, make, message, tmp_path):
         import_prompt(tmp_path / name)
 
 
+@pytest.mark.parametrize("format", [[1], "<P>{text}", {"template": [1]}])
+def test_a_config_of_ruprompts_that_is_none_is_refused_by_name(format, tmp_path):
+    path = saved("ruprompts", tmp_path)
+    (path / "prompt.json").write_text(json.dumps({"format": format}))
+    with pytest.raises(PromptLoadError, match=r"prompt\.json is not a prompt's prompt\.json: its format is "):
+        import_prompt(path)
+    (path / "prompt.json").write_text(json.dumps({"format": {"template": None}}))
+    assert torch.equal(import_prompt(path), VECTORS)
+
+
+def test_the_format_of_an_adapter_takes_its_file_too(tmp_path):
+    path = saved("peft adapter_model.bin", tmp_path)
+    assert torch.equal(import_prompt(path / "adapter_model.bin", format="peft"), VECTORS)
+
+
 def test_unknown_names(tmp_path):
     with pytest.raises(PromptLoadError, match=r"is not there; give a file or folder \(a Hub id goes to load_prompt\)"):
         import_prompt(tmp_path / "nowhere")
     with pytest.raises(PromptLoadError, match="format is 'x'; give one of peft, soft_embedding"):
         import_prompt(tmp_path, format="x")
+    with pytest.raises(PromptLoadError, match=r"format is \['peft'\]; give one of peft, soft_embedding"):
+        import_prompt(tmp_path, format=["peft"])
 
 
 def test_damaged_files_are_refused_or_read(tmp_path):

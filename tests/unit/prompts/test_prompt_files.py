@@ -1,6 +1,7 @@
 """A prompt's files are whole, or named as what is wrong."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -30,6 +31,44 @@ def test_round_trip(folder):
     assert source == str(folder)
     assert backbone["architecture"] == "LlamaForCausalLM" and backbone["num_layers"] == 2
     assert read_prompt(folder).info == info
+
+
+def test_numbers_that_json_does_not_have_are_in_no_file_and_no_card(tmp_path):
+    """A prompt with them could not be loaded again, and the Hub refuses a card with infinite results."""
+    model, nan = tiny_prompt_model("llama", num_virtual_tokens=3), float("nan")
+    model.info.metrics = {"eval_acc": 0.5, "eval_f1": nan, "eval_loss": float("inf")}
+    model.info.untuned_metrics = {"untuned_acc": nan}
+    model.info.transfer = {"other": {"acc": 0.25, "loss": nan}}
+    model.info.history = {"loss": [[1, nan], [2, torch.tensor(0.5)]]}
+    model.info.calibration = {"temperature": nan, "rows": 3, "ece": 0.1, "calibrated_ece": 0.1}
+    model.save_pretrained(tmp_path)
+    info, card = read_prompt(tmp_path).info, (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert info.metrics == {"eval_acc": 0.5} and info.untuned_metrics == {} and info.calibration == {}
+    assert info.transfer == {"other": {"acc": 0.25}} and info.history == {"loss": [[2, 0.5]]}
+    assert not re.search(r"\b(nan|inf)\b", card, re.IGNORECASE) and "| acc | 0.5000 |" in card
+    assert len(model.info.metrics) == 3 and len(model.info.history["loss"]) == 2  # the caller's stay
+
+
+def test_any_text_is_one_cell_of_the_cards_tables(tmp_path):
+    model = tiny_prompt_model("llama", num_virtual_tokens=3)
+    model.info.initialization = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a\rb\r\nc\u2028d|e"}
+    model.info.metrics, model.info.data, model.info.training = {"eval_a|b": 0.5}, {"c|d": "x"}, {"e|\nf": "y\r"}
+    model.save_pretrained(tmp_path)
+    lines = (tmp_path / "README.md").read_bytes().decode().split("\n")
+    for line in (
+        "| started from | the words “a b c d\\|e” |",
+        "| a\\|b | 0.5000 |",
+        "| c\\|d | x |",
+        "| e\\| f | y |",
+    ):
+        assert line in lines
+
+
+def test_an_empty_name_is_not_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert read_prompt(".").vectors.shape == (3, 32)
+    with pytest.raises(PromptLoadError, match="the prompt is ''; give a folder or a Hub id"):
+        read_prompt("")
 
 
 def declare(file, shape):

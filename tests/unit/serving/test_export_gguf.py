@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prompt_tuning import ChatFormat, ChatTemplate, PromptTuningError, export_gguf
 from hf_prompt_tuning.serving import measured_export
+from hf_prompt_tuning.serving.gguf import _special_of as special_of
 from tests.shared.architectures import tiny_backbone
 from tests.shared.exports import entries, fitted_rows, never_refuse, prompted
 from tests.shared.tiny_models import make_tokenizer, tiny_model
@@ -179,10 +180,91 @@ def test_a_bos_that_training_did_not_write_in_front_of_chats_is_refused(file, tm
     model = prompted(backbone, tokenizer, template, prompt_position="system")
     entry = entries(export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer))["other"]
     assert entry["endpoint"] == "/v1/chat/completions"
+    written = AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="tiny.gguf")
+    text = written.apply_chat_template(entry["request"]["messages"], add_generation_prompt=True, tokenize=False)
+    message = entry["request"]["messages"][-1]["content"]
+    ids = model.row_encoder(tokenizer, template, "other").content_ids(message)
+    head = len(model.peft_config["other"].head)
+    expected = [*ids[:head], *entry["token_ids"], *ids[head:]]
+    assert written(text, add_special_tokens=False)["input_ids"] == expected
     write_bos(path)
     with pytest.raises(PromptTuningError, match=r"llama\.cpp writes '.+' around every chat \(tiny\.gguf has add_bos"):
         export_gguf(model, tmp_path / "again", path, tokenizer=tokenizer)
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("theirs", [None, "{{ messages }}", CHATS])
+def test_the_server_writes_chats_as_training_did(theirs, file, tmp_path):
+    """llama-server reads the file's chat template, which need not be the one of training."""
+    path = file(values={"add_bos_token": False} | ({} if theirs is None else {"chat_template": theirs}))
+    backbone = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    template = ChatTemplate(chat=ChatFormat(chat_template=CHATS, system_message="Be kind."))
+    model = prompted(backbone, tokenizer, template, prompt_position="system", chat=template.chat)
+    folder = export_gguf(model, tmp_path / "out", path, tokenizer=tokenizer)
+    before, after = values(gguf.GGUFReader(path)), values(gguf.GGUFReader(folder / "tiny.gguf"))
+    assert after["tokenizer.chat_template"].endswith(CHATS.encode())
+    assert (before.get("tokenizer.chat_template") == after["tokenizer.chat_template"]) == (theirs == CHATS)
+    plain, tokenizer = model_of(path)
+    folder = export_gguf(plain, tmp_path / "plain", path, tokenizer=tokenizer)
+    after = values(gguf.GGUFReader(folder / "tiny.gguf"))
+    assert before.get("tokenizer.chat_template") == after.get("tokenizer.chat_template")
+
+
+def written(file, types):
+    """Write a file of two tokens with values of other types than llama.cpp's, and return it as it is read."""
+    from hf_prompt_tuning.serving.gguf_file import EMBEDDING, GGUFFile
+
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_token_list(["a", "b"])
+    for key, (value, kind) in types.items():
+        is_list = isinstance(value, list)
+        writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY if is_list else kind, sub_type=is_list and kind)
+    writer.add_tensor(EMBEDDING, torch.zeros(2, 32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GGUFFile(file)
+
+
+def test_values_keep_their_types(tmp_path):
+    kind = gguf.GGUFValueType
+    types = {
+        "llama.vocab_size": (2, kind.UINT64),
+        "tokenizer.ggml.token_type": ([1, 1], kind.UINT8),
+        "tokenizer.ggml.scores": ([0.5, 1.5], kind.FLOAT64),
+        "tokenizer.ggml.suppress_tokens": ([1], kind.INT64),
+        "general.tags": (["x", "y"], kind.STRING),
+    }
+    old = written(tmp_path / "old.gguf", types)
+    old.write(tmp_path / "new.gguf", ["c", "d"], {})
+    fields = gguf.GGUFReader(tmp_path / "new.gguf").fields
+    assert {key: (fields[key].contents(), fields[key].types[-1]) for key in types} == {
+        "llama.vocab_size": (4, kind.UINT64),
+        "tokenizer.ggml.token_type": ([1, 1, 3, 3], kind.UINT8),
+        "tokenizer.ggml.scores": ([0.5, 1.5, -1000.0, -1000.0], kind.FLOAT64),
+        "tokenizer.ggml.suppress_tokens": ([1, 2, 3], kind.INT64),
+        "general.tags": (["x", "y"], kind.STRING),
+    }
+    small = written(tmp_path / "small.gguf", {"tokenizer.ggml.suppress_tokens": ([1], kind.INT8)})
+    with pytest.raises(PromptTuningError, match=r"suppress_tokens is of GGUF's type 1, which cannot hold 201; "):
+        small.write(tmp_path / "none.gguf", ["x"] * 200, {})
+
+
+@pytest.mark.parametrize(
+    ("model", "pre", "ids"),
+    [
+        ("gpt2", "midm-2.0", ([11], [])),
+        ("gpt2", "qwen2", ([], [])),
+        ("llama", "default", ([1], [])),
+        ("llama", "lfm2", ([1], [])),
+    ],
+)
+def test_what_llama_cpp_writes_around_a_text_if_a_file_does_not_say(model, pre, ids, tmp_path):
+    kind = gguf.GGUFValueType.STRING
+    file = written(tmp_path / "a.gguf", {"tokenizer.ggml.model": (model, kind), "tokenizer.ggml.pre": (pre, kind)})
+    assert special_of(file) == ids
 
 
 def test_prompts_of_folders(file, tmp_path):
@@ -244,6 +326,17 @@ def test_refusals(file, tmp_path, monkeypatch):
     (tmp_path / "gpt2.gguf").write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0gemma", 1))
     with pytest.raises(PromptTuningError, match=r"gpt2\.gguf is of the architecture 'gemma', and tokens are added to"):
         export_gguf(model, tmp_path / "out", tmp_path / "gpt2.gguf", **given)
+    with pytest.raises(PromptTuningError, match="backbone is given, and gguf_file is the backbone; leave it out"):
+        export_gguf(tmp_path / "prompt", tmp_path / "out", path, backbone="elsewhere")
+    for name, tensor in (("token_embd.weight", "blk.0.lora_a"), ("tokenizer.ggml.tokens", "token_embd.weight")):
+        writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama")
+        writer.add_tensor(tensor, torch.zeros(2, 32).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with pytest.raises(PromptTuningError, match=rf"part\.gguf has no {name}, so it is no whole model"):
+            export_gguf(model, tmp_path / "out", tmp_path / "part.gguf", **given)
     monkeypatch.setattr(measured_export, "REACH", 2.0**-24)
     with pytest.raises(PromptTuningError, match=r"added tokens have a probability of"):
         export_gguf(model, tmp_path / "out", path, **given)

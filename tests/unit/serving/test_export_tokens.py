@@ -21,9 +21,10 @@ from hf_prompt_tuning import (
     PromptTuningError,
     export_tokens,
 )
-from hf_prompt_tuning.serving import tokens
+from hf_prompt_tuning.serving import exported_prompts, measured_export, tokens
 from hf_prompt_tuning.serving.added_tokens import embedding_rows
 from hf_prompt_tuning.serving.output_rows import fitted_row
+from hf_prompt_tuning.serving.sample_texts import SAMPLE_TEXTS
 from tests.shared.chat_templates import chat_tokenizer
 from tests.shared.exports import TEMPLATE, entries, fitted_rows, made, never_refuse, prompted, read_elsewhere
 from tests.shared.tiny_models import BART_LIKE, VOCAB, make_tokenizer, tiny_model
@@ -372,6 +373,64 @@ def test_a_mount_point_is_refused(tmp_path, monkeypatch, tokenizer):
         export_tokens(made("llama", tokenizer), tmp_path, tokenizer=tokenizer)
 
 
+def test_dropout_that_is_kept_for_training_is_not_measured(tmp_path, monkeypatch, tokenizer):
+    never_refuse(monkeypatch)
+    backbone = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    model = prompted(backbone, tokenizer, backbone_dropout=True).train()
+    entry = entries(export_tokens(model, tmp_path / "out", tokenizer=tokenizer))["other"]
+    assert entry["measured"]["logit_error"] < 1e-6
+    assert model.training and all(module.training for module in backbone.modules())
+
+
+def test_options_of_loading_hold_for_every_prompt(tmp_path, monkeypatch, tokenizer):
+    never_refuse(monkeypatch)
+    model = made("llama", tokenizer)
+    model.save_pretrained(tmp_path)
+    given, load = [], exported_prompts.load_prompt
+    monkeypatch.setattr(exported_prompts, "load_prompt", lambda *args, **kw: given.append(kw) or load(*args, **kw))
+    options = {"local_files_only": True, "cache_dir": tmp_path / "cache", "token": False, "ignore_mismatch": True}
+    model.get_base_model().save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    export_tokens({"a": tmp_path, "b": tmp_path / "other"}, tmp_path / "out", tmp_path / "backbone", **options)
+    assert [{name: kw[name] for name in options} for kw in given] == [options, options]
+
+
+def test_texts_that_nothing_can_be_measured_on(tmp_path, tokenizer):
+    model = made("gpt2", tokenizer)
+    for texts, message in (
+        ("never came", "texts is the text 'never came'; give a list of texts"),
+        (["never came", " \n"], r"texts has ' \\n'; give texts that are not empty"),
+        ([None], "texts has None; give texts"),
+        (["never came " * 99], r"the text 'never came .* has \d+ tokens, and is measured on 1 .*, at most 128"),
+    ):
+        with pytest.raises(PromptTuningError, match=message):
+            export_tokens(model, tmp_path / "out", tokenizer=tokenizer, texts=texts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sample_text_that_does_not_fit_behind_a_prompt_is_not_measured(tokenizer):
+    (prompt,) = exported_prompts.load_prompts(
+        prompted(tiny_model("gpt2"), tokenizer, lengths=(60,)), tokenizer=tokenizer
+    )
+    ids = {"default": list(range(400, 460))}
+    rows = measured_export.rows_of([prompt], ids, SAMPLE_TEXTS)
+    assert {row.text for row in rows if row.prompt} < {row.text for row in rows if not row.prompt} == set(SAMPLE_TEXTS)
+    assert all(len(row.served) <= 128 for row in rows)
+    long = prompted(tiny_model("gpt2"), tokenizer, lengths=(127,))
+    (prompt,) = exported_prompts.load_prompts(long, tokenizer=tokenizer)
+    with pytest.raises(PromptTuningError, match=r"the text 'a' has \d+ tokens with .*, or a shorter prompt"):
+        measured_export.rows_of([prompt], {"default": list(range(400, 527))}, SAMPLE_TEXTS)
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(PromptTuningError, match=r"nothing can be written in '.*file': '.*file' is no folder; give"):
+        export_tokens("nobody/nothing", tmp_path / "file/out")
+    monkeypatch.setattr(tokens.os, "access", lambda place, mode: place != tmp_path)
+    with pytest.raises(PromptTuningError, match=r"nothing can be written in '.*a': '.*' may not be written; give"):
+        export_tokens("nobody/nothing", tmp_path / "a/out")
+
+
 def test_refusals(tmp_path, tokenizer):
     with pytest.raises(PromptTuningError, match="Gemma3nForCausalLM has an embedding for each layer"):
         export_tokens(made("gemma3n_text", tokenizer), tmp_path / "out", tokenizer=tokenizer)
@@ -387,8 +446,9 @@ def test_refusals(tmp_path, tokenizer):
             export_tokens(none, tmp_path / "out")
     with pytest.raises(PromptTuningError, match=r"the prompt's name is 'a\.b'"):
         export_tokens({"a.b": "x"}, tmp_path / "out")
-    with pytest.raises(PromptTuningError, match="a prompt is given as a int"):
-        export_tokens([3], tmp_path / "out")
+    for given, kind in (([3], "int"), (None, "NoneType"), (model.get_base_model(), "LlamaForCausalLM")):
+        with pytest.raises(PromptTuningError, match=f"a prompt is given as a {kind}; give a folder or a Hub id, or a"):
+            export_tokens(given, tmp_path / "out")
     small = tiny_model("llama", vocab_size=len(tokenizer) - 1)
     with pytest.raises(PromptTuningError, match=r"the tokenizer has the id \d+, and the backbone's embedding"):
         export_tokens(prompted(small, tokenizer), tmp_path / "out", tokenizer=tokenizer)

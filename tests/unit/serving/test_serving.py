@@ -100,6 +100,51 @@ def test_a_saved_prompt_is_exported_by_its_folder(tmp_path, tokenizer):
     assert not [file for file in written if str(tmp_path).encode() in file.read_bytes()]
 
 
+def test_after_an_error_the_earlier_export_is_there(tmp_path, monkeypatch, tokenizer):
+    folder, other = tmp_path / "out", made(tokenizer)
+    export_vllm(made(tokenizer), folder, tokenizer=tokenizer)
+    (folder / "mine.txt").write_text("mine")
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with torch.no_grad():
+        other.prompt_encoder["default"].embedding.weight.add_(1.0)
+    other.info.metrics = {"eval_loss": 1.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), "save_pretrained", fails)
+        for place in (folder, tmp_path / "new"):
+            with pytest.raises(OSError, match="no space left"):
+                export_vllm(other, place, tokenizer=tokenizer)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert sorted(tmp_path.iterdir()) == [folder]
+    export_vllm(other, folder, tokenizer=tokenizer)
+    assert torch.equal(VllmPrompt.load(folder).prompt, other.prompt) and (folder / "results.json").exists()
+    export_vllm(made(tokenizer), folder, tokenizer=tokenizer)
+    assert not (folder / "results.json").exists() and (folder / "mine.txt").read_text() == "mine"
+    # A client may be another user than the one that exports.
+    parts = ("embeddings.safetensors", "prompt_tuning.json", "tokenizer/tokenizer.json")
+    assert all((folder / name).stat().st_mode & 0o777 == 0o644 for name in parts)
+    assert (folder / "tokenizer").stat().st_mode & 0o777 == 0o755
+
+
+def fails(*args, **kwargs):
+    raise OSError("no space left")
+
+
+def test_a_plain_answer_ends_with_the_tokenizers_eos(tmp_path, tokenizer):
+    """Training writes it behind each target, and the server's generation config may name another token."""
+    prompt = VllmPrompt.load(export_vllm(made(tokenizer), tmp_path, tokenizer=tokenizer))
+    body = prompt.request(ROW, "m", extra_body={"stop_token_ids": [7]})["extra_body"]
+    assert body["stop_token_ids"] == [tokenizer.eos_token_id, 7]
+
+
+def test_an_embedding_that_waits_in_memory_for_its_device_is_exported(tmp_path, tokenizer):
+    from accelerate import cpu_offload
+
+    model = made(tokenizer)
+    weight = model.word_embeddings.weight.clone()
+    cpu_offload(model.get_base_model(), execution_device=torch.device("cpu"))
+    assert torch.equal(VllmPrompt.load(export_vllm(model, tmp_path, tokenizer=tokenizer)).embedding, weight)
+
+
 def test_refusals(tmp_path, tokenizer):
     with pytest.raises(PromptTuningError, match="is of a PromptTuningModelForSeq2SeqLM; vLLM takes embeddings for"):
         export_vllm(made(tokenizer, "t5"), tmp_path, tokenizer=tokenizer)
@@ -109,7 +154,25 @@ def test_refusals(tmp_path, tokenizer):
         export_vllm(made(tokenizer), tmp_path)
     with pytest.raises(PromptTuningError, match=r"the prompt has no template, .*; set it as the model's info"):
         export_vllm(made(tokenizer, template=None), tmp_path, tokenizer=tokenizer)
+    for given in ({"dtype": "float16"}, {"backbone": "elsewhere"}, {"ignore_mismatch": True}):
+        with pytest.raises(PromptTuningError, match=f"{next(iter(given))} is given, and the prompt is on a backbone"):
+            export_vllm(made(tokenizer), tmp_path, tokenizer=tokenizer, **given)
+    with pytest.raises(PromptTuningError, match="the prompt is of a list; vLLM takes embeddings for"):
+        export_vllm(["a", "b"], tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(PromptTuningError, match="file' holds other files than an export; give a new folder"):
+        export_vllm(made(tokenizer), tmp_path / "file", tokenizer=tokenizer)
+    with pytest.raises(PromptTuningError, match=r"nothing can be written in '.*a': '.*file' is no folder"):
+        export_vllm(made(tokenizer), tmp_path / "file/a", tokenizer=tokenizer)
     folder = export_vllm(made(tokenizer), tmp_path / "out", tokenizer=tokenizer)
+    (folder / "tokenizer").rename(folder / "moved")
+    with pytest.raises(PromptLoadError, match=r"tokenizer', the export's tokenizer, is not there; export it again"):
+        VllmPrompt.load(folder)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/tokenizer.json").write_text("{}")
+    with pytest.raises(PromptLoadError, match=r"the tokenizer of '.*tokenizer' could not be loaded: "):
+        VllmPrompt.load(folder)
+    assert VllmPrompt.load(folder, tokenizer).coder.tokenizer is tokenizer
     file = folder / "embeddings.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(PromptLoadError, match=r"is not whole: .*; export it again"):
