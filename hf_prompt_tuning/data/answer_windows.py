@@ -177,6 +177,7 @@ class AnswerTokenizer(HeadTokenizer):
         if is_stream:
             return data.map(encode_rows, **options).select_columns(list(kinds))
         encoded = data.map(encode_rows, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
+        encoded = encoded.with_format(None)  # a transform is of raw rows
         reports.tell(encoded)
         return encoded.remove_columns(list(reports.columns))
 

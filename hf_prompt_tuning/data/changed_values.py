@@ -2,10 +2,12 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+
+from .message_content import is_plain_part
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +66,14 @@ def _has_object(value: Any) -> bool:
 def _text(value: Any) -> str:
     """Return a value as JSON, without the keys that are None, which a table adds.
 
-    The names of a message are sorted: a chat template reads each by its name.
+    The names of a message and of its parts are sorted: a chat template reads each by its name.
     """
     return json.dumps(_whole(value), ensure_ascii=False)
 
 
 def _whole(value: Any) -> Any:
     if isinstance(value, Mapping):
-        items: Iterable[tuple[Any, Any]] = ((key, _whole(item)) for key, item in value.items() if item is not None)
-        return dict(sorted(items)) if "role" in value or "from" in value else dict(items)
+        whole = {key: _whole(item) for key, item in value.items() if item is not None}
+        is_read_by_name = "role" in value or "from" in value or is_plain_part(whole)
+        return dict(sorted(whole.items())) if is_read_by_name else whole
     return [_whole(item) for item in value] if isinstance(value, list | tuple) else value

@@ -21,6 +21,7 @@ from .continuation import continuation_ids
 from .conversation import Conversation
 from .message_content import joined
 from .messages import ASSISTANT
+from .picture_parts import has_pictures
 
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -49,7 +50,16 @@ def labelled_tokens(chats: ChatRenderer, chat: Conversation, which: str) -> tupl
 
 
 def with_targets(chats: ChatRenderer, chat: Conversation, which: str) -> tuple[str, list[Span]]:
-    """Return the text of a conversation, and where its targets stand in it. Raise as `labelled_tokens` does."""
+    """Return the text of a conversation, and where its targets stand in it.
+
+    Raise as `labelled_tokens` does, or if a target has a picture.
+    """
+    for turn in chat.targets(which):
+        if has_pictures(chat.messages[turn].get("content", "")):
+            raise PromptTuningError(
+                f"{chat.name_of(turn)}, the assistant's, has a picture, and the model learns to write texts; put it "
+                "into a user's turn, or give this turn the weight 0."
+            )
     if MARKER.search(chats.template_for(chat)):
         return _marked(chats, chat, which)
     text = _whole(chats, chat, which)

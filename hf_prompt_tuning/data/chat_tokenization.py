@@ -158,7 +158,7 @@ class ChatTokenizer(PromptTokenizer):
         """
         column = self.template.messages_column
         content = series_row(content, [column])
-        if self.pictures is not None and not isinstance(content, str):
+        if self.pictures is not None:
             return self._read_seen(content if isinstance(content, Mapping) else {column: content}, content)
         return self._read_text(content)
 

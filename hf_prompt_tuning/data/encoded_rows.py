@@ -1,8 +1,12 @@
 """Define the columns of encoded rows, and tell rows of token ids from rows of text."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
+
+from .picture_values import stored_pictures
 
 FEATURES = {
     "input_ids": List(Value("int64")),
@@ -32,6 +36,11 @@ def columns_of(data: Dataset | IterableDataset) -> list[str]:
     return data.column_names if data.column_names is not None else list(next(iter(data), {}))
 
 
+def has_transform(data: Dataset | IterableDataset) -> bool:
+    """Tell whether a transform of the caller's makes the rows of a dataset (`with_transform`)."""
+    return isinstance(data, Dataset) and data.format["type"] == "custom"
+
+
 def is_of_token_ids(data: Dataset | IterableDataset) -> bool:
     """Tell whether a dataset's `input_ids` are lists of numbers, not a text column with that name."""
     if data.features is not None:
@@ -51,6 +60,15 @@ def is_encoded(data: Dataset | IterableDataset) -> bool:
     return FEATURES.keys() - optional <= features.keys() and all(
         feature == types.get(name) for name, feature in features.items()
     )
+
+
+def as_stored(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an encoded row with its pictures as they are stored. Raise PromptTuningError if one cannot be.
+
+    Its pictures are Pillow's if a transform of the caller's makes the rows.
+    """
+    pictures = {PICTURES: stored_pictures(row[PICTURES], f"the column {PICTURES!r}")} if PICTURES in row else {}
+    return {**row, **pictures}
 
 
 def count_padded(data: Dataset, pad: int, may_be_text: bool) -> int:

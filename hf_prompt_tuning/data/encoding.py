@@ -20,7 +20,8 @@ from .encoded_rows import columns_of, is_encoded, is_of_token_ids
 from .files import ORIGIN, agreeing
 from .heads import without_head
 from .message_content import of_one_kind
-from .origins import origin
+from .origins import naming, origin
+from .picture_values import stored_pictures
 from .rows import is_table
 from .template import PromptTemplate
 from .tokenization import PromptTokenizer
@@ -135,6 +136,7 @@ def from_list(rows: list[Any], name: str, tells: bool = False) -> Dataset:
             )
     # Take the columns of all rows: `Dataset.from_list` reads only those of the first row.
     columns = dict.fromkeys(column for row in rows for column in row)
+    rows = [_stored(row, index, name) for index, row in enumerate(rows)]
     with agreeing(f"the rows of the {name} data"):
         values = {column: of_one_kind([row.get(column) for row in rows]) for column in columns}
         data = Dataset.from_dict(values)
@@ -142,6 +144,12 @@ def from_list(rows: list[Any], name: str, tells: bool = False) -> Dataset:
     for column in columns if tells else ():
         warning.see(column, 1, values[column], data.data.column(column))
     return data
+
+
+def _stored(row: Mapping[str, Any], index: int, name: str) -> dict[str, Any]:
+    """Return a row with its pictures of Pillow as they are stored. Raise PromptTuningError if one cannot be."""
+    with naming(row, index, name):
+        return {column: stored_pictures(value, f"the column {column!r}") for column, value in row.items()}
 
 
 def is_text(data: Dataset | IterableDataset, template: PromptTemplate) -> bool:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import PromptTuningError
 from .continuation import continuation_ids
+from .encoded_rows import has_transform
 from .encoding import check_kind, from_list, is_text
 from .files import ORIGIN
 from .heads import leading_ids
@@ -152,7 +153,7 @@ def rows_of_examples(rows: Any, template: Any, name: str = "training") -> Datase
         )
     if not len(rows):
         raise PromptTuningError(f"prompt_tuning_init is EXAMPLES, and the {name} data has no rows; give some.")
-    if rows.format["type"] != "custom":  # a custom format may make columns
+    if not has_transform(rows):
         rows = rows.with_format(None)
     columns = [column for column in rows.column_names if column != ORIGIN]
     template.check_columns(columns, name, labelled=True)
@@ -164,7 +165,7 @@ def rows_of_examples(rows: Any, template: Any, name: str = "training") -> Datase
         )
     # Others may be pictures, too, which would be decoded.
     needed = [name for name in (*template.columns, template.label_column, ORIGIN) if name in rows.column_names]
-    return rows if rows.format["type"] == "custom" else rows.select_columns(list(dict.fromkeys(needed)))
+    return rows if has_transform(rows) else rows.select_columns(list(dict.fromkeys(needed)))
 
 
 def target_kinds(rows: Dataset, template: PromptTemplate, name: str = "training") -> list[int]:
@@ -193,7 +194,7 @@ def target_kinds(rows: Dataset, template: PromptTemplate, name: str = "training"
 
 def _only(rows: Dataset, columns: Sequence[str]) -> Iterable[Mapping[str, Any]]:
     """Return rows of these columns alone, so that no others are decoded; all of a format that makes columns."""
-    return rows if rows.format["type"] == "custom" else rows.select_columns(list(columns))
+    return rows if has_transform(rows) else rows.select_columns(list(columns))
 
 
 def _reader(rows: Dataset, template: PromptTemplate) -> LabelReader | None:

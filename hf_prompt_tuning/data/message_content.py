@@ -18,6 +18,11 @@ def is_text_part(part: Any) -> bool:
     )
 
 
+def is_plain_part(value: Mapping[str, Any]) -> bool:
+    """Tell whether a mapping is a text, or the place of a picture, as a part of a message's content, and no more."""
+    return value.get("type") in ("text", "image") and value.keys() <= {"type", "text", "index"}
+
+
 def joined(content: Content) -> str:
     """Return a content as a text. Parts are joined without anything between them; pictures have no text."""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

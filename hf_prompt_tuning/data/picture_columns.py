@@ -30,6 +30,12 @@ def undecoded_features(features: Mapping[str, Any] | None) -> dict[str, Any]:
     return kinds
 
 
+def modes(features: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the modes ("RGB") that columns of pictures are to be read in, by the columns' names."""
+    kinds = {name: _element(feature) for name, feature in (features or {}).items()}
+    return {name: kind.mode for name, kind in kinds.items() if isinstance(kind, Image) and kind.decode and kind.mode}
+
+
 def undecoded(data: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """Return data whose pictures are the bytes or files that they are read from."""
     for name, feature in undecoded_features(data.features).items():

@@ -7,6 +7,7 @@ batch, because their pixels would fill the memory. They are kept as they are in 
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +19,13 @@ from transformers import ProcessorMixin
 from ..compat.transformers import picture_token
 from ..errors import PromptTuningError, first_line, sentence
 from .chat_template import ChatTemplate
-from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE
-from .picture_columns import picture_columns, undecoded
+from .encoded_rows import PICTURES, TYPES, TYPES_FEATURE, has_transform
+from .labels import is_missing
+from .origins import naming
+from .picture_columns import modes, picture_columns, undecoded
+from .picture_files import in_mode, opened
 from .picture_parts import is_place, picture_part
-from .picture_values import pictures_in
+from .picture_values import is_picture, pictures_in, with_lists
 from .template import PromptTemplate, parse
 
 logger = logging.getLogger(__name__)
@@ -85,6 +89,8 @@ class PictureProcessor:
             name: {i: int(kind) for i, kind in zip(ids, made[name][0], strict=True) if kind}
             for name in self.type_columns
         }
+        # Gemma 3 has a token for a picture in a text, and makes others of it, one for each feature.
+        self._own_ids = list(dict.fromkeys([self._token_id, *chain.from_iterable(self._types.values())]))
         self.features = {PICTURES: List(Image()), **dict.fromkeys(self.type_columns, TYPES_FEATURE)}
 
     @property
@@ -118,14 +124,17 @@ class PictureProcessor:
         """Return the text that stands for a picture. Raise PromptTuningError if the value is none."""
         return self._run(opened(value, where))[1]
 
-    def undecoded(self, data: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    def undecoded(self, data: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
         """Return a dataset whose pictures are the bytes or files that they are read from. Note their columns.
 
-        Warn if none of its columns has pictures.
+        `name` is the data's in messages. Warn if none of its columns has pictures.
         """
-        columns, data = picture_columns(data.features), undecoded(data)
+        columns, wanted = picture_columns(data.features), modes(data.features)
         self.know(columns)
-        if data.features and not columns:
+        if not has_transform(data):  # which reads pictures as Pillow has them
+            data = undecoded(data)
+            data = _in_modes(data, wanted, name) if wanted else data
+        if data.features and not columns and self._columns.keys().isdisjoint(data.features):
             logger.warning(
                 "%s reads pictures, and no column of the data has any (%s). If one names files, cast it: "
                 'data.cast_column("…", datasets.Image()).',
@@ -140,6 +149,7 @@ class PictureProcessor:
             PromptTuningError: a picture has no place in the text, or a place no picture; or the template cuts texts,
                 or tells a row as a chat, in which a picture has no place.
         """
+        row = {name: with_lists(value) for name, value in row.items()}
         found = self._in_chat(row, template) if isinstance(template, ChatTemplate) else self._in_fields(row, template)
         if found.pictures and template.max_source_length is not None:
             raise PromptTuningError(
@@ -149,7 +159,7 @@ class PictureProcessor:
         return found
 
     def _in_fields(self, row: Mapping[str, Any], template: PromptTemplate) -> Placed:
-        seen = {name: found for name, value in row.items() if (found := pictures_in(value))}
+        seen = _seen(row)
         places = [name for is_field, name in parse(template.source) if is_field and name in seen]
         if lost := [name for name in seen if name not in places]:
             raise PromptTuningError(
@@ -173,10 +183,12 @@ class PictureProcessor:
         return Placed({**row, **joined}, pictures, [text for name in places for text in texts[name]])
 
     def _is_empty(self, name: str, value: Any) -> bool:
-        return not value if name in self._columns else isinstance(value, list | tuple) and not value
+        if isinstance(value, list | tuple):
+            return not value
+        return name in self._columns and (is_missing(value) or (isinstance(value, str) and not value))
 
     def _in_chat(self, row: Mapping[str, Any], template: ChatTemplate) -> Placed:
-        seen = {name: found for name, value in row.items() if (found := pictures_in(value))}
+        seen = _seen(row)
         if lost := [name for name in seen if name not in COLUMNS] or list(seen)[1:]:
             raise PromptTuningError(
                 f"the columns {', '.join(map(repr, seen))} have pictures, and those of a conversation are in one, "
@@ -212,18 +224,32 @@ class PictureProcessor:
     def columns(self, ids: Sequence[int], placed: Placed) -> dict[str, Any]:
         """Return the columns of an encoded row that tell of its pictures: these, and the type of each token.
 
-        Raise PromptTuningError if a text of the row has the token of a picture, too.
+        Raise PromptTuningError if a text of the row has the token of a picture, too; or if the backbone could not tell
+        two pictures apart.
         """
         tokenize = self._processor.tokenizer
-        parts = [tokenize(text, add_special_tokens=False)["input_ids"] for text in placed.texts]
-        expected, found = sum(part.count(self._token_id) for part in parts), list(ids).count(self._token_id)
-        if found != expected:
-            raise PromptTuningError(
-                f"the row has {found} times the token {self.token!r} of pictures, and its {len(placed.pictures)} "
-                f"pictures have {expected}; remove the token from the texts."
-            )
+        written = [tokenize(text, add_special_tokens=False)["input_ids"] for text in placed.texts]
+        # Turns behind the last target may be left out, and an answer that is written anew, with their pictures.
+        counts, found = [part.count(self._token_id) for part in written], list(ids).count(self._token_id)
+        kept = next((n for n in range(len(counts), -1, -1) if sum(counts[:n]) == found), len(counts))
+        written, pictures = written[:kept], placed.pictures[:kept]
+        for own in self._own_ids:
+            expected, found = sum(part.count(own) for part in written), list(ids).count(own)
+            if found != expected:
+                token = tokenize.convert_ids_to_tokens(own)
+                raise PromptTuningError(
+                    f"the row has {found} times the token {token!r} of pictures, and its {len(pictures)} "
+                    f"pictures have {expected}; remove the token from the texts."
+                )
         types = {name: [kinds.get(i, 0) for i in ids] for name, kinds in self._types.items()}
-        return {PICTURES: placed.pictures, **types}
+        for name, kinds in self._types.items():
+            if _runs(types[name]) < sum(_runs([kinds.get(i, 0) for i in part]) for part in written):
+                raise PromptTuningError(
+                    f"two pictures of the row stand side by side, and the backbone of {self.name} tells pictures "
+                    "apart by what is written between them; write a field for each, with the marks around it that "
+                    "the model's chat template writes, or a text between two."
+                )
+        return {PICTURES: pictures, **types}
 
     def pixels(self, rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
         """Return the processor's columns for the pictures of rows, beside the texts; empty without any picture.
@@ -240,6 +266,40 @@ class PictureProcessor:
         if made["pixel_values"].dim() == 5 and len(having) < len(rows):
             made = {name: _spread(values, having, len(rows)) for name, values in made.items()}
         return made
+
+
+def _in_modes(data: Dataset | IterableDataset, wanted: Mapping[str, str], name: str) -> Dataset | IterableDataset:
+    """Return data whose columns of pictures have the mode that is `wanted` of each, by its name."""
+
+    def change(value: Any, mode: str, where: str) -> Any:
+        if isinstance(value, list):
+            return [change(picture, mode, where) for picture in value]
+        return None if value is None else in_mode(value, mode, where)
+
+    def change_row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        with naming(row, index, name):
+            return {column: change(row[column], mode, f"{{{column}}}") for column, mode in wanted.items()}
+
+    return data.map(change_row, with_indices=True, features=data.features)
+
+
+def _seen(row: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the pictures of each column that has some. Raise PromptTuningError if something else is among them."""
+    seen = {}
+    for name, value in row.items():
+        if found := pictures_in(value):
+            seen[name] = found
+        elif isinstance(value, list | tuple) and any(map(is_picture, value)):
+            other = next(one for one in value if not is_picture(one))
+            raise PromptTuningError(
+                f"the column {name!r} has {other!r:.80} among its pictures; remove it, or put a picture in its place."
+            )
+    return seen
+
+
+def _runs(values: Sequence[int]) -> int:
+    """Return how many runs of numbers other than 0 there are."""
+    return sum(bool(value) for value, _ in groupby(values))
 
 
 def _spread(values: Tensor, rows: list[int], count: int) -> Tensor:
@@ -260,16 +320,3 @@ def places_of_names(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]
     values = {name: row.get(name) for name in columns}
     firsts = {name: value[0] if isinstance(value, list | tuple) and value else value for name, value in values.items()}
     return [name for name, first in firsts.items() if isinstance(first, str) and first]
-
-
-def opened(value: Any, where: str) -> Pillow.Image:
-    """Return a picture as Pillow has it. Raise PromptTuningError if it cannot be read."""
-    if isinstance(value, Pillow.Image):
-        return value
-    try:
-        return Image().decode_example(value)
-    except Exception as error:  # of a file or of bytes that are no picture
-        raise PromptTuningError(
-            f"{where} has a picture that cannot be read: {sentence(first_line(error))} Give pictures as "
-            "datasets.Image or Pillow reads them."
-        ) from error

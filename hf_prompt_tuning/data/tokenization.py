@@ -17,7 +17,7 @@ from .chat_rendering import ChatRenderer
 from .chat_targets import answer_ids
 from .contents import Content, model_inputs
 from .continuation import continuation_ids
-from .encoded_rows import FEATURES, columns_of
+from .encoded_rows import FEATURES, as_stored, columns_of, has_transform
 from .files import ORIGIN
 from .heads import leading_ids
 from .labels import LabelReader, warn_of_names
@@ -315,7 +315,7 @@ class PromptTokenizer:
         """
         data = self._plain(data, name, require_target)
         if self.pictures is not None:
-            data = self.pictures.undecoded(data)
+            data = self.pictures.undecoded(data, name)
         template = self.template
         reader = template.label_reader(data.features or {}) if template.is_classification else None
         # Names of a ClassLabel that have no label words, such as RAFT's `Unlabeled`, count as no label.
@@ -334,7 +334,7 @@ class PromptTokenizer:
 
     def _plain(self, data: Dataset | IterableDataset, name: str, require_target: bool) -> Dataset | IterableDataset:
         """Return data of plain values, not tensors. Raise PromptTuningError if a column of the template is missing."""
-        if isinstance(data, IterableDataset) or data.format["type"] != "custom":  # a custom format may make columns
+        if not has_transform(data):
             data = data.with_format(None)
         columns = [column for column in columns_of(data) if column != ORIGIN]
         self.template.check_columns(columns, name, require_target)
@@ -358,7 +358,7 @@ class PromptTokenizer:
 
         def encode_row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
             with naming(row, index, name):
-                encoded = encode(row)
+                encoded = encode(row) if is_stream else as_stored(encode(row))
             if is_stream:
                 reports.see(encoded, index)
             return encoded
@@ -370,5 +370,6 @@ class PromptTokenizer:
         if is_stream:
             return data.map(encode_row, **options).select_columns(list(kinds))
         encoded = data.map(encode_row, load_from_cache_file=False, desc=f"Tokenizing {name}", **options)
+        encoded = encoded.with_format(None)  # a transform is of raw rows
         reports.tell(encoded)
         return encoded.remove_columns(list(reports.columns))

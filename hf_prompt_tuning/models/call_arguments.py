@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from ..compat.transformers import CACHE_NAMES, cache_in, cache_name
-from ..errors import PromptTuningError, first_line
+from ..errors import PromptTuningError, first_line, sentence
 from ..layouts import Examples, Prompts
 from ..layouts.base import take_columns
 from ..layouts.padded import POSITIONS, beside_rows
@@ -266,7 +266,16 @@ def _positions(
                 f"{media[0]}."
             )
         grids = {name: given[name] for name in wanted & given.keys()}
-        axes = count(input_ids, **grids, attention_mask=mask.long())[0]
+        try:
+            axes = count(input_ids, **grids, attention_mask=mask.long())[0]
+        except torch.OutOfMemoryError:  # Accelerate looks for a smaller batch
+            raise
+        except (ValueError, RuntimeError, IndexError, TypeError, StopIteration) as error:
+            raise PromptTuningError(
+                f"{media[0]} is given, and {type(backbone).__name__} cannot count positions of its pictures: "
+                f"{sentence(first_line(error))} Give all that its processor makes of the same rows, and write a text "
+                "between two pictures."
+            ) from error
     return {POSITIONS: axes.permute(1, 2, 0)}
 
 

@@ -190,7 +190,7 @@ class PromptPipeline(Pipeline):
     def _texts(self, batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         """Return what the model takes of some rows of a batch: texts, and what the processor makes of pictures."""
         texts = {name: batch[name][rows] for name in ("input_ids", "attention_mask", *TYPES) if name in batch}
-        reader = self._coder(self.model.active_adapter).pictures
+        reader = self._coder(self._names(batch)[0]).pictures
         if reader is None:
             return texts
         given = batch["row"] if isinstance(batch["row"], list) else [batch["row"]]

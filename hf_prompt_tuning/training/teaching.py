@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.chat_tokenization import RowTemplate
 from ..data.collator import TAUGHT_ROWS
+from ..data.encoded_rows import has_transform
 from ..data.encoding import from_list, vocabulary_of
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
@@ -127,7 +128,7 @@ class Teaching:
                 )
             return {key: self.added_to(rows, raw[key], key, sources_only) for key, rows in encoded.items()}
         raw = from_list(raw, name) if isinstance(raw, list) else raw
-        if isinstance(raw, Dataset) and raw.format["type"] != "custom":
+        if isinstance(raw, Dataset) and not has_transform(raw):
             raw = raw.with_format(None)
         if sources_only and isinstance(encoded, Dataset):
             if self.columns[0] in encoded.column_names:

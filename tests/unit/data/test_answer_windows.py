@@ -107,6 +107,13 @@ def test_the_columns_of_an_answer(answer, labels, was_cut):
     assert {window["was_cut"] for window in windows} == {was_cut}
 
 
+def test_a_transform_of_the_callers_makes_rows_before_they_are_cut():
+    data = Dataset.from_list([row("b c", 2, question="WHAT WHO")])
+    small = data.with_transform(lambda rows: {**rows, "question": [text.lower() for text in rows["question"]]})
+    found = coder().encode_dataset(small, "training")
+    assert found["input_ids"] == [window["input_ids"] for window in coder().encode(row("b c", 2))]
+
+
 def test_a_part_of_a_word_is_its_whole_token():
     windows = coder(max_length=20).encode(row("bc", 3, context="a abcd e"))
     (window,) = windows  # a context that fits is one window

@@ -27,6 +27,8 @@ def readers(folder, rows):
     return [(read_file, file), (lambda rows: from_list(rows, "training", tells=True), rows)]
 
 
+PART = {"type": "text", "text": "Hi"}
+TURNED = dict(reversed(PART.items()))
 ORDERS = [called({"town": "old", "unit": "c"}), called({"unit": "c", "town": "old"})]
 SIZES = [called({"size": 3}), called({"size": 2.5})]
 
@@ -56,12 +58,14 @@ def test_a_change_is_told_once_with_its_column_and_row(rows, column, row, read, 
     "rows",
     [
         [{"messages": TURNS}, {"messages": [dict(reversed(turn.items())) for turn in TURNS]}],
+        [{"messages": [{"role": "user", "content": [PART]}]}, {"messages": [{"role": "user", "content": [TURNED]}]}],
+        [{"messages": [{"role": "user", "content": [TURNED]}, {"role": "assistant", "content": "a text"}]}],
         [called({"town": "old"}), called({"unit": "c"}), {"messages": TURNS}],
         [{"n": 4}, {"n": None}, {}],
         [{"n": 4.0}, {"n": 4.5}],
         [{"label": [1, 2]}, {"label": []}],
     ],
-    ids=["names of messages", "other names", "missing", "fractions", "lists"],
+    ids=["names of messages", "names of parts", "parts and a text", "other names", "missing", "fractions", "lists"],
 )
 def test_what_stays_as_it_is_is_not_told(rows, tmp_path, caplog):
     for reader, data in readers(tmp_path, rows):

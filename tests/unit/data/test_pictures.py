@@ -128,6 +128,27 @@ def test_a_tokenizer_makes_no_picture_rows():
     assert row_tokenizer(TEMPLATE, tiny_processor("llava").tokenizer, False).pictures is None
 
 
+@pytest.mark.parametrize("image", [picture(8, 8), None])
+def test_a_text_with_the_token_of_a_pictures_features(image):
+    """Gemma 3 writes one token for a picture in a text, and makes another of it for each of its features."""
+    coder, _ = encoder("gemma3")
+    expected = 4 if image else 0
+    with pytest.raises(PromptTuningError, match=rf"has {expected + 1} times the token '<image>' .* have {expected};"):
+        coder.inputs([{"image": image, "question": "an <image> of ?"}])
+
+
+def test_pictures_side_by_side():
+    """Qwen's positions are counted for each run of a picture's tokens."""
+    seen = [picture(8, 8), picture(8, 8, 1)]
+    for name in ("llava", "gemma3"):
+        assert encoder(name)[0].inputs([{"image": seen, "question": "a"}])["pixel_values"].shape[0] == 2
+    coder, _ = encoder("qwen2_5_vl")
+    with pytest.raises(PromptTuningError, match="two pictures of the row stand side by side, and the backbone of"):
+        coder.inputs([{"image": seen, "question": "a"}])
+    apart = row_tokenizer(PromptTemplate("{image} and {question}", "{answer}"), tiny_processor("qwen2_5_vl"), False)
+    assert len(apart.inputs([{"image": seen[0], "question": seen[1]}])["image_grid_thw"]) == 2
+
+
 def test_spans_move_by_what_is_written_before_them():
     content = [picture_part("<i>", "[one]"), {"type": "text", "text": "a"}, picture_part("<i>", "[second]")]
     text = "x<i>abc<i>de"

@@ -140,6 +140,17 @@ def test_streams_are_encoded_as_they_come(tokenizers):
     assert rows[0]["label"] == 0
 
 
+def test_a_transform_of_the_callers_makes_rows_before_they_are_encoded(tokenizers):
+    data = Dataset.from_list([{"message": "DAY", "label": 1}, {"message": "NIGHT", "label": 2}])
+    small = data.with_transform(lambda rows: {**rows, "message": [text.lower() for text in rows["message"]]})
+    coder = encoder(tokenizers["gpt2"])
+    expected = [coder.encode({"message": text, "label": label}) for text, label in (("day", 1), ("night", 2))]
+    encoded = coder.encode_dataset(small, "training")
+    assert encoded["input_ids"] == [row["input_ids"] for row in expected]
+    assert list(encoded)[1]["labels"] == expected[1]["labels"]
+    assert small[0]["message"] == "day" and data[0]["message"] == "DAY"
+
+
 def test_a_row_without_a_label_can_be_predicted_but_not_trained_on(tokenizers):
     data = Dataset.from_list([{"message": "day", "label": 1}, {"message": "night", "label": -1}])
     coder = encoder(tokenizers["gpt2"])

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainingArguments
 from hf_prompt_tuning import PromptTuningError
 from tests.shared.reference import tiny_prompt_model, with_prompts
 from tests.shared.tiny_pictures import (
+    IMAGE,
     KINDS,
     batch_of,
     by_hand,
@@ -124,6 +125,23 @@ def test_token_types_that_do_not_fit():
         model(**batch | {"token_type_ids": batch["token_type_ids"][:, 1:]})
     with pytest.raises(PromptTuningError, match=r"token_type_ids has shape \[2, 16\]; give \[2, 11\]"):
         model.generate(**batch | {"token_type_ids": torch.zeros(2, 16, dtype=torch.long)}, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_positions_that_cannot_be_counted(name):
+    model = tiny_prompt_model("", 3, backbone=tiny_picture_model(name))
+    (row,) = picture_rows(name, [(14, 2)])
+    model(**row)
+    side_by_side = row["input_ids"].roll(-1, 1)
+    side_by_side[0, 2:10], side_by_side[0, 10:] = IMAGE, 7
+    changes = (
+        {"image_grid_thw": None},
+        {"image_grid_thw": row["image_grid_thw"][:1]},
+        {"input_ids": side_by_side, "mm_token_type_ids": (side_by_side == IMAGE).long()},
+    )
+    for change in changes:
+        with pytest.raises(PromptTuningError, match=r"pixel_values is given, and Qwen.* cannot count positions of"):
+            model(**(row | change))
 
 
 def test_what_cannot_be_right():

@@ -94,6 +94,27 @@ def test_chats():
         write([chat("a dog", picture(9, 9)) | {"images": ["dog.png"]}])
 
 
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl"])
+def test_a_text_among_rows_with_pictures(name):
+    """It is the text of a user's turn, and has types of tokens as the others have."""
+    model, processor = made(name, ChatTemplate(max_target_length=5))
+    write = PromptGenerationPipeline(model, processor)
+    rows = [chat("a small dog ?", picture(20, 30)), "the old town", chat("the old town")]
+    found = write(rows, batch_size=3)
+    assert found == [write(row) for row in rows] and found[1] == found[2]
+    token = model.row_encoder(processor).pictures.token
+    with pytest.raises(PromptTuningError, match=r"has 1 times the token .* and its 0 pictures have 0; remove"):
+        write(f"what is {token} ?")
+
+
+def test_the_active_prompt_may_be_of_the_other_kind():
+    model, processor = made("llava", LABELS, TEXTS)
+    classify = PromptClassificationPipeline(model, processor)
+    expected = classify(ROWS)
+    model.set_adapter("p1")
+    assert classify(ROWS, adapter_names="default") == expected
+
+
 def test_by_name(tmp_path):
     """A prompt's name loads the backbone by its Auto class, and its processor."""
     model, processor = made("llava", LABELS)

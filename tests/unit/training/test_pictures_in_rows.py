@@ -280,6 +280,19 @@ def chat(content, **columns):
         (chat([IMAGE, text("a")], images=["dog.png"]), ChatTemplate(), "'images' holds .'dog.png'., and not pictures"),
         (chat([IMAGE, text("<image>")], image=picture(8, 8)), ChatTemplate(), "has 1 pictures, .* writes 2 times"),
         (
+            [
+                {
+                    "messages": [
+                        {"role": "user", "content": [text("a")]},
+                        {"role": "assistant", "content": [IMAGE, text("b")]},
+                    ],
+                    "image": picture(8, 8),
+                }
+            ],
+            ChatTemplate(),
+            "message 2, the assistant's, has a picture, and the model learns to write texts; put it into a user's",
+        ),
+        (
             chat([IMAGE, text("a")], image=picture(8, 8)),
             ChatTemplate(max_source_length=99),
             "max_source_length is 99, and the row has pictures",
@@ -289,6 +302,24 @@ def chat(content, **columns):
 def test_what_has_no_place_is_refused(rows, template, message, tmp_path):
     with pytest.raises(PromptTuningError, match=message):
         trainer_of("idefics3", tmp_path, rows, template)
+
+
+def test_what_comes_behind_the_last_target_is_left_out_with_its_pictures(tmp_path):
+    """And so is an answer that is written anew."""
+    turns, pictures = CHATS[0]["messages"], [picture(20, 30), picture(16, 16, 1)]
+    behind = [{"messages": turns[:3], "images": pictures}]
+    before = [{"messages": turns[:2], "images": pictures[:1]}]
+    template = ChatTemplate(chat=ChatFormat(assistant_loss="last"))
+    trainer, processor = trainer_of("idefics3", tmp_path, behind, template)
+    expected, _ = trainer_of("idefics3", tmp_path, before, template)
+    assert trainer.train_dataset["input_ids"] == expected.train_dataset["input_ids"]
+    found, alone = (trainer.data_collator([each.train_dataset[0]]) for each in (trainer, expected))
+    assert all(torch.equal(found[name], alone[name]) for name in alone)
+    answer = [turns[0], {"role": "assistant", "content": [IMAGE, text("great help")]}]
+    coder = expected.model.row_encoder(processor)
+    asked = coder.inputs([{"messages": answer, "images": pictures}])
+    alone = coder.inputs([{"messages": turns[:1], "images": pictures[:1]}])
+    assert all(torch.equal(asked[name], alone[name]) for name in alone)
 
 
 def test_where_pictures_are_not_read_a_processor_is_refused(tmp_path):
