@@ -141,7 +141,7 @@ def check_labels(
     if labels is None:
         return None
     wrong = not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != rows
-    if wrong or (shape is not None and labels.shape != shape):
+    if wrong or (labels.shape[1] == 0 if shape is None else labels.shape != shape):
         wanted = f"[{rows}, T'], a row for each text" if shape is None else f"{list(shape)}, a label for each token"
         raise PromptTuningError(f"labels has shape {_shape(labels)}; give {wanted} (-100 where there is none).")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

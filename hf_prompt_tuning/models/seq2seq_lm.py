@@ -24,6 +24,7 @@ from .batch_checks import (
     check_one_goal,
     check_room,
     check_search,
+    check_stands_behind_something,
     check_texts,
 )
 from .call_arguments import DECODER, decoder_arguments
@@ -43,7 +44,8 @@ def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
     if bare.any():
         # A row without a label predicts nothing, but some backbones (mBART) look for its last token.
         labels = labels.clone()
-        labels[bare, 0] = backbone.config.eos_token_id or 0
+        # A config may name several ends (T5Gemma's).
+        labels[bare, 0] = torch.as_tensor(backbone.config.eos_token_id or 0).flatten()[0].to(labels)
     if hasattr(backbone, "prepare_decoder_input_ids_from_labels"):
         return backbone.prepare_decoder_input_ids_from_labels(labels=labels)
     # M2M100, NLLB-MoE and Blenderbot shift labels only in `forward`.
@@ -126,6 +128,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         given = decoder_arguments(backbone, with_cache_renamed(backbone, arguments), labels, texts.shape[0])
         embeds, mask = padded_rows(prompts, sources)
         check_room(backbone, mask.shape[1], int(prompts.lengths().max()))
+        check_stands_behind_something(prompts, sources)
         given |= as_cache(backbone, encoder_decoder_cache(cache_in(given), prompts, mask))
         if targets.candidates is not None:
             check_left_out(given)
@@ -237,6 +240,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         given = decoder_arguments(backbone, given, None, len(sources.mask))
         embeds, mask = padded_rows(prompts, sources)
         check_room(backbone, mask.shape[1], int(prompts.lengths().max()))
+        check_stands_behind_something(prompts, sources)
         options |= as_cache(backbone, encoder_decoder_cache(cache_in(options), prompts, mask))
         _move_encoder_outputs(given, prompts, sources, heads)
         config = generation_config(backbone, options)

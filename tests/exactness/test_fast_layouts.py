@@ -299,3 +299,14 @@ def test_rows_without_a_token(layout):
         ):
             with pytest.raises(PromptTuningError, match="row 1 has no token and no prompt, and nothing predicts"):
                 call()
+
+
+def test_an_encoder_that_has_nothing_to_read():
+    model, labels = tiny_prompt_model("t5"), torch.tensor([[5, 6], [7, 8]])
+    batch = {"input_ids": torch.tensor([[5, 6], [0, 0]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])}
+    assert model(**batch, labels=labels).loss.isfinite()
+    with model.disable_adapter():
+        for ids in (batch, {"input_ids": torch.zeros(2, 0, dtype=torch.long)}):
+            for call in (lambda ids=ids: model(**ids, labels=labels), lambda ids=ids: model.generate(**ids)):
+                with pytest.raises(PromptTuningError, match="has no token and no prompt"):
+                    call()

@@ -101,6 +101,7 @@ class TestShapes:
             self.refused(
                 model, r"labels has shape \[2, 4\]; give \[3, T'\], a row for each text", labels=wrong, **kind
             )
+            self.refused(model, r"labels has shape \[3, 0\]; give", labels=torch.ones(3, 0).long(), **kind)
             self.refused(model, "labels have the token id 400", labels=torch.full((3, 4), 400), **kind)
 
     def test_of_positions(self):
