@@ -120,7 +120,9 @@ def check_one_goal(targets: Targets) -> None:
             raise PromptTuningError("search is given without candidates, among which it finds the best; give both.")
         return
     for name in ("labels", "shift_labels", "only_labelled"):
-        if (value := getattr(targets, name)) is not None and value is not False:
+        value = getattr(targets, name)
+        # What goes with TRL's head is checked by itself.
+        if value is not None and value is not False and not targets.fused_lm_head:
             raise PromptTuningError(f"{name} is given with candidates, which alone are scored; leave one of them out.")
 
 
