@@ -16,6 +16,8 @@ IGNORED = -100
 """The label of a position without a prediction, as everywhere in PyTorch and transformers."""
 Layers = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [rows, heads, columns, d] each."""
+ROUTER_SCORES = "output_router_logits"
+"""The argument, and the config's setting, that asks a mixture of experts for its routers' scores and balance loss."""
 MAX_LOGITS = 2**26
 """How many logits a pass of ranking holds at most, whatever the labels and the rows: 256 MiB in fp32."""
 
@@ -230,6 +232,12 @@ def token_inputs(backbone: nn.Module, embeds: Tensor) -> dict[str, Tensor]:
     return {"inputs_embeds": embeds[..., :width], "per_layer_inputs": embeds[..., width:].unflatten(-1, (layers, -1))}
 
 
+def asks_for_router_scores(backbone: nn.Module) -> bool:
+    """Tell whether a mixture of experts adds its routers' balance loss to each call's loss, as its config says."""
+    config = getattr(backbone, "config", None)
+    return config is not None and bool(getattr(config.get_text_config(), ROUTER_SCORES, False))
+
+
 def predictions_at(backbone: nn.Module, rows: Tensor, columns: Tensor, **inputs: Any) -> ModelOutput:
     """Run a pass that projects only K positions (`rows`, `columns`, [K] long) onto the vocabulary: logits [1, K, V].
 
@@ -250,7 +258,10 @@ def predictions_at(backbone: nn.Module, rows: Tensor, columns: Tensor, **inputs:
         # that is called.
         called = with_part(backbone, head, calling(head, project))
     announce_pass()
-    outputs = called(**inputs)
+    if asks_for_router_scores(backbone):
+        # Routers are balanced over rows of tokens, and the mask of a packed row, or behind a cache, is another one.
+        inputs[ROUTER_SCORES] = False
+    outputs = called(**inputs, return_dict=True)
     if not was_projected:  # a custom or compiled `forward`, which calls the backbone's own head
         outputs.logits = outputs.logits[rows, columns][None]
     return outputs

@@ -58,14 +58,14 @@ class CachedLayout:
                 # another pass.
                 group = replace(group, embeds=group.embeds + 0.0 * prompts.vectors[g].sum().to(group.embeds.dtype))
             labels = examples.labels[rows]
-            first = (labels[:, 0] != IGNORED).nonzero()[:, 0]
+            first = (labels[:, :1] != IGNORED).any(1).nonzero()[:, 0]
             logits, cache = self._prompt_pass(backbone, prompts, g, examples.embeds.dtype, len(first))
             if len(first) or cache is not None:
                 # Add these logits even if no first token is labelled, for two reasons. They connect a batch without
                 # labels to the prompt (one of several processes may have such a batch). And FSDP2 gathers a layer's
                 # weights again once its output gets a gradient, and the last layer's keys and values alone would not
                 # give it one.
-                parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
+                parts.append(LabelledLogits(logits, labels[first, :1].flatten(), rows[first]))
             in_group, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
             if len(in_group):
                 if cache is not None:
@@ -74,7 +74,7 @@ class CachedLayout:
                 logits, _ = _text_pass(backbone, len(prompts.vectors[g]), group, cache, in_group, columns)
                 parts.append(LabelledLogits(logits, labels[in_group, columns + 1], rows[in_group]))
         if not parts:  # no prompt and no label
-            parts.append(LabelledLogits(logits, labels[first, 0], rows[first]))
+            parts.append(LabelledLogits(logits, labels[first, :1].flatten(), rows[first]))
         return LabelledLogits.concatenate(parts)
 
     def candidate_scores(

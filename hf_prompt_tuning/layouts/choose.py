@@ -12,7 +12,7 @@ from .base import Layout
 from .cached import CachedLayout
 from .packed_ranking import PackedLayout
 from .padded import PaddedLayout
-from .traits import has_local_layers, is_recurrent, reaches, takes
+from .traits import has_local_layers, is_recurrent, reaches, starts_behind_pad, takes
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ NAMES = ("packed", "cached", "padded")
 MAX_PACKED_TOKENS = 2048
 MAX_ALIBI_TOKENS = 512
 """These models compute all of a row's mask and keep it for the backward pass, in every layer."""
+BEHIND_PAD = "the model's positions begin behind the pad's id, and not at 0"
 MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 
@@ -37,12 +38,14 @@ def why_inexact(name: str, backbone: PreTrainedModel) -> str:
             "activation checkpointing computes layers again, and a cache would be filled twice": (
                 getattr(backbone, CHECKPOINTS_ACTIVATIONS)
             ),
+            BEHIND_PAD: starts_behind_pad(backbone),
         },
         "packed": {
             "the model takes no position_ids": not takes(backbone, "position_ids") and builder(backbone) is None,
             "the model is recurrent: no mask keeps one example's state from the next": is_recurrent(backbone),
             "the model's ALiBi counts columns, not positions": getattr(config, "alibi", False),
             "the model's local attention counts columns, not positions": has_local_layers(backbone),
+            BEHIND_PAD: starts_behind_pad(backbone),
             f"{attention} takes no mask of our own": attention not in MASKED_ATTENTION,
         },
         "padded": {},
@@ -68,6 +71,12 @@ def check_layout_name(name: str) -> None:
     """Raise PromptTuningError if no layout has that name."""
     if name not in ("auto", *NAMES):
         raise PromptTuningError(f"layout is {name!r}; give auto, {', '.join(NAMES)}.")
+
+
+def check_row_budget(tokens: int | None) -> None:
+    """Raise PromptTuningError if `max_packed_tokens` is neither a number of tokens nor None."""
+    if tokens is not None and (not isinstance(tokens, int) or tokens < 1):
+        raise PromptTuningError(f"max_packed_tokens is {tokens!r}; give 1 token or more, or None for the default.")
 
 
 def choose(

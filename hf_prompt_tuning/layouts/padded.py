@@ -25,7 +25,7 @@ from .base import (
     take_columns,
     token_inputs,
 )
-from .traits import text_positions
+from .traits import positions_of_pads, text_positions
 
 POSITIONS = "position_ids"
 """The values beside tokens that count on from a prompt's. Others are token types, of which 0 is plain text."""
@@ -57,7 +57,8 @@ def padded_rows(prompts: Prompts, examples: Examples, pads: str = "right") -> tu
 def row_inputs(backbone: nn.Module, prompts: Prompts, examples: Examples, pads: str = "right") -> dict[str, Tensor]:
     """Return the backbone's arguments for whole rows, those of `padded_rows`."""
     embeds, mask = padded_rows(prompts, examples, pads)
-    inputs = token_inputs(backbone, embeds) | text_positions(backbone, mask) | beside_rows(prompts, examples, pads)
+    positions = text_positions(backbone, mask) or positions_of_pads(backbone, mask)
+    inputs = token_inputs(backbone, embeds) | positions | beside_rows(prompts, examples, pads)
     return inputs | {"attention_mask": mask}
 
 

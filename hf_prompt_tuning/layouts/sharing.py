@@ -215,7 +215,7 @@ def in_step(backbone: nn.Module, tokens: dict[str, Tensor]) -> Iterator[list[Ten
     finally:
         _announced_on.set(before)
     while _any_calls(False, device):
-        zeros.append(backbone(**tokens, use_cache=False).logits.sum() * 0.0)
+        zeros.append(backbone(**tokens, use_cache=False, return_dict=True).logits.sum() * 0.0)
 
 
 def announce_pass() -> None:

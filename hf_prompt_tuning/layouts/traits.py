@@ -1,7 +1,7 @@
 """Read from a backbone's config and signature how it reads a row."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..compat.transformers import CHECKPOINTS_ACTIVATIONS
+from ..errors import PromptTuningError
+from .base import ROUTER_SCORES, asks_for_router_scores
 from .masks import Reach
 from .sharing import embedded
 
@@ -24,9 +26,13 @@ ALIBI_BY_MASK = ("bloom", "falcon")
 POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 """What models call their table of position vectors."""
 
+RELATIVE_TABLES = ("mpt", "roformer")
+"""Models with a table by which only the distance of two positions counts."""
+
 SCALES_IDS = ("blenderbot-small", "marian", "mvp", "pegasus")
 """Models whose encoder scales looked-up embeddings itself; in other models the embedding module does. The caller must
-scale the `inputs_embeds` of these models.
+scale the `inputs_embeds` of these models. Of their decoders alone (`MvpForCausalLM`), MVP's scales ids, and the others
+scale both or neither.
 """
 
 
@@ -112,23 +118,60 @@ def text_positions(backbone: PreTrainedModel, mask: Tensor, columns: int | None 
 
 
 def max_positions(backbone: PreTrainedModel) -> int | None:
-    """Return the backbone's maximum number of input positions, None without a limit (T5, ALiBi, recurrence)."""
+    """Return the backbone's maximum number of input positions, None without a limit (T5, BLOOM, recurrence)."""
     config = backbone.config.get_text_config()
+    if config.model_type == "mpt":
+        return config.max_seq_len
     if getattr(config, "alibi", False) or hasattr(config, "relative_attention_num_buckets"):
         return None
-    return getattr(config, "max_position_embeddings", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    return None if limit is None or limit < 0 else limit  # XLNet's is -1
 
 
-def learned_positions(backbone: PreTrainedModel) -> int | None:
-    """Return for how many tokens a backbone has learned position vectors; None if it has none.
+def tabled_positions(backbone: PreTrainedModel) -> int | None:
+    """Return for how many tokens a backbone has a table of positions; None if it has none.
 
-    RoBERTa's positions begin behind the pad's id, BART's behind an offset.
+    It is one of learned vectors, or MPT's of biases. RoBERTa's positions begin behind the pad's id, BART's behind an
+    offset.
     """
+    if backbone.config.model_type == "mpt":
+        return backbone.config.max_seq_len
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - getattr(module, "offset", unused)
     return None
+
+
+def starts_behind_pad(backbone: PreTrainedModel) -> bool:
+    """Tell whether a row's first position is that behind the pad's id, and not 0 (RoBERTa and its like)."""
+    return any(
+        isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None
+        for name, module in backbone.named_modules()
+    )
+
+
+def counts_pads(backbone: PreTrainedModel) -> bool:
+    """Tell whether pads in front of a row move its tokens to other positions (the decoders of BART and its like)."""
+    relative = backbone.config.model_type in RELATIVE_TABLES
+    return not relative and tabled_positions(backbone) is not None and not takes(backbone, "position_ids")
+
+
+def positions_of_pads(backbone: PreTrainedModel, mask: Tensor) -> dict[str, Tensor]:
+    """Return the `position_ids` of rows `[tokens | pads]` with more columns than the table of positions has.
+
+    `mask` is [B, N]. Each row's tokens must have a place in the table; pads get that of the token before them. The
+    result is empty for other rows. Raise PromptTuningError if the backbone takes no positions.
+    """
+    limit = tabled_positions(backbone)
+    if limit is None or mask.shape[1] <= limit:
+        return {}
+    if not takes(backbone, "position_ids"):
+        raise PromptTuningError(
+            f"rows have {mask.shape[1]} columns with their prompts, and {type(backbone).__name__} has positions for "
+            f"{limit}, which pads take, too; leave out columns that hold pads alone."
+        )
+    return {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
 
 
 def steady_positions(backbone: PreTrainedModel) -> int | None:
@@ -148,10 +191,13 @@ def steady_positions(backbone: PreTrainedModel) -> int | None:
 
 
 def token_scale(backbone: PreTrainedModel) -> float:
-    """Return the factor that the encoder applies to the embeddings of token ids, but not to `inputs_embeds`."""
-    if backbone.config.model_type not in SCALES_IDS or hasattr(backbone.get_input_embeddings(), "embed_scale"):
+    """Return the factor that a model applies to the embeddings of token ids, but not to `inputs_embeds`."""
+    name = backbone.config.model_type
+    if name not in SCALES_IDS or hasattr(backbone.get_input_embeddings(), "embed_scale"):
         return 1.0
-    return backbone.get_encoder().embed_scale
+    if backbone.config.is_encoder_decoder:
+        return backbone.get_encoder().embed_scale
+    return backbone.get_decoder().embed_scale if name == "mvp" else 1.0
 
 
 def encoder_matrix(backbone: PreTrainedModel) -> Tensor:
@@ -176,6 +222,16 @@ def needs_embeddings_only(backbone: PreTrainedModel) -> bool:
 def per_layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Return the per-layer vectors of all layers, side by side: [B, T, layers * D] for ids [B, T]."""
     return embedded(backbone.get_per_layer_input_embeddings(), input_ids)
+
+
+def without_router_scores(backbone: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the argument that keeps a mixture of experts from balancing its routers, where no loss is computed.
+
+    Behind a cache the mask and the scores are of different columns. The result is empty if the config does not ask for
+    the scores, or the caller has `given` the argument.
+    """
+    asked = asks_for_router_scores(backbone) and takes(backbone, ROUTER_SCORES)
+    return {ROUTER_SCORES: False} if asked and ROUTER_SCORES not in given else {}
 
 
 def _layer_types(backbone: PreTrainedModel) -> list[str]:

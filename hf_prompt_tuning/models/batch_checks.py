@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from ..data.encoding import check_ids
 from ..errors import PromptTuningError
-from ..layouts.base import IGNORED
+from ..layouts.base import IGNORED, Examples, Prompts
 from ..layouts.label_search import LabelSearch
-from ..layouts.traits import with_own_positions
+from ..layouts.traits import tabled_positions, with_own_positions
 from .distillation import LabelDistillation, TokenDistillation
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
@@ -97,6 +97,8 @@ def check_texts(backbone: PreTrainedModel, texts: Texts, mask: Tensor | None) ->
 
 def check_adapter_names(adapter_names: Sequence[str], rows: int, prompts: Collection[str]) -> None:
     """Raise PromptTuningError if there is not one name for each row, or a name is not one of the model's prompts."""
+    if not hasattr(adapter_names, "__len__"):
+        raise PromptTuningError(f"adapter_names is a {type(adapter_names).__name__}; give a list, one name a row.")
     if len(adapter_names) != rows:
         raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {rows} rows; give one a row.")
     if unknown := [name for name in adapter_names if name not in prompts and name != NO_PROMPT]:
@@ -109,6 +111,19 @@ def check_left_out(arguments: Mapping[str, Any], allowed: Iterable[str] = ()) ->
     """Raise PromptTuningError for an argument that the layouts do not take: not None, and not in `allowed`."""
     if others := [name for name, value in arguments.items() if value is not None and name not in allowed]:
         raise PromptTuningError(f"{others[0]} is given with only_labelled or candidates; leave it out.")
+
+
+def check_one_goal(targets: Targets) -> None:
+    """Raise PromptTuningError if labels are given beside candidates, or a search without candidates."""
+    if targets.candidates is None:
+        if targets.search is not None:
+            raise PromptTuningError("search is given without candidates, among which it finds the best; give both.")
+        return
+    for name in ("labels", "shift_labels", "only_labelled"):
+        value = getattr(targets, name)
+        # What goes with TRL's head is checked by itself.
+        if value is not None and value is not False and not targets.fused_lm_head:
+            raise PromptTuningError(f"{name} is given with candidates, which alone are scored; leave one of them out.")
 
 
 def check_has_labels(targets: Targets) -> None:
@@ -128,7 +143,7 @@ def check_labels(
     if labels is None:
         return None
     wrong = not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != rows
-    if wrong or (shape is not None and labels.shape != shape):
+    if wrong or (labels.shape[1] == 0 if shape is None else labels.shape != shape):
         wanted = f"[{rows}, T'], a row for each text" if shape is None else f"{list(shape)}, a label for each token"
         raise PromptTuningError(f"labels has shape {_shape(labels)}; give {wanted} (-100 where there is none).")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -156,6 +171,8 @@ def check_unpacked(kwargs: dict[str, Any]) -> None:
 
 def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
     """Raise PromptTuningError if there are no candidates, or one is not a list of token ids."""
+    if not hasattr(candidates, "__len__"):
+        raise PromptTuningError(f"candidates is a {type(candidates).__name__}; give a list of lists of token ids.")
     for words in candidates if len(candidates) else ((),):
         ids = words.tolist() if isinstance(words, Tensor) else words
         if not isinstance(ids, Sequence) or not ids or not all(type(i) is int for i in map(_number, ids)):
@@ -203,6 +220,7 @@ def check_positions(
     they have another shape, or do not count each row's tokens from 0.
     """
     position_ids = arguments.get("position_ids")
+    check_is_tensor(position_ids, "position_ids")
     if position_ids is None or (position_ids.dim() == 3 and with_own_positions(backbone) is not None):
         return
     del arguments["position_ids"]
@@ -220,6 +238,44 @@ def check_positions(
             "position_ids are given that do not count each row's tokens from 0 (packed rows, perhaps). "
             "Give one example a row, without position_ids."
         )
+
+
+def check_is_tensor(value: Any, name: str) -> None:
+    """Raise PromptTuningError if an argument is neither a tensor nor None."""
+    if value is not None and not isinstance(value, Tensor):
+        raise PromptTuningError(f"{name} is a {type(value).__name__}; give a tensor, or leave it out.")
+
+
+def check_stands_behind_something(prompts: Prompts, examples: Examples) -> None:
+    """Raise PromptTuningError if a row has neither a prompt nor a token, which would predict what is asked for."""
+    empty = (prompts.lengths() == 0) & ~examples.mask.any(1)
+    if bool(empty.any()):
+        raise PromptTuningError(
+            f"row {int(empty.nonzero()[0])} has no token and no prompt, and nothing predicts what stands behind it; "
+            "give it a token (BOS), or a prompt."
+        )
+
+
+def check_room(backbone: PreTrainedModel, columns: int, prompt: int) -> None:
+    """Raise PromptTuningError if a row of so many columns is longer than the backbone's table of positions.
+
+    `prompt` is how many of the columns are a prompt's.
+    """
+    limit = tabled_positions(backbone)
+    if limit is not None and columns > limit:
+        raise PromptTuningError(
+            f"a row has {columns} tokens with its prompt, and {type(backbone).__name__} has positions for {limit}; "
+            f"shorten texts to {limit - prompt} tokens."
+        )
+
+
+def check_rooms(backbone: PreTrainedModel, prompts: Prompts, examples: Examples) -> None:
+    """Raise PromptTuningError as `check_room` does, if a row's own tokens, without pads, are too many."""
+    longest = max(map(len, prompts.vectors)) + examples.mask.shape[1]
+    if longest > (tabled_positions(backbone) or longest):
+        lengths = prompts.lengths() + examples.mask.sum(1)
+        row = int(lengths.argmax())
+        check_room(backbone, int(lengths[row]), int(prompts.lengths()[row]))
 
 
 def vocabulary(backbone: PreTrainedModel) -> int:

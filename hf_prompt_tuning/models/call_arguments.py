@@ -18,7 +18,7 @@ from ..errors import PromptTuningError, first_line, sentence
 from ..layouts import Examples, Prompts
 from ..layouts.base import take_columns
 from ..layouts.padded import POSITIONS, beside_rows
-from ..layouts.traits import has_per_layer_inputs, takes, with_own_positions
+from ..layouts.traits import has_per_layer_inputs, tabled_positions, takes, with_own_positions
 from .batch_checks import Texts, check_left_out
 from .pictures import check_not_spread, merges, read_with_pictures
 
@@ -167,6 +167,12 @@ def decoder_arguments(
         raise PromptTuningError(f"{wrong[0]} is given, which leaves a prompt in the encoder no place; {fix}")
     ids, embeds = given.get("decoder_input_ids"), given.get("decoder_inputs_embeds")
     targets = [value.shape[:2] for value in (labels, ids, embeds) if isinstance(value, Tensor)]
+    limit = tabled_positions(backbone.get_decoder())
+    if limit is not None and (longest := max((shape[-1] for shape in targets), default=0)) > limit:
+        raise PromptTuningError(
+            f"targets of {longest} tokens are given, and the decoder of {type(backbone).__name__} has positions for "
+            f"{limit}; shorten them."
+        )
     for name in DECODER:
         value = given.get(name)
         past = name == "decoder_attention_mask" and cache_in(given) is not None

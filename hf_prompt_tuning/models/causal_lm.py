@@ -12,15 +12,15 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from ..compat.transformers import cache_in, with_cache_renamed
-from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, check_layout_name, choose
+from ..layouts import Candidates, Examples, LabelledLogits, Layout, PackedLayout, Prompts, choose
 from ..layouts.base import IGNORED, token_inputs
 from ..layouts.check import disagreement
-from ..layouts.choose import make_layout, why_inexact
+from ..layouts.choose import check_layout_name, check_row_budget, make_layout, why_inexact
 from ..layouts.computed import ComputedPrompts, can_be_continued
 from ..layouts.label_search import LabelSearch, searched_scores
 from ..layouts.padded import is_moved, labels_where_predicted, predicting_columns, row_inputs
 from ..layouts.sharing import in_step, is_sharded
-from ..layouts.traits import state_of_choice, takes
+from ..layouts.traits import state_of_choice, takes, without_router_scores
 from . import batch_checks
 from .batch_checks import Targets, Texts
 from .call_arguments import (
@@ -75,6 +75,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
                 signature prove nothing (a recurrent one) is always checked.
         """
         check_layout_name(name)
+        check_row_budget(max_packed_tokens)
         self._layout_request, self._chosen_layouts = (name, max_packed_tokens, check), {}
 
     @property
@@ -173,6 +174,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
         """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
         batch_checks.check_unpacked(arguments)
+        batch_checks.check_one_goal(targets)
         if arguments and columns_in(cache_in(arguments := with_cache_renamed(self.base_model, arguments))):
             check_only_new_tokens(arguments | vars(targets))
             batch_checks.check_texts(self.base_model, texts, None)
@@ -195,6 +197,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         given = given_beside(self.base_model, texts, arguments, labelled_alone) if arguments else TEXT_ALONE
         examples = self._examples(prompts, texts, labels, given)
         if targets.candidates is not None:
+            batch_checks.check_stands_behind_something(prompts, examples)
             candidates = self._candidates(targets.candidates)
             batch_checks.check_search(targets, len(examples.mask), len(candidates.ids))
             return self._ranked(*self._rank(prompts, examples, candidates, targets.search), targets)
@@ -209,7 +212,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         layout, prompts = self._layout_and_prompts(prompts, examples)
         with self._in_step(prompts, examples) as zeros:
             predictions = layout.labelled_logits(self.base_model, prompts, examples)
-        return LabelledOutput(loss=self._loss(predictions, targets) + sum(zeros), **vars(predictions))
+        return self._labelled_output(predictions, self._loss(predictions, targets) + sum(zeros))
 
     def _rank(
         self, prompts: Prompts, sources: Examples, candidates: Candidates, search: LabelSearch | None
@@ -307,7 +310,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         check_taken(self.base_model, kwargs)
         given = texts.attention_mask, position_ids
         inputs, after = continued_inputs(self.base_model, content, prompts.lengths(), new, *given)
-        outputs = self.base_model(**token_inputs(self.base_model, embeds), **inputs, **kwargs)
+        inputs |= token_inputs(self.base_model, embeds) | without_router_scores(self.base_model, kwargs)
+        outputs = self.base_model(**inputs, **kwargs)
         mark(cache, after)
         return outputs
 
@@ -347,6 +351,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             arguments, options = model_arguments(self.base_model, kwargs)
             given = given_beside(self.base_model, texts, arguments) if arguments else TEXT_ALONE
             examples = self._examples(prompts, texts, given=given)
+            batch_checks.check_stands_behind_something(prompts, examples)
             ways = self._with_computed, self._packed_layout
             return generate(self.base_model, prompts, examples, texts.input_ids, given, options, *ways, heads)
 

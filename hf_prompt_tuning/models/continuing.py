@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from ..errors import PromptTuningError
 from ..layouts import Prompts
 from ..layouts.traits import ignores_masked_columns, takes, with_own_positions
+from .batch_checks import check_is_tensor, check_room
 from .call_arguments import MEDIA, TOKEN_TYPES
 
 FOR_WHOLE_ROWS = ("labels", "shift_labels", "candidates", "only_labelled", "fused_lm_head")
@@ -139,6 +140,7 @@ def continued_inputs(
     in front; `positions` are the caller's, of the new columns, counted from the text's or the prompt's start. Both may
     be None. Raise PromptTuningError if they do not match the columns, or this backbone would count the pads.
     """
+    check_is_tensor(positions, "position_ids")
     seen, head, taken = content.mask.sum(1), content.head, content.taken
     now = content.mask.new_ones(len(content.mask), new)
     if mask is not None:
@@ -156,6 +158,7 @@ def continued_inputs(
             f"past_key_values holds padded rows, and {type(backbone).__name__} counts pads between tokens. Give rows "
             "of one length, or use generate."
         )
+    check_room(backbone, int(both.sum(1).max()), int(lengths.max()))
     counted = (both.long().cumsum(1) - 1).clamp(min=0)[:, -new:]
     if positions is not None and not any(
         positions.shape[-1] == new and torch.equal(positions.expand_as(counted), counted - less[:, None])

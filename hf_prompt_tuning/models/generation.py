@@ -45,7 +45,13 @@ from ..layouts import Examples, PackedLayout, Prompts
 from ..layouts.computed import cache_of, can_be_continued, in_rows
 from ..layouts.padded import row_inputs
 from ..layouts.sharing import calling
-from ..layouts.traits import ignores_masked_columns, sees_chunks, text_positions
+from ..layouts.traits import (
+    counts_pads,
+    ignores_masked_columns,
+    sees_chunks,
+    text_positions,
+    without_router_scores,
+)
 from .call_arguments import CallArguments, explained_media_errors
 from .continuing import CacheContent, columns_in, content_of, mark
 from .generation_options import (
@@ -133,6 +139,7 @@ def generate(
         _check_cache(cache, prompts, examples)
     columns = examples.embeds.shape[1] if heads is None else heads.columns
     config, options = in_new_tokens(backbone, options, columns)
+    options = without_router_scores(backbone, given.others) | options
     ids, width = None, int(examples.mask.sum(1).max())
     if input_ids is not None:
         ids = _at_the_right(input_ids, examples, width)
@@ -167,6 +174,11 @@ def _check(call: _Call) -> None:
         raise PromptTuningError(
             f"got {rows} rows and {each} sequences for each, and {type(call.backbone).__name__} "
             "generates right for one alone. Give one row at a time, without beams."
+        )
+    if counts_pads(call.backbone) and not bool((call.lengths == call.lengths[0]).all()):
+        raise PromptTuningError(
+            f"got rows of several lengths, and {type(call.backbone).__name__} counts the pads in front of the shorter "
+            "ones as positions, with a prompt or without. Give rows of one length, or one row at a time."
         )
     kind = "static" if isinstance(cache_in(call.options), StaticCache) else call.config.cache_implementation
     if call.backbone.config.model_type in GROWING_CACHE_ONLY and kind in ALL_STATIC_CACHE_IMPLEMENTATIONS:

@@ -184,10 +184,11 @@ def without_pads(options: dict[str, Any], config: GenerationConfig, pads: Tensor
 def prepares_embeddings(backbone: PreTrainedModel, handed_on: bool) -> bool:
     """Tell whether the model's `prepare_inputs_for_generation` takes embeddings.
 
-    `handed_on` also accepts a method that passes on all its keyword arguments.
+    `handed_on` also accepts a method that passes on all its keyword arguments, if the model has a cache: without one
+    (GPT-1, XLNet) it passes the ids on beside them.
     """
     names = inspect.signature(backbone.prepare_inputs_for_generation).parameters
-    return "inputs_embeds" in names or (handed_on and "kwargs" in names)
+    return "inputs_embeds" in names or (handed_on and "kwargs" in names and cache_name(backbone) is not None)
 
 
 def generating_with(backbone: PreTrainedModel, per_layer_inputs: Tensor | None) -> PreTrainedModel:

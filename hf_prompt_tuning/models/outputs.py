@@ -14,6 +14,12 @@ from ..layouts import Examples, Prompts
 from ..layouts.base import take_columns
 from ..layouts.padded import in_caller_columns, row_mask
 
+ROUTING_LOSSES = {
+    **dict.fromkeys(("aux_loss", "encoder_aux_loss", "decoder_aux_loss"), "router_aux_loss_coef"),
+    **dict.fromkeys(("encoder_z_loss", "decoder_z_loss"), "router_z_loss_coef"),
+}
+"""A mixture of experts' outputs that are part of its loss, with the config's factor for each."""
+
 
 @dataclasses.dataclass
 class RankingOutput(ModelOutput):
@@ -122,7 +128,10 @@ def in_label_columns(value: Any, order: Tensor) -> Any:
 
 
 def routing_loss(outputs: ModelOutput, config: PretrainedConfig) -> Tensor | float:
-    """Return what a mixture-of-experts backbone adds to its loss, if the routers' scores are asked for; else 0."""
-    if (balance := outputs.get("aux_loss")) is None:
-        return 0.0
-    return getattr(config.get_text_config(), "router_aux_loss_coef", 0.0) * balance
+    """Return what a mixture-of-experts backbone adds to its loss, if the routers' scores are asked for; else 0.
+
+    In encoder-decoders it is the sum over both halves.
+    """
+    text_config = config.get_text_config()
+    found = {name: outputs[name] for name in ROUTING_LOSSES if outputs.get(name) is not None}
+    return sum(getattr(text_config, ROUTING_LOSSES[name], 0.0) * loss for name, loss in found.items())

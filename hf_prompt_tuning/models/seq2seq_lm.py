@@ -15,13 +15,24 @@ from ..layouts.base import IGNORED, predicted_at_once, predictions_at
 from ..layouts.label_search import LabelSearch
 from ..layouts.padded import as_padded, is_moved, padded_rows
 from ..layouts.sharing import is_sharded
-from .batch_checks import Targets, Texts, check_has_labels, check_labels, check_left_out, check_search, check_texts
+from .batch_checks import (
+    Targets,
+    Texts,
+    check_has_labels,
+    check_labels,
+    check_left_out,
+    check_one_goal,
+    check_room,
+    check_search,
+    check_stands_behind_something,
+    check_texts,
+)
 from .call_arguments import DECODER, decoder_arguments
 from .continuing import CacheContent, encoder_decoder_cache, mark
 from .distillation import LabelDistillation, TokenDistillation
 from .generation_options import from_inputs, generation_config, model_arguments, with_encoder_ids
 from .heads import RowHeads
-from .outputs import LabelledOutput, check_no_attentions, in_label_columns, outputs_in_caller_columns
+from .outputs import check_no_attentions, in_label_columns, outputs_in_caller_columns, routing_loss
 from .soft_prompts import SoftPrompts
 
 DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
@@ -33,7 +44,8 @@ def decoder_inputs(backbone: Any, labels: Tensor) -> Tensor:
     if bare.any():
         # A row without a label predicts nothing, but some backbones (mBART) look for its last token.
         labels = labels.clone()
-        labels[bare, 0] = backbone.config.eos_token_id or 0
+        # A config may name several ends (T5Gemma's).
+        labels[bare, 0] = torch.as_tensor(backbone.config.eos_token_id or 0).flatten()[0].to(labels)
     if hasattr(backbone, "prepare_decoder_input_ids_from_labels"):
         return backbone.prepare_decoder_input_ids_from_labels(labels=labels)
     # M2M100, NLLB-MoE and Blenderbot shift labels only in `forward`.
@@ -106,6 +118,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
     def _run(self, texts: Texts, targets: Targets, arguments: dict[str, Any]) -> ModelOutput | tuple:
         """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
         backbone = self.base_model
+        check_one_goal(targets)
         check_texts(backbone, texts, texts.attention_mask)
         labels = check_labels(backbone, targets.labels, None, texts.shape[0])
         prompts = self._prompts(texts.shape[0], texts.adapter_names)
@@ -114,6 +127,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         sources = self._examples(prompts, texts)
         given = decoder_arguments(backbone, with_cache_renamed(backbone, arguments), labels, texts.shape[0])
         embeds, mask = padded_rows(prompts, sources)
+        check_room(backbone, mask.shape[1], int(prompts.lengths().max()))
+        check_stands_behind_something(prompts, sources)
         given |= as_cache(backbone, encoder_decoder_cache(cache_in(given), prompts, mask))
         if targets.candidates is not None:
             check_left_out(given)
@@ -128,7 +143,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         given |= {"inputs_embeds": embeds, "attention_mask": mask}
         if targets.only_labelled:
             predictions = self._labelled_logits(labels, use_cache=False, **given)
-            return LabelledOutput(loss=self._loss(predictions, targets), **vars(predictions))
+            return self._labelled_output(predictions, self._loss(predictions, targets))
         return self._outputs(prompts, sources, labels, order, targets, heads, **given)
 
     def _outputs(
@@ -153,7 +168,7 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         if labels is not None:
             rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
             predictions = LabelledLogits(outputs.logits[rows, columns], labels[rows, columns], rows)
-            outputs.loss = self._loss(predictions, targets)
+            outputs.loss = self._loss(predictions, targets) + routing_loss(outputs, backbone.config)
         for name, value in outputs.items():
             if name.startswith("encoder_"):
                 outputs[name] = _encoded(value, prompts, sources, heads, name)
@@ -224,6 +239,8 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         given, options = model_arguments(backbone, kwargs)
         given = decoder_arguments(backbone, given, None, len(sources.mask))
         embeds, mask = padded_rows(prompts, sources)
+        check_room(backbone, mask.shape[1], int(prompts.lengths().max()))
+        check_stands_behind_something(prompts, sources)
         options |= as_cache(backbone, encoder_decoder_cache(cache_in(options), prompts, mask))
         _move_encoder_outputs(given, prompts, sources, heads)
         config = generation_config(backbone, options)

@@ -16,15 +16,24 @@ from ..data.processors import tokenizer_in
 from ..data.tokenization import PromptTokenizer
 from ..errors import PromptTuningError
 from ..layouts import Candidates, Examples, LabelledLogits, Prompts
-from ..layouts.base import IGNORED, token_nll
+from ..layouts.base import IGNORED, asks_for_router_scores, token_nll
 from ..layouts.sharing import ByContext, embedded, embedding_device, is_sharded, whole
 from ..layouts.traits import has_per_layer_inputs, max_positions, per_layer_inputs, steady_positions, token_scale
-from .batch_checks import NO_PROMPT, Targets, Texts, check_adapter_names, check_candidates, check_tensor, check_texts
+from .batch_checks import (
+    NO_PROMPT,
+    Targets,
+    Texts,
+    check_adapter_names,
+    check_candidates,
+    check_rooms,
+    check_tensor,
+    check_texts,
+)
 from .call_arguments import MEDIA, TOKEN_TYPES, CallArguments
 from .fixed_prompts import FixedPromptsMixin
 from .heads import RowHeads, row_heads
 from .held_prompts import HeldPrompts
-from .outputs import RankingOutput
+from .outputs import LabelledOutput, RankingOutput
 from .pictures import check_sees, merges, with_pictures
 from .untrainable import untrainable
 
@@ -41,7 +50,7 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
     A prompt is a PEFT adapter. Several prompts on one backbone are several adapters, and the active one is used.
     """
 
-    _warned_of_pads = _warned_of_positions = _warned_of_doubled = False
+    _warned_of_pads = _warned_of_positions = _warned_of_doubled = _warned_of_routers = False
 
     @property
     def prompt(self) -> Tensor:
@@ -227,6 +236,7 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
         embeds = self._embedded(texts, {} if given is None else given.media)
         beside = None if given is None else given.beside
         examples = Examples.align(embeds, texts.attention_mask, labels, beside)
+        check_rooms(self.base_model, prompts, examples)
         self._warn_of_changing_positions(prompts, examples)
         return examples if labels is None else unlabel_first(prompts, examples)
 
@@ -262,7 +272,8 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
     def _candidates(self, token_ids: Sequence[Sequence[int]]) -> Candidates:
         check_candidates(token_ids)
         sizes = [len(words) for words in token_ids]
-        flat = torch.cat([torch.as_tensor(words) for words in token_ids]).to(embedding_device(self.word_embeddings))
+        flat = torch.cat([torch.as_tensor(words) for words in token_ids]).long()
+        flat = flat.to(embedding_device(self.word_embeddings))
         embeds = embed(self.base_model, flat[None], "a candidate has")[0]
         return Candidates(flat.split(sizes), embeds.split(sizes))
 
@@ -277,6 +288,17 @@ class SoftPrompts(FixedPromptsMixin, HeldPrompts):
         else:
             total = token_nll(predictions.logits, predictions.targets, targets.label_smoothing).sum()
         return self._mean(total, len(predictions.targets), targets)
+
+    def _labelled_output(self, predictions: LabelledLogits, loss: Tensor) -> LabelledOutput:
+        """Return the predictions of labelled tokens with their loss. Warn once if the routers' is left out of it."""
+        if asks_for_router_scores(self.base_model) and not self._warned_of_routers:
+            self._warned_of_routers = True
+            logger.warning(
+                "config.output_router_logits is True, and the loss of labelled tokens alone (only_labelled, with "
+                "which PromptTuningTrainer trains) leaves the routers' balance loss out. A prompt does not train the "
+                "routers. forward without only_labelled adds it."
+            )
+        return LabelledOutput(loss=loss, **vars(predictions))
 
     def _ranked(self, scores: Tensor, nodes: Tensor | None, targets: Targets) -> RankingOutput:
         """Return the scores of candidates, [B, L], with the loss of learning them from a teacher if there is one.
@@ -337,5 +359,5 @@ def unlabel_first(prompts: Prompts, examples: Examples) -> Examples:
     if all(map(len, prompts.vectors)):
         return examples
     labels = examples.labels.clone()
-    labels[prompts.lengths() == 0, 0] = IGNORED
+    labels[prompts.lengths() == 0, :1] = IGNORED
     return replace(examples, labels=labels)

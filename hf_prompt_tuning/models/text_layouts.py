@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import PromptTuningError
+from ..layouts.choose import check_row_budget
 from ..layouts.packed_texts import SAVED, PackedTexts, difference, why_padded
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class TextLayouts:
             PromptTuningError: there is no such layout, or packed rows are not exact for this backbone.
         """
         check_layout(self.base_model, name)
+        check_row_budget(max_packed_tokens)
         self._layout_request = (name, max_packed_tokens, check)
         vars(self).pop("_differences", None)
 

@@ -13,9 +13,8 @@ from ..layouts.base import token_inputs
 from ..layouts.packed_texts import PackedTexts
 from ..layouts.padded import padded_rows
 from ..layouts.sharing import is_sharded
-from ..layouts.traits import learned_positions
 from ..prompts.files import SavedPrompt
-from .batch_checks import NO_PROMPT, Texts, check_texts, check_unpacked
+from .batch_checks import NO_PROMPT, Texts, check_room, check_texts, check_unpacked
 from .call_arguments import OF_FORWARD, TOKEN_TYPES, arguments_in_rows
 from .decoded_texts import DecodedTexts, decoded_texts, reads_decoder
 from .heads import RowHeads
@@ -155,10 +154,5 @@ class TextRows(TextLayouts, SoftPrompts):
         if heads is not None or examples.order is not None:
             check_no_attentions(arguments.get("output_attentions"), backbone.config)
         embeds, mask = padded_rows(prompts, examples)
-        limit = learned_positions(backbone)
-        if limit is not None and embeds.shape[1] > limit:
-            raise PromptTuningError(
-                f"a row has {embeds.shape[1]} tokens with its prompt, and {type(backbone).__name__} has positions for "
-                f"{limit}; shorten texts to {limit - int(prompts.lengths().max())} tokens."
-            )
+        check_room(backbone, embeds.shape[1], int(prompts.lengths().max()))
         return token_inputs(backbone, embeds) | {"attention_mask": mask, "return_dict": True} | arguments

@@ -23,7 +23,7 @@ from ..data.head_collator import DataCollatorForHeads
 from ..data.head_template import HeadTemplate
 from ..data.template import PromptTemplate, sources_of
 from ..errors import PromptTuningError
-from ..layouts import check_layout_name
+from ..layouts import check_layout_name, check_row_budget
 from ..models.classifiers import QUESTION_ANS, TOKEN_CLS, classification_task
 from ..models.create import get_prompt_tuning_model
 from ..models.initialization import saved_info
@@ -111,6 +111,7 @@ def check_together(
         )
     check_direction(args)
     check_layout_name(getattr(args, "layout", "auto"))
+    check_row_budget(getattr(args, "max_packed_tokens", None))
 
 
 def check_devices(model: Any, args: TrainingArguments) -> None:

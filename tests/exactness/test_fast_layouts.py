@@ -267,6 +267,9 @@ def test_refusals():
         model(**batch, only_labelled=True)
     with pytest.raises(PromptTuningError, match="layout is 'quick'; give auto, packed"):
         model.use_layout("quick")
+    for tokens in (0, -5, "20", 2.5):
+        with pytest.raises(PromptTuningError, match=f"max_packed_tokens is {tokens!r}; give 1 token or more"):
+            model.use_layout("auto", max_packed_tokens=tokens)
 
 
 @pytest.mark.parametrize("layout", ["packed", "cached", "padded"])
@@ -277,3 +280,33 @@ def test_one_token_rows_without_a_prompt_predict_nothing(layout):
     with model.disable_adapter():
         found = model(input_ids=ids, labels=ids, only_labelled=True)
     assert found.loss == 0 and len(found.targets) == len(found.rows) == 0 and found.logits.shape == (0, 400)
+
+
+@pytest.mark.parametrize("layout", ["packed", "cached", "padded"])
+def test_rows_without_a_token(layout):
+    """Their prompt predicts their labels. Without a prompt nothing does."""
+    model, ids = tiny_prompt_model("llama"), torch.zeros(2, 0, dtype=torch.long)
+    model.use_layout(layout)
+    for names in (["default", "default"], ["default", "__base__"]):
+        assert model(input_ids=ids, labels=ids, only_labelled=True, adapter_names=names).loss == 0
+    batch = {"input_ids": torch.tensor([[5, 6], [0, 0]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])}
+    with torch.no_grad():
+        alone = model(input_ids=ids, candidates=LABELS).scores
+        torch.testing.assert_close(model(**batch, candidates=LABELS).scores[1], alone[1])
+        for call in (
+            lambda: model(**batch, candidates=LABELS, adapter_names=["default", "__base__"]),
+            lambda: model.generate(**batch, adapter_names=["default", "__base__"]),
+        ):
+            with pytest.raises(PromptTuningError, match="row 1 has no token and no prompt, and nothing predicts"):
+                call()
+
+
+def test_an_encoder_that_has_nothing_to_read():
+    model, labels = tiny_prompt_model("t5"), torch.tensor([[5, 6], [7, 8]])
+    batch = {"input_ids": torch.tensor([[5, 6], [0, 0]]), "attention_mask": torch.tensor([[1, 1], [0, 0]])}
+    assert model(**batch, labels=labels).loss.isfinite()
+    with model.disable_adapter():
+        for ids in (batch, {"input_ids": torch.zeros(2, 0, dtype=torch.long)}):
+            for call in (lambda ids=ids: model(**ids, labels=labels), lambda ids=ids: model.generate(**ids)):
+                with pytest.raises(PromptTuningError, match="has no token and no prompt"):
+                    call()

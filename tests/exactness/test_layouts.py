@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from hf_prompt_tuning.layouts import Examples, PaddedLayout, Prompts
 from hf_prompt_tuning.layouts.base import IGNORED
@@ -56,6 +57,7 @@ class Counter(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.head = torch.nn.Identity()
+        self.config = PreTrainedConfig()
 
     def get_input_embeddings(self):
         return torch.nn.Embedding(1, 1)
@@ -63,7 +65,7 @@ class Counter(torch.nn.Module):
     def get_output_embeddings(self):
         return self.head
 
-    def forward(self, inputs_embeds, attention_mask, use_cache):
+    def forward(self, inputs_embeds, attention_mask, use_cache, return_dict):
         columns = torch.arange(inputs_embeds.shape[1], dtype=torch.float)
         return type("Output", (), {"logits": self.head(columns[None, :, None].expand(*inputs_embeds.shape[:2], 1))})
 

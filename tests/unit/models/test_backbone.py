@@ -12,7 +12,8 @@ from tests.shared.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("gpt2", 128), ("opt", 128), ("llama", 128), ("bart", 128), ("bloom", None), ("t5", None)]
+    ("name", "limit"),
+    [("gpt2", 128), ("opt", 128), ("llama", 128), ("bart", 128), ("mpt", 128), ("bloom", None), ("t5", None)],
 )
 def test_positions(name, limit):
     assert max_positions(tiny_model(name)) == limit

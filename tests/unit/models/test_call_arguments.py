@@ -3,11 +3,12 @@
 import copy
 import inspect
 
+import numpy
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
-from hf_prompt_tuning import PromptTuningError, PromptTuningModelForCausalLM
+from hf_prompt_tuning import LabelSearch, PromptTuningError, PromptTuningModelForCausalLM
 from hf_prompt_tuning.models import generation
 from hf_prompt_tuning.models.call_arguments import OF_FORWARD, check_taken
 from tests.shared.reference import behind, greedy, pad, ragged_rows, tiny_prompt_model, with_prompts
@@ -100,6 +101,7 @@ class TestShapes:
             self.refused(
                 model, r"labels has shape \[2, 4\]; give \[3, T'\], a row for each text", labels=wrong, **kind
             )
+            self.refused(model, r"labels has shape \[3, 0\]; give", labels=torch.ones(3, 0).long(), **kind)
             self.refused(model, "labels have the token id 400", labels=torch.full((3, 4), 400), **kind)
 
     def test_of_positions(self):
@@ -108,8 +110,42 @@ class TestShapes:
             for call in (model, model.generate):
                 with pytest.raises(PromptTuningError, match="position_ids are given that do not count each"):
                     call(**batch, position_ids=wrong)
+        for kind in (list, numpy.array):
+            self.refused(
+                model, f"position_ids is a .*{kind.__name__[-4:]}", position_ids=kind([[0, 1, 2, 3, 4, 5, 6]])
+            )
+        cache = model(**batch, use_cache=True).past_key_values
+        with pytest.raises(PromptTuningError, match="position_ids is a list; give a tensor"):
+            model(input_ids=torch.ones(3, 1).long(), past_key_values=cache, position_ids=[[7]])
         natural = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         torch.testing.assert_close(model(**batch, position_ids=natural).logits, model(**batch).logits)
+
+    @pytest.mark.parametrize("name", ["llama", "t5"])
+    def test_of_names_and_candidates_that_have_no_length(self, name):
+        model = tiny_prompt_model(name).eval()
+        self.refused(model, "adapter_names is a generator", adapter_names=(name for name in ["default"] * 3))
+        with pytest.raises(PromptTuningError, match="candidates is a generator; give a list of lists"):
+            model(**texts(), candidates=(words for words in [[5, 6]]))
+
+    @pytest.mark.parametrize("name", ["llama", "t5"])
+    def test_of_one_goal(self, name):
+        model, ids = tiny_prompt_model(name).eval(), texts()["input_ids"]
+        for wrong in ({"labels": ids}, {"only_labelled": True}):
+            with pytest.raises(PromptTuningError, match="is given with candidates, which alone are scored"):
+                model(**texts(), candidates=[[5, 6]], **wrong)
+        with pytest.raises(PromptTuningError, match="search is given without candidates"):
+            model(**texts(), labels=ids, search=LabelSearch())
+
+    @pytest.mark.parametrize("name", ["bloom", "mpt", "mamba", "t5"])
+    def test_of_a_config_that_asks_for_tuples(self, name):
+        """`return_dict` is False in a config that was saved so; these backbones then return tuples."""
+        model, batch = tiny_prompt_model(name).eval(), pad(ROWS, "left")
+        expected = model(**batch, only_labelled=True)
+        tokens = model.generate(**texts(), **OPTIONS)
+        model.get_base_model().config.return_dict = False
+        model.use_layout() if name != "t5" else None
+        assert model(**batch, only_labelled=True).loss.item() == expected.loss.item()
+        assert torch.equal(model.generate(**texts(), **OPTIONS), tokens)
 
 
 class TestUnknown:
@@ -161,7 +197,9 @@ class TestUnknown:
             narrow = batch | {"labels": batch["labels"].int(), "input_ids": batch["input_ids"].int()}
             assert model(**narrow, only_labelled=only_labelled).loss.item() == whole.item()
         scores = model(**texts(), candidates=[[5, 6], [7, 8]]).scores
-        assert torch.equal(model(**texts(), candidates=torch.tensor([[5, 6], [7, 8]])).scores, scores)
+        for dtype in (torch.long, torch.int32, torch.int16, torch.uint8):
+            words = torch.tensor([[5, 6], [7, 8]], dtype=dtype)
+            assert torch.equal(model(**texts(), candidates=words).scores, scores)
 
     def test_values_for_each_token(self):
         ids = texts()["input_ids"]

@@ -161,7 +161,7 @@ def test_refusals():
         ({"past_key_values": ((labels,),)}, "past_key_values is a tuple; give a Cache"),
     ]:
         with pytest.raises(PromptTuningError, match=message):
-            model(**batch, labels=labels, **given)
+            model(**batch, labels=None if "candidates" in given else labels, **given)
     for name in ("t5", "bart"):
         with pytest.raises(PromptTuningError, match="neither labels nor decoder_input_ids are given"):
             three(name)(**batch)
@@ -198,3 +198,15 @@ def test_a_row_without_labels_predicts_nothing(name):
         torch.testing.assert_close(outputs.logits[2, :3], found[1], rtol=1e-4, atol=1e-4)
         assert outputs.loss == pytest.approx(right.item(), rel=1e-5)
         assert model(**texts(), labels=torch.full_like(labels, IGNORED)).loss == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_config_with_several_ends_and_a_row_without_labels(name):
+    """As T5Gemma's config has them."""
+    model, ids = tiny_prompt_model(name).eval(), torch.tensor([[5, 6], [7, 8]])
+    labels = torch.tensor([[9, 2], [-100, -100]])
+    expected = model(input_ids=ids, labels=labels)
+    model.get_base_model().config.eos_token_id = [2, 3]
+    for only_labelled in (False, True):
+        found = model(input_ids=ids, labels=labels, only_labelled=only_labelled)
+        assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)

@@ -321,3 +321,8 @@ class TestRefusals:
     def test_patience_of_nothing(self, tmp_path):
         with pytest.raises(PromptTuningError, match="early_stopping_patience is 0"):
             arguments(tmp_path, early_stopping_patience=0)
+
+    @pytest.mark.parametrize("tokens", [0, -5])
+    def test_a_row_budget_of_nothing(self, tmp_path, tokenizer, messages, tokens):
+        with pytest.raises(PromptTuningError, match=f"max_packed_tokens is {tokens}; give 1 token or more"):
+            make(tmp_path, tokenizer, messages, max_packed_tokens=tokens)
