@@ -47,7 +47,8 @@ from ..layouts.padded import row_inputs
 from ..layouts.sharing import calling
 from ..layouts.traits import ignores_masked_columns, sees_chunks, text_positions
 from .call_arguments import CallArguments, explained_media_errors
-from .continuing import CacheContent, columns_in, content_of, mark
+from .caller_functions import FUNCTIONS, seeing_callers_ids
+from .continuing import CacheContent, check_holds, columns_in, content_of, mark
 from .generation_options import (
     DEFAULT_NEW_TOKENS,
     copies,
@@ -105,6 +106,11 @@ class _Call:
         return not bool((self.lengths == columns).all())
 
     @property
+    def columns(self) -> int:
+        """Return the number of columns of rows `[prompt | text]` without pads that no row needs."""
+        return max(map(len, self.prompts.vectors)) + int(self.examples.mask.sum(1).max())
+
+    @property
     def needs_whole_rows(self) -> bool:
         """Tell whether the backbone is given more than texts, with which rows are computed as a whole."""
         return bool(self.given.beside or self.given.others)
@@ -136,6 +142,9 @@ def generate(
     ids, width = None, int(examples.mask.sum(1).max())
     if input_ids is not None:
         ids = _at_the_right(input_ids, examples, width)
+        if any(options.get(name) for name in FUNCTIONS):
+            own = (input_ids, examples.caller_mask()) if heads is None else (heads.ids, heads.real)
+            options = seeing_callers_ids(options, *own, ids)
         options = with_encoder_ids(options, config, ids, _mask_at_the_right(examples, width))
         options = without_pads(options, config, width - examples.mask.sum(1))
     call = _Call(backbone, prompts, examples, ids, config, given, options)
@@ -174,6 +183,9 @@ def _check(call: _Call) -> None:
             f"the cache is {kind}, and {type(call.backbone).__name__} reads the wrong places of one, with a prompt or "
             "without. Give a dynamic one, or none."
         )
+    if (cache := cache_in(call.options)) is not None:
+        new = (call.config.max_new_tokens or DEFAULT_NEW_TOKENS) - 1  # the last one is not computed
+        check_holds(cache, call.columns + new)
     if sees_chunks(call.backbone) and kind in ALL_STATIC_CACHE_IMPLEMENTATIONS:
         check_static_chunks(call.backbone, kind)
     if call.config.token_healing:
@@ -196,7 +208,7 @@ def _check_cache(cache: Cache, prompts: Prompts, examples: Examples) -> None:
 def _mark_cache(call: _Call, cache: Cache) -> None:
     """Mark a cache that this call filled, unless its rows have pads: their columns differ between the three ways."""
     rows, each = call.examples.mask, copies(call.config)
-    if bool((call.lengths == max(map(len, call.prompts.vectors)) + rows.sum(1).max()).all()):
+    if bool((call.lengths == call.columns).all()):
         mask = rows.new_ones(each * len(rows), columns_in(cache))
         mark(cache, CacheContent.behind(call.prompts, mask, each))
 

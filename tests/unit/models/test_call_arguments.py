@@ -328,6 +328,27 @@ class TestACache:
                 == expected
             )
 
+    @pytest.mark.parametrize("name", ["llama", "gpt2"])
+    def test_of_fixed_size_has_room_for_the_prompt(self, name):
+        """As large as rows are without a prompt, it would be written behind its end."""
+        model, batch = three(name), texts("left")
+        ids, prompt = batch["input_ids"][:1], 5
+        room = ids.shape[1] + prompt + OPTIONS["max_new_tokens"] - 1
+        expected = greedy(model, ids[0], 4)
+        cache = StaticCache(model.config, max_cache_len=room)
+        assert model.generate(ids, past_key_values=cache, **OPTIONS)[0, 7:].tolist() == expected
+        message = "past_key_values has {} columns, and rows have {}, the prompt's among them; make it with max_cache"
+        with pytest.raises(PromptTuningError, match=message.format(room - 1, room)):
+            model.generate(ids, past_key_values=StaticCache(model.config, max_cache_len=room - 1), **OPTIONS)
+        cache = StaticCache(model.config, max_cache_len=ids.shape[1] + prompt)
+        with torch.no_grad():
+            logits = model(ids, past_key_values=cache).logits
+            torch.testing.assert_close(logits, model(ids).logits)
+            with pytest.raises(PromptTuningError, match=message.format(12, 13)):
+                model(ids[:, :1], past_key_values=cache)
+            with pytest.raises(PromptTuningError, match=message.format(11, 12)):
+                model(ids, past_key_values=StaticCache(model.config, max_cache_len=11))
+
     @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
     def test_of_padded_rows_and_several_prompts(self, name):
         model, batch = three(name), texts("left")
