@@ -184,6 +184,11 @@ def _check(call: _Call) -> None:
             "without. Give a dynamic one, or none."
         )
     if (cache := cache_in(call.options)) is not None:
+        if each > 1 and columns_in(cache):
+            raise PromptTuningError(
+                f"past_key_values holds {rows} rows, and {each} sequences are asked for each; leave out num_beams and "
+                "num_return_sequences, or the cache."
+            )
         new = (call.config.max_new_tokens or DEFAULT_NEW_TOKENS) - 1  # the last one is not computed
         check_holds(cache, call.columns + new)
     if sees_chunks(call.backbone) and kind in ALL_STATIC_CACHE_IMPLEMENTATIONS:
@@ -195,13 +200,18 @@ def _check(call: _Call) -> None:
 
 
 def _check_cache(cache: Cache, prompts: Prompts, examples: Examples) -> None:
-    """Refuse a filled cache of other rows, and padded rows, whose columns may differ from those in the cache."""
+    """Refuse a filled cache of other rows, rows without a new token, and padded rows, whose columns may differ."""
     content = content_of(cache, prompts.row_names())
     lengths = prompts.lengths() + examples.mask.sum(1)
     if not bool(content.mask.all()) or not bool((lengths == lengths[0]).all()):
         raise PromptTuningError(
             "past_key_values holds padded rows, or rows of several lengths are given with it; generate from one row, "
             "or from rows of one length, or without a cache."
+        )
+    if int(lengths[0]) <= columns_in(cache):
+        raise PromptTuningError(
+            f"past_key_values holds {columns_in(cache)} columns, and rows have {int(lengths[0])} with their prompt, "
+            "so that no token is new; give the whole text so far, and what stands behind it."
         )
 
 
@@ -309,9 +319,11 @@ def _anew(call: _Call) -> Any:
     inputs |= {} if call.ids is None else {"input_ids": call.ids}
     options = call.options | _in_one_piece(call, "chunks are cut from ids, and rows are embeddings here")
     writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
+    goes_on = columns_in(cache_in(call.options)) > 0
     with explained_media_errors(backbone, beside):
         result = writer.generate(**inputs, **options)
-    if not isinstance(result, Tensor) and result.get("hidden_states"):
+    # Behind a filled cache the first step has the new tokens alone, and rows without pads.
+    if not isinstance(result, Tensor) and result.get("hidden_states") and not goes_on:
         result.hidden_states = first_step_in_caller_columns(result.hidden_states, call.prompts, examples)
     return result
 

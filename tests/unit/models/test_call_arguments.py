@@ -382,6 +382,34 @@ class TestACache:
                 out = model.generate(more, past_key_values=first.past_key_values, **OPTIONS)
                 assert out[:, more.shape[1] :].tolist() == expected
 
+    def test_states_of_new_tokens(self):
+        model, ids = three("llama"), ROWS[0][0][None]
+        options = OPTIONS | {"return_dict_in_generate": True}
+        first = model.generate(ids, **options)
+        more = torch.cat([first.sequences, ids[:, :2]], dim=1)
+        states = model.generate(more, **options, output_hidden_states=True).hidden_states
+        found = model.generate(more, past_key_values=first.past_key_values, **options, output_hidden_states=True)
+        # The last token of the turn before was not computed.
+        assert [step[0].shape[1] for step in found.hidden_states] == [3, 1, 1, 1]
+        for layer, whole in zip(found.hidden_states[0], states[0], strict=True):
+            torch.testing.assert_close(layer, whole[:, -3:], rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["llama", "bloom"])
+    def test_without_a_new_token_or_with_several_sequences(self, name):
+        model, ids = three(name), ROWS[0][0][None]
+        options = OPTIONS | {"return_dict_in_generate": True}
+        first = model.generate(ids, **options)
+        given = {"past_key_values": first.past_key_values}
+        for text in (ids[:, :2], first.sequences[:, :-1]):
+            message = f"holds 15 columns, and rows have {5 + text.shape[1]} with their prompt, so that no token is new"
+            with pytest.raises(PromptTuningError, match=message):
+                model.generate(text, **given, **OPTIONS)
+        more = torch.cat([first.sequences, ids], dim=1)
+        for asked in ({"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}):
+            with pytest.raises(PromptTuningError, match="holds 1 rows, and 2 sequences are asked for each; leave out"):
+                model.generate(more, **given, **OPTIONS | asked)
+        assert model.generate(more, **given, **OPTIONS)[0, -4:].tolist() == greedy(model, more[0], 4)
+
     def test_that_is_not_known(self):
         model, ids = three("llama"), torch.stack([row[:2] for row, _ in ROWS])
         bare = model.base_model(ids, use_cache=True).past_key_values
