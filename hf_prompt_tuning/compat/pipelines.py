@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..errors import PromptTuningError
+
 NO_COMMIT = PreTrainedConfig()
 """The config of a model that is no transformers model: transformers 5.17 reads from it that no commit is known."""
 
@@ -16,9 +18,13 @@ class Task(dict):
     """
 
     def __getitem__(self, key: str) -> Any:
-        """Return a value of the entry."""
+        """Return a value of the entry. Raise PromptTuningError for the model that is taken if none is given."""
         from transformers import pipelines  # imported late: its import makes these entries
 
+        if key == "default":
+            raise PromptTuningError(
+                "model is not given, and prompts have no default one; give model=…, a prompt's Hub id or folder."
+            )
         value = super().__getitem__(key)
         if key != "impl" or hasattr(pipelines, "_resolve_impl"):
             return value

@@ -31,8 +31,8 @@ WINDOW_COLUMNS = {
     REFERENCES: List(Value("string")),
 }
 """What an encoded window has beside ids and labels, for those who read its answer: the number of its row; for each
-token its first character in the context and that behind its last, 0 and 0 outside; and, in a row's first window, the
-context and the texts of the answers, None if these are not known."""
+token its first character in the context and that behind its last, 0 and 0 outside and for white space; and, in a row's
+first window, the context and the texts of the answers, None if these are not known."""
 
 
 class AnswerTokenizer(HeadTokenizer):
@@ -116,7 +116,10 @@ class AnswerTokenizer(HeadTokenizer):
         windows = []
         for i, ids in enumerate(encoded["input_ids"]):
             pairs = zip(encoded.sequence_ids(i), encoded["offset_mapping"][i], strict=True)
-            offsets = [offset if part == 1 else (0, 0) for part, offset in pairs]
+            # No answer begins or ends with white space, so its tokens are as those outside the context.
+            offsets = [
+                (here, there) if part == 1 and context[here:there].strip() else (0, 0) for part, (here, there) in pairs
+            ]
             window = {"input_ids": ids, "length": len(ids), ROW: number}
             if self.with_types:
                 window["token_type_ids"] = encoded["token_type_ids"][i]

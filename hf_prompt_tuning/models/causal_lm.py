@@ -32,7 +32,15 @@ from .call_arguments import (
     given_beside,
     selected_columns,
 )
-from .continuing import CacheContent, check_only_new_tokens, columns_in, content_of, continued_inputs, mark
+from .continuing import (
+    CacheContent,
+    check_holds,
+    check_only_new_tokens,
+    columns_in,
+    content_of,
+    continued_inputs,
+    mark,
+)
 from .distillation import LabelDistillation, TokenDistillation
 from .generation import generate
 from .generation_options import from_inputs, inferred_mask, model_arguments
@@ -269,6 +277,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         """Return the backbone's outputs in PEFT's shapes, with our loss."""
         inputs = row_inputs(self.base_model, prompts, examples) | {"return_dict": True} | kwargs
         mask = inputs["attention_mask"]
+        check_holds(cache_in(kwargs), mask.shape[1])
         if moved := is_moved(prompts, examples):
             check_no_attentions(inputs.get("output_attentions"), self.base_model.config)
         early = isinstance(logits_to_keep, int) and examples.labels is None and bool(mask.all())
@@ -310,6 +319,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         check_taken(self.base_model, kwargs)
         given = texts.attention_mask, position_ids
         inputs, after = continued_inputs(self.base_model, content, prompts.lengths(), new, *given)
+        check_holds(cache, after.mask.shape[1])
         inputs |= token_inputs(self.base_model, embeds) | without_router_scores(self.base_model, kwargs)
         outputs = self.base_model(**inputs, **kwargs)
         mark(cache, after)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel, StaticCache
 
 from ..errors import PromptTuningError
 from ..layouts import Prompts
@@ -65,6 +65,23 @@ def columns_in(cache: Any) -> int:
     except ValueError:
         # No layer uses attention.
         return 0
+
+
+def check_holds(cache: Any, columns: int) -> None:
+    """Raise PromptTuningError if a cache of fixed size has fewer columns than rows have, with their prompts.
+
+    A backbone would write behind its end. Layers with a window hold the columns in it.
+    """
+    whole = [
+        layer.max_cache_len
+        for layer in (cache.layers if isinstance(cache, StaticCache) else ())
+        if not getattr(layer, "is_sliding", False)
+    ]
+    if whole and min(whole) < columns:
+        raise PromptTuningError(
+            f"past_key_values has {min(whole)} columns, and rows have {columns}, the prompt's among them; make it "
+            f"with max_cache_len={columns} or more, or leave it out."
+        )
 
 
 def mark(cache: Any, content: CacheContent) -> None:

@@ -53,7 +53,8 @@ from ..layouts.traits import (
     without_router_scores,
 )
 from .call_arguments import CallArguments, explained_media_errors
-from .continuing import CacheContent, columns_in, content_of, mark
+from .caller_functions import FUNCTIONS, seeing_callers_ids
+from .continuing import CacheContent, check_holds, columns_in, content_of, mark
 from .generation_options import (
     DEFAULT_NEW_TOKENS,
     copies,
@@ -111,6 +112,11 @@ class _Call:
         return not bool((self.lengths == columns).all())
 
     @property
+    def columns(self) -> int:
+        """Return the number of columns of rows `[prompt | text]` without pads that no row needs."""
+        return max(map(len, self.prompts.vectors)) + int(self.examples.mask.sum(1).max())
+
+    @property
     def needs_whole_rows(self) -> bool:
         """Tell whether the backbone is given more than texts, with which rows are computed as a whole."""
         return bool(self.given.beside or self.given.others)
@@ -143,6 +149,9 @@ def generate(
     ids, width = None, int(examples.mask.sum(1).max())
     if input_ids is not None:
         ids = _at_the_right(input_ids, examples, width)
+        if any(options.get(name) for name in FUNCTIONS):
+            own = (input_ids, examples.caller_mask()) if heads is None else (heads.ids, heads.real)
+            options = seeing_callers_ids(options, *own, ids)
         options = with_encoder_ids(options, config, ids, _mask_at_the_right(examples, width))
         options = without_pads(options, config, width - examples.mask.sum(1))
     call = _Call(backbone, prompts, examples, ids, config, given, options)
@@ -186,6 +195,14 @@ def _check(call: _Call) -> None:
             f"the cache is {kind}, and {type(call.backbone).__name__} reads the wrong places of one, with a prompt or "
             "without. Give a dynamic one, or none."
         )
+    if (cache := cache_in(call.options)) is not None:
+        if each > 1 and columns_in(cache):
+            raise PromptTuningError(
+                f"past_key_values holds {rows} rows, and {each} sequences are asked for each; leave out num_beams and "
+                "num_return_sequences, or the cache."
+            )
+        new = (call.config.max_new_tokens or DEFAULT_NEW_TOKENS) - 1  # the last one is not computed
+        check_holds(cache, call.columns + new)
     if sees_chunks(call.backbone) and kind in ALL_STATIC_CACHE_IMPLEMENTATIONS:
         check_static_chunks(call.backbone, kind)
     if call.config.token_healing:
@@ -195,7 +212,7 @@ def _check(call: _Call) -> None:
 
 
 def _check_cache(cache: Cache, prompts: Prompts, examples: Examples) -> None:
-    """Refuse a filled cache of other rows, and padded rows, whose columns may differ from those in the cache."""
+    """Refuse a filled cache of other rows, rows without a new token, and padded rows, whose columns may differ."""
     content = content_of(cache, prompts.row_names())
     lengths = prompts.lengths() + examples.mask.sum(1)
     if not bool(content.mask.all()) or not bool((lengths == lengths[0]).all()):
@@ -203,12 +220,17 @@ def _check_cache(cache: Cache, prompts: Prompts, examples: Examples) -> None:
             "past_key_values holds padded rows, or rows of several lengths are given with it; generate from one row, "
             "or from rows of one length, or without a cache."
         )
+    if int(lengths[0]) <= columns_in(cache):
+        raise PromptTuningError(
+            f"past_key_values holds {columns_in(cache)} columns, and rows have {int(lengths[0])} with their prompt, "
+            "so that no token is new; give the whole text so far, and what stands behind it."
+        )
 
 
 def _mark_cache(call: _Call, cache: Cache) -> None:
     """Mark a cache that this call filled, unless its rows have pads: their columns differ between the three ways."""
     rows, each = call.examples.mask, copies(call.config)
-    if bool((call.lengths == max(map(len, call.prompts.vectors)) + rows.sum(1).max()).all()):
+    if bool((call.lengths == call.columns).all()):
         mask = rows.new_ones(each * len(rows), columns_in(cache))
         mark(cache, CacheContent.behind(call.prompts, mask, each))
 
@@ -309,9 +331,11 @@ def _anew(call: _Call) -> Any:
     inputs |= {} if call.ids is None else {"input_ids": call.ids}
     options = call.options | _in_one_piece(call, "chunks are cut from ids, and rows are embeddings here")
     writer = generating_with(backbone, inputs.pop("per_layer_inputs", None))
+    goes_on = columns_in(cache_in(call.options)) > 0
     with explained_media_errors(backbone, beside):
         result = writer.generate(**inputs, **options)
-    if not isinstance(result, Tensor) and result.get("hidden_states"):
+    # Behind a filled cache the first step has the new tokens alone, and rows without pads.
+    if not isinstance(result, Tensor) and result.get("hidden_states") and not goes_on:
         result.hidden_states = first_step_in_caller_columns(result.hidden_states, call.prompts, examples)
     return result
 

@@ -47,6 +47,7 @@ class RowHeads:
         kept: [B, T'] long, the caller's columns of the text that is left; masked tokens of heads may be at the end.
             None if no row begins with its head. The rows of one prompt all do or none does.
         ids: the caller's, [B, T], or None.
+        real: [B, T] bool, the caller's mask.
         doubled: whether the text behind a row's head begins with the head's first token again.
     """
 
@@ -56,6 +57,7 @@ class RowHeads:
     taken: Tensor
     kept: Tensor | None
     ids: Tensor | None
+    real: Tensor
     doubled: bool = False
 
     @property
@@ -257,7 +259,7 @@ def row_heads(prompts: Prompts, heads: Sequence[Tensor], embeds: Sequence[Tensor
         kept = torch.argsort(taken, dim=1, stable=True)[:, :left]
         doubled = bool((first & real & (place == lengths[:, None]) & begins[:, None]).any())
     widths = max(map(len, prompts.vectors)), int(virtual.max())
-    return RowHeads(lengths, virtual, widths, taken, kept, texts.input_ids, doubled)
+    return RowHeads(lengths, virtual, widths, taken, kept, texts.input_ids, real, doubled)
 
 
 def _begins_with_part(row: int, head: list[int], texts: Texts) -> PromptTuningError:

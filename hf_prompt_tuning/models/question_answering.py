@@ -69,9 +69,9 @@ class PromptTuningModelForQuestionAnswering(OwnHeads, HeadOutsideBackbone, PeftM
 
         Args:
             tokenizer: the backbone's, a fast one.
-            question, context: two texts, or two lists of as many texts.
+            question, context: two texts, or two lists (or columns of a dataset) of as many texts.
             template: default that of the active prompt.
-            batch_size: how many windows are read at once.
+            batch_size: how many windows are read at once, 1 or more.
 
         Returns:
             An `Answer` of `text`, `start` and `score`, or a list of them in the order of the questions.
@@ -81,12 +81,7 @@ class PromptTuningModelForQuestionAnswering(OwnHeads, HeadOutsideBackbone, PeftM
         """
         one = isinstance(question, str) and isinstance(context, str)
         questions, contexts = ([question], [context]) if one else (question, context)
-        if not all(isinstance(texts, list | tuple) for texts in (questions, contexts)):
-            raise PromptTuningError("question and context are a text and a list; give two texts, or two lists.")
-        if len(questions) != len(contexts):
-            raise PromptTuningError(
-                f"there are {len(questions)} questions and {len(contexts)} contexts; give each question its context."
-            )
+        _check_asked(questions, contexts, batch_size)
         encoder, collate = self.row_encoder(tokenizer, template), DataCollatorForAnswers(tokenizer)
         columns, windows = encoder.template.source_columns, []
         for number, texts in enumerate(zip(questions, contexts, strict=True)):
@@ -154,3 +149,18 @@ class PromptTuningModelForQuestionAnswering(OwnHeads, HeadOutsideBackbone, PeftM
             losses = [answer_loss(*pair, num_items_in_batch) for pair in zip(logits, positions, strict=True)]
             outputs = type(outputs)(loss=self._told_if_untrainable(sum(losses) / 2), **outputs)
         return outputs.to_tuple() if return_dict is False else outputs
+
+
+def _check_asked(questions: Any, contexts: Any, batch_size: Any) -> None:
+    """Raise PromptTuningError if there are no two lists of as many texts, or a batch of no windows."""
+    if not all(isinstance(texts, Sequence) and not isinstance(texts, str) for texts in (questions, contexts)):
+        raise PromptTuningError(
+            f"question is a {type(questions).__name__}, and context a {type(contexts).__name__}; give two texts, or "
+            "two lists of texts."
+        )
+    if len(questions) != len(contexts):
+        raise PromptTuningError(
+            f"there are {len(questions)} questions and {len(contexts)} contexts; give each question its context."
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise PromptTuningError(f"batch_size is {batch_size!r:.80}; give 1 or more windows.")

@@ -210,9 +210,12 @@ def generate_targets(
         **pictures_of(model, batch),
         max_new_tokens=max_new_tokens,
         num_beams=1,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
         **sampling,
         eos_token_id=ends,
         pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+        tokenizer=tokenizer,  # for the stop strings of the backbone's config, if it has some
     )
     # A decoder's first token is its start token, which in many models (BART, NLLB) is also the end token.
     ids = ids[:, 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1] :]

@@ -30,7 +30,7 @@ from .batch_checks import (
 from .call_arguments import DECODER, decoder_arguments
 from .continuing import CacheContent, encoder_decoder_cache, mark
 from .distillation import LabelDistillation, TokenDistillation
-from .generation_options import from_inputs, generation_config, model_arguments, with_encoder_ids
+from .generation_options import drafting_option, from_inputs, generation_config, model_arguments, with_encoder_ids
 from .heads import RowHeads
 from .outputs import check_no_attentions, in_label_columns, outputs_in_caller_columns, routing_loss
 from .soft_prompts import SoftPrompts
@@ -244,6 +244,11 @@ class PromptTuningModelForSeq2SeqLM(SoftPrompts, PeftModelForSeq2SeqLM):
         options |= as_cache(backbone, encoder_decoder_cache(cache_in(options), prompts, mask))
         _move_encoder_outputs(given, prompts, sources, heads)
         config = generation_config(backbone, options)
+        if (option := drafting_option(config, options)) not in ("", "prompt_lookup_num_tokens"):
+            raise PromptTuningError(
+                f"{option} is given, whose drafts read the encoder's token ids, and a prompt is none; leave it out, "
+                "or give prompt_lookup_num_tokens."
+            )
         if config.return_dict_in_generate and is_moved(prompts, sources):
             check_no_attentions(config.output_attentions, backbone.config)
         if texts.input_ids is not None:

@@ -80,6 +80,8 @@ class PromptPipeline(Pipeline):
             tokenizer, processor = None, tokenizer
         if tokenizer is None and processor is not None:
             tokenizer = processor.tokenizer
+        if "adapter_names" in kwargs:
+            raise PromptTuningError("adapter_names is given to the pipeline; give it to each call of it.")
         self._coders: dict[str, PromptTokenizer] = {}
         super().__init__(model=model, tokenizer=_padding(tokenizer), processor=processor, **kwargs)
         self._coder(model.active_adapter)
@@ -240,9 +242,10 @@ class PromptClassificationPipeline(PromptPipeline):
             raise PromptTuningError(
                 f"{others[0]} is given, which the prompt-classification pipeline does not take; leave it out."
             )
-        if (top_k := options.get("top_k")) is not None and top_k < 1:
+        top_k = options.get("top_k")
+        if top_k is not None and (type(top_k) is not int or top_k < 1):
             raise PromptTuningError(
-                f"top_k is {top_k}; give 1 or more labels, None for all, or leave it out for the best alone."
+                f"top_k is {top_k!r:.80}; give 1 or more labels, None for all, or leave it out for the best alone."
             )
         return {}, options, options
 
@@ -289,7 +292,7 @@ class PromptGenerationPipeline(PromptPipeline):
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         """Split the options: those of transformers' `generate` with `stop_sequence`, and those of decoding."""
-        settings, decoding = split_options(options, self.tokenizer)
+        settings, decoding = split_options(options)
         return {}, {"settings": settings} if settings else {}, decoding
 
     def _forward(self, batch: dict[str, Tensor], settings: Mapping[str, Any] | None = None) -> dict[str, Tensor]:

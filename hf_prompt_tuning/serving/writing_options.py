@@ -1,6 +1,7 @@
 """Combine the options of the generation pipeline: from the call, the construction, the template and the configs."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -23,15 +24,13 @@ NOT_OURS: dict[str, Any] = {
         ("return_type", "prefix", "handle_long_generation", "truncation", "padding", "add_special_tokens")
     ),
     **dict.fromkeys(("continue_final_message", "tokenizer_encode_kwargs", "documents", "decoder_input_ids")),
-    **dict.fromkeys((TOOLS, KWARGS)),
+    **dict.fromkeys(("input_ids", "inputs", "inputs_embeds", "attention_mask", TOOLS, KWARGS)),
     "return_text": True,
 }
 """Options of other pipelines and of `generate` that this pipeline refuses, each with the value that is harmless."""
 
 
-def split_options(
-    options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split options into those of `generate` and those of decoding. Raise PromptTuningError for an unsupported one."""
     for name, harmless in NOT_OURS.items():
         if options.get(name) is not None and options[name] != harmless:
@@ -47,8 +46,6 @@ def split_options(
     settings = {name: value for name, value in options.items() if name not in NOT_OURS and name not in OF_THE_TEXT}
     if (stop := settings.pop("stop_sequence", None)) is not None:
         settings["stop_strings"] = stop
-    if settings.get("stop_strings") is not None:
-        settings.setdefault("tokenizer", tokenizer)
     config = settings.get("generation_config")
     if config is not None and not isinstance(config, GenerationConfig):
         raise PromptTuningError(
@@ -83,6 +80,8 @@ def new_tokens(settings: Mapping[str, Any], of_template: int | None, of_model: G
     config = settings.get("generation_config") or GenerationConfig()
     places = [settings, vars(config), {"max_new_tokens": of_template}, vars(of_model), {"max_new_tokens": NEW_TOKENS}]
     length, name = next((place[n], n) for place in places for n in LENGTHS if place.get(n) is not None)
+    if not isinstance(length, Integral):
+        raise PromptTuningError(f"{name} is {length!r:.80}; give a whole number of tokens.")
     if name == "max_new_tokens":
         if length < 1:
             raise PromptTuningError(f"max_new_tokens is {length}; give 1 or more.")
@@ -105,15 +104,16 @@ def generate_options(
 ) -> dict[str, Any]:
     """Return the options of `generate` for rows that end after `limit` tokens or at an end-of-text token.
 
-    The end-of-text tokens are those of the backbone, those of the tokenizer, and `end_ids`.
+    The end-of-text tokens are those of the backbone, those of the tokenizer, and `end_ids`. The tokenizer is for stop
+    strings, which a config may have, too.
     """
-    options = {name: value for name, value in settings.items() if name not in LENGTHS}
+    options = {"tokenizer": tokenizer} | {name: value for name, value in settings.items() if name not in LENGTHS}
     config = options.get("generation_config")
     tokens = {"eos_token_id": ends_of_text(of_model, tokenizer, end_ids), "pad_token_id": tokenizer.pad_token_id}
     tokens = {
         name: token for name, token in tokens.items() if name not in options and getattr(config, name, None) is None
     }
-    return with_settings(options, max_new_tokens=limit, max_length=None, **tokens)
+    return with_settings(options, max_new_tokens=limit, max_length=None, return_dict_in_generate=False, **tokens)
 
 
 def is_greedy(settings: Mapping[str, Any], of_model: GenerationConfig) -> bool:

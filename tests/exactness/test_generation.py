@@ -4,12 +4,21 @@ import functools
 
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from hf_prompt_tuning import PromptTuningError
 from hf_prompt_tuning.layouts import packed
 from hf_prompt_tuning.models import generation
 from tests.shared import reference
+from tests.shared.places import placed_model
 from tests.shared.reference import greedy, pad, ragged_rows, tiny_prompt_model, with_prompts
 from tests.shared.tiny_models import make_tokenizer, tiny_model
 from tests.shared.versions import CHECKS_DRAFTS
@@ -134,6 +143,54 @@ def test_outputs_in_a_dict(monkeypatch):
     assert states[0][0].shape[1] == 12  # the prompt's own are among them
 
 
+# Pads that no row needs; the head of a prompt; both.
+COUNTED = {
+    "start": [[5, 6, 7, 0, 0], [8, 9, 0, 0, 0]],
+    "after_bos": [[1, 5, 6, 7, 8], [0, 0, 1, 9, 10]],
+    "system": [[1, 7, 9, 5, 6, 0, 0], [1, 7, 9, 8, 0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("place", COUNTED)
+def test_the_callers_functions_see_the_columns_of_the_result(place, beams):
+    """By which they tell a text's own tokens from new ones."""
+    model, ids = placed_model("llama", place).eval(), torch.tensor(COUNTED[place])
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    width, expected = ids.shape[1], model.generate(**batch, num_beams=beams, **OPTIONS)[:, ids.shape[1] :]
+    at_the_right = [[0] * row.count(0) + [i for i in row if i] for row in ids.tolist()]
+    rows = [row for row in at_the_right for _ in range(beams)]
+
+    class Seeing(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            processed.append(input_ids.tolist())
+            return scores
+
+    class Stopping(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            stopping.append(input_ids.tolist())
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def allowed(row, tokens):
+        assert tokens[:width].tolist() == at_the_right[row]
+        constrained.append(len(tokens))
+        return range(400)
+
+    processed, stopping, constrained = [], [], []
+    given = {"logits_processor": LogitsProcessorList([Seeing()]), "prefix_allowed_tokens_fn": allowed}
+    given["stopping_criteria"] = StoppingCriteriaList([Stopping()])
+    out = model.generate(**batch, num_beams=beams, **given, **OPTIONS)
+    assert torch.equal(out[:, width:], expected) and torch.equal(out[:, :width], ids)
+    assert [row[:width] for row in processed[0]] == rows and len(processed[-1][0]) == width + 3
+    assert [row[:width] for row in stopping[0]] == [row for row in rows for _ in range(len(stopping[0]) // len(rows))]
+    if beams == 1:
+        assert [row[width:] for row in stopping[-1]] == expected.tolist()
+    assert sorted(set(constrained)) == [width, width + 1, width + 2, width + 3]
+    limit = StoppingCriteriaList([MaxLengthCriteria(width + 2)])
+    assert model.generate(**batch, num_beams=beams, stopping_criteria=limit, **OPTIONS).shape[1] == width + 2
+    assert limit[0].max_length == width + 2
+
+
 def test_pads_that_no_row_needs_cost_nothing():
     """Ids padded to more columns than the longest row has."""
     model = tiny_prompt_model("llama").eval()
@@ -248,6 +305,12 @@ def test_drafts_are_checked_behind_the_prompt(helper, ways):
     assert ways == ["continued"]
 
 
+def test_lookup_drafts_in_an_encoder_decoder():
+    model, ids = tiny_prompt_model("t5").eval(), torch.tensor([[5, 6, 7, 8, 9, 2]])
+    expected = model.generate(ids, **OPTIONS | {"max_new_tokens": 6})
+    assert torch.equal(model.generate(ids, **OPTIONS | {"max_new_tokens": 6}, prompt_lookup_num_tokens=2), expected)
+
+
 def test_refusals():
     ids = torch.ones(1, 4, dtype=torch.long)
     with pytest.raises(
@@ -256,6 +319,8 @@ def test_refusals():
         + ("MambaForCausalLM cannot go on from a computed prompt" if CHECKS_DRAFTS else "transformers"),
     ):
         tiny_prompt_model("mamba").generate(input_ids=ids, prompt_lookup_num_tokens=2, **OPTIONS)
+    with pytest.raises(PromptTuningError, match="assistant_model is given, whose drafts read the encoder's"):
+        tiny_prompt_model("t5").generate(ids, assistant_model=tiny_model("t5", seed=4), **OPTIONS)
     rwkv = tiny_prompt_model("llama")
     rwkv.config.model_type = "rwkv"
     with pytest.raises(

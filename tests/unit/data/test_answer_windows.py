@@ -258,6 +258,15 @@ def piece_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[UNK]")
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_tokens_of_white_space_are_as_those_outside_the_context(kind):
+    context = "a \n\n  dog\u00a0 "
+    (window,) = coder(60, tokenizer=answer_tokenizer(kind)).encode(row("dog", 6, context, "a cat"))
+    places = [place for place in zip(window["token_starts"], window["token_ends"], strict=True) if place != (0, 0)]
+    assert places and all(context[here:there].strip() for here, there in places)
+    assert "".join(context[here:there] for here, there in places).split() == context.split()
+
+
 @pytest.mark.parametrize("kind", ["word pieces", "gpt2", "llama", "t5"])
 def test_the_tokens_of_any_answer_have_its_characters(kind):
     """Contexts and answers are drawn; an answer may begin within a word, with a space, or with what no token has."""

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_prompt_tuning import Answer, AnswerTemplate, PromptTuningConfig, PromptTuningError, get_prompt_tuning_model
 from hf_prompt_tuning.models.answer_spans import answers_of_rows, best_spans
@@ -102,19 +103,36 @@ def test_a_model_is_asked_one_question_or_several(model):
     )
     model.answer(tokenizer, questions[0], contexts[0])  # a prompt without a template has the default one
     assert model.answer(tokenizer, [], []) == []
+    data = Dataset.from_dict({"question": questions, "context": contexts})
+    for columns in ((data["question"], data["context"]), (tuple(questions), tuple(contexts))):
+        assert model.answer(tokenizer, *columns, TEMPLATE, batch_size=3) == found
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_white_space_is_no_answer(model, kind):
+    """Though some of it are tokens of their own."""
+    tokenizer, contexts = answer_tokenizer(kind), ["   \n day  ", "\n\n a \n\n dog \n\n", " \u00a0 night"]
+    for questions in (["what"] * 3, ["who is big"] * 3):
+        for context, answer in zip(contexts, model.answer(tokenizer, questions, contexts), strict=True):
+            assert answer.text.strip() == answer.text != ""
+            assert context[answer.start : answer.start + len(answer.text)] == answer.text
 
 
 def test_what_a_model_is_not_asked(model):
     tokenizer = answer_tokenizer()
     for question, context, message in (
-        ("who", ["a"], "question and context are a text and a list"),
-        (["who"], "a", "question and context are a text and a list"),
+        ("who", ["a"], "question is a str, and context a list; give two texts, or two lists of texts"),
+        (["who"], "a", "question is a list, and context a str; give two texts"),
+        (np.array(["who"]), np.array(["a"]), "question is a ndarray, and context a ndarray; give two texts"),
         (["who"], ["a", "b"], "there are 1 questions and 2 contexts"),
         (["who", "what"], ["a", ""], "question 2: 'context' holds ''; give a text"),
         (["who", None], ["a", "b"], "question 2: 'question' holds None; give a text"),
     ):
         with pytest.raises(PromptTuningError, match=message):
             model.answer(tokenizer, question, context)
+    for size in (0, -1, 2.0):
+        with pytest.raises(PromptTuningError, match=f"batch_size is {size}; give 1 or more windows"):
+            model.answer(tokenizer, "who", "a", batch_size=size)
     with pytest.raises(PromptTuningError, match="max_length is 500, and behind the prompt the backbone has positions"):
         model.answer(tokenizer, "who", "a", AnswerTemplate(max_length=500))
     with pytest.raises(PromptTuningError, match="template is a str, and the backbone's head finds answers"):

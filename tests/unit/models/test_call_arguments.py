@@ -366,6 +366,27 @@ class TestACache:
                 == expected
             )
 
+    @pytest.mark.parametrize("name", ["llama", "gpt2"])
+    def test_of_fixed_size_has_room_for_the_prompt(self, name):
+        """As large as rows are without a prompt, it would be written behind its end."""
+        model, batch = three(name), texts("left")
+        ids, prompt = batch["input_ids"][:1], 5
+        room = ids.shape[1] + prompt + OPTIONS["max_new_tokens"] - 1
+        expected = greedy(model, ids[0], 4)
+        cache = StaticCache(model.config, max_cache_len=room)
+        assert model.generate(ids, past_key_values=cache, **OPTIONS)[0, 7:].tolist() == expected
+        message = "past_key_values has {} columns, and rows have {}, the prompt's among them; make it with max_cache"
+        with pytest.raises(PromptTuningError, match=message.format(room - 1, room)):
+            model.generate(ids, past_key_values=StaticCache(model.config, max_cache_len=room - 1), **OPTIONS)
+        cache = StaticCache(model.config, max_cache_len=ids.shape[1] + prompt)
+        with torch.no_grad():
+            logits = model(ids, past_key_values=cache).logits
+            torch.testing.assert_close(logits, model(ids).logits)
+            with pytest.raises(PromptTuningError, match=message.format(12, 13)):
+                model(ids[:, :1], past_key_values=cache)
+            with pytest.raises(PromptTuningError, match=message.format(11, 12)):
+                model(ids, past_key_values=StaticCache(model.config, max_cache_len=11))
+
     @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
     def test_of_padded_rows_and_several_prompts(self, name):
         model, batch = three(name), texts("left")
@@ -398,6 +419,34 @@ class TestACache:
                 expected = [greedy(model, row, 4) for row in more]
                 out = model.generate(more, past_key_values=first.past_key_values, **OPTIONS)
                 assert out[:, more.shape[1] :].tolist() == expected
+
+    def test_states_of_new_tokens(self):
+        model, ids = three("llama"), ROWS[0][0][None]
+        options = OPTIONS | {"return_dict_in_generate": True}
+        first = model.generate(ids, **options)
+        more = torch.cat([first.sequences, ids[:, :2]], dim=1)
+        states = model.generate(more, **options, output_hidden_states=True).hidden_states
+        found = model.generate(more, past_key_values=first.past_key_values, **options, output_hidden_states=True)
+        # The last token of the turn before was not computed.
+        assert [step[0].shape[1] for step in found.hidden_states] == [3, 1, 1, 1]
+        for layer, whole in zip(found.hidden_states[0], states[0], strict=True):
+            torch.testing.assert_close(layer, whole[:, -3:], rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["llama", "bloom"])
+    def test_without_a_new_token_or_with_several_sequences(self, name):
+        model, ids = three(name), ROWS[0][0][None]
+        options = OPTIONS | {"return_dict_in_generate": True}
+        first = model.generate(ids, **options)
+        given = {"past_key_values": first.past_key_values}
+        for text in (ids[:, :2], first.sequences[:, :-1]):
+            message = f"holds 15 columns, and rows have {5 + text.shape[1]} with their prompt, so that no token is new"
+            with pytest.raises(PromptTuningError, match=message):
+                model.generate(text, **given, **OPTIONS)
+        more = torch.cat([first.sequences, ids], dim=1)
+        for asked in ({"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}):
+            with pytest.raises(PromptTuningError, match="holds 1 rows, and 2 sequences are asked for each; leave out"):
+                model.generate(more, **given, **OPTIONS | asked)
+        assert model.generate(more, **given, **OPTIONS)[0, -4:].tolist() == greedy(model, more[0], 4)
 
     def test_that_is_not_known(self):
         model, ids = three("llama"), torch.stack([row[:2] for row, _ in ROWS])

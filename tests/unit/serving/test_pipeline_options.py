@@ -147,6 +147,34 @@ def test_each_end_of_the_backbones_own_ends_a_text(name, tokenizers, tmp_path):
     assert trainer.predict(Dataset.from_list(rows)).predictions == [expected]
 
 
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_a_backbones_config_that_asks_for_more_than_one_text(name, tokenizers, tmp_path):
+    """An output in a dict, stop strings, which need a tokenizer, several texts of a search."""
+    tokenizer = tokenizers["t5" if name == "t5" else "gpt2"]
+    model = made(tokenizer, TEXT, name=name)
+    pipe = pipeline("prompt-generation", model=model, tokenizer=tokenizer, eos_token_id=10**6)
+    rows = [{"message": ROWS[0], "answer": "a dog"}]
+    trainer = make(tmp_path, tokenizer, rows, TEXT, model=model)
+    config = model.get_base_model().generation_config
+    config.eos_token_id = None
+    asked = {"repetition_penalty": 3.0}  # by which T5's text, too, has several tokens
+    text, config.repetition_penalty = pipe(ROWS[0], **asked)["generated_text"], 3.0
+    written = trainer.predict(Dataset.from_list(rows)).predictions
+    config.return_dict_in_generate = True
+    assert pipe(ROWS[0]) == {"generated_text": text}
+    assert trainer.predict(Dataset.from_list(rows)).predictions == written
+    stop = text.split()[0] if name == "t5" else text[:2]
+    assert stop and not text.endswith(stop)
+    config.stop_strings = [stop]
+    assert pipe(ROWS[0])["generated_text"] == stop
+    assert trainer.predict(Dataset.from_list(rows)).predictions == [stop]
+    config.stop_strings, stops = None, GenerationConfig(stop_strings=stop, max_new_tokens=6)
+    assert pipe(ROWS[0], generation_config=stops)["generated_text"] == stop
+    config.num_beams = config.num_return_sequences = 2
+    assert len(pipe(ROWS[0])) == 2
+    assert trainer.predict(Dataset.from_list(rows)).predictions == written
+
+
 def test_how_tokens_become_text(tokenizer):
     model = made(tokenizer, TEXT)
     pipe = pipeline("prompt-generation", model=model, tokenizer=tokenizer)
@@ -212,6 +240,8 @@ class TestRefusals:
             ("return_dict_in_generate", True),
             ("output_scores", True),
             ("decoder_input_ids", torch.ones(1, 1)),
+            ("input_ids", torch.ones(1, 1)),
+            ("attention_mask", torch.ones(1, 1)),
         ]:
             with pytest.raises(PromptTuningError, match=f"{name} is {message}"):
                 pipe(ROWS[0], **{name: value})
@@ -221,11 +251,22 @@ class TestRefusals:
             pipe(ROWS[0], generation_config=GenerationConfig(return_dict_in_generate=True))
         with pytest.raises(PromptTuningError, match="generation_config is a dict; give the pipeline a transformers"):
             pipe(ROWS[0], generation_config={})
+        for length in ("3", 2.0):
+            with pytest.raises(
+                PromptTuningError, match=f"max_new_tokens is {length!r}; give a whole number of tokens"
+            ):
+                pipe(ROWS[0], max_new_tokens=length)
         with pytest.raises(PromptTuningError, match="max_new_token is given to generate, which Llama"):
             pipe(ROWS[0], max_new_token=3)
         classify = pipeline("prompt-classification", model=made(tokenizer, TEMPLATE), tokenizer=tokenizer)
         with pytest.raises(PromptTuningError, match="function_to_apply is given, which the prompt-classification"):
             classify(ROWS, function_to_apply="none")
+        for top_k in ("2", 2.0, True, 0):
+            with pytest.raises(PromptTuningError, match=f"top_k is {top_k!r}; give 1 or more labels, None for all"):
+                classify(ROWS, top_k=top_k)
+        for made_of in (pipe, classify):
+            with pytest.raises(PromptTuningError, match="adapter_names is given to the pipeline; give it"):
+                type(made_of)(model=made_of.model, tokenizer=tokenizer, adapter_names="default")
 
 
 def test_a_config_on_the_model_and_not_on_its_backbone():

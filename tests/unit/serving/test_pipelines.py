@@ -151,6 +151,9 @@ class TestRefusals:
     def test_a_model_without_a_prompt(self, tokenizer):
         with pytest.raises(PromptTuningError, match="model is a LlamaForCausalLM; give a prompt's Hub id"):
             pipeline("prompt-classification", model=tiny_model("llama"), tokenizer=tokenizer)
+        for task in ("prompt-classification", "prompt-generation"):
+            with pytest.raises(PromptTuningError, match="model is not given, and prompts have no default one; give"):
+                pipeline(task)
 
     def test_rows_and_names(self, tokenizer):
         pipe = pipeline("prompt-classification", model=made(tokenizer, TEMPLATE, THREE), tokenizer=tokenizer)
