@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 
 import pytest
 import torch
@@ -108,8 +109,22 @@ class TestShapes:
             for call in (model, model.generate):
                 with pytest.raises(PromptTuningError, match="position_ids are given that do not count each"):
                     call(**batch, position_ids=wrong)
+        for call in (model, model.generate):
+            with pytest.raises(PromptTuningError, match=r"position_ids is a list; give a tensor of \[B, T\]"):
+                call(**batch, position_ids=[[0, 1, 2]])
         natural = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         torch.testing.assert_close(model(**batch, position_ids=natural).logits, model(**batch).logits)
+
+    def test_of_names_without_an_order(self):
+        model = with_prompts(tiny_prompt_model("llama"), b=3)
+        for wrong, kind in (({"default", "b", "__base__"}, "set"), ((name for name in "abc"), "generator")):
+            self.refused(model, f"adapter_names is a {kind}; give a list with a name a row", adapter_names=wrong)
+
+    @pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan, "0.1"])
+    def test_of_smoothed_labels(self, smoothing):
+        labels = pad(ROWS, "left")["labels"]
+        message = f"label_smoothing is {smoothing!r}; give a share of the loss, from 0 to 1"
+        self.refused(tiny_prompt_model("llama"), message, labels=labels, label_smoothing=smoothing)
 
 
 class TestUnknown:

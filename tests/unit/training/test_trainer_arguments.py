@@ -86,6 +86,12 @@ def test_refused_at_construction(values, options, message, tmp_path, tokenizer, 
         )
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
+def test_labels_are_smoothed_by_a_share(share, tmp_path):
+    with pytest.raises(PromptTuningError, match=r"label_smoothing_factor is \S+; give a share of the loss"):
+        arguments(tmp_path, label_smoothing_factor=share)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
 def test_noise_where_trainer_finds_the_embeddings(name, tmp_path, tokenizer, messages):
     model = tiny_prompt_model(name, num_virtual_tokens=4)
