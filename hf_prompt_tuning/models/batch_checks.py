@@ -1,6 +1,6 @@
 """Hold the texts and the targets of a call, and check them before anything is computed: shapes, dtypes, ids."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +96,12 @@ def check_texts(backbone: PreTrainedModel, texts: Texts, mask: Tensor | None) ->
 
 
 def check_adapter_names(adapter_names: Sequence[str], rows: int, prompts: Collection[str]) -> None:
-    """Raise PromptTuningError if there is not one name for each row, or a name is not one of the model's prompts."""
-    if not hasattr(adapter_names, "__len__"):
-        raise PromptTuningError(f"adapter_names is a {type(adapter_names).__name__}; give a list, one name a row.")
+    """Raise PromptTuningError if there is not one name for each row, or a name is not one of the model's prompts.
+
+    A set of names has no order, and a generator no length.
+    """
+    if isinstance(adapter_names, Set) or not hasattr(adapter_names, "__len__"):
+        raise PromptTuningError(f"adapter_names is a {type(adapter_names).__name__}; give a list with a name a row.")
     if len(adapter_names) != rows:
         raise PromptTuningError(f"adapter_names has {len(adapter_names)} names for {rows} rows; give one a row.")
     if unknown := [name for name in adapter_names if name not in prompts and name != NO_PROMPT]:
@@ -126,8 +129,11 @@ def check_one_goal(targets: Targets) -> None:
             raise PromptTuningError(f"{name} is given with candidates, which alone are scored; leave one of them out.")
 
 
-def check_has_labels(targets: Targets) -> None:
-    """Raise PromptTuningError if only labelled tokens are asked for, and there are no labels."""
+def check_targets(targets: Targets) -> None:
+    """Raise PromptTuningError if `label_smoothing` is no share, or only labelled tokens are asked for without any."""
+    smoothing = targets.label_smoothing
+    if not isinstance(smoothing, int | float) or not 0 <= smoothing <= 1:
+        raise PromptTuningError(f"label_smoothing is {smoothing!r}; give a share of the loss, from 0 to 1.")
     if targets.only_labelled and targets.labels is None and targets.shift_labels is None:
         raise PromptTuningError("only_labelled is given without labels; give labels, or leave it out.")
 
@@ -171,7 +177,7 @@ def check_unpacked(kwargs: dict[str, Any]) -> None:
 
 def check_candidates(candidates: Sequence[Sequence[int]]) -> None:
     """Raise PromptTuningError if there are no candidates, or one is not a list of token ids."""
-    if not hasattr(candidates, "__len__"):
+    if isinstance(candidates, Set) or not hasattr(candidates, "__len__"):
         raise PromptTuningError(f"candidates is a {type(candidates).__name__}; give a list of lists of token ids.")
     for words in candidates if len(candidates) else ((),):
         ids = words.tolist() if isinstance(words, Tensor) else words

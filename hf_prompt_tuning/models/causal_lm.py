@@ -188,7 +188,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
             batch_checks.check_texts(self.base_model, texts, None)
             return self._behind_a_cache(texts, **arguments)
         batch_checks.check_texts(self.base_model, texts, texts.attention_mask)
-        batch_checks.check_has_labels(targets)
+        batch_checks.check_targets(targets)
         labels = batch_checks.check_labels(self.base_model, targets.labels, texts.shape, texts.shape[0])
         batch_checks.check_positions(self.base_model, arguments, texts.shape, texts.attention_mask)
         prompts = self._prompts(texts.shape[0], texts.adapter_names)

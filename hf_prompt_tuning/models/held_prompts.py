@@ -22,7 +22,7 @@ from ..prompts.config import PromptTuningConfig, check_adapter_name
 from ..prompts.files import SavedPrompt, read_prompt
 from ..prompts.info import PromptInfo
 from .backbone import check_backbone, completed_config, freeze
-from .labels import REFERENCE, add_reference, root_to_resume
+from .labels import REFERENCE, add_reference, folder_in_checkpoint, root_to_resume
 from .places import check_head, place_of
 from .prompt import PromptConfigs, check_match, config_to_fill, fill, fingerprint, make_prompt
 from .saving import SavingMixin
@@ -221,6 +221,10 @@ class HeldPrompts(SavingMixin):
         Arguments and errors are those of `from_pretrained`. A load that is refused leaves the model as it was.
         """
         hub, _ = self._split_kwargs(kwargs)
+        own = None if hub.get("subfolder") else folder_in_checkpoint(model_id, adapter_name, self.peft_config)
+        if own is not None:
+            logger.warning("%s holds the prompt %r in a folder of its own, which is loaded.", model_id, adapter_name)
+            model_id = own
         saved = read_prompt(model_id, **hub)
         is_new = adapter_name not in self.peft_config
         self._check_saved(saved, ignore_mismatch)

@@ -250,3 +250,15 @@ def root_to_resume(folder: Any, name: str, names: Container[str]) -> Path | None
         return None
     root = Path(folder).parent
     return root if (root / STATE).is_file() and (root / CONFIG_FILE).is_file() else None
+
+
+def folder_in_checkpoint(folder: Any, name: str, names: Container[str]) -> Path | None:
+    """Return the folder of the prompt `name` in a checkpoint of several prompts, if the checkpoint's root is loaded.
+
+    So a `Trainer` that loads the best checkpoint gets the active prompt of a model of several prompts, `names`. It
+    asks for the root, which holds the prompt "default".
+    """
+    if not isinstance(folder, str | Path) or name == "default" or name not in names or "default" not in names:
+        return None
+    own = Path(folder) / name
+    return own if (Path(folder) / STATE).is_file() and (own / CONFIG_FILE).is_file() else None

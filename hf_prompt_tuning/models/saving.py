@@ -12,16 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import PromptTuningError
 from ..hub.background import PUSH_SECONDS, temporary_folder, within
 from ..hub.push_errors import explained
+from ..layouts.sharing import ByContext
 from ..layouts.traits import needs_embeddings_only
-from ..prompts.card import write_card
+from ..prompts.card import name_in_card, write_card
 from ..prompts.config import PromptTuningConfig
 from ..prompts.ensemble_info import EnsembleInfo
 from ..prompts.files import write_rows, write_start
 from ..prompts.plots import check_pictures, save_pictures
 from ..prompts.pushing import Destination, checked_subfolder, make_repository, push
+from ..prompts.repository_files import CARD_FILE
 from .classifiers import peft_reads_alike
 from .initialization import is_saved
 from .prompt import PromptConfigs, SoftPrompt
+
+_SAVES: ByContext[bool] = ByContext("saving a prompt", False)
 
 
 class SavingMixin:
@@ -38,6 +42,7 @@ class SavingMixin:
         is_main_process: bool = True,
         repo_id: str | None = None,
         card: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """Save prompts as PEFT does, each with its `prompt_tuning.json`, results, pictures and card.
@@ -47,38 +52,46 @@ class SavingMixin:
         Args:
             save_directory: created if it does not exist.
             safe_serialization: must be True; accepted for compatibility with PEFT.
-            selected_adapters: the prompts to save; default all.
+            selected_adapters: the prompts to save; default all, and none for an empty list.
             is_main_process: whether this process writes.
             repo_id: the Hub repository that the card's code names.
             card: also save pictures, the card and the start vectors. Use False for checkpoints, which are saved often
                 and are not read by people.
+            state_dict: must hold the prompts as they are now, if it holds any; accepted because trainers give it.
             **kwargs: as in PEFT.
 
         Raises:
-            PromptTuningError: there is no such prompt; or `safe_serialization=False`, because none is ever pickled.
+            PromptTuningError: there is no such prompt; `safe_serialization=False`, because none is ever pickled; or
+                `push_to_hub`, `save_embedding_layers` or `state_dict` asks for what is not saved here.
             FloatingPointError: a prompt holds NaN or infinity; nothing is written.
         """
         if not safe_serialization:
             raise PromptTuningError("safe_serialization is False; prompts are saved as safetensors. Leave it out.")
-        names = selected_adapters or list(self.peft_config)
+        names = list(self.peft_config) if selected_adapters is None else selected_adapters
         for name in names:
             self.peft_config.check(name)
+        check_asked({name: self.prompt_encoder[name] for name in names}, state_dict, kwargs)
         check_savable({name: self.prompt_encoder[name] for name in names}, card)
         # The embedding layers belong to the backbone, and PEFT's check for them asks the Hub. The same for the
         # backbone's weights: PEFT would gather a sharded backbone's and then drop them.
         kwargs |= {"save_embedding_layers": False, "state_dict": {}}
-        super().save_pretrained(
-            str(save_directory), selected_adapters=names, is_main_process=is_main_process, **kwargs
-        )
+        with _SAVES.set_to(True, self):
+            super().save_pretrained(
+                str(save_directory), selected_adapters=names, is_main_process=is_main_process, **kwargs
+            )
         for name in names if is_main_process else ():
             folder = folder_of(name, save_directory)
-            classifier = self.prompt_encoder[name].classifier_to_save()
-            if self.peft_config[name].head or classifier:
-                # PEFT writes the trained rows alone, if the prompt is not trainable, and no head of our own.
-                write_rows(folder, self.get_prompt_embedding_to_save(name), classifier)
-            self.prompt_encoder[name].info.write(folder)
+            self._complete(folder, name)
             if card:
                 self._write_card(folder, name, repo_id, None if name == "default" else name)
+
+    def _complete(self, folder: Path, name: str) -> None:
+        """Write what PEFT does not write of a prompt into the folder that it has made."""
+        classifier = self.prompt_encoder[name].classifier_to_save()
+        if self.peft_config[name].head or classifier:
+            # PEFT writes the trained rows alone, if the prompt is not trainable, and no head of our own.
+            write_rows(folder, self.get_prompt_embedding_to_save(name), classifier)
+        self.prompt_encoder[name].info.write(folder)
 
     def _write_card(self, folder: Path, name: str, repo_id: str | None, subfolder: str | None) -> None:
         prompt, config = self.prompt_encoder[name], self.peft_config[name]
@@ -90,7 +103,14 @@ class SavingMixin:
         return self.prompt_encoder[adapter_name].rows_to_save()
 
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """Do nothing. PEFT calls this in every save; `save_pretrained` writes the card, once all its data is known."""
+        """Name PEFT, the backbone and our tags in the card that a Trainer of transformers has written.
+
+        PEFT calls this in every save, too, where it does nothing: `save_pretrained` writes a card of ours, once all
+        its data is known.
+        """
+        if not _SAVES.of(self):
+            name = "default" if "default" in self.peft_config else self.active_adapter
+            name_in_card(Path(output_dir) / CARD_FILE, self.peft_config[name])
 
     def push_to_hub(
         self,
@@ -160,6 +180,30 @@ class SavingMixin:
 def folder_of(name: str, save_directory: str | Path) -> Path:
     """Return the folder in which PEFT saves a prompt: `save_directory` for "default", else one with its name."""
     return Path(save_directory) if name == "default" else Path(save_directory) / name
+
+
+def check_asked(
+    prompts: Mapping[str, SoftPrompt], state_dict: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> None:
+    """Raise PromptTuningError for what `save_pretrained` of other models does, and ours does not.
+
+    A `state_dict` in fp32 must hold the vectors that the `prompts` have. Those of other dtypes are rounded.
+    """
+    if options.get("push_to_hub"):
+        raise PromptTuningError("push_to_hub is given to save_pretrained, which only saves; call model.push_to_hub.")
+    if options.get("save_embedding_layers") is True:
+        raise PromptTuningError(
+            "save_embedding_layers is True, and the embeddings are the frozen backbone's, which is not saved with a "
+            "prompt. Leave it out; if you changed them, save the backbone (model.get_base_model().save_pretrained)."
+        )
+    for name, prompt in prompts.items():
+        given, here = (state_dict or {}).get(f"prompt_encoder.{name}.embedding.weight"), prompt.embedding.weight
+        same_kind = type(given) in (Tensor, nn.Parameter) and given.shape == here.shape and given.dtype == here.dtype
+        if same_kind and not torch.equal(given.detach().to(here.device), here.detach()):
+            raise PromptTuningError(
+                f"state_dict holds other vectors of the prompt {name!r} than the model, whose own are saved. Load "
+                "them first (model.load_state_dict), or leave it out."
+            )
 
 
 def check_savable(prompts: Mapping[str, SoftPrompt], card: bool) -> None:

@@ -18,13 +18,13 @@ from ..layouts.sharing import is_sharded
 from .batch_checks import (
     Targets,
     Texts,
-    check_has_labels,
     check_labels,
     check_left_out,
     check_one_goal,
     check_room,
     check_search,
     check_stands_behind_something,
+    check_targets,
     check_texts,
 )
 from .call_arguments import DECODER, decoder_arguments
@@ -61,6 +61,11 @@ def _move_encoder_outputs(kwargs: dict[str, Any], prompts: Prompts, sources: Exa
     """
     if (given := kwargs.get("encoder_outputs")) is None:
         return
+    if not isinstance(given, tuple | list | ModelOutput) or not len(given) or not isinstance(given[0], Tensor):
+        raise PromptTuningError(
+            f"encoder_outputs is a {type(given).__name__}; give a BaseModelOutput with the last_hidden_state that "
+            "this model's forward gave, or leave it out."
+        )
     batch, length = sources.mask.shape
     shape = [batch, max(map(len, prompts.vectors)) + length]
     if heads is not None:
@@ -76,7 +81,7 @@ def _move_encoder_outputs(kwargs: dict[str, Any], prompts: Prompts, sources: Exa
 
 def _check_decoder_has_input(targets: Targets, given: dict[str, Any]) -> None:
     """Raise PromptTuningError if there is nothing for the decoder to predict, or to predict it from."""
-    check_has_labels(targets)
+    check_targets(targets)
     if targets.labels is None and not given.keys() & DECODER_INPUTS:
         raise PromptTuningError(
             "neither labels nor decoder_input_ids are given, behind which an encoder-decoder predicts; give one."

@@ -123,6 +123,18 @@ def add_to_card(file: Path, language: Any = None, license: str | None = None, ta
     card.save(file)
 
 
+def name_in_card(file: Path, config: PromptTuningConfig) -> None:
+    """Name PEFT, the backbone and our tags in the metadata of a card that others wrote; without one, do nothing."""
+    if not file.exists():
+        return
+    card, base = ModelCard(file.read_text(encoding="utf-8")), hub_id(config.base_model_name_or_path)
+    card.data.library_name = "peft"
+    if base is not None:
+        card.data.base_model, card.data.base_model_relation = base, "adapter"
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
+    card.save(file)
+
+
 def read_template(file: Path) -> jinja2.Template:
     """Load a card's template. An undefined name in it is an error."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}

@@ -125,6 +125,10 @@ class PromptTuningArguments(TrainingArguments):
             self.load_best_model_at_end = True
             if self.eval_strategy == "no":
                 self.eval_strategy = self.save_strategy = "epoch"
+        if not 0 <= self.label_smoothing_factor <= 1:
+            raise PromptTuningError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}; give a share of the loss, from 0 to 1."
+            )
         if not 0 <= self.average_last <= 1:
             raise PromptTuningError(f"average_last is {self.average_last}; give a share of the run, 0 to 1.")
         if self.average_last and self.load_best_model_at_end:

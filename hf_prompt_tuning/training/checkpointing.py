@@ -21,6 +21,7 @@ from ..compat.transformers import SAVES_ON_EVERY_PROCESS, average_prompts_over_p
 from ..data.collator import label_columns
 from ..errors import PromptTuningError, TrainingInterrupted
 from ..layouts.sharing import ByContext, is_sharded
+from ..models.saving import folder_of
 from . import distributed
 from .checkpoint_folder import UNFINISHED, damage, missing_state, newest_whole, publish, saving, seal, tidy
 from .pickle_free import with_pickles
@@ -171,6 +172,18 @@ class CheckpointMixin:
             info.classifier = before.classifier
             if before.template is not None:
                 info.template = before.template
+
+    def _load_best_model(self) -> None:
+        """Load the trained prompts of the best checkpoint, each from its own folder.
+
+        `Trainer` loads what is in the checkpoint's root, the prompt "default", under the active prompt's name. Without
+        one in the root it loads nothing.
+        """
+        folders = {name: folder_of(name, self.state.best_model_checkpoint) for name in self.trained_prompts}
+        if self.is_deepspeed_enabled or not all(folder.is_dir() for folder in folders.values()):
+            return super()._load_best_model()
+        for name, folder in folders.items():
+            self.unwrapped.load_adapter(folder, name)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with with_pickles(checkpoint) as folder:

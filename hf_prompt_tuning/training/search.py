@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from ..models.metric_direction import greater_is_better, value_of
+from ..models.saving import folder_of
 from ..models.soft_prompts import SoftPrompts
 from ..prompts.repository_files import STATE
 from .callbacks import PromptAveragingCallback
@@ -47,8 +48,14 @@ def _last_was_evaluated(trainer: Trainer) -> bool:
 
 
 def load_trial(model: SoftPrompts, folder: Path) -> SoftPrompts:
-    """Return a model with the prompt of a trial, on the backbone of `model`."""
-    return type(model).from_pretrained(model.get_base_model(), folder, is_trainable=True)
+    """Return a model with the prompts of a trial, on the backbone of `model`, which has prompts of the same names."""
+    first, *others = model.peft_config
+    trains = {name: prompt.embedding.weight.requires_grad for name, prompt in model.prompt_encoder.items()}
+    loaded = type(model).from_pretrained(model.get_base_model(), folder_of(first, folder), first, trains[first])
+    for name in others:
+        loaded.load_adapter(folder_of(name, folder), name, trains[name])
+    loaded.set_adapter(model.active_adapter)
+    return loaded
 
 
 def restore_trial(trainer: Trainer, model: nn.Module, folder: Path, hyperparameters: dict[str, Any]) -> None:

@@ -124,12 +124,23 @@ def check_devices(model: Any, args: TrainingArguments) -> None:
         )
 
 
+def check_noise(model: Any, args: TrainingArguments) -> None:
+    """Raise PromptTuningError for NEFTune's noise, if Trainer does not find the backbone's embeddings."""
+    backbone = model.get_base_model() if isinstance(model, SoftPrompts) else model
+    if args.neftune_noise_alpha is not None and not hasattr(getattr(backbone, "model", None), "get_input_embeddings"):
+        raise PromptTuningError(
+            f"neftune_noise_alpha is {args.neftune_noise_alpha}, and Trainer looks for the embeddings of a PEFT model "
+            f"in its backbone's attribute model, which {type(backbone).__name__} does not have; leave it out."
+        )
+
+
 def check_model(model: Any, args: TrainingArguments, teacher: Any) -> None:
     """Raise PromptTuningError as `check_devices`, and for what a model with a classification head does not take.
 
-    Arguments of a teacher are refused without one.
+    Arguments of a teacher are refused without one, and noise as in `check_noise`.
     """
     check_devices(model, args)
+    check_noise(model, args)
     of_teacher = [name for name in OF_TEACHERS if name in getattr(args, "given", ())]
     if teacher is None and of_teacher:
         raise PromptTuningError(

@@ -73,8 +73,10 @@ class PromptCheckpointCallback(TrainerCallback):
             self._begins = False
         if state.global_step > 0:
             self._before_training = set()
+        # TRL's copy of a prompt is one more only until it is deleted: who has had a name keeps it.
+        several = len(model.prompt_encoder) > 1 or any("/" in key for key in kept)
         for name, numbers in metrics_by_prompt.items():
-            key = _key(state.global_step, name if len(model.prompt_encoder) > 1 else None)
+            key = _key(state.global_step, name if several else None)
             before = kept[key].metrics if key in kept else {}
             kept[key] = KeptPrompt(vectors[name], before | numbers)
             if state.global_step == 0:
@@ -129,7 +131,8 @@ def kept_prompts(file: str | Path, adapter_name: str | None = None) -> dict[int,
 
     Args:
         file: the callback's file, or the folder that holds it.
-        adapter_name: the prompt's name, if the file holds several prompts.
+        adapter_name: the prompt's name, if the file holds several prompts. None for those that were evaluated while
+            the model had no other prompt, if it got others later.
 
     Raises:
         PromptLoadError: the file is missing or damaged, or it holds several prompts and none has this name.
@@ -138,13 +141,13 @@ def kept_prompts(file: str | Path, adapter_name: str | None = None) -> dict[int,
     if not file.exists():
         raise PromptLoadError(f"{file} is not there; PromptCheckpointCallback writes it at the first evaluation.")
     prompts = _read(file)
-    names = sorted({key.partition("/")[2] for key in prompts} - {""})
-    if names and adapter_name not in names:
-        raise PromptLoadError(
-            f"{file} has prompts called {', '.join(map(repr, names))}, and adapter_name is {adapter_name!r}; name one."
-        )
-    suffix = f"/{adapter_name}" if names else ""
-    own = {int(key.removesuffix(suffix)): prompt for key, prompt in prompts.items() if key.endswith(suffix)}
+    names = sorted({key.partition("/")[2] for key in prompts})
+    wanted = "" if names == [""] else adapter_name or ""
+    if names and wanted not in names:
+        named = ", ".join(repr(name) for name in names if name)
+        raise PromptLoadError(f"{file} has prompts called {named}, and adapter_name is {adapter_name!r}; name one.")
+    places = {key: key.partition("/") for key in prompts}
+    own = {int(step): prompts[key] for key, (step, _, name) in places.items() if name == wanted}
     return dict(sorted(own.items()))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 
 import numpy
 import pytest
@@ -121,9 +122,8 @@ class TestShapes:
         torch.testing.assert_close(model(**batch, position_ids=natural).logits, model(**batch).logits)
 
     @pytest.mark.parametrize("name", ["llama", "t5"])
-    def test_of_names_and_candidates_that_have_no_length(self, name):
+    def test_of_candidates_that_have_no_length(self, name):
         model = tiny_prompt_model(name).eval()
-        self.refused(model, "adapter_names is a generator", adapter_names=(name for name in ["default"] * 3))
         with pytest.raises(PromptTuningError, match="candidates is a generator; give a list of lists"):
             model(**texts(), candidates=(words for words in [[5, 6]]))
 
@@ -146,6 +146,17 @@ class TestShapes:
         model.use_layout() if name != "t5" else None
         assert model(**batch, only_labelled=True).loss.item() == expected.loss.item()
         assert torch.equal(model.generate(**texts(), **OPTIONS), tokens)
+
+    def test_of_names_without_an_order(self):
+        model = with_prompts(tiny_prompt_model("llama"), b=3)
+        for wrong, kind in (({"default", "b", "__base__"}, "set"), ((name for name in "abc"), "generator")):
+            self.refused(model, f"adapter_names is a {kind}; give a list with a name a row", adapter_names=wrong)
+
+    @pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan, "0.1"])
+    def test_of_smoothed_labels(self, smoothing):
+        labels = pad(ROWS, "left")["labels"]
+        message = f"label_smoothing is {smoothing!r}; give a share of the loss, from 0 to 1"
+        self.refused(tiny_prompt_model("llama"), message, labels=labels, label_smoothing=smoothing)
 
 
 class TestUnknown:

@@ -144,6 +144,12 @@ def test_refusals():
     encoded = model.base_model.get_encoder()(batch["input_ids"])
     for given, message in [
         ({"encoder_outputs": encoded}, "encoder_outputs are of shape"),
+        ({"encoder_outputs": encoded[0]}, "encoder_outputs is a Tensor; give a BaseModelOutput"),
+        ({"encoder_outputs": ()}, "encoder_outputs is a tuple; give a BaseModelOutput"),
+        ({"encoder_outputs": {"last_hidden_state": encoded[0]}}, "encoder_outputs is a dict; give a BaseModel"),
+        ({"label_smoothing": -0.1}, r"label_smoothing is -0\.1; give a share of the loss, from 0 to 1"),
+        ({"candidates": ([i] for i in (5, 6))}, "candidates is a generator; give a list of lists"),
+        ({"candidates": {(5,), (6,)}}, "candidates is a set; give a list of lists"),
         ({"shift_labels": labels}, "shift_labels is given, which leaves a prompt in the encoder no place"),
         ({"fused_lm_head": True}, "fused_lm_head is given, which leaves"),
         ({"position_ids": labels}, "position_ids is given, which leaves"),

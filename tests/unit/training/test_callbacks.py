@@ -17,7 +17,7 @@ from hf_prompt_tuning.training.callbacks import (
     kept_prompts,
     restore_prompt,
 )
-from tests.shared.reference import tiny_prompt_model
+from tests.shared.reference import tiny_prompt_model, with_prompts
 from tests.shared.tiny_models import tiny_model
 from tests.shared.trainers import make
 from tests.shared.vanilla_trainer import vanilla
@@ -93,6 +93,30 @@ class TestCheckpoint:
         assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[3], rel=1e-6)
         # the evaluation just now was at step 6, with the older prompt: the file says what was evaluated last
         assert torch.equal(kept_prompts(tmp_path)[6].vectors, kept[3].vectors)
+
+    def test_a_prompt_that_was_one_of_several_keeps_its_name(self, tmp_path, tokenizer):
+        """TRL's copy of a prompt is there while it trains. Then an evaluation belongs to the same prompt."""
+        model = with_prompts(tiny_prompt_model("llama", num_virtual_tokens=3), ref=3)
+        trainer = vanilla(tmp_path, tokenizer, model, [PromptCheckpointCallback()], eval_strategy="epoch")
+        trainer.train()
+        model.delete_adapter("ref")
+        model.prompt.data.normal_()
+        found = trainer.evaluate()["eval_loss"]
+        assert list(kept_prompts(tmp_path, "default")) == [3, 6]
+        assert kept_prompts(tmp_path, "default")[6].metrics["eval_loss"] == found
+        assert restore_prompt(model, tmp_path, 6)["eval_loss"] == found
+
+    def test_prompts_from_before_there_were_others_are_found(self, tmp_path, tokenizer):
+        model = tiny_prompt_model("llama", num_virtual_tokens=3)
+        trainer = vanilla(tmp_path, tokenizer, model, [PromptCheckpointCallback()], eval_strategy="epoch")
+        trainer.train()
+        before = kept_prompts(tmp_path)
+        with_prompts(model, b=3)
+        trainer.evaluate()
+        assert list(kept_prompts(tmp_path, "default")) == [6]
+        assert list(kept_prompts(tmp_path)) == list(before) == [3, 6]
+        with pytest.raises(PromptLoadError, match="has prompts called 'default', and adapter_name is 'c'; name one"):
+            kept_prompts(tmp_path, "c")
 
     def test_a_run_begins_a_new_file_and_a_resumed_one_adds_to_it(self, tmp_path, tokenizer):
         def run(length, epochs, resume=None, **values):

@@ -86,6 +86,24 @@ def test_refused_at_construction(values, options, message, tmp_path, tokenizer, 
         )
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
+def test_labels_are_smoothed_by_a_share(share, tmp_path):
+    with pytest.raises(PromptTuningError, match=r"label_smoothing_factor is \S+; give a share of the loss"):
+        arguments(tmp_path, label_smoothing_factor=share)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_noise_where_trainer_finds_the_embeddings(name, tmp_path, tokenizer, messages):
+    model = tiny_prompt_model(name, num_virtual_tokens=4)
+    if name == "llama":
+        trainer = make(tmp_path, tokenizer, messages, model=model, neftune_noise_alpha=5.0, max_steps=1)
+        trainer.train()
+        assert model.chosen_layouts == ["packed"]
+        return
+    with pytest.raises(PromptTuningError, match=r"neftune_noise_alpha is 5.0, .* attribute model, which \w+ does not"):
+        make(tmp_path, tokenizer, messages, model=model, neftune_noise_alpha=5.0)
+
+
 def test_a_model_init_has_its_own_config(tmp_path, tokenizer, messages):
     with pytest.raises(PromptTuningError, match="prompt_config is given together with model_init"):
         PromptTuningTrainer(
