@@ -21,7 +21,7 @@ from ..layouts.label_search import LabelSearch, searched_scores
 from ..layouts.padded import is_moved, labels_where_predicted, predicting_columns, row_inputs
 from ..layouts.sharing import in_step, is_sharded
 from ..layouts.traits import state_of_choice, takes, without_router_scores
-from . import batch_checks
+from . import batch_checks, continuing
 from .batch_checks import Targets, Texts
 from .call_arguments import (
     MEDIA,
@@ -31,15 +31,6 @@ from .call_arguments import (
     explained_media_errors,
     given_beside,
     selected_columns,
-)
-from .continuing import (
-    CacheContent,
-    check_holds,
-    check_only_new_tokens,
-    columns_in,
-    content_of,
-    continued_inputs,
-    mark,
 )
 from .distillation import LabelDistillation, TokenDistillation
 from .generation import generate
@@ -183,8 +174,8 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         """Check a call of `forward`, give its rows their prompts, and compute what it asks for."""
         batch_checks.check_unpacked(arguments)
         batch_checks.check_one_goal(targets)
-        if arguments and columns_in(cache_in(arguments := with_cache_renamed(self.base_model, arguments))):
-            check_only_new_tokens(arguments | vars(targets))
+        if arguments and continuing.columns_in(cache_in(arguments := with_cache_renamed(self.base_model, arguments))):
+            continuing.check_only_new_tokens(arguments | vars(targets))
             batch_checks.check_texts(self.base_model, texts, None)
             return self._behind_a_cache(texts, **arguments)
         batch_checks.check_texts(self.base_model, texts, texts.attention_mask)
@@ -277,7 +268,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         """Return the backbone's outputs in PEFT's shapes, with our loss."""
         inputs = row_inputs(self.base_model, prompts, examples) | {"return_dict": True} | kwargs
         mask = inputs["attention_mask"]
-        check_holds(cache_in(kwargs), mask.shape[1])
+        continuing.check_holds(cache_in(kwargs), mask.shape[1])
         if moved := is_moved(prompts, examples):
             check_no_attentions(inputs.get("output_attentions"), self.base_model.config)
         early = isinstance(logits_to_keep, int) and examples.labels is None and bool(mask.all())
@@ -305,7 +296,7 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         # Select from the caller's columns. They differ from the backbone's if pads are at the left.
         values["logits"] = selected_columns(values["logits"], logits_to_keep)
         if not given.media and not any(MEDIA.search(name) for name in kwargs):
-            mark(cache_in(values), CacheContent.behind(prompts, mask))
+            continuing.mark(cache_in(values), continuing.CacheContent.behind(prompts, mask))
             if heads is not None:
                 heads.mark(cache_in(values), heads.text_columns)
         result = type(outputs)(**values)
@@ -315,14 +306,14 @@ class PromptTuningModelForCausalLM(SoftPrompts, PeftModelForCausalLM):
         """Return the backbone's output for tokens after `past_key_values`: [B, T, V] of the new tokens only."""
         batch, new = texts.shape
         prompts, cache = self._prompts(batch, texts.adapter_names), cache_in(kwargs)
-        content, embeds = content_of(cache, prompts.row_names()), self._embedded(texts)
+        content, embeds = continuing.content_of(cache, prompts.row_names()), self._embedded(texts)
         check_taken(self.base_model, kwargs)
         given = texts.attention_mask, position_ids
-        inputs, after = continued_inputs(self.base_model, content, prompts.lengths(), new, *given)
-        check_holds(cache, after.mask.shape[1])
+        inputs, after = continuing.continued_inputs(self.base_model, content, prompts.lengths(), new, *given)
+        continuing.check_holds(cache, after.mask.shape[1])
         inputs |= token_inputs(self.base_model, embeds) | without_router_scores(self.base_model, kwargs)
         outputs = self.base_model(**inputs, **kwargs)
-        mark(cache, after)
+        continuing.mark(cache, after)
         return outputs
 
     def generate(
