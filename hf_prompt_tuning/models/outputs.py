@@ -60,8 +60,9 @@ def check_no_attentions(output_attentions: bool | None, config: PretrainedConfig
     """Raise PromptTuningError if argument or config ask for attentions, which cannot be moved to caller's columns."""
     if config.output_attentions if output_attentions is None else output_attentions:
         raise PromptTuningError(
-            "output_attentions is given for rows padded at the left, or for prompts of several lengths; "
-            "pad rows at the right, and give prompts of one length."
+            "output_attentions is given for rows padded at the left, or for prompts of several lengths, or for rows "
+            "with a token before the prompt; pad rows at the right, and give prompts of one length that stand at the "
+            "start."
         )
 
 

@@ -99,7 +99,7 @@ class TextRows(TextLayouts, SoftPrompts):
         if given := [name for name, value in others.items() if value is not None and value is not False]:
             raise PromptTuningError(f"{given[0]} is given, which is for language models; leave it out.")
         if arguments.pop("use_cache", None):
-            raise PromptTuningError("use_cache is given, and a head's output is not continued; leave it out.")
+            raise PromptTuningError("use_cache is given, and this model's output is not continued; leave it out.")
         if arguments.pop("position_ids", None) is not None:
             raise PromptTuningError("position_ids are given, and they are counted behind a prompt; leave them out.")
         if is_sharded(backbone):
@@ -109,12 +109,12 @@ class TextRows(TextLayouts, SoftPrompts):
             )
 
     def _only_prompt(self, prompts: Prompts) -> str:
-        """Return the name of the prompt of all rows. Raise PromptTuningError for several, or one without a head."""
+        """Return the name of the prompt of all rows. Raise PromptTuningError for several, or one that is not there."""
         names = prompts.names
         if len(names) > 1:
             raise PromptTuningError(
-                f"adapter_names has {names[0]!r} and {names[1]!r}, and each prompt has a head of its own; give rows "
-                "of one prompt in a call."
+                f"adapter_names has {names[0]!r} and {names[1]!r}, and this model reads rows of one prompt in a call; "
+                "give those of each by themselves."
             )
         if names[0] != NO_PROMPT and names[0] not in self.prompt_encoder:
             raise PromptTuningError(f"the prompt {names[0]!r} has no classification head; give another.")

@@ -205,7 +205,7 @@ def test_two_prompts_share_a_backbone_and_nothing_else(tmp_path):
     again = load_prompt(tmp_path, backbone=tiny_classifier("bert")).model
     again.load_adapter(tmp_path / "other", "other")
     require_same_state(head_of(again, "other"), head_of(model, "other"))
-    with pytest.raises(PromptTuningError, match="'default' and 'other', and each prompt has a head of its own"):
+    with pytest.raises(PromptTuningError, match="'default' and 'other', and this model reads rows of one prompt"):
         model(input_ids=IDS, adapter_names=["default", "other"])
 
 
