@@ -36,6 +36,7 @@ METHODS = {
     "_determine_best_metric": ("4.50", "refuses a metric that an evaluation does not return, and warns of NaN"),
     "_get_output_dir": ("4.30", "writes a checkpoint in a folder of its own until it is complete"),
     "_load_from_checkpoint": ("4.21", "keeps the template and classes of the run that goes on"),
+    "_load_best_model": ("4.21", "loads prompts of any name"),
     "_load_optimizer_and_scheduler": ("4.21", "reads checkpoints without pickles, and compares their types"),
     "_load_rng_state": ("4.21", "reads checkpoints without pickles"),
     "_load_scaler": ("4.50", "reads checkpoints without pickles"),

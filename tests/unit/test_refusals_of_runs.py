@@ -13,6 +13,7 @@ from hf_prompt_tuning import (
     PromptTuningError,
     get_prompt_tuning_model,
 )
+from hf_prompt_tuning.data.collator import DataCollatorForPromptTuning
 from hf_prompt_tuning.inspection.effects import attention_to_prompt
 from hf_prompt_tuning.prompts.ensemble_info import EnsembleInfo
 from hf_prompt_tuning.prompts.files import START_FILE, read_prompt
@@ -98,4 +99,4 @@ def test_a_start_of_another_prompt(tmp_path):
 
 def test_no_rows_to_look_at():
     with pytest.raises(PromptTuningError, match="there are no rows to look at"):
-        attention_to_prompt(tiny_prompt_model("llama"), [])
+        attention_to_prompt(tiny_prompt_model("llama"), [], DataCollatorForPromptTuning())

@@ -41,6 +41,8 @@ def backbone(name):
     torch.manual_seed(3)
     model = AutoModelForSeq2SeqLM.from_config(config)
     scale_weights(model, 1.5)
+    # Untied, an encoder has a matrix of its own, and a backbone with another than it names is refused.
+    model.get_encoder().embed_tokens.weight.data.copy_(model.get_input_embeddings().weight)
     return model.eval()
 
 
