@@ -358,7 +358,7 @@ class PromptTokenizer:
 
         def encode_row(row: Mapping[str, Any], index: int) -> dict[str, Any]:
             with naming(row, index, name):
-                encoded = encode(row) if is_stream else as_stored(encode(row))
+                encoded = as_stored(encode(row))
             if is_stream:
                 reports.see(encoded, index)
             return encoded

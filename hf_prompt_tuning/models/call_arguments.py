@@ -236,7 +236,7 @@ def check_taken(backbone: PreTrainedModel, given: Mapping[str, Any]) -> None:
     for name in given:
         if name in names or (takes_any and name in known):
             continue
-        near = get_close_matches(name, sorted(names.union(KNOWN)), 1, cutoff=SIMILAR)
+        near = get_close_matches(name, sorted(names.union(KNOWN, CACHE_NAMES)), 1, cutoff=SIMILAR)
         if near or not takes_any:
             advice = f"did you mean {near[0]}?" if near else "leave it out."
             raise PromptTuningError(f"{name} is given, and {type(backbone).__name__} takes no such argument; {advice}")

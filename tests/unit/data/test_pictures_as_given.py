@@ -122,17 +122,17 @@ def test_a_transform_of_the_callers():
 
 @pytest.mark.parametrize("as_stream", [False, True])
 def test_the_mode_of_a_column(as_stream):
-    clear = Pillow.fromarray(np.full((8, 8, 4), (200, 30, 30, 0), dtype=np.uint8))
-    data = Dataset.from_list([with_text({"bytes": of_format("PNG", image), "path": None}) for image in (clear, clear)])
-    data = data.cast_column("image", Image(mode="RGB"))
-    processor = tiny_processor("idefics3")  # puts what is transparent on white
-    white, red = (pixels(processor, image) for image in (clear, clear.convert("RGB")))
-    assert not torch.equal(white, red)
+    red = Pillow.fromarray(np.full((8, 8, 3), (200, 30, 30), dtype=np.uint8))
+    data = Dataset.from_list([with_text({"bytes": of_format("PNG", image), "path": None}) for image in (red, red)])
+    data = data.cast_column("image", Image(mode="L"))
+    processor = tiny_processor("idefics3")
+    coloured, grey = (pixels(processor, image) for image in (red, red.convert("L")))
+    assert not torch.equal(coloured, grey)
     learned, asked = learned_and_asked(processor, data.to_iterable_dataset() if as_stream else data)
-    assert torch.equal(learned, torch.cat([red, red])) and torch.equal(asked, torch.cat([red, red]))
-    lists = Dataset.from_list([with_text([{"bytes": of_format("PNG", clear), "path": None}] * 2)])
-    lists = lists.cast_column("image", List(Image(mode="RGB")))
-    assert torch.equal(learned_and_asked(processor, lists)[0][0], torch.cat([red, red], 1)[0])
+    assert torch.equal(learned, torch.cat([grey, grey])) and torch.equal(asked, torch.cat([grey, grey]))
+    lists = Dataset.from_list([with_text([{"bytes": of_format("PNG", red), "path": None}] * 2)])
+    lists = lists.cast_column("image", List(Image(mode="L")))
+    assert torch.equal(learned_and_asked(processor, lists)[0][0], torch.cat([grey, grey], 1)[0])
     broken = Dataset.from_list([with_text({"bytes": b"no picture", "path": None})])
     with pytest.raises(PromptTuningError, match=r"row 1 of the training data: \{image\} has a picture that cannot be"):
         learned_and_asked(processor, broken.cast_column("image", Image(mode="RGB")))
