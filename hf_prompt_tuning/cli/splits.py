@@ -13,7 +13,7 @@ from ..data.chat_tokenization import RowTemplate
 from ..data.class_names import MULTI, SINGLE, inner, names_of
 from ..data.files import ORIGIN, read_file
 from ..data.head_template import HeadTemplate
-from ..data.labels import UNLABELLED, check_label_column, label_key
+from ..data.labels import UNLABELLED, check_label_column, label_name
 from ..errors import PromptTuningError
 from ..hub.errors import words
 from .data_arguments import DataArguments
@@ -147,8 +147,7 @@ def _labels_in(data: Dataset, column: str) -> set[str]:
     """Return the labels of a column of labels, or of lists of them: a ClassLabel's by their names."""
     names, is_list = names_of(data.features, column), inner(data.features[column]) is not None
     values = {value for row in data[column] for value in row or ()} if is_list else data.unique(column)
-    keys = map(label_key, values)
-    return {names[int(key)] if key.isdecimal() and int(key) < len(names) else key for key in keys}
+    return {label_name(value, names) for value in values}
 
 
 def load_transfer(args: DataArguments, template: RowTemplate, token: str | None = None) -> dict[str, Dataset]:

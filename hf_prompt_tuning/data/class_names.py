@@ -9,7 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, LargeList, List, Value
 
 from ..errors import PromptTuningError
-from .labels import UNLABELLED, is_missing, label_key
+from .labels import UNLABELLED, is_missing, label_key, label_name
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 """The problem types of a classification head, by transformers' names."""
@@ -96,10 +96,7 @@ def class_index(value: Any, classes: Sequence[str], names: Sequence[str], column
             f"the label {value!r:.80} (column {column!r}) is a {type(value).__name__}; give one label, a text or a "
             "number."
         )
-    key = label_key(value)
-    is_name = isinstance(value, str) and key in names
-    if key.isdecimal() and int(key) < len(names) and not is_name:
-        key = names[int(key)]
+    key = label_name(value, names)
     if key in classes:
         return classes.index(key)
     if key in UNLABELLED:

@@ -65,7 +65,7 @@ def is_encoded(data: Dataset | IterableDataset) -> bool:
 def as_stored(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return an encoded row with its pictures as they are stored. Raise PromptTuningError if one cannot be.
 
-    Its pictures are Pillow's if a transform of the caller's makes the rows.
+    Its pictures are Pillow's if a transform of the caller's makes the rows, or a stream yields them so.
     """
     pictures = {PICTURES: stored_pictures(row[PICTURES], f"the column {PICTURES!r}")} if PICTURES in row else {}
     return {**row, **pictures}

@@ -101,13 +101,13 @@ class HeadTemplate:
             kind = self._kind_of(feature)
         if kind == REGRESSION or self.labels is not None:
             return replace(self, problem_type=kind)
-        names = names_of(data.features, self.label_column)
-        if not names and not isinstance(data, Dataset):
+        named = names_of(data.features, self.label_column)
+        if not named and not isinstance(data, Dataset):
             raise PromptTuningError(
                 "the training data is a stream, whose classes are not known before; give the template its labels."
             )
-        classes = classes_of(data, self.label_column) if isinstance(data, Dataset) else names
-        return replace(self, problem_type=kind, labels=classes, label_names=names or None)
+        classes = classes_of(data, self.label_column) if isinstance(data, Dataset) else named
+        return replace(self, problem_type=kind, labels=classes, label_names=named or None)
 
     def in_order(self: Template, labels: Sequence[str]) -> Template:
         """Return this template with the classes in the order of a head's logits."""

@@ -33,6 +33,14 @@ def label_key(value: Any) -> str:
     return str(int(value)) if isinstance(value, Integral) or float(value).is_integer() else str(value)
 
 
+def label_name(value: Any, names: Sequence[str]) -> str:
+    """Return the name of a ClassLabel's value: a number, or in a stream the name. Other values give their key."""
+    key = label_key(value)
+    if isinstance(value, str) and key in names:
+        return key
+    return names[int(key)] if key.isdecimal() and int(key) < len(names) else key
+
+
 def class_names(features: Mapping[str, Any] | None, column: str | None) -> list[str]:
     """Return the names of a ClassLabel column, or an empty list for any other column."""
     feature = (features or {}).get(column)
@@ -194,11 +202,8 @@ class LabelReader:
         return name if name in self.words else key
 
     def name(self, value: Any) -> str:
-        """Return the name of a ClassLabel value: a number, or in a stream the name. Other values give their key."""
-        key = label_key(value)
-        if isinstance(value, str) and key in self.names:
-            return key
-        return self.names[int(key)] if key.isdecimal() and int(key) < len(self.names) else key
+        """Return the name of a value of this dataset's ClassLabel (`label_name`)."""
+        return label_name(value, self.names)
 
     def names_without_words(self) -> set[str]:
         """Return the names of the ClassLabel that have no label words."""
